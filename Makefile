@@ -1,0 +1,55 @@
+# `make` alone lists the targets.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+GO ?= go
+BIN := bin/varve
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+FUZZTIME ?= 20s
+ROUNDS ?= 50
+
+.PHONY: help build run test race lint fuzz bench demo interop test-crash ci clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+build: ## build bin/varve
+	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o $(BIN) ./cmd/varve
+
+run: build ## run a broker on embedded defaults at 127.0.0.1:9092, data in ./data (ARGS="--set name=value")
+	$(BIN) dev --data-dir data $(ARGS)
+
+test: ## all tests of the tree
+	$(GO) test ./...
+
+race: ## all tests under the race detector
+	$(GO) test -race ./...
+
+lint: ## gofmt, vet, staticcheck, import graph
+	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "gofmt would change:"; echo "$$out"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	$(GO) test ./internal/arch
+
+fuzz: ## every fuzz target for FUZZTIME (20s)
+	@set -e; for pkg in $$($(GO) list ./...); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	    echo "== $$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg; done; done
+
+bench: ## benchmarks of the components, with allocations
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+demo: build ## a real data set in, sealed to objects, replayed and compared
+	$(GO) run ./demo --varve $(BIN)
+
+interop: build ## clients and tools of others against a broker (installs them)
+	$(GO) run ./interop --varve $(BIN)
+
+test-crash: build ## kill -9 in a loop under load: ROUNDS rounds (50)
+	$(GO) run ./interop/crash --varve $(BIN) --rounds $(ROUNDS)
+
+ci: lint test ## what CI runs: lint, tests, short forms of what takes long
+	$(MAKE) test-crash ROUNDS=5
+	$(MAKE) interop
+
+clean: ## remove what was built
+	rm -rf bin

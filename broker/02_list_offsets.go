@@ -1,0 +1,211 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/varve/varve/broker/partition"
+	"github.com/varve/varve/broker/protocol"
+	"github.com/varve/varve/wal/batch"
+)
+
+// ListOffsets (key 2), versions 1 to 11.
+//
+// Behavior: by time, the first record whose timestamp is at or after the
+// asked one, in the bucket first, then in the log. Timestamps are not monotone,
+// so the bucket's part is searched by the maxima of its objects and blocks, the
+// log by those of its runs, and the batch found is read record by record.
+//
+// Versions: 4 leader epoch, 7 the offset of the largest timestamp (-3), 8
+// earliest local (-4), 9 latest tiered (-5), 11 earliest pending upload (-6).
+
+// Timestamps with a meaning of their own.
+const (
+	latestOffset          = -1
+	earliestOffset        = -2
+	maxTimestampOffset    = -3
+	earliestLocalOffset   = -4
+	latestTieredOffset    = -5
+	earliestPendingUpload = -6
+)
+
+// maxInflatedLookup bounds what one batch may inflate to while a lookup by
+// time reads it.
+const maxInflatedLookup = 1 << 30
+
+func (b *Broker) listOffsets(ctx context.Context, r *request, in kmsg.Request) kmsg.Response {
+	req := in.(*kmsg.ListOffsetsRequest)
+	resp := req.ResponseKind().(*kmsg.ListOffsetsResponse)
+	ctx, cancel := context.WithTimeout(ctx, b.conf().RemoteListOffsetsTimeout)
+	defer cancel()
+	for i := range req.Topics {
+		t := kmsg.NewListOffsetsResponseTopic()
+		t.Topic = req.Topics[i].Topic
+		for j := range req.Topics[i].Partitions {
+			t.Partitions = append(t.Partitions, b.listOffset(ctx, req, t.Topic, &req.Topics[i].Partitions[j]))
+		}
+		resp.Topics = append(resp.Topics, t)
+	}
+	return resp
+}
+
+func (b *Broker) listOffset(ctx context.Context, req *kmsg.ListOffsetsRequest, topic string, p *kmsg.ListOffsetsRequestTopicPartition) kmsg.ListOffsetsResponseTopicPartition {
+	out := kmsg.NewListOffsetsResponseTopicPartition()
+	out.Partition, out.Offset, out.Timestamp, out.LeaderEpoch = p.Partition, -1, -1, -1
+	rep := b.replicas.find(topic, p.Partition)
+	if rep == nil {
+		out.ErrorCode = b.missingNamed(topic, p.Partition)
+		return out
+	}
+	v := *rep.view.Load()
+	if v.Role != partition.Leader {
+		out.ErrorCode = rep.notServing()
+		return out
+	}
+	if out.ErrorCode = partition.CheckEpoch(v.Epoch, p.CurrentLeaderEpoch); out.ErrorCode != 0 {
+		return out
+	}
+	bound := v.HighWatermark
+	if req.IsolationLevel == 1 {
+		bound = v.LastStableOffset
+	}
+	found := func(offset, timestamp int64) {
+		out.Offset, out.Timestamp = offset, timestamp
+		out.LeaderEpoch = rep.epochAt(offset)
+		if offset == v.LogEnd {
+			out.LeaderEpoch = v.Epoch
+		}
+	}
+	minVersion := map[int64]int16{maxTimestampOffset: 7, earliestLocalOffset: 8, latestTieredOffset: 9, earliestPendingUpload: 11}
+	if need, ok := minVersion[p.Timestamp]; ok && req.Version < need || p.Timestamp < earliestPendingUpload {
+		out.ErrorCode = protocol.CodeUnsupportedVersion
+		return out
+	}
+	switch p.Timestamp {
+	case latestOffset:
+		found(bound, -1)
+	case earliestOffset:
+		found(v.LogStart, -1)
+	case earliestLocalOffset:
+		found(max(rep.localStart(), v.LogStart), -1)
+	case latestTieredOffset:
+		if v.RemoteEnd > v.LogStart {
+			found(v.RemoteEnd-1, -1)
+		}
+	case earliestPendingUpload:
+		found(max(v.RemoteEnd, v.LogStart), -1)
+	case maxTimestampOffset:
+		offset, ts, ok, err := rep.maxTimestamp(ctx, v, bound)
+		if err != nil {
+			out.ErrorCode = b.lookupFailed(rep, err)
+		} else if ok {
+			found(offset, ts)
+		}
+	default:
+		offset, ts, ok, err := rep.findTimestamp(ctx, v, bound, p.Timestamp)
+		if err != nil {
+			out.ErrorCode = b.lookupFailed(rep, err)
+		} else if ok {
+			found(offset, ts)
+		}
+	}
+	return out
+}
+
+func (b *Broker) lookupFailed(rep *replica, err error) int16 {
+	b.log.Warn("lookup by timestamp failed", "partition", rep.String(), "err", err)
+	return protocol.CodeRequestTimedOut
+}
+
+// findTimestamp returns the first record below bound whose timestamp is at or
+// after ts.
+func (r *replica) findTimestamp(ctx context.Context, v partition.View, bound, ts int64) (offset, timestamp int64, ok bool, err error) {
+	local := max(r.localStart(), v.LogStart)
+	if v.LogStart < local {
+		run, found, err := r.b.tier.FindTimestamp(ctx, r.topicID, r.index, ts)
+		if err != nil {
+			return 0, 0, false, err
+		}
+		if found {
+			offset, timestamp, ok, err = firstAtOrAfter(run.Chunks, ts, v.LogStart, bound)
+			run.Release()
+			if ok || err != nil {
+				return offset, timestamp, ok, err
+			}
+		}
+		local = max(local, min(v.RemoteEnd, bound))
+	}
+	for from := local; from < bound; {
+		base, found, err := r.b.log_.Find(r.localID(), ts, from, bound)
+		if err != nil || !found {
+			return 0, 0, false, err
+		}
+		run, err := r.b.log_.Read(r.localID(), base, 1, bound)
+		if err != nil {
+			return 0, 0, false, err
+		}
+		offset, timestamp, ok, err = firstAtOrAfter(run.Chunks, ts, v.LogStart, bound)
+		next := run.Next
+		run.Release()
+		if ok || err != nil {
+			return offset, timestamp, ok, err
+		}
+		if next <= from {
+			return 0, 0, false, fmt.Errorf("no progress at offset %d of the local log", from)
+		}
+		from = next
+	}
+	return 0, 0, false, nil
+}
+
+// maxTimestamp returns the first record below bound that has the largest
+// timestamp of all (KIP-734).
+func (r *replica) maxTimestamp(ctx context.Context, v partition.View, bound int64) (offset, timestamp int64, ok bool, err error) {
+	local := max(r.localStart(), v.LogStart)
+	best := int64(-1)
+	if st, have := r.b.tier.State(r.topicID, r.index); have && v.LogStart < local {
+		best = st.MaxTimestamp
+	}
+	if ts, base, found := r.b.log_.MaxTimestamp(r.localID(), local, bound); found && ts > best {
+		run, err := r.b.log_.Read(r.localID(), base, 1, bound)
+		if err != nil {
+			return 0, 0, false, err
+		}
+		defer run.Release()
+		for _, c := range run.Chunks {
+			return batch.MaxTimestampOffset(c, maxInflatedLookup)
+		}
+	}
+	if best < 0 {
+		return 0, 0, false, nil
+	}
+	return r.findTimestamp(ctx, v, bound, best)
+}
+
+// firstAtOrAfter looks through the batches of a run.
+func firstAtOrAfter(chunks [][]byte, ts, from, bound int64) (offset, timestamp int64, ok bool, err error) {
+	for _, c := range chunks {
+		err = batch.Walk(c, func(h batch.Header, one []byte) error {
+			if ok || h.MaxTimestamp < ts || h.LastOffset() < from || h.Control() {
+				return nil
+			}
+			for rec, err := range batch.Records(one, maxInflatedLookup) {
+				if err != nil {
+					return err
+				}
+				o := h.BaseOffset + int64(rec.OffsetDelta)
+				if t := h.Timestamp(rec); t >= ts && o >= from && o < bound {
+					offset, timestamp, ok = o, t, true
+					return nil
+				}
+			}
+			return nil
+		})
+		if ok || err != nil {
+			return offset, timestamp, ok, err
+		}
+	}
+	return 0, 0, false, nil
+}

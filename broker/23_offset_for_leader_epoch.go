@@ -1,0 +1,44 @@
+package broker
+
+import (
+	"context"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/varve/varve/broker/partition"
+)
+
+// OffsetForLeaderEpoch (key 23), versions 2 to 4.
+//
+// Behavior: the largest epoch at or below the asked one and where it ends, so
+// that a client whose position belongs to a lost history can find where it
+// forked (KIP-101, KIP-320).
+
+func (b *Broker) offsetForLeaderEpoch(_ context.Context, _ *request, in kmsg.Request) kmsg.Response {
+	req := in.(*kmsg.OffsetForLeaderEpochRequest)
+	resp := req.ResponseKind().(*kmsg.OffsetForLeaderEpochResponse)
+	for i := range req.Topics {
+		t := kmsg.NewOffsetForLeaderEpochResponseTopic()
+		t.Topic = req.Topics[i].Topic
+		for j := range req.Topics[i].Partitions {
+			p := &req.Topics[i].Partitions[j]
+			out := kmsg.NewOffsetForLeaderEpochResponseTopicPartition()
+			out.Partition, out.LeaderEpoch, out.EndOffset = p.Partition, -1, -1
+			rep := b.replicas.find(t.Topic, p.Partition)
+			switch {
+			case rep == nil:
+				out.ErrorCode = b.missingNamed(t.Topic, p.Partition)
+			case rep.view.Load().Role != partition.Leader:
+				out.ErrorCode = rep.notServing()
+			default:
+				out.ErrorCode = partition.CheckEpoch(rep.view.Load().Epoch, p.CurrentLeaderEpoch)
+				if out.ErrorCode == 0 {
+					out.LeaderEpoch, out.EndOffset = rep.endOfEpoch(p.LeaderEpoch)
+				}
+			}
+			t.Partitions = append(t.Partitions, out)
+		}
+		resp.Topics = append(resp.Topics, t)
+	}
+	return resp
+}

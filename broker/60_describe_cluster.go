@@ -1,0 +1,51 @@
+package broker
+
+import (
+	"context"
+	"math"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/varve/varve/broker/protocol"
+)
+
+// DescribeCluster (key 60), versions 0 to 2.
+//
+// Versions: 1 endpoint type (KIP-919): controllers have no endpoints of their
+// own here, so that only brokers can be asked for; 2 fenced brokers (KIP-1073).
+
+func (b *Broker) describeCluster(_ context.Context, r *request, in kmsg.Request) kmsg.Response {
+	req := in.(*kmsg.DescribeClusterRequest)
+	resp := req.ResponseKind().(*kmsg.DescribeClusterResponse)
+	resp.ClusterAuthorizedOperations = math.MinInt32
+	resp.EndpointType = 1
+	if req.Version >= 1 && req.EndpointType != 1 {
+		resp.ErrorCode = protocol.CodeUnsupportedEndpointType
+		if req.EndpointType == 2 {
+			resp.ErrorCode = protocol.CodeMismatchedEndpointType
+		}
+		resp.ErrorMessage = kmsg.StringPtr("this endpoint is a broker's: the controller is elected among the brokers")
+		return resp
+	}
+	im := b.meta.Image()
+	resp.ClusterID, resp.ControllerID = im.ClusterID, im.Controller
+	if req.IncludeClusterAuthorizedOperations {
+		resp.ClusterAuthorizedOperations = clusterOperations
+	}
+	for _, br := range im.Brokers() {
+		if br.Fenced && !req.IncludeFencedBrokers {
+			continue
+		}
+		ep, ok := br.Endpoint(r.c.listener.name)
+		if !ok {
+			continue
+		}
+		d := kmsg.NewDescribeClusterResponseBroker()
+		d.NodeID, d.Host, d.Port, d.IsFenced = br.ID, ep.Host, ep.Port, br.Fenced
+		if br.Rack != "" {
+			d.Rack = kmsg.StringPtr(br.Rack)
+		}
+		resp.Brokers = append(resp.Brokers, d)
+	}
+	return resp
+}

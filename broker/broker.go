@@ -1,0 +1,287 @@
+// Package broker serves Kafka's protocol over the log, the bucket and the
+// cluster metadata: listeners and connections, the partitions that this broker
+// leads, one file per API key.
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/varve/varve/broker/coordinator"
+	"github.com/varve/varve/config"
+	"github.com/varve/varve/metadata/controller"
+	"github.com/varve/varve/metadata/image"
+	"github.com/varve/varve/tiering"
+	"github.com/varve/varve/wal"
+	"github.com/varve/varve/wal/lineage"
+	"github.com/varve/varve/wal/producer"
+)
+
+// Log is what the broker asks of the write-ahead log; see package wal.
+type Log interface {
+	Partitions() []wal.Recovered
+	Create(topicID [16]byte, partition int32, start int64, lin lineage.Lineage, snapshot []byte, done func(error)) wal.PartitionID
+	Drop(p wal.PartitionID, done func(error))
+	Reserve(ctx context.Context, class wal.Class, bytes int64) error
+	Unreserve(bytes int64)
+	Admit(p wal.PartitionID) error
+	Append(a *wal.Append)
+	Epoch(p wal.PartitionID, epoch int32, start int64, done func(error))
+	Snapshot(p wal.PartitionID, offset int64, snapshot []byte, done func(error))
+	Read(p wal.PartitionID, offset int64, maxBytes int, upTo int64) (wal.Run, error)
+	Find(p wal.PartitionID, timestamp, from, upTo int64) (base int64, found bool, err error)
+	MaxTimestamp(p wal.PartitionID, from, upTo int64) (timestamp, base int64, found bool)
+	Bounds(p wal.PartitionID) (start, end int64)
+	BytesBetween(p wal.PartitionID, from, to int64) int64
+	Trim(p wal.PartitionID, start int64, done func(error))
+	SetReclaimable(p wal.PartitionID, below int64)
+	Stats() wal.Stats
+}
+
+// Tier is what the broker asks of the object storage part; see package tiering.
+type Tier interface {
+	Lead(ctx context.Context, r tiering.Replica) (tiering.State, error)
+	Resign(topicID [16]byte, partition int32)
+	State(topicID [16]byte, partition int32) (tiering.State, bool)
+	Read(ctx context.Context, topicID [16]byte, partition int32, offset int64, maxBytes int) (tiering.Run, error)
+	FindTimestamp(ctx context.Context, topicID [16]byte, partition int32, timestamp int64) (tiering.Run, bool, error)
+	Aborted(ctx context.Context, topicID [16]byte, partition int32, from, to int64) ([]producer.Aborted, error)
+	Tail(ctx context.Context, topicID [16]byte, partition int32) (lineage.Lineage, []byte, int64, error)
+	AdvanceLogStart(ctx context.Context, topicID [16]byte, partition int32, to int64) (int64, error)
+}
+
+// Metadata is what the broker asks of the cluster metadata; see package
+// metadata.
+type Metadata interface {
+	Image() *image.Image
+	Incarnation() [16]byte
+	CreateTopics(ctx context.Context, topics []controller.NewTopic, validateOnly bool) []controller.Result
+	DeleteTopics(ctx context.Context, topics []controller.TopicRef) []controller.Result
+	CreatePartitions(ctx context.Context, topics []controller.Growth, validateOnly bool) []controller.Result
+	AlterConfigs(ctx context.Context, resources []controller.AlterResource, incremental, validateOnly bool) []controller.Result
+	AllocateProducerIDs(ctx context.Context) (first int64, count int32, err error)
+}
+
+// Options are what a broker is made of.
+type Options struct {
+	BrokerID  int32
+	ClusterID string
+	Settings  *config.BrokerConfig
+	// Reconfigure returns the settings with those laid over them that were
+	// changed while brokers run: for all brokers, then for this one.
+	Reconfigure func(cluster, broker map[string]string) (*config.BrokerConfig, error)
+	// RequestBytes and ResponseBytes bound what requests and responses hold
+	// in memory at one time, over all connections.
+	RequestBytes, ResponseBytes int64
+	// GroupBytes bounds the state of consumer groups; 0 is a default.
+	GroupBytes int64
+
+	Log      Log
+	Tier     Tier
+	Metadata Metadata
+	Logger   *slog.Logger
+	Events   *Events
+
+	// AcceptCorruptLog serves what is intact of partitions whose local log
+	// has corrupt blocks: an operator's decision, with the loss stated.
+	AcceptCorruptLog bool
+	// Version is what the broker calls itself in DescribeCluster and logs.
+	Version string
+}
+
+// Broker serves clients. New makes it, Follow ties it to the metadata, Serve
+// accepts connections, Close drains and ends it.
+type Broker struct {
+	opts  Options
+	cfg   atomic.Pointer[config.BrokerConfig]
+	log   *slog.Logger
+	log_  Log
+	tier  Tier
+	meta  Metadata
+	ev    *Events
+	apis  apiTable
+	start time.Time
+
+	requests  *budget
+	coldReads atomic.Int64 // reads of object storage under way or waiting
+	responses *gauge
+
+	replicas *replicas
+	sessions *sessions
+	groups   *coordinator.Coordinator
+	pids     producerIDs
+
+	// What a client can cause again and again is logged at a bounded rate.
+	badInputLog, errorLog *rate.Limiter
+
+	ctx      context.Context
+	cancel   context.CancelFunc
+	draining atomic.Bool
+
+	mu        sync.Mutex
+	listeners []*listener
+	conns     map[*conn]struct{}
+	perIP     map[string]int
+	wg        sync.WaitGroup
+}
+
+// New makes a broker that serves nobody yet. It takes over the partitions that
+// the log recovered.
+func New(o Options) (*Broker, error) {
+	if o.Events == nil {
+		o.Events = &Events{}
+	}
+	o.Events.fill()
+	ctx, cancel := context.WithCancel(context.Background())
+	s := o.Settings
+	b := &Broker{
+		opts: o, log: o.Logger, log_: o.Log, tier: o.Tier, meta: o.Metadata, ev: o.Events,
+		start:       time.Now(),
+		requests:    newBudget(o.RequestBytes),
+		responses:   &gauge{max: o.ResponseBytes},
+		sessions:    newSessions(s.FetchSessionSlots, o.ResponseBytes/sessionPartitionBytes),
+		badInputLog: rate.NewLimiter(rate.Every(time.Second), 10), errorLog: rate.NewLimiter(rate.Every(time.Second), 10),
+		ctx: ctx, cancel: cancel,
+		conns: map[*conn]struct{}{}, perIP: map[string]int{},
+	}
+	b.cfg.Store(s)
+	b.replicas = newReplicas(b, o.Log.Partitions())
+	b.groups = b.newGroups()
+	b.registerAPIs()
+	return b, nil
+}
+
+// Follow is called with every metadata image, in order, from one goroutine.
+func (b *Broker) Follow(prev, next *image.Image) {
+	if t := next.Topic(offsetsTopic); t != nil {
+		b.groups.SetPartitions(int32(len(t.Partitions)))
+	}
+	b.reconfigure(prev, next)
+	b.replicas.apply(prev, next)
+}
+
+// conf is the broker's configuration as it stands.
+func (b *Broker) conf() *config.BrokerConfig { return b.cfg.Load() }
+
+// reconfigure takes over settings that were changed while the broker runs.
+func (b *Broker) reconfigure(prev, next *image.Image) {
+	self := strconv.Itoa(int(b.opts.BrokerID))
+	cluster, own := next.Config(image.BrokerResource, ""), next.Config(image.BrokerResource, self)
+	if b.opts.Reconfigure == nil || prev != nil && maps.Equal(cluster, prev.Config(image.BrokerResource, "")) && maps.Equal(own, prev.Config(image.BrokerResource, self)) {
+		return
+	}
+	cfg, err := b.opts.Reconfigure(cluster, own)
+	if err != nil {
+		b.log.Error("settings changed while the broker runs cannot be used: the last ones stay", "err", err)
+		return
+	}
+	b.cfg.Store(cfg)
+}
+
+// Run does what has to be done from time to time, until ctx ends: local
+// retention, and forgetting producers that are gone.
+func (b *Broker) Run(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	expired := time.Now()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		now := time.Now()
+		expire := now.Sub(expired) > 10*time.Minute
+		if expire {
+			expired = now
+		}
+		for _, r := range b.replicas.all() {
+			r.retainLocally(now.UnixMilli())
+			if expire {
+				r.expireProducers(now.UnixMilli(), b.conf().ProducerIDExpiration.Milliseconds())
+			}
+		}
+	}
+}
+
+// Checkpoint queues the producer state of every partition that changed since
+// the last one; the log asks for it when it rolls a segment.
+func (b *Broker) Checkpoint() {
+	for _, r := range b.replicas.all() {
+		r.snapshot()
+	}
+}
+
+// admitted says whether the cluster counts this process in.
+func (b *Broker) admitted(im *image.Image) bool {
+	br := im.Broker(b.opts.BrokerID)
+	return br != nil && !br.Fenced && br.Incarnation == b.meta.Incarnation()
+}
+
+// Ready says why the broker cannot serve all of its partitions, or nil.
+func (b *Broker) Ready() error {
+	if !b.admitted(b.meta.Image()) {
+		return errors.New("not admitted to the cluster yet")
+	}
+	waiting, example := 0, ""
+	for _, r := range b.replicas.all() {
+		r.mu.Lock()
+		if r.lead != nil && !r.started {
+			waiting++
+			example = r.String()
+			if r.offline != nil {
+				example += ": " + r.offline.Error()
+			}
+		}
+		r.mu.Unlock()
+	}
+	if waiting > 0 {
+		return fmt.Errorf("%d partitions do not serve yet, for one %s", waiting, example)
+	}
+	return nil
+}
+
+// Close stops accepting, lets what is under way finish until ctx ends, and
+// ends every connection.
+func (b *Broker) Close(ctx context.Context) error {
+	b.draining.Store(true)
+	b.mu.Lock()
+	for _, l := range b.listeners {
+		l.close()
+	}
+	for c := range b.conns {
+		// Readers end at the next frame boundary; parked fetches answer now.
+		c.nc.SetReadDeadline(time.Now())
+		c.wakeParked()
+	}
+	b.mu.Unlock()
+	b.groups.Close() // members that wait for others are sent away
+	done := make(chan struct{})
+	go func() { b.wg.Wait(); close(done) }()
+	var err error
+	select {
+	case <-done:
+	case <-ctx.Done():
+		err = fmt.Errorf("broker: connections still open when the time to drain was over")
+		b.mu.Lock()
+		for c := range b.conns {
+			c.cancel()
+			c.nc.Close()
+		}
+		b.mu.Unlock()
+		<-done
+	}
+	b.Checkpoint() // a restart has less to replay
+	b.cancel()
+	b.replicas.close()
+	return err
+}

@@ -1,0 +1,67 @@
+package broker
+
+import (
+	"context"
+	"sync/atomic"
+
+	"golang.org/x/sync/semaphore"
+)
+
+// budget bounds the bytes that requests, or responses, hold at one time over
+// all connections. A connection waits for its share before it reads a frame's
+// body, so that back-pressure reaches the socket and not the heap.
+//
+// Large requests have at most half of it together: a few connections that send
+// the largest frames allowed, slowly, hold up each other and nobody else.
+type budget struct {
+	sem   *semaphore.Weighted
+	large *semaphore.Weighted // taken first
+	max   int64
+}
+
+func newBudget(total int64) *budget {
+	total = max(total, 2)
+	return &budget{sem: semaphore.NewWeighted(total), large: semaphore.NewWeighted(total / 2), max: total}
+}
+
+// isLarge is what acquire and release agree on.
+func (b *budget) isLarge(n int64) bool { return n > b.max/64 }
+
+// acquire waits for n bytes and returns what to give back: never more than
+// half of the budget, so that one frame above it is served alone.
+func (b *budget) acquire(ctx context.Context, n int64) (int64, error) {
+	n = min(max(n, 0), b.max/2)
+	if b.isLarge(n) {
+		if err := b.large.Acquire(ctx, n); err != nil {
+			return 0, err
+		}
+	}
+	if err := b.sem.Acquire(ctx, n); err != nil {
+		if b.isLarge(n) {
+			b.large.Release(n)
+		}
+		return 0, err
+	}
+	return n, nil
+}
+
+func (b *budget) release(n int64) {
+	if n <= 0 {
+		return
+	}
+	b.sem.Release(n)
+	if b.isLarge(n) {
+		b.large.Release(n)
+	}
+}
+
+// gauge counts bytes that are held and cannot be waited for, against a bound
+// that makes whoever adds to it hold back.
+type gauge struct {
+	n   atomic.Int64
+	max int64
+}
+
+func (g *gauge) add(n int64) { g.n.Add(n) }
+
+func (g *gauge) exhausted() bool { return g.n.Load() >= g.max }

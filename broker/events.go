@@ -1,0 +1,58 @@
+package broker
+
+import "time"
+
+// Events are called beside the path, never in it: logs and metrics listen.
+// Every field may be nil. They are called from many goroutines and must not
+// block.
+type Events struct {
+	Connections          func(open int)
+	ConnectionRefused    func()
+	Response             func(key int16, bytes int, took time.Duration)
+	Produced             func(records int32, bytes int)
+	ProduceFailed        func(code int16)
+	AppendRefused        func() // the log is at its bound
+	Fetched              func(bytes int64)
+	ColdReadFailed       func()
+	LocalReadFailed      func() // the local log could not give what it should have
+	BadInput             func(err error)
+	Panic                func()
+	RestartedAtRemoteEnd func()
+	LeaderStarted        func()
+	LeaderStopped        func()
+}
+
+// fill replaces what nobody listens to.
+func (e *Events) fill() {
+	set := func(f *func()) {
+		if *f == nil {
+			*f = func() {}
+		}
+	}
+	set(&e.ConnectionRefused)
+	set(&e.AppendRefused)
+	set(&e.ColdReadFailed)
+	set(&e.LocalReadFailed)
+	set(&e.Panic)
+	set(&e.RestartedAtRemoteEnd)
+	set(&e.LeaderStarted)
+	set(&e.LeaderStopped)
+	if e.Connections == nil {
+		e.Connections = func(int) {}
+	}
+	if e.Response == nil {
+		e.Response = func(int16, int, time.Duration) {}
+	}
+	if e.Produced == nil {
+		e.Produced = func(int32, int) {}
+	}
+	if e.ProduceFailed == nil {
+		e.ProduceFailed = func(int16) {}
+	}
+	if e.Fetched == nil {
+		e.Fetched = func(int64) {}
+	}
+	if e.BadInput == nil {
+		e.BadInput = func(error) {}
+	}
+}

@@ -1,0 +1,172 @@
+package broker
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"syscall"
+
+	"github.com/varve/varve/wal/slab"
+)
+
+// minFrame is the smallest frame that can be a request: key, version,
+// correlation id, and the length of a null client id.
+const minFrame = 10
+
+// errFrame says that a size prefix cannot be right. What follows it on the
+// stream cannot be told apart, so the connection ends.
+var errFrame = errors.New("broker: impossible frame size")
+
+const readBufferSize = 64 << 10
+
+var readBuffers = sync.Pool{New: func() any { b := make([]byte, readBufferSize); return &b }}
+
+// frameReader cuts a connection's bytes into frames. While the connection is
+// idle it holds no buffer: it waits in the poller, and takes a buffer from the
+// pool only when the socket has something to read.
+type frameReader struct {
+	conn net.Conn
+	raw  syscall.RawConn // nil for connections that are not sockets
+	buf  *[]byte         // nil while empty
+	r, w int             // unread part of buf
+}
+
+func newFrameReader(c net.Conn) *frameReader {
+	f := &frameReader{conn: c}
+	if sc, ok := c.(syscall.Conn); ok {
+		if raw, err := sc.SyscallConn(); err == nil {
+			f.raw = raw
+		}
+	}
+	return f
+}
+
+// atLeast reads until n bytes are unread in the buffer. atEOF is the error for
+// a stream that ends with none of them.
+func (f *frameReader) atLeast(n int, atEOF error) error {
+	for f.w-f.r < n {
+		if err := f.fill(); err != nil {
+			if errors.Is(err, io.EOF) {
+				err = atEOF
+				if f.w != f.r {
+					err = io.ErrUnexpectedEOF
+				}
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// fill reads once, into an empty or a partly filled buffer.
+func (f *frameReader) fill() error {
+	if f.r == f.w {
+		f.r, f.w = 0, 0
+	} else if f.r > 0 && f.w == readBufferSize {
+		copy(*f.buf, (*f.buf)[f.r:f.w])
+		f.r, f.w = 0, f.w-f.r
+	}
+	var n int
+	var err error
+	if f.raw != nil && f.buf == nil {
+		perr := f.raw.Read(func(fd uintptr) bool {
+			buf := readBuffers.Get().(*[]byte)
+			for {
+				n, err = syscall.Read(int(fd), *buf)
+				if err != syscall.EINTR {
+					break
+				}
+			}
+			if n > 0 {
+				f.buf = buf
+				return true
+			}
+			readBuffers.Put(buf)
+			return err != syscall.EAGAIN
+		})
+		if perr != nil {
+			return perr
+		}
+		n = max(n, 0)
+	} else {
+		if f.buf == nil {
+			f.buf = readBuffers.Get().(*[]byte)
+		}
+		n, err = f.conn.Read((*f.buf)[f.w:])
+	}
+	f.w += n
+	if n > 0 {
+		return nil
+	}
+	if err == nil {
+		err = io.EOF
+	}
+	return err
+}
+
+// next reads the next frame, without its size prefix, into a buffer of its
+// own. started is called once a size has come whose frame has not; admit is
+// asked before anything is allocated for the frame, and that is not before all
+// of the frame has come, or as much of it as the read buffer holds: what a
+// connection merely announces must not be taken from what all of them share.
+func (f *frameReader) next(ctx context.Context, limit int, started func(), admit func(context.Context, int) error) (*slab.Buf, error) {
+	if err := f.atLeast(4, io.EOF); err != nil {
+		return nil, err
+	}
+	size := int(int32(binary.BigEndian.Uint32((*f.buf)[f.r:])))
+	if size < minFrame || size > limit {
+		return nil, fmt.Errorf("%w: %d bytes, where %d to %d are possible (socket.request.max.bytes)", errFrame, size, minFrame, limit)
+	}
+	f.r += 4
+	if f.w-f.r < size {
+		started()
+		if err := f.atLeast(min(size, readBufferSize), io.ErrUnexpectedEOF); err != nil {
+			return nil, err
+		}
+	}
+	if err := admit(ctx, size); err != nil {
+		return nil, err
+	}
+	b := slab.Get(size)
+	n := copy(b.Bytes(), (*f.buf)[f.r:f.w])
+	f.r += n
+	for n < size {
+		// Small remainders go through the buffer, which may pick up the
+		// next frames with the same system call; large ones straight to
+		// their place.
+		if size-n >= readBufferSize/2 {
+			m, err := io.ReadFull(f.conn, b.Bytes()[n:])
+			n += m
+			if err != nil {
+				b.Release()
+				return nil, err
+			}
+			break
+		}
+		if err := f.fill(); err != nil {
+			b.Release()
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return nil, err
+		}
+		m := copy(b.Bytes()[n:], (*f.buf)[f.r:f.w])
+		f.r += m
+		n += m
+	}
+	if f.r == f.w && f.buf != nil {
+		f.drop()
+	}
+	return b, nil
+}
+
+func (f *frameReader) drop() {
+	if f.buf != nil {
+		readBuffers.Put(f.buf)
+		f.buf, f.r, f.w = nil, 0, 0
+	}
+}

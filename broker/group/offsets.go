@@ -1,0 +1,269 @@
+package group
+
+import (
+	"maps"
+	"math"
+	"slices"
+	"unicode/utf8"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// CommitError answers an OffsetCommit with one code for every partition.
+func CommitError(req *kmsg.OffsetCommitRequest, code int16) *kmsg.OffsetCommitResponse {
+	resp := kmsg.NewPtrOffsetCommitResponse()
+	for _, t := range req.Topics {
+		rt := kmsg.NewOffsetCommitResponseTopic()
+		rt.Topic, rt.TopicID = t.Topic, t.TopicID
+		for _, p := range t.Partitions {
+			rp := kmsg.NewOffsetCommitResponseTopicPartition()
+			rp.Partition, rp.ErrorCode = p.Partition, code
+			rt.Partitions = append(rt.Partitions, rp)
+		}
+		resp.Topics = append(resp.Topics, rt)
+	}
+	return resp
+}
+
+// mayCommit says whether the sender may commit for the group. Who has no generation commits only while nobody else
+// could own the partitions: while the group is empty.
+func (t *turn) mayCommit(req *kmsg.OffsetCommitRequest) int16 {
+	if t.e == nil {
+		switch {
+		case req.Generation < 0:
+			return codeNone // offsets without a group: admin clients, assigned consumers
+		case req.Version >= 9:
+			return codeGroupIDNotFound
+		}
+		return codeIllegalGeneration
+	}
+	g := t.e.group
+	if req.Generation < 0 && g.state == Empty {
+		return codeNone
+	}
+	if req.Generation < 0 && req.MemberID == "" && req.InstanceID == nil {
+		return codeUnknownMemberID
+	}
+	if code := g.check(req.MemberID, req.InstanceID); code != codeNone {
+		return code
+	}
+	if req.Generation != g.generation {
+		return codeIllegalGeneration
+	}
+	if g.state == CompletingRebalance {
+		return codeRebalanceInProgress // it knows the generation, but not yet what it owns in it
+	}
+	return codeNone
+}
+
+func (t *turn) commit(c *Commit) {
+	req := c.Req
+	code := t.mayCommit(req)
+	if len(req.Group) > maxString {
+		code = codeInvalidGroupID
+	}
+	resp := CommitError(req, code)
+	t.reply(c.Token, resp)
+	if code != codeNone {
+		return
+	}
+	now := t.now.UnixMilli()
+	expires := int64(-1)
+	if req.Version >= 2 && req.Version <= 4 && req.RetentionTimeMillis >= 0 {
+		expires = math.MaxInt64
+		if req.RetentionTimeMillis < math.MaxInt64-now {
+			expires = now + req.RetentionTimeMillis
+		}
+	}
+	for i, topic := range req.Topics {
+		for j, p := range topic.Partitions {
+			o := Offset{Offset: p.Offset, LeaderEpoch: p.LeaderEpoch, Committed: now, Expires: expires}
+			if req.Version < 6 {
+				o.LeaderEpoch = -1
+			}
+			if p.Metadata != nil {
+				o.Metadata = *p.Metadata
+			}
+			if longer(o.Metadata, min(t.cfg.OffsetMetadataMax, maxString)) {
+				resp.Topics[i].Partitions[j].ErrorCode = codeOffsetMetadataTooLarge
+				continue
+			}
+			t.r.Records = append(t.r.Records, offsetRecord(t.id, topic.Topic, p.Partition, o))
+		}
+	}
+	if n := len(t.r.Records); n > 0 {
+		t.note(Note{Kind: NoteCommitted, N: n})
+	}
+	if t.e != nil && (t.e.group.state == Stable || t.e.group.state == PreparingRebalance) {
+		t.touch(t.e.group.members[req.MemberID])
+	}
+}
+
+// longer says whether s has more than max characters. The setting speaks of bytes, but what Kafka counts are Java's
+// characters; a record's string field holds 32,767 bytes whatever the setting says.
+func longer(s string, max int) bool {
+	if len(s) <= max {
+		return false
+	}
+	if len(s) > maxString {
+		return true
+	}
+	n := 0
+	for _, r := range s {
+		n++
+		if r > 0xffff && r != utf8.RuneError {
+			n++
+		}
+	}
+	return n > max
+}
+
+func (t *turn) deleteOffsets(c *DeleteOffsets) {
+	resp := kmsg.NewPtrOffsetDeleteResponse()
+	t.reply(c.Token, resp)
+	switch {
+	case c.Req.Group == "":
+		resp.ErrorCode = codeInvalidGroupID
+		return
+	case t.e == nil:
+		resp.ErrorCode = codeGroupIDNotFound
+		return
+	}
+	g := t.e.group
+	if g.state != Empty && g.protocolType != consumerType {
+		resp.ErrorCode = codeNonEmptyGroup
+		return
+	}
+	seen := map[string]map[int32]bool{}
+	for _, topic := range c.Req.Topics {
+		rt := kmsg.NewOffsetDeleteResponseTopic()
+		rt.Topic = topic.Topic
+		if seen[topic.Topic] == nil {
+			seen[topic.Topic] = map[int32]bool{}
+		}
+		for _, p := range topic.Partitions {
+			rp := kmsg.NewOffsetDeleteResponseTopicPartition()
+			rp.Partition = p.Partition
+			if g.subscribed(topic.Topic) {
+				rp.ErrorCode = codeGroupSubscribedToTopic
+			} else if _, ok := t.e.offsets[topic.Topic][p.Partition]; ok && !seen[topic.Topic][p.Partition] {
+				seen[topic.Topic][p.Partition] = true
+				t.r.Records = append(t.r.Records, offsetTombstone(t.id, topic.Topic, p.Partition))
+			}
+			rt.Partitions = append(rt.Partitions, rp)
+		}
+		resp.Topics = append(resp.Topics, rt)
+	}
+}
+
+func deleteReply(group string, code int16) *kmsg.DeleteGroupsResponse {
+	resp := kmsg.NewPtrDeleteGroupsResponse()
+	g := kmsg.NewDeleteGroupsResponseGroup()
+	g.Group, g.ErrorCode = group, code
+	resp.Groups = append(resp.Groups, g)
+	return resp
+}
+
+// delete removes an empty group with all its offsets, in one append.
+func (t *turn) delete(c *Delete) {
+	switch {
+	case t.e == nil:
+		t.reply(c.Token, deleteReply(t.id, codeGroupIDNotFound))
+		return
+	case t.e.group.state != Empty:
+		t.reply(c.Token, deleteReply(t.id, codeNonEmptyGroup))
+		return
+	}
+	t.reply(c.Token, deleteReply(t.id, codeNone))
+	n := 0
+	t.eachOffset(func(topic string, p int32, _ Offset) bool {
+		t.r.Records = append(t.r.Records, offsetTombstone(t.id, topic, p))
+		n++
+		return true
+	})
+	if t.e.saved {
+		t.r.Records = append(t.r.Records, groupTombstone(t.id))
+	}
+	if len(t.e.group.pending) > 0 {
+		// Members about to join find no group; they begin again.
+		t.r.next = newClassic(-1)
+	}
+	t.note(Note{Kind: NoteDeleted, N: n})
+}
+
+func (t *turn) dropTopic(c *DropTopic) {
+	if t.e == nil {
+		return
+	}
+	for _, p := range slices.Sorted(maps.Keys(t.e.offsets[c.Topic])) {
+		t.r.Records = append(t.r.Records, offsetTombstone(t.id, c.Topic, p))
+	}
+}
+
+// eachOffset visits the group's offsets in order until f says no.
+func (t *turn) eachOffset(f func(topic string, p int32, o Offset) bool) {
+	for _, topic := range slices.Sorted(maps.Keys(t.e.offsets)) {
+		ps := t.e.offsets[topic]
+		for _, p := range slices.Sorted(maps.Keys(ps)) {
+			if !f(topic, p, ps[p]) {
+				return
+			}
+		}
+	}
+}
+
+// maxExpired bounds the tombstones of one append.
+const maxExpired = 4096
+
+// expire drops offsets that nobody needs any more (KIP-211), and the group when it is empty and none are left:
+//
+//	group                                   an offset's retention runs from
+//	without protocol type (simple)          its commit
+//	empty                                   the time at which the group became empty
+//	consumers, stable, subscription known   its commit, if the topic is not subscribed
+//	any other                               never
+func (t *turn) expire() {
+	if t.e == nil {
+		return
+	}
+	g, now, keep := t.e.group, t.now.UnixMilli(), t.cfg.OffsetsRetention.Milliseconds()
+	var from func(Offset) int64
+	switch {
+	case g.protocolType == "":
+		from = func(o Offset) int64 { return o.Committed }
+	case g.state == Empty:
+		from = func(o Offset) int64 {
+			if g.since < 0 {
+				return o.Committed
+			}
+			return g.since
+		}
+	case g.state == Stable && g.topics != nil:
+		from = func(o Offset) int64 { return o.Committed }
+	default:
+		return
+	}
+	left, n := false, 0
+	t.eachOffset(func(topic string, p int32, o Offset) bool {
+		switch {
+		case g.subscribed(topic):
+			left = true
+		case o.Expires >= 0 && now < o.Expires, o.Expires < 0 && now-from(o) < keep:
+			left = true
+		case n == maxExpired:
+			t.r.More, left = true, true
+			return false
+		default:
+			t.r.Records = append(t.r.Records, offsetTombstone(t.id, topic, p))
+			n++
+		}
+		return true
+	})
+	if n > 0 {
+		t.note(Note{Kind: NoteExpired, N: n})
+	}
+	if !left && g.state == Empty && len(g.pending) == 0 && t.e.saved {
+		t.r.Records = append(t.r.Records, groupTombstone(t.id))
+		t.note(Note{Kind: NoteDeleted})
+	}
+}

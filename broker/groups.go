@@ -1,0 +1,336 @@
+package broker
+
+import (
+	"context"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/varve/varve/broker/coordinator"
+	"github.com/varve/varve/broker/group"
+	"github.com/varve/varve/broker/partition"
+	"github.com/varve/varve/broker/protocol"
+	"github.com/varve/varve/wal/batch"
+)
+
+// The group APIs: FindCoordinator (10), JoinGroup (11), Heartbeat (12),
+// LeaveGroup (13), SyncGroup (14), DescribeGroups (15), ListGroups (16),
+// OffsetCommit (8), OffsetFetch (9), DeleteGroups (42), OffsetDelete (47).
+//
+// Behavior: what a group is and does is decided in packages group and
+// coordinator. Here requests are routed to them, and topic ids are turned into
+// names and back, which only the broker can.
+
+func (b *Broker) registerGroupAPIs() {
+	t := &b.apis
+	t.handle(kmsg.OffsetCommit.Int16(), b.offsetCommit)
+	t.handle(kmsg.OffsetFetch.Int16(), b.offsetFetch)
+	t.handle(kmsg.FindCoordinator.Int16(), b.findCoordinator)
+	t.handle(kmsg.JoinGroup.Int16(), func(ctx context.Context, r *request, in kmsg.Request) kmsg.Response {
+		return b.groups.JoinGroup(ctx, in.(*kmsg.JoinGroupRequest), r.clientID(), r.clientHost())
+	})
+	t.handle(kmsg.Heartbeat.Int16(), func(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
+		return b.groups.Heartbeat(ctx, in.(*kmsg.HeartbeatRequest))
+	})
+	t.handle(kmsg.LeaveGroup.Int16(), func(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
+		return b.groups.LeaveGroup(ctx, in.(*kmsg.LeaveGroupRequest))
+	})
+	t.handle(kmsg.SyncGroup.Int16(), func(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
+		return b.groups.SyncGroup(ctx, in.(*kmsg.SyncGroupRequest))
+	})
+	t.handle(kmsg.DescribeGroups.Int16(), func(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
+		req := in.(*kmsg.DescribeGroupsRequest)
+		req.Groups = distinct(req.Groups, func(g string) any { return g })
+		resp := b.groups.DescribeGroups(ctx, req)
+		if req.IncludeAuthorizedOperations {
+			for i := range resp.Groups {
+				resp.Groups[i].AuthorizedOperations = groupOperations
+			}
+		}
+		return resp
+	})
+	t.handle(kmsg.ListGroups.Int16(), func(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
+		return b.groups.ListGroups(ctx, in.(*kmsg.ListGroupsRequest))
+	})
+	t.handle(kmsg.DeleteGroups.Int16(), func(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
+		return b.groups.DeleteGroups(ctx, in.(*kmsg.DeleteGroupsRequest))
+	})
+	t.handle(kmsg.OffsetDelete.Int16(), func(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
+		return b.groups.OffsetDelete(ctx, in.(*kmsg.OffsetDeleteRequest))
+	})
+}
+
+// findCoordinator answers who hosts a group: the leader of its partition of
+// the offsets topic, which is created when the first client asks.
+func (b *Broker) findCoordinator(ctx context.Context, r *request, in kmsg.Request) kmsg.Response {
+	req := in.(*kmsg.FindCoordinatorRequest)
+	resp := req.ResponseKind().(*kmsg.FindCoordinatorResponse)
+	if req.Version < 4 {
+		c := b.coordinatorOf(ctx, r, req.CoordinatorType, req.CoordinatorKey)
+		resp.ErrorCode, resp.ErrorMessage, resp.NodeID, resp.Host, resp.Port = c.ErrorCode, c.ErrorMessage, c.NodeID, c.Host, c.Port
+		return resp
+	}
+	for _, key := range req.CoordinatorKeys {
+		resp.Coordinators = append(resp.Coordinators, b.coordinatorOf(ctx, r, req.CoordinatorType, key))
+	}
+	return resp
+}
+
+// Coordinator types of FindCoordinator.
+const (
+	groupCoordinator = 0
+	txnCoordinator   = 1
+	shareCoordinator = 2
+)
+
+func (b *Broker) coordinatorOf(ctx context.Context, r *request, kind int8, key string) kmsg.FindCoordinatorResponseCoordinator {
+	c := kmsg.NewFindCoordinatorResponseCoordinator()
+	c.Key, c.NodeID, c.Port = key, -1, -1
+	fail := func(code int16, message string) kmsg.FindCoordinatorResponseCoordinator {
+		c.ErrorCode, c.ErrorMessage = code, kmsg.StringPtr(message)
+		return c
+	}
+	switch kind {
+	case groupCoordinator:
+	case txnCoordinator:
+		// Not retriable: a client would ask for ever.
+		return fail(protocol.CodeTransactionalIDAuthorizationFailed, "transactions are not served by this broker yet")
+	default:
+		return fail(protocol.CodeInvalidRequest, "no coordinator of this kind is served")
+	}
+	if b.meta.Image().Topic(offsetsTopic) == nil {
+		b.createNow(ctx, []string{offsetsTopic})
+	}
+	im := b.meta.Image()
+	t := im.Topic(offsetsTopic)
+	if t == nil {
+		return fail(protocol.CodeCoordinatorNotAvailable, "the offsets topic could not be created")
+	}
+	index := b.groups.PartitionFor(key)
+	if int(index) >= len(t.Partitions) || t.Partitions[index] == nil {
+		return fail(protocol.CodeCoordinatorNotAvailable, "the group's partition of the offsets topic does not exist")
+	}
+	p := t.Partitions[index]
+	br := im.Broker(p.Leader)
+	if br == nil || br.Fenced {
+		return fail(protocol.CodeCoordinatorNotAvailable, "the group's partition of the offsets topic has no leader")
+	}
+	ep, ok := br.Endpoint(r.c.listener.name)
+	if !ok {
+		return fail(protocol.CodeCoordinatorNotAvailable, "the coordinator has no listener of this name")
+	}
+	c.NodeID, c.Host, c.Port = br.ID, ep.Host, ep.Port
+	return c
+}
+
+// offsetCommit turns the topic ids of version 10 into names for the
+// coordinator, which knows topics by name as its records do.
+func (b *Broker) offsetCommit(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
+	req := in.(*kmsg.OffsetCommitRequest)
+	im := b.meta.Image()
+	known := req.Topics[:0:0]
+	var unknown []kmsg.OffsetCommitResponseTopic
+	for _, t := range req.Topics {
+		if req.Version >= 10 {
+			it := im.TopicByID(t.TopicID)
+			if it == nil {
+				unknown = append(unknown, refusedCommit(t, protocol.CodeUnknownTopicID))
+				continue
+			}
+			t.Topic = it.Name
+		} else if im.Topic(t.Topic) == nil {
+			unknown = append(unknown, refusedCommit(t, protocol.CodeUnknownTopicOrPartition))
+			continue
+		}
+		known = append(known, t)
+	}
+	req.Topics = known
+	resp := b.groups.OffsetCommit(ctx, req)
+	if resp == nil {
+		return nil
+	}
+	if req.Version >= 10 {
+		for i := range resp.Topics {
+			if it := im.Topic(resp.Topics[i].Topic); it != nil {
+				resp.Topics[i].TopicID = it.ID
+			}
+		}
+	}
+	resp.Topics = append(resp.Topics, unknown...)
+	return resp
+}
+
+func refusedCommit(t kmsg.OffsetCommitRequestTopic, code int16) kmsg.OffsetCommitResponseTopic {
+	out := kmsg.NewOffsetCommitResponseTopic()
+	out.Topic, out.TopicID = t.Topic, t.TopicID
+	for _, p := range t.Partitions {
+		rp := kmsg.NewOffsetCommitResponseTopicPartition()
+		rp.Partition, rp.ErrorCode = p.Partition, code
+		out.Partitions = append(out.Partitions, rp)
+	}
+	return out
+}
+
+// offsetFetch is offsetCommit's counterpart.
+func (b *Broker) offsetFetch(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
+	req := in.(*kmsg.OffsetFetchRequest)
+	req.Groups = distinct(req.Groups, func(g kmsg.OffsetFetchRequestGroup) any { return g.Group })
+	im := b.meta.Image()
+	type refusal struct {
+		group int
+		topic kmsg.OffsetFetchResponseGroupTopic
+	}
+	var refused []refusal
+	if req.Version >= 10 {
+		for g := range req.Groups {
+			gr := &req.Groups[g]
+			if gr.Topics == nil {
+				continue
+			}
+			known := make([]kmsg.OffsetFetchRequestGroupTopic, 0, len(gr.Topics))
+			for _, t := range gr.Topics {
+				if it := im.TopicByID(t.TopicID); it != nil {
+					t.Topic = it.Name
+					known = append(known, t)
+					continue
+				}
+				out := kmsg.NewOffsetFetchResponseGroupTopic()
+				out.TopicID = t.TopicID
+				for _, p := range t.Partitions {
+					rp := kmsg.NewOffsetFetchResponseGroupTopicPartition()
+					rp.Partition, rp.Offset, rp.ErrorCode = p, -1, protocol.CodeUnknownTopicID
+					out.Partitions = append(out.Partitions, rp)
+				}
+				refused = append(refused, refusal{g, out})
+			}
+			gr.Topics = known
+		}
+	}
+	resp := b.groups.OffsetFetch(ctx, req)
+	if resp == nil || req.Version < 10 {
+		return resp
+	}
+	for g := range resp.Groups {
+		kept := resp.Groups[g].Topics[:0]
+		for _, t := range resp.Groups[g].Topics {
+			it := im.Topic(t.Topic)
+			if it == nil {
+				continue // deleted since: it has no id to be named by
+			}
+			t.TopicID = it.ID
+			kept = append(kept, t)
+		}
+		resp.Groups[g].Topics = kept
+	}
+	for _, x := range refused {
+		if x.group < len(resp.Groups) {
+			resp.Groups[x.group].Topics = append(resp.Groups[x.group].Topics, x.topic)
+		}
+	}
+	return resp
+}
+
+// newGroups makes the group coordinator; its shards come and go with the
+// leaderships of the offsets topic.
+func (b *Broker) newGroups() *coordinator.Coordinator {
+	partitions := int32(0)
+	if t := b.meta.Image().Topic(offsetsTopic); t != nil {
+		partitions = int32(len(t.Partitions))
+	}
+	c := b.conf()
+	return coordinator.New(coordinator.Options{
+		Log: groupLog{b}, Logger: b.log,
+		Groups: group.Config{
+			MinSessionTimeout: c.GroupMinSessionTimeout, MaxSessionTimeout: c.GroupMaxSessionTimeout,
+			InitialRebalanceDelay: c.GroupInitialRebalanceDelay, MaxSize: c.GroupMaxSize,
+			OffsetMetadataMax: c.OffsetMetadataMaxBytes, OffsetsRetention: c.OffsetsRetention,
+		},
+		Codec: batch.Codec(c.OffsetsTopicCodec), ReplyTimeout: c.OffsetsCommitTimeout, ExpiryInterval: c.OffsetsRetentionCheckInterval,
+		MaxBytes: b.opts.GroupBytes,
+	}, partitions)
+}
+
+// groupLog is the offsets topic as the coordinator sees it (coordinator.Log).
+type groupLog struct{ b *Broker }
+
+func (l groupLog) find(index int32) *replica { return l.b.replicas.find(offsetsTopic, index) }
+
+// Append queues a batch; done is told its offset once it is committed.
+func (l groupLog) Append(index, leaderEpoch int32, run []byte, done func(base int64, err error)) {
+	r := l.find(index)
+	if r == nil || r.view.Load().Role != partition.Leader || r.view.Load().Epoch != leaderEpoch {
+		done(-1, codeError(protocol.CodeNotCoordinator))
+		return
+	}
+	ctx, cancel := context.WithTimeout(l.b.ctx, internalAppendTimeout)
+	defer cancel()
+	r.appendInternal(ctx, run, func(base int64, code int16) {
+		if code != 0 {
+			done(-1, codeError(code))
+			return
+		}
+		done(base, nil)
+	})
+}
+
+// internalAppendTimeout bounds the wait for room in the log's queue.
+const internalAppendTimeout = 5 * time.Second
+
+// Read returns batches from offset on, wherever they are, up to the log's end:
+// what was appended in an earlier epoch is part of the state, committed or not.
+func (l groupLog) Read(ctx context.Context, index int32, offset int64, maxBytes int) (chunks [][]byte, next int64, release func(), err error) {
+	r := l.find(index)
+	if r == nil {
+		return nil, 0, nil, codeError(protocol.CodeNotCoordinator)
+	}
+	v := r.view.Load()
+	if offset >= v.LogEnd {
+		return nil, offset, func() {}, nil
+	}
+	if offset < r.localStart() {
+		run, err := l.b.tier.Read(ctx, r.topicID, r.index, offset, maxBytes)
+		if err != nil {
+			return nil, 0, nil, err
+		}
+		return run.Chunks, run.Next, run.Release, nil
+	}
+	run, err := l.b.log_.Read(r.localID(), offset, maxBytes, v.LogEnd)
+	if err != nil {
+		return nil, 0, nil, err
+	}
+	return run.Chunks, run.Next, run.Release, nil
+}
+
+// Extent returns the offsets that a load has to read: [start, end).
+func (l groupLog) Extent(index int32) (start, end int64) {
+	r := l.find(index)
+	if r == nil {
+		return 0, 0
+	}
+	v := r.view.Load()
+	return v.LogStart, v.LogEnd
+}
+
+// codeError is a Kafka error code as an error.
+type codeError int16
+
+func (e codeError) Error() string { return protocol.Name(int16(e)) + ": " + protocol.Message(int16(e)) }
+
+// Code is what callers outside this package see of it.
+func (e codeError) Code() int16 { return int16(e) }
+
+// leaderStarted tells the coordinators what this broker leads now.
+func (b *Broker) leaderStarted(r *replica, epoch int32) {
+	b.ev.LeaderStarted()
+	if r.topic == offsetsTopic {
+		b.groups.Elected(r.index, epoch)
+	}
+}
+
+// leaderStopped tells them what it does not lead any more.
+func (b *Broker) leaderStopped(r *replica, _ int32) {
+	b.ev.LeaderStopped()
+	if r.topic == offsetsTopic {
+		b.groups.Resigned(r.index)
+	}
+}

@@ -1,0 +1,193 @@
+package broker
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/varve/varve/config"
+	"github.com/varve/varve/metadata/image"
+)
+
+// listener is one named listener: where clients reach the broker, and the
+// address that metadata tells those who came this way.
+type listener struct {
+	b        *Broker
+	name     string
+	nl       net.Listener
+	endpoint image.Endpoint
+	creation *rate.Limiter // nil: no bound
+}
+
+func (l *listener) close() { l.nl.Close() }
+
+// Bound are listeners that are bound and accept nobody yet: what to advertise
+// has to be known before the broker registers.
+type Bound struct{ listeners []*listener }
+
+// Bind binds the configured listeners and returns what to advertise. A port
+// of 0 is bound to a free one, and that one is advertised.
+func Bind(cfg *config.BrokerConfig, log *slog.Logger) (*Bound, []image.Endpoint, error) {
+	bound := &Bound{}
+	var out []image.Endpoint
+	for _, ls := range cfg.Listeners {
+		addr := net.JoinHostPort(ls.Host, fmt.Sprint(ls.Port))
+		nl, err := net.Listen("tcp", addr)
+		if err != nil {
+			bound.Close()
+			return nil, nil, fmt.Errorf("broker: listener %s cannot listen on %s: %w", ls.Name, addr, err)
+		}
+		ep := image.Endpoint{Listener: ls.Name, Host: ls.AdvertisedHost, Port: int32(ls.AdvertisedPort), Protocol: ls.Protocol}
+		if ls.AdvertisedPort == 0 {
+			ep.Port = int32(nl.Addr().(*net.TCPAddr).Port)
+		}
+		if !isLoopback(ls.Host) {
+			log.Warn("a plaintext listener is reachable from other machines: whoever reaches it can read, write and delete everything",
+				"listener", ls.Name, "address", nl.Addr().String())
+		}
+		l := &listener{name: ls.Name, nl: nl, endpoint: ep}
+		if r := cfg.MaxConnectionCreationRate; r > 0 && r < 1<<30 {
+			l.creation = rate.NewLimiter(rate.Limit(r), r)
+		}
+		bound.listeners = append(bound.listeners, l)
+		out = append(out, ep)
+	}
+	return bound, out, nil
+}
+
+// Close gives the addresses back.
+func (b *Bound) Close() {
+	for _, l := range b.listeners {
+		l.close()
+	}
+}
+
+func isLoopback(host string) bool {
+	if strings.EqualFold(host, "localhost") {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}
+
+// Serve accepts connections on the bound listeners until Close.
+func (b *Broker) Serve(bound *Bound) {
+	b.mu.Lock()
+	b.listeners = bound.listeners
+	b.mu.Unlock()
+	for _, l := range bound.listeners {
+		l.b = b
+	}
+	for _, l := range b.listeners {
+		b.wg.Add(1)
+		go func() {
+			defer b.wg.Done()
+			l.accept()
+		}()
+	}
+}
+
+// accept admits connections within the limits. One that is over a limit is
+// closed at once, as Kafka does; nothing is read from it.
+func (l *listener) accept() {
+	b := l.b
+	backoff := time.Duration(0)
+	for {
+		nc, err := l.nl.Accept()
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			// Out of descriptors, most likely: accepting resumes when
+			// connections end.
+			backoff = min(max(2*backoff, 5*time.Millisecond), time.Second)
+			b.log.Error("connection not accepted", "listener", l.name, "err", err, "retry_in", backoff)
+			time.Sleep(backoff)
+			continue
+		}
+		backoff = 0
+		if l.creation != nil && !l.creation.Allow() {
+			// max.connection.creation.rate: hold back rather than refuse.
+			l.creation.Wait(b.ctx)
+		}
+		setBuffers(nc, b.conf())
+		c := newConn(b, l, nc)
+		if why := b.admit(c); why != "" {
+			b.ev.ConnectionRefused()
+			if b.badInputLog.Allow() {
+				b.log.Warn("connection refused", "remote", nc.RemoteAddr().String(), "listener", l.name, "why", why)
+			}
+			c.cancel()
+			nc.Close()
+			continue
+		}
+		go func() {
+			defer b.wg.Done()
+			c.serve()
+			b.leave(c)
+		}()
+	}
+}
+
+// admit counts a connection in, or says which limit it is over.
+func (b *Broker) admit(c *conn) string {
+	ip := remoteIP(c.nc)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	limit := b.conf().MaxConnectionsPerIP
+	if n, ok := b.conf().MaxConnectionsPerIPOverrides[ip]; ok {
+		limit = n
+	}
+	switch {
+	case b.draining.Load():
+		return "the broker is shutting down"
+	case len(b.conns) >= b.conf().MaxConnections:
+		return fmt.Sprintf("max.connections=%d reached", b.conf().MaxConnections)
+	case b.perIP[ip] >= limit:
+		return fmt.Sprintf("max.connections.per.ip=%d reached", limit)
+	}
+	b.conns[c] = struct{}{}
+	b.perIP[ip]++
+	b.wg.Add(1)
+	b.ev.Connections(len(b.conns))
+	return ""
+}
+
+func (b *Broker) leave(c *conn) {
+	ip := remoteIP(c.nc)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.conns, c)
+	if b.perIP[ip]--; b.perIP[ip] <= 0 {
+		delete(b.perIP, ip)
+	}
+	b.ev.Connections(len(b.conns))
+}
+
+func remoteIP(nc net.Conn) string {
+	host, _, err := net.SplitHostPort(nc.RemoteAddr().String())
+	if err != nil {
+		return nc.RemoteAddr().String()
+	}
+	return host
+}
+
+// setBuffers sets the socket's buffers where they were configured; without
+// that the kernel sizes them, which it does better than a number from a file.
+func setBuffers(nc net.Conn, c *config.BrokerConfig) {
+	t, ok := nc.(*net.TCPConn)
+	if !ok {
+		return
+	}
+	if _, set := c.Static["socket.send.buffer.bytes"]; set && c.SocketSendBufferBytes > 0 {
+		t.SetWriteBuffer(c.SocketSendBufferBytes)
+	}
+	if _, set := c.Static["socket.receive.buffer.bytes"]; set && c.SocketReceiveBufferBytes > 0 {
+		t.SetReadBuffer(c.SocketReceiveBufferBytes)
+	}
+}

@@ -1,0 +1,711 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/varve/varve/broker/partition"
+	"github.com/varve/varve/broker/protocol"
+	"github.com/varve/varve/config"
+	"github.com/varve/varve/metadata/image"
+	"github.com/varve/varve/tiering"
+	"github.com/varve/varve/wal"
+	"github.com/varve/varve/wal/batch"
+	"github.com/varve/varve/wal/lineage"
+	"github.com/varve/varve/wal/producer"
+	"github.com/varve/varve/wal/slab"
+)
+
+// replica binds one partition's state machine to the log, the bucket, and the
+// clients that wait for it.
+//
+// Lock ordering: mu, then the log's own locks. watchMu is taken alone, then
+// the lock of a fetch session. Nothing is sent and no I/O is done under mu:
+// an append is queued, a durable end comes back later.
+type replica struct {
+	b        *Broker
+	topicID  [16]byte
+	topic    string
+	index    int32
+	internal bool
+
+	config atomic.Pointer[config.TopicConfig]
+	view   atomic.Pointer[partition.View] // what readers see; never nil
+	pid    atomic.Uint64                  // wal.PartitionID, 0 until there is a local log
+
+	mu       sync.Mutex
+	st       *partition.State
+	recov    *wal.Recovered // what the log held at start, until the first leadership takes it
+	waiting  []appendWait   // appended, not yet below the high watermark; ascending by end
+	ages     []ageMark      // when what is not uploaded yet was appended; ascending
+	unsaved  bool           // producer state changed since its last snapshot in the log
+	savedAt  int64          // offset of that snapshot, -1 without one
+	maxTS    int64          // largest batch timestamp appended since start, -1 without one
+	started  bool           // leads and serves
+	stopped  bool           // deleted or moved away: for good
+	lastSeen int32          // leader epoch of the last image applied
+	term     partition.Term // the leadership that metadata gave this broker last
+	offline  error          // why the partition does not serve although it should
+
+	lead context.CancelFunc // ends what goes on for the current leadership
+
+	watchMu sync.Mutex
+	watches map[*watch]struct{}
+}
+
+// appendWait is one append that somebody waits for.
+type appendWait struct {
+	end     int64
+	bytes   int64
+	durable func(code int16) // acks=1: told when durable here; nil once told
+	commit  func(code int16) // acks=all: told when below the high watermark
+}
+
+func newReplica(b *Broker, t *image.Topic, index int32, rec *wal.Recovered) *replica {
+	r := &replica{
+		b: b, topicID: t.ID, topic: t.Name, index: index, internal: t.Internal,
+		recov: rec, maxTS: -1, savedAt: -1, lastSeen: -1, watches: map[*watch]struct{}{},
+	}
+	r.view.Store(&partition.View{Role: partition.Offline, Epoch: -1})
+	if rec != nil {
+		r.pid.Store(uint64(rec.ID))
+	}
+	return r
+}
+
+func (r *replica) String() string { return fmt.Sprintf("%s-%d", r.topic, r.index) }
+
+func (r *replica) localID() wal.PartitionID { return wal.PartitionID(r.pid.Load()) }
+
+func (r *replica) cfg() *config.TopicConfig { return r.config.Load() }
+
+// localStart is the first offset that the log on this broker still has.
+func (r *replica) localStart() int64 {
+	if r.pid.Load() == 0 {
+		return r.view.Load().LogStart
+	}
+	start, _ := r.b.log_.Bounds(r.localID())
+	return start
+}
+
+// publish makes the state visible to readers. Called with mu held.
+func (r *replica) publish() {
+	v := r.st.View()
+	if !r.started {
+		v.Role = partition.Offline
+	}
+	r.view.Store(&v)
+}
+
+// keepTrying takes the leadership over again and again until it succeeds or
+// ends: the metadata store or the bucket may be away.
+func (r *replica) keepTrying(ctx context.Context, err error) {
+	backoff := 50 * time.Millisecond
+	for {
+		if ctx.Err() != nil {
+			return
+		}
+		r.mu.Lock()
+		r.offline = err
+		r.mu.Unlock()
+		if errors.Is(err, errSuspect) {
+			r.b.log.Error("partition stays offline", "partition", r.String(), "err", err)
+			return
+		}
+		r.b.log.Warn("leadership not taken over yet", "partition", r.String(), "err", err)
+		select {
+		case <-time.After(backoff):
+		case <-ctx.Done():
+			return
+		}
+		backoff = min(2*backoff, 5*time.Second)
+		if err = r.tryLead(ctx); err == nil {
+			return
+		}
+	}
+}
+
+// errSuspect keeps a partition offline: serving it could serve wrong records,
+// and cutting it could lose acknowledged ones.
+var errSuspect = errors.New("the local log has corrupt blocks, so that records of this partition may be missing or wrong; with no other replica, " +
+	"start the broker once with --accept-corrupt-log to go on with what is intact, losing the rest")
+
+// tryLead begins a leadership: the head of the manifest is read, the local log
+// is taken over or started, and only then does the partition serve.
+func (r *replica) tryLead(ctx context.Context) error {
+	state, err := r.b.tier.Lead(ctx, r)
+	if err != nil {
+		return fmt.Errorf("read manifest head: %w", err)
+	}
+	r.mu.Lock()
+	rec, st := r.recov, r.st
+	r.mu.Unlock()
+
+	if st == nil && rec != nil {
+		switch {
+		case rec.Suspect && !r.b.opts.AcceptCorruptLog && rec.End > state.RemoteEnd:
+			return errSuspect
+		case rec.End < state.RemoteEnd:
+			// Everything that was committed is in the bucket; what this log
+			// holds is older than that, or of a lost history.
+			r.b.log.Warn("local log dropped: it ends below the remote end", "partition", r.String(),
+				"local_end", rec.End, "remote_end", state.RemoteEnd)
+			r.b.log_.Drop(rec.ID, nil)
+			r.pid.Store(0)
+		default:
+			if st, err = r.restore(ctx, rec, state); err != nil {
+				return fmt.Errorf("restore producer state: %w", err)
+			}
+		}
+	}
+	if st == nil {
+		if st, err = r.startLocal(ctx, state); err != nil {
+			return err
+		}
+	}
+	st.LiftTo(state.RemoteEnd, state.LogStart)
+
+	r.mu.Lock()
+	if ctx.Err() != nil || r.stopped {
+		r.mu.Unlock()
+		return ctx.Err()
+	}
+	t := r.term
+	r.st, r.recov, r.offline = st, nil, nil
+	began, err := st.Lead(t)
+	if err != nil {
+		r.mu.Unlock()
+		return err
+	}
+	if began.NewEpoch {
+		r.b.log_.Epoch(r.localID(), began.Epoch, began.Start, nil)
+	}
+	r.started = true
+	r.publish()
+	r.mu.Unlock()
+	r.b.log_.SetReclaimable(r.localID(), max(state.RemoteEnd, state.LogStart))
+	r.changed()
+	r.b.leaderStarted(r, t.Epoch)
+	return nil
+}
+
+// restore rebuilds the state of a partition from its newest producer snapshot
+// in the log and the batches since. Where the log no longer holds all batches
+// since that snapshot, the newest object's snapshot is the newer one: nothing
+// leaves the log before the bucket has it (I2).
+func (r *replica) restore(ctx context.Context, rec *wal.Recovered, state tiering.State) (*partition.State, error) {
+	producers, from := producer.New(), int64(0)
+	savedAt := int64(-1)
+	if rec.Snapshot != nil {
+		p, off, err := producer.Decode(rec.Snapshot)
+		if err != nil {
+			return nil, err
+		}
+		producers, from, savedAt = p, off, off
+	}
+	if from < rec.Start && from < state.RemoteEnd {
+		_, snap, end, err := r.b.tier.Tail(ctx, r.topicID, r.index)
+		if err != nil {
+			return nil, fmt.Errorf("read the newest object's footer: %w", err)
+		}
+		if len(snap) > 0 && end > from {
+			if producers, _, err = producer.Decode(snap); err != nil {
+				return nil, fmt.Errorf("producer snapshot of the newest object: %w", err)
+			}
+			from = end
+		}
+	}
+	from = max(from, rec.Start)
+	maxTS := int64(-1)
+	for from < rec.End {
+		run, err := r.b.log_.Read(rec.ID, from, 4<<20, rec.End)
+		if err != nil {
+			return nil, fmt.Errorf("read [%d, %d) of the local log: %w", from, rec.End, err)
+		}
+		if run.Next <= from {
+			run.Release()
+			return nil, fmt.Errorf("the local log has no batch at %d although it ends at %d", from, rec.End)
+		}
+		for _, chunk := range run.Chunks {
+			err = batch.Walk(chunk, func(h batch.Header, b []byte) error {
+				maxTS = max(maxTS, h.MaxTimestamp)
+				if h.ProducerID >= 0 && h.BaseOffset >= from {
+					producers.Apply(h, b)
+				}
+				return nil
+			})
+			if err != nil {
+				break
+			}
+		}
+		from = run.Next
+		run.Release()
+		if err != nil {
+			return nil, err
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+	}
+	r.mu.Lock()
+	r.maxTS = max(r.maxTS, maxTS)
+	r.mark(rec.Start, time.Now().UnixMilli())
+	r.unsaved, r.savedAt = true, savedAt
+	r.mu.Unlock()
+	producers.SetLimit(r.b.conf().MaxProducersPerPartition)
+	logStart := state.LogStart
+	if state.RemoteEnd < rec.Start {
+		// Nothing in the bucket reaches up to what is here.
+		logStart = max(logStart, rec.Start)
+	}
+	return partition.New(r.b.opts.BrokerID, partition.Recovered{
+		LogStart: logStart,
+		LogEnd:   rec.End, HighWatermark: rec.HighWatermark, RemoteEnd: state.RemoteEnd,
+		Lineage: rec.Lineage, Producers: producers,
+	}), nil
+}
+
+// startLocal begins a local log: at the start for a new partition, at the
+// remote end for one whose local log is gone.
+func (r *replica) startLocal(ctx context.Context, state tiering.State) (*partition.State, error) {
+	start, lin, producers := state.LogStart, lineage.Lineage(nil), producer.New()
+	var snapshot []byte
+	if state.RemoteEnd > 0 {
+		l, snap, end, err := r.b.tier.Tail(ctx, r.topicID, r.index)
+		if err != nil {
+			return nil, fmt.Errorf("read the newest object's footer: %w", err)
+		}
+		start, lin, snapshot = max(end, state.LogStart), l, snap
+		if len(snap) > 0 {
+			p, _, err := producer.Decode(snap)
+			if err != nil {
+				return nil, fmt.Errorf("producer snapshot of the newest object: %w", err)
+			}
+			producers = p
+		}
+		r.b.log.Warn("local log starts at the remote end: records that were acknowledged but not uploaded are lost if this broker was the only replica",
+			"partition", r.String(), "remote_end", start)
+		r.b.ev.RestartedAtRemoteEnd()
+	}
+	producers.SetLimit(r.b.conf().MaxProducersPerPartition)
+	id := r.b.log_.Create(r.topicID, r.index, start, lin, snapshot, nil)
+	r.pid.Store(uint64(id))
+	return partition.New(r.b.opts.BrokerID, partition.Recovered{
+		LogStart: state.LogStart, LogEnd: start, HighWatermark: start, RemoteEnd: state.RemoteEnd,
+		Lineage: lin, Producers: producers,
+	}), nil
+}
+
+// resign ends the leadership: whoever waits is told to look for the leader.
+func (r *replica) resign(epoch int32, code int16) {
+	r.mu.Lock()
+	if r.lead != nil {
+		r.lead()
+		r.lead = nil
+	}
+	was := r.started
+	r.started = false
+	waiting := r.waiting
+	r.waiting = nil
+	if r.st != nil {
+		r.st.Resign(epoch)
+		r.publish()
+	}
+	r.mu.Unlock()
+	if was {
+		r.b.leaderStopped(r, epoch)
+	}
+	r.b.tier.Resign(r.topicID, r.index)
+	for _, w := range waiting {
+		w.fail(code)
+	}
+	r.changed()
+}
+
+func (w *appendWait) fail(code int16) {
+	if w.durable != nil {
+		w.durable(code)
+	}
+	if w.commit != nil {
+		w.commit(code)
+	}
+}
+
+// appendArgs is one validated batch on its way into the log.
+type appendArgs struct {
+	header batch.Header
+	bytes  []byte
+	buf    *slab.Buf // holds bytes; retained by the log; nil when bytes belong to nobody else
+	origin partition.Origin
+	class  wal.Class
+	acks   int16 // -1, 0, 1
+	// assigned is told the offset of the first record before the batch can
+	// become durable; it may be nil.
+	assigned func(base int64)
+	// done is told the outcome: for acks=-1 when the batch is below the high
+	// watermark, for 1 when it is durable here, for 0 at once.
+	done func(code int16)
+}
+
+// append gives the batch its place. Room in the log's queue has been reserved;
+// when the decision is not Append, the caller gives it back. This is the
+// commit point's beginning: the record counts from the moment the block that
+// holds it is fsynced, and done is told then.
+func (r *replica) append(a *appendArgs) partition.Decision {
+	now := time.Now().UnixMilli()
+	r.mu.Lock()
+	if !r.started {
+		r.mu.Unlock()
+		return partition.Decision{Kind: partition.Reject, Code: r.unavailable(), Message: "this broker does not lead the partition"}
+	}
+	d := r.st.Decide(a.header, a.origin, a.acks == -1, now)
+	if d.Kind != partition.Append {
+		r.mu.Unlock()
+		return d
+	}
+	a.header.BaseOffset = d.Base
+	v := r.view.Load()
+	batch.SetBaseOffset(a.bytes, d.Base)
+	batch.SetLeaderEpoch(a.bytes, v.Epoch)
+	end := a.header.NextOffset()
+	w := appendWait{end: end, bytes: int64(len(a.bytes))}
+	switch a.acks {
+	case -1:
+		w.commit = a.done
+	case 1:
+		w.durable = a.done
+	}
+	r.waiting = append(r.waiting, w)
+	r.st.Appended(a.header, a.bytes)
+	r.mark(d.Base, now)
+	r.maxTS = max(r.maxTS, a.header.MaxTimestamp)
+	r.unsaved = r.unsaved || a.header.ProducerID >= 0
+	r.publish()
+	if a.assigned != nil {
+		a.assigned(d.Base)
+	}
+	r.b.log_.Append(&wal.Append{
+		Partition: r.localID(), LeaderEpoch: v.Epoch, BaseOffset: d.Base, LastOffset: end - 1,
+		MaxTimestamp: a.header.MaxTimestamp, Run: a.bytes, Buf: a.buf, Class: a.class,
+		Done: func(err error) { r.durable(end, err) },
+	})
+	r.mu.Unlock()
+	return d
+}
+
+// unavailable is the code for a partition that this broker does not serve now.
+func (r *replica) unavailable() int16 {
+	if errors.Is(r.offline, errSuspect) {
+		return protocol.CodeKafkaStorageError
+	}
+	return protocol.CodeNotLeaderOrFollower
+}
+
+// durable takes the log's word that everything below end is on stable storage
+// here. It runs on the log's completion goroutine and does not block.
+func (r *replica) durable(end int64, err error) {
+	if err != nil {
+		// The log has failed and the process is about to end. What was not
+		// fsynced is not acknowledged.
+		r.mu.Lock()
+		waiting := r.waiting
+		r.waiting = nil
+		r.mu.Unlock()
+		for _, w := range waiting {
+			w.fail(protocol.CodeKafkaStorageError)
+		}
+		return
+	}
+	r.mu.Lock()
+	if r.st == nil {
+		r.mu.Unlock()
+		return
+	}
+	moved := r.st.Durable(end)
+	tell, told, bytes := r.settle(end)
+	if moved {
+		r.publish()
+	}
+	r.mu.Unlock()
+	for _, f := range tell {
+		f(protocol.CodeNone)
+	}
+	if told != nil {
+		told(protocol.CodeNone)
+	}
+	if moved {
+		r.grown(bytes)
+	}
+}
+
+// settle takes off the queue what is below the high watermark, and returns who
+// is to be told, the first one apart so that the usual single wait costs no
+// slice. Called with mu held.
+func (r *replica) settle(durable int64) (tell []func(int16), one func(int16), bytes int64) {
+	add := func(f func(int16)) {
+		if one == nil {
+			one = f
+		} else {
+			tell = append(tell, f)
+		}
+	}
+	hw := r.st.View().HighWatermark
+	n := 0
+	for i := range r.waiting {
+		w := &r.waiting[i]
+		if w.end > durable && w.end > hw {
+			break
+		}
+		if w.durable != nil && w.end <= durable {
+			add(w.durable)
+			w.durable = nil
+		}
+		if w.end <= hw {
+			if w.commit != nil {
+				add(w.commit)
+			}
+			bytes += w.bytes
+			n = i + 1
+		}
+	}
+	clear(r.waiting[:n])
+	r.waiting = r.waiting[n:]
+	if len(r.waiting) == 0 {
+		r.waiting = nil
+	}
+	return tell, one, bytes
+}
+
+// snapshot queues the producer state into the log, so that a restart replays
+// only what came after it.
+func (r *replica) snapshot() { r.snapshotFor(0) }
+
+// snapshotFor is snapshot for when the records below start are about to leave
+// the log: it also makes one if the last is older than that, so that a restart
+// finds the state here and does not depend on the bucket.
+func (r *replica) snapshotFor(start int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.started || !r.unsaved && (start == 0 || r.savedAt >= start) {
+		return
+	}
+	end := r.st.View().LogEnd
+	r.unsaved, r.savedAt = false, end
+	r.b.log_.Snapshot(r.localID(), end, r.st.Producers().Encode(end), nil)
+}
+
+// What the uploader asks (tiering.Replica).
+
+func (r *replica) TopicID() [16]byte  { return r.topicID }
+func (r *replica) TopicName() string  { return r.topic }
+func (r *replica) Partition() int32   { return r.index }
+func (r *replica) LeaderEpoch() int32 { return r.leaderEpoch() }
+
+// leaderEpoch is the epoch of the leadership that metadata gave this broker;
+// the view shows it only once the leadership has begun.
+func (r *replica) leaderEpoch() int32 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.term.Epoch
+}
+
+func (r *replica) Extent() (logStart, localStart, highWatermark, logEnd int64) {
+	v := r.view.Load()
+	if v.Role != partition.Leader {
+		return 0, 0, 0, 0
+	}
+	return v.LogStart, r.localStart(), v.HighWatermark, v.LogEnd
+}
+
+func (r *replica) Pending(from int64) (bytes int64, oldestMs int64) {
+	v := r.view.Load()
+	if v.Role != partition.Leader || from >= v.HighWatermark {
+		return 0, 0
+	}
+	r.mu.Lock()
+	for len(r.ages) > 1 && r.ages[1].offset <= from {
+		r.ages = r.ages[1:]
+	}
+	if len(r.ages) > 0 {
+		oldestMs = r.ages[0].ms
+	}
+	r.mu.Unlock()
+	return r.b.log_.BytesBetween(r.localID(), from, v.HighWatermark), oldestMs
+}
+
+// ageMark says when the records from offset on began to be appended. A mark is
+// made at most every ageStep, which is as exact as a flush interval needs.
+type ageMark struct {
+	offset, ms int64
+}
+
+const (
+	ageStep = 100 // milliseconds
+	maxAges = 1024
+)
+
+// mark notes the time of an append at offset. Called with mu held.
+func (r *replica) mark(offset, now int64) {
+	if n := len(r.ages); n > 0 && now-r.ages[n-1].ms < ageStep {
+		return
+	}
+	if len(r.ages) == maxAges {
+		// Thinned to every other mark: the oldest stays, the rest get coarser.
+		for i := 1; i < maxAges/2; i++ {
+			r.ages[i] = r.ages[2*i]
+		}
+		r.ages = r.ages[:maxAges/2]
+	}
+	r.ages = append(r.ages, ageMark{offset, now})
+}
+
+func (r *replica) Read(offset int64, maxBytes int, upTo int64) (tiering.Run, error) {
+	v := r.view.Load()
+	run, err := r.b.log_.Read(r.localID(), offset, maxBytes, min(upTo, v.HighWatermark))
+	if err != nil {
+		return tiering.Run{}, err
+	}
+	return tiering.Run{Chunks: run.Chunks, Base: run.Base, Next: run.Next, Release: run.Release}, nil
+}
+
+func (r *replica) Lineage() lineage.Lineage {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.st == nil {
+		return nil
+	}
+	return r.st.Lineage()
+}
+
+// Committed takes what a committed manifest head says, as read back: only now
+// may the log reclaim what the head covers (I2).
+func (r *replica) Committed(s tiering.State) {
+	r.mu.Lock()
+	if r.st == nil || !r.started {
+		r.mu.Unlock()
+		return
+	}
+	moved := r.st.LiftTo(s.RemoteEnd, s.LogStart)
+	r.publish()
+	r.mu.Unlock()
+	r.b.log_.SetReclaimable(r.localID(), max(s.RemoteEnd, s.LogStart))
+	if moved {
+		r.changed()
+	}
+}
+
+// stop ends the replica for good and gives its local log back.
+func (r *replica) stop() {
+	r.mu.Lock()
+	r.stopped = true
+	epoch := r.lastSeen
+	r.mu.Unlock()
+	r.resign(epoch, protocol.CodeUnknownTopicOrPartition)
+	if id := r.localID(); id != 0 {
+		r.b.log_.Drop(id, nil)
+	}
+}
+
+// durableEnd is where the records end that are on stable storage here.
+func (r *replica) durableEnd() int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.st == nil {
+		return 0
+	}
+	return r.st.DurableEnd()
+}
+
+// notServing is the error code for a partition that is here but not served.
+func (r *replica) notServing() int16 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.unavailable()
+}
+
+// endOfEpoch answers OffsetForLeaderEpoch from the lineage.
+func (r *replica) endOfEpoch(epoch int32) (int32, int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.st == nil {
+		return -1, -1
+	}
+	return r.st.EndOfEpoch(epoch)
+}
+
+// epochAt is the leader epoch that the record at offset was appended in.
+func (r *replica) epochAt(offset int64) int32 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.st == nil {
+		return -1
+	}
+	return r.st.Lineage().EpochAt(offset)
+}
+
+// aborted lists the aborted transactions with records in [from, to).
+func (r *replica) aborted(from, to int64) []producer.Aborted {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.st == nil {
+		return nil
+	}
+	return r.st.Producers().Aborted(from, to)
+}
+
+// retainLocally lets go of local records that object storage has and that
+// local.retention.bytes or local.retention.ms no longer keep here. -2 keeps
+// them while there is room: then the log decides.
+func (r *replica) retainLocally(nowMs int64) {
+	v := r.view.Load()
+	cfg := r.cfg()
+	if v.Role != partition.Leader || cfg == nil || cfg.LocalRetentionBytes < 0 && cfg.LocalRetentionMs < 0 {
+		return
+	}
+	id := r.localID()
+	start := r.localStart()
+	if start >= v.RemoteEnd {
+		return
+	}
+	to := start
+	if limit := cfg.LocalRetentionBytes; limit >= 0 {
+		// The lowest offset from which on no more than the limit is here.
+		lo, hi := start, v.RemoteEnd
+		for lo < hi {
+			mid := lo + (hi-lo)/2
+			if r.b.log_.BytesBetween(id, mid, v.LogEnd) > limit {
+				lo = mid + 1
+			} else {
+				hi = mid
+			}
+		}
+		to = max(to, lo)
+	}
+	if keep := cfg.LocalRetentionMs; keep >= 0 {
+		base, found, err := r.b.log_.Find(id, nowMs-keep, start, v.RemoteEnd)
+		switch {
+		case err != nil:
+			return
+		case found:
+			to = max(to, base)
+		default:
+			to = v.RemoteEnd
+		}
+	}
+	if to = min(to, v.RemoteEnd); to > start {
+		r.snapshotFor(to)
+		r.b.log_.Trim(id, to, nil)
+	}
+}
+
+func (r *replica) expireProducers(nowMs, expirationMs int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.started {
+		r.st.ExpireProducers(nowMs, expirationMs)
+	}
+}

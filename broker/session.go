@@ -1,0 +1,94 @@
+package broker
+
+import (
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// sessionEvictAfter is the age at which an unused fetch session may make room
+// for a new one (Kafka's min.incremental.fetch.session.eviction.ms).
+const sessionEvictAfter = 2 * time.Minute
+
+// sessionPartitionBytes is what one partition of a kept session may count as:
+// it takes about a fifth of that, so that sessions stay a small part beside the
+// responses, by whose share of the memory they are bounded.
+const sessionPartitionBytes = 1 << 10
+
+// sessions keeps incremental fetch sessions (KIP-227), at most slots of them
+// (max.incremental.fetch.session.cache.slots). A client that finds no slot is
+// served without a session.
+//
+// Lock ordering: mu, then a session's mu.
+type sessions struct {
+	slots         int
+	maxPartitions int64 // of all kept sessions together
+
+	partitions atomic.Int64 // changed with the lock of the session they belong to
+
+	mu   sync.Mutex
+	byID map[int32]*session
+}
+
+func newSessions(slots int, maxPartitions int64) *sessions {
+	return &sessions{slots: slots, maxPartitions: maxPartitions, byID: map[int32]*session{}}
+}
+
+// full says whether more partitions than are kept and n of a request under
+// way are too many.
+func (c *sessions) full(n int) bool { return c.partitions.Load()+int64(n) >= c.maxPartitions }
+
+func (c *sessions) find(id int32) *session {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.byID[id]
+}
+
+// create keeps s under a new id, or reports false when there is no room.
+func (c *sessions) create(s *session, now time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.slots <= 0 || c.full(len(s.watches)) {
+		return false
+	}
+	if len(c.byID) >= c.slots {
+		// The longest unused goes, if it is old enough.
+		var oldest *session
+		var at int64
+		for _, o := range c.byID {
+			o.mu.Lock()
+			used, busy := o.lastUsed, o.busy || o.parked != nil
+			o.mu.Unlock()
+			if !busy && (oldest == nil || used < at) {
+				oldest, at = o, used
+			}
+		}
+		if oldest == nil || now.UnixMilli()-at < sessionEvictAfter.Milliseconds() {
+			return false
+		}
+		delete(c.byID, oldest.id)
+		go c.end(oldest) // takes the replicas' locks, which are not to be taken under mu
+	}
+	for {
+		id := rand.Int32()
+		if id > 0 && c.byID[id] == nil {
+			s.id = id
+			c.byID[id] = s
+			c.partitions.Add(int64(len(s.watches)))
+			return true
+		}
+	}
+}
+
+func (c *sessions) remove(id int32) {
+	c.mu.Lock()
+	s := c.byID[id]
+	delete(c.byID, id)
+	c.mu.Unlock()
+	if s != nil {
+		c.end(s)
+	}
+}
+
+func (c *sessions) end(s *session) { c.partitions.Add(-int64(s.detach())) }

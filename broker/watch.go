@@ -1,0 +1,133 @@
+package broker
+
+import "sync"
+
+// A watch ties one partition of a fetch session to its replica. When the
+// partition changes (more below the high watermark, another log start, another
+// leader), the replica puts the watch on its session's list of partitions to
+// look at. So a session of a thousand idle partitions costs nothing while
+// nothing happens, and a fetch looks only at what moved.
+type watch struct {
+	s *session
+	r *replica // nil while the partition is unknown here
+
+	// Guarded by s.mu.
+	p     sessionPartition
+	dirty bool // on s.dirty
+	gone  bool // forgotten by the client
+}
+
+// touched lists a partition as one to look at; n is how many bytes came below
+// the high watermark, or wakeNow for a change that a parked fetch must see at
+// once. It reports false for a watch that nobody looks at any more.
+func (w *watch) touched(n int64) bool {
+	s := w.s
+	s.mu.Lock()
+	if w.gone {
+		s.mu.Unlock()
+		return false
+	}
+	if !w.dirty {
+		w.dirty = true
+		s.dirty = append(s.dirty, w)
+	}
+	var wake *parkedFetch
+	if f := s.parked; f != nil {
+		f.have += n
+		if f.have >= f.want {
+			s.parked = nil
+			wake = f
+		}
+	}
+	s.mu.Unlock()
+	if wake != nil {
+		go wake.resume()
+	}
+	return true
+}
+
+// wakeNow is more than any fetch waits for.
+const wakeNow = int64(1) << 60
+
+func (r *replica) addWatch(w *watch) {
+	r.watchMu.Lock()
+	r.watches[w] = struct{}{}
+	r.watchMu.Unlock()
+}
+
+func (r *replica) dropWatch(w *watch) {
+	r.watchMu.Lock()
+	delete(r.watches, w)
+	r.watchMu.Unlock()
+}
+
+// grown tells the watches that n more bytes are below the high watermark.
+func (r *replica) grown(n int64) {
+	r.watchMu.Lock()
+	for w := range r.watches {
+		if !w.touched(n) {
+			// Its session ended while the watch was being set.
+			delete(r.watches, w)
+		}
+	}
+	r.watchMu.Unlock()
+}
+
+// changed tells the watches that the partition is not what it was.
+func (r *replica) changed() { r.grown(wakeNow) }
+
+// session is the partitions that one consumer reads: kept over requests
+// (KIP-227) or made for a single one.
+//
+// Lock ordering: a replica's watchMu comes before mu; nothing is called out
+// under mu.
+type session struct {
+	id int32 // 0: not kept
+
+	mu       sync.Mutex
+	epoch    int32 // of the next request
+	watches  map[partitionKey]*watch
+	order    []*watch // of a full request: the client's order
+	dirty    []*watch // to look at, oldest first
+	parked   *parkedFetch
+	lastUsed int64 // ms
+	busy     bool  // a request is being answered
+}
+
+// partitionKey names a partition as the request did: by id from version 13 on.
+type partitionKey struct {
+	id    [16]byte
+	topic string
+	index int32
+}
+
+// sessionPartition is what the client said of a partition, and what it was
+// told of it.
+type sessionPartition struct {
+	key              partitionKey
+	fetchOffset      int64
+	maxBytes         int32
+	currentEpoch     int32
+	lastFetchedEpoch int32
+	toldHW           int64
+	toldLogStart     int64
+}
+
+// detach ends a session: no replica refers to it any more. It returns how many
+// partitions it had.
+func (s *session) detach() int {
+	s.mu.Lock()
+	watches := s.watches
+	s.watches = nil
+	s.dirty, s.order = nil, nil
+	for _, w := range watches {
+		w.gone = true
+	}
+	s.mu.Unlock()
+	for _, w := range watches {
+		if w.r != nil {
+			w.r.dropWatch(w)
+		}
+	}
+	return len(watches)
+}

@@ -1,0 +1,446 @@
+// Package server wires a broker together: configuration in, everything open,
+// serving; and closed again in the opposite order. It decides nothing. It is
+// the one place that knows all of wal, tiering, metadata and broker.
+package server
+
+import (
+	"context"
+
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/varve/varve/broker"
+	"github.com/varve/varve/config"
+	"github.com/varve/varve/internal/admin"
+	"github.com/varve/varve/metadata"
+	"github.com/varve/varve/metadata/etcd"
+	"github.com/varve/varve/metadata/image"
+	"github.com/varve/varve/tiering"
+	"github.com/varve/varve/tiering/cache"
+	"github.com/varve/varve/tiering/objstore"
+	"github.com/varve/varve/wal"
+	"github.com/varve/varve/wal/vfs"
+)
+
+// Options are what a server is made of.
+type Options struct {
+	Config *config.BrokerConfig
+	// Dev embeds etcd under DataDir, keeps objects there unless
+	// remote.storage.url says otherwise, and goes on from object storage by
+	// itself when the log directory was lost.
+	Dev     bool
+	DataDir string
+
+	AcceptCorruptLog bool
+	// AcceptLoss lets partitions whose only log was lost go on from the end of
+	// their object storage part.
+	AcceptLoss bool
+
+	Logger  *slog.Logger
+	Version string
+
+	// Of tests: another file system for the log, another bucket.
+	FS     vfs.FS
+	Bucket objstore.Bucket
+}
+
+// errStarting is what is asked of a server too early.
+var errStarting = errors.New("the broker is starting")
+
+// Server is a running broker.
+type Server struct {
+	o         Options
+	log       *slog.Logger
+	metrics   *metrics
+	etcd      *etcd.Server
+	chunks    *cache.Cache
+	client    *clientv3.Client
+	wal       *wal.Log
+	bucket    objstore.Bucket
+	node      *metadata.Node
+	tier      *tiering.Tier
+	broker    *broker.Broker
+	admin     *admin.Server
+	endpoints []image.Endpoint
+	memory    memory
+
+	up      atomic.Bool // everything is open and served
+	failed  chan error
+	stop    context.CancelFunc
+	wg      sync.WaitGroup
+	started time.Time
+}
+
+// memory is how memory.max.bytes is divided.
+type memory struct {
+	total, requests, responses, walQueue, walCache, walIndex, tierCache, groups int64
+}
+
+// divide gives each consumer of memory its share; settings that name one
+// themselves are kept.
+func divide(c *config.BrokerConfig) memory {
+	m := memory{total: c.MemoryMaxBytes}
+	// Together 76 %: the rest is for what is not counted, such as stacks,
+	// metadata, and what the collector has not taken back yet.
+	share := func(percent int64, set int64) int64 {
+		if set > 0 {
+			return set
+		}
+		return m.total / 100 * percent
+	}
+	m.requests = share(10, max(c.QueuedMaxRequestBytes, 0))
+	m.responses = share(10, 0)
+	m.walQueue = min(share(6, c.WALQueueBytes), 1<<30)
+	m.walCache = share(20, c.WALCacheBytes)
+	m.walIndex = share(4, 0)
+	m.tierCache = share(9, c.RemoteCacheMemoryBytes)
+	m.groups = share(5, 0)
+	return m
+}
+
+// Open brings a broker up. When it returns, clients are served.
+func Open(ctx context.Context, o Options) (s *Server, err error) {
+	s = &Server{o: o, log: o.Logger, metrics: newMetrics(), failed: make(chan error, 1), started: time.Now()}
+	defer func() {
+		if err != nil {
+			s.Close(context.Background())
+			s = nil
+		}
+	}()
+	c := o.Config
+	s.memory = divide(c)
+	// What is not counted (goroutines, metadata, garbage) has the rest; the
+	// collector works harder before the bound is reached.
+	debug.SetMemoryLimit(s.memory.total / 20 * 17)
+
+	store, err := s.openStore(ctx)
+	if err != nil {
+		return s, err
+	}
+	seenFile := filepath.Join(c.LogDir, "metadata.seen")
+	if err := os.MkdirAll(c.LogDir, 0o700); err != nil {
+		return s, fmt.Errorf("log.dirs: %w", err)
+	}
+	seen, err := metadata.ReadSeen(seenFile)
+	if err != nil {
+		return s, err
+	}
+	store.Saw(seen.Revision)
+	clusterID, err := store.EnsureCluster(ctx, first(seen.Cluster, c.ClusterID))
+	if err != nil {
+		return s, fmt.Errorf("metadata: %w (as remembered in %s: if log.dirs names another broker's directory, that is why)", err, seenFile)
+	}
+
+	var b atomic.Pointer[broker.Broker]
+	if s.wal, err = s.openLog(clusterID, func() {
+		if b := b.Load(); b != nil {
+			b.Checkpoint()
+		}
+	}); err != nil {
+		return s, err
+	}
+	if s.bucket, err = s.openBucket(ctx); err != nil {
+		return s, err
+	}
+	bound, endpoints, err := broker.Bind(c, s.log)
+	if err != nil {
+		return s, err
+	}
+	defer func() {
+		if err != nil {
+			bound.Close()
+		}
+	}()
+	s.endpoints = endpoints
+	// Before anything of the cluster is changed: a process that cannot have its
+	// addresses must not have raised epochs or accepted a loss.
+	if c.AdminListener != "" {
+		if s.admin, err = admin.Open(admin.Options{Listen: c.AdminListener, Registry: s.metrics.reg, Health: s.health, Ready: s.ready, Tier: s.TierStatus, Logger: s.log}); err != nil {
+			return s, fmt.Errorf("admin.listener: %w", err)
+		}
+	}
+	var advertised []image.Endpoint
+	for i, ep := range endpoints {
+		if c.Listeners[i].Advertised {
+			advertised = append(advertised, ep)
+		}
+	}
+	if s.node, err = metadata.Open(ctx, metadata.Options{
+		Store: store, BrokerID: c.NodeID, Rack: c.Rack, Endpoints: advertised, WAL: s.wal.UUID(), AcceptLoss: o.Dev || o.AcceptLoss,
+		SessionTimeout: c.SessionTimeout, HeartbeatInterval: c.HeartbeatInterval,
+		BrokerConfig: func() map[string]string { return c.Static }, SeenFile: seenFile, Logger: s.log.With("part", "metadata"),
+	}); err != nil {
+		return s, fmt.Errorf("metadata: %w", err)
+	}
+	if s.tier, err = s.openTier(clusterID); err != nil {
+		return s, err
+	}
+	if s.broker, err = broker.New(broker.Options{
+		BrokerID: c.NodeID, ClusterID: clusterID, Settings: c,
+		RequestBytes: s.memory.requests, ResponseBytes: s.memory.responses, GroupBytes: s.memory.groups,
+		Log: s.wal, Tier: s.tier, Metadata: s.node, Logger: s.log.With("part", "broker"), Events: s.metrics.brokerEvents(),
+		AcceptCorruptLog: o.AcceptCorruptLog, Version: o.Version, Reconfigure: s.reconfigure,
+	}); err != nil {
+		return s, err
+	}
+	b.Store(s.broker)
+	s.node.Subscribe(s.broker.Follow)
+	register, cancel := context.WithTimeout(ctx, c.RegistrationTimeout)
+	defer cancel()
+	if err = s.node.Register(register); err != nil {
+		return s, fmt.Errorf("register with the cluster: %w", err)
+	}
+	run, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	s.wg.Add(1)
+	go func() {
+		defer s.wg.Done()
+		s.broker.Run(run)
+	}()
+	s.takeOver(ctx)
+	s.broker.Serve(bound)
+	s.metrics.watch(s)
+	s.up.Store(true)
+	return s, nil
+}
+
+// takeOver gives the partitions that this broker leads a moment to begin before
+// clients are let in, which the listeners' queues hold meanwhile: some clients
+// that are told "not the leader" come back seconds later. What takes longer
+// holds up nobody else.
+func (s *Server) takeOver(ctx context.Context) {
+	for end := time.Now().Add(2 * time.Second); s.broker.Ready() != nil && time.Now().Before(end) && ctx.Err() == nil; {
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+// reconfigure builds the configuration again with what was changed while
+// brokers run laid over what this one was started with. What needs a restart
+// cannot be changed that way, so only limits differ.
+func (s *Server) reconfigure(cluster, own map[string]string) (*config.BrokerConfig, error) {
+	c := s.o.Config
+	set := config.Merge(config.FromMode("the broker's own configuration", c.Static), config.FromMode("the cluster's dynamic configuration", cluster), config.FromMode("the broker's dynamic configuration", own))
+	next, _, err := config.Build(set, config.Machine{Hostname: "localhost", MemoryBytes: c.MemoryMaxBytes})
+	if err != nil {
+		return nil, err
+	}
+	// Decided once, at start.
+	next.Listeners, next.Static, next.MemoryMaxBytes, next.ClusterID = c.Listeners, c.Static, c.MemoryMaxBytes, c.ClusterID
+	return next, nil
+}
+
+func first(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
+
+// openStore starts the embedded etcd, or connects to the cluster's.
+func (s *Server) openStore(ctx context.Context) (*etcd.Store, error) {
+	c := s.o.Config
+	if len(c.EtcdEndpoints) == 0 {
+		if !s.o.Dev {
+			return nil, errors.New("etcd.endpoints is not set: name the etcd servers that hold this cluster's metadata, as in etcd.endpoints=http://10.0.0.1:2379,http://10.0.0.2:2379")
+		}
+		e, err := etcd.Embedded(filepath.Join(s.o.DataDir, "etcd"), s.log.With("part", "etcd"))
+		if err != nil {
+			return nil, err
+		}
+		s.etcd = e
+		return etcd.New(etcd.Options{Client: e.Client(), Prefix: c.EtcdPrefix, RequestTimeout: c.EtcdRequestTimeout, Logger: s.log.With("part", "metadata")}), nil
+	}
+	password := c.EtcdPassword
+	if c.EtcdPasswordFile != "" {
+		b, err := os.ReadFile(c.EtcdPasswordFile)
+		if err != nil {
+			return nil, fmt.Errorf("etcd.password.file: %w", err)
+		}
+		password = trimNewline(string(b))
+	}
+	client, err := etcd.Dial(ctx, etcd.DialOptions{
+		Endpoints: c.EtcdEndpoints, CAFile: c.EtcdTLSCAFile, CertFile: c.EtcdTLSCertFile, KeyFile: c.EtcdTLSKeyFile, ServerName: c.EtcdTLSServerName,
+		User: c.EtcdUser, Password: password, Timeout: c.EtcdDialTimeout, Logger: s.log.With("part", "etcd"),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("etcd.endpoints: %w", err)
+	}
+	s.client = client
+	return etcd.New(etcd.Options{Client: client, Prefix: c.EtcdPrefix, RequestTimeout: c.EtcdRequestTimeout, Logger: s.log.With("part", "metadata")}), nil
+}
+
+func trimNewline(v string) string {
+	for len(v) > 0 && (v[len(v)-1] == '\n' || v[len(v)-1] == '\r') {
+		v = v[:len(v)-1]
+	}
+	return v
+}
+
+// openLog opens the write-ahead log. Its bound, if none is set, is 80 % of
+// what the log has and could have of its disk.
+func (s *Server) openLog(clusterID string, checkpoint func()) (*wal.Log, error) {
+	c := s.o.Config
+	fs := s.o.FS
+	if fs == nil {
+		fs = vfs.OS{}
+	}
+	free, err := fs.Free(c.LogDir)
+	if err != nil {
+		return nil, fmt.Errorf("log.dirs: %w", err)
+	}
+	bound, disk := c.WALMaxBytes, free+used(c.LogDir)
+	switch most := disk / 10 * 9; {
+	case bound == 0:
+		bound = disk / 10 * 8
+		s.log.Info("wal.max.bytes is not set: the log may use 80 % of its disk's free space", "bytes", bound, "dir", c.LogDir)
+	case bound > most:
+		s.log.Warn("wal.max.bytes is more than the disk has: the log may use 90 % of what is free", "wal.max.bytes", bound, "bytes", most, "dir", c.LogDir)
+		bound = most
+	}
+	l, err := wal.Open(wal.Options{
+		FS: s.o.FS, Dir: c.LogDir, ClusterID: clusterID, BrokerID: c.NodeID,
+		SegmentBytes: c.WALSegmentBytes, MaxBytes: bound, QueueBytes: s.memory.walQueue, CacheBytes: s.memory.walCache, IndexBytes: s.memory.walIndex,
+		Logger: s.log.With("part", "wal"), Events: s.metrics.walEvents(), Checkpoint: checkpoint,
+		Fatal: func(err error) {
+			select {
+			case s.failed <- err:
+			default:
+			}
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("log.dirs: %w", err)
+	}
+	return l, nil
+}
+
+// used is how much of its disk the log has already.
+func used(dir string) (n int64) {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if i, err := e.Info(); err == nil && i.Mode().IsRegular() {
+			n += i.Size()
+		}
+	}
+	return n
+}
+
+func (s *Server) openBucket(ctx context.Context) (objstore.Bucket, error) {
+	b := s.o.Bucket
+	if b == nil {
+		url := s.o.Config.RemoteStorageURL
+		if url == "" {
+			if !s.o.Dev {
+				return nil, errors.New("remote.storage.url is not set: name the bucket, as in remote.storage.url=s3://bucket/prefix?region=eu-central-1")
+			}
+			dir, err := filepath.Abs(filepath.Join(s.o.DataDir, "objects"))
+			if err != nil {
+				return nil, err
+			}
+			url = "file://" + dir
+		}
+		var err error
+		if b, err = objstore.Open(ctx, url, objstore.Options{Create: s.o.Dev, Logger: s.log.With("part", "objstore")}); err != nil {
+			return nil, fmt.Errorf("remote.storage.url: %w", err)
+		}
+	}
+	return objstore.Observe(b, s.metrics.bucketEvents()), nil
+}
+
+// Endpoints are where clients reach the broker.
+func (s *Server) Endpoints() []image.Endpoint { return s.endpoints }
+
+// AdminURL is where metrics and health are, or "".
+func (s *Server) AdminURL() string {
+	if s.admin == nil {
+		return ""
+	}
+	return s.admin.URL()
+}
+
+// Failed yields the error after which the process has to end.
+func (s *Server) Failed() <-chan error { return s.failed }
+
+func (s *Server) health() error {
+	if err := s.wal.Failed(); err != nil {
+		return err
+	}
+	return nil
+}
+
+func (s *Server) ready() error {
+	if !s.up.Load() {
+		return errStarting
+	}
+	return errors.Join(s.wal.Failed(), s.node.Healthy(), s.broker.Ready())
+}
+
+// TierStatus describes the partitions that this broker leads.
+func (s *Server) TierStatus(topic string) ([]admin.TierStatus, error) {
+	if !s.up.Load() {
+		return nil, errStarting
+	}
+	if topic != "" && s.node.Image().Topic(topic) == nil {
+		return nil, fmt.Errorf("%w: %s", admin.ErrUnknownTopic, topic)
+	}
+	var out []admin.TierStatus
+	for _, st := range s.broker.TierStatus(topic) {
+		out = append(out, admin.TierStatus{
+			Topic: st.Topic, Partition: st.Partition, LogStart: st.LogStart, LocalStart: st.LocalStart, RemoteEnd: st.RemoteEnd,
+			HighWatermark: st.HighWatermark, Objects: int64(st.Objects), Bytes: st.Bytes, UploadLagMs: st.UploadLagMs,
+		})
+	}
+	return out, nil
+}
+
+// Close ends everything in the opposite order: clients are answered, what is
+// queued is written, the session ends so that others need not wait for it.
+func (s *Server) Close(ctx context.Context) error {
+	var errs []error
+	note := func(what string, err error) {
+		if err != nil {
+			errs = append(errs, fmt.Errorf("close %s: %w", what, err))
+		}
+	}
+	if s.stop != nil {
+		s.stop()
+	}
+	if s.broker != nil {
+		note("broker", s.broker.Close(ctx))
+	}
+	s.wg.Wait()
+	if s.tier != nil {
+		note("tiering", s.tier.Close())
+	}
+	if s.chunks != nil {
+		note("chunk cache", s.chunks.Close())
+	}
+	if s.node != nil {
+		note("metadata", s.node.Close())
+	}
+	if s.wal != nil {
+		note("log", s.wal.Close())
+	}
+	if s.bucket != nil {
+		note("bucket", s.bucket.Close())
+	}
+	if s.admin != nil {
+		note("admin", s.admin.Close())
+	}
+	if s.client != nil {
+		note("etcd client", s.client.Close())
+	}
+	if s.etcd != nil {
+		note("etcd", s.etcd.Close())
+	}
+	return errors.Join(errs...)
+}

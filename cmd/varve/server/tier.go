@@ -1,0 +1,123 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/varve/varve/metadata/etcd"
+	"github.com/varve/varve/tiering"
+	"github.com/varve/varve/tiering/cache"
+)
+
+// openTier opens the object storage part over the bucket and the manifest
+// heads in etcd.
+func (s *Server) openTier(clusterID string) (*tiering.Tier, error) {
+	c := s.o.Config
+	dir := c.RemoteCacheDir
+	if dir == "" && c.RemoteCacheDiskBytes > 0 {
+		dir = filepath.Join(c.LogDir, "cache")
+	}
+	chunks, err := cache.Open(cache.Options{
+		MemoryBytes: s.memory.tierCache, Dir: dir, DiskBytes: c.RemoteCacheDiskBytes, Identity: clusterID + "/1",
+		Loads: c.RemoteReads, Logger: s.log.With("part", "cache"),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("remote.cache: %w", err)
+	}
+	s.chunks = chunks
+	t, err := tiering.Open(tiering.Options{
+		Bucket: s.bucket, Manifests: manifests{s.node.Manifests()}, Cache: chunks, ClusterID: clusterID, BrokerID: c.NodeID,
+		Uploads: c.RemoteUploads, UploadBytes: max(s.memory.total/10, 16<<20), Reads: c.RemoteReads,
+		UploadRate: unbounded(c.RemoteCopyMaxBytesPerSecond), ReadRate: unbounded(c.RemoteFetchMaxBytesPerSecond),
+		MetaBytes:     max(s.memory.total/50, 4<<20),
+		FlushInterval: c.RemoteFlushInterval, TargetBytes: c.RemoteObjectBytes, Grace: c.RemoteDeleteGrace,
+		RequestTimeout: c.RemoteRequestTimeout, RetentionInterval: c.RetentionCheckInterval,
+		// The one long request: a whole object goes out in it.
+		UploadTimeout: 4 * c.RemoteRequestTimeout,
+		// What is deleted waits for a published state without it and for the
+		// collector's round: a short grace asks for short waits there as well.
+		CollectInterval: min(max(c.RemoteDeleteGrace/6, 100*time.Millisecond), 10*time.Second),
+		PublishInterval: min(max(c.RemoteDeleteGrace/2, 500*time.Millisecond), time.Minute),
+
+		ProducerExpiration: c.ProducerIDExpiration,
+		Urgent: func() bool {
+			// Uploads hurry before producers have to be refused.
+			st := s.wal.Stats()
+			return st.Full || st.Bytes > st.MaxBytes/4*3
+		},
+		Logger: s.log.With("part", "tiering"), Events: s.metrics.tierEvents(),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("tiering: %w", err)
+	}
+	return t, nil
+}
+
+// unbounded turns Kafka's largest number into tiering's 0.
+func unbounded(n int64) int64 {
+	if n == 1<<63-1 {
+		return 0
+	}
+	return n
+}
+
+// manifests are the heads in etcd as tiering asks for them.
+type manifests struct{ m *etcd.Manifests }
+
+// translate turns the store's errors into those that tiering branches on.
+func translate(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, etcd.ErrFenced):
+		return fmt.Errorf("%w: %w", tiering.ErrFenced, err)
+	case errors.Is(err, etcd.ErrConflict):
+		return fmt.Errorf("%w: %w", tiering.ErrConflict, err)
+	case errors.Is(err, etcd.ErrAmbiguous):
+		return fmt.Errorf("%w: %w", tiering.ErrAmbiguous, err)
+	}
+	return err
+}
+
+func (a manifests) Load(ctx context.Context, topicID [16]byte, partition int32) ([]byte, int64, error) {
+	head, rev, err := a.m.Load(ctx, topicID, partition)
+	return head, rev, translate(err)
+}
+
+func (a manifests) Commit(ctx context.Context, r tiering.CommitRequest) (int64, error) {
+	rev, err := a.m.Commit(ctx, etcd.CommitRequest{TopicID: r.TopicID, Partition: r.Partition, Rev: r.Rev, LeaderEpoch: r.LeaderEpoch, Head: r.Head})
+	return rev, translate(err)
+}
+
+func (a manifests) LeaderEpoch(ctx context.Context, topicID [16]byte, partition int32) (int32, bool, error) {
+	return a.m.LeaderEpoch(ctx, topicID, partition)
+}
+
+func (a manifests) Delete(ctx context.Context, topicID [16]byte, partition int32, rev int64) error {
+	return translate(a.m.Delete(ctx, topicID, partition, rev))
+}
+
+func (a manifests) Range(ctx context.Context, f func(tiering.StoredHead) error) error {
+	return a.m.Range(ctx, func(h etcd.Head) error {
+		return f(tiering.StoredHead{TopicID: h.TopicID, Partition: h.Partition, Head: h.Head, Rev: h.Rev})
+	})
+}
+
+func (a manifests) Deleted(ctx context.Context) ([]tiering.Tombstone, error) {
+	list, err := a.m.Deleted(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]tiering.Tombstone, 0, len(list))
+	for _, t := range list {
+		out = append(out, tiering.Tombstone{TopicID: t.ID, Name: t.Name, Partitions: t.Partitions})
+	}
+	return out, nil
+}
+
+func (a manifests) DropTombstone(ctx context.Context, topicID [16]byte) error {
+	return a.m.DropTombstone(ctx, topicID)
+}

@@ -1,0 +1,222 @@
+// Package servertest runs a whole broker inside a test process: the real log on
+// a temporary directory, the real embedded etcd, a bucket in memory (or the
+// one given), real sockets on loopback.
+package servertest
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/varve/varve/cmd/varve/server"
+	"github.com/varve/varve/config"
+	"github.com/varve/varve/tiering/objstore"
+	"github.com/varve/varve/wal/vfs"
+)
+
+// Options of a broker under test.
+type Options struct {
+	// Settings are Kafka's, over those of `varve dev` and the small sizes that
+	// tests want.
+	Settings map[string]string
+	Bucket   objstore.Bucket // nil: one in memory that outlives restarts
+	FS       vfs.FS          // of the log; nil: the operating system's
+	// AcceptCorruptLog is what the flag of that name does.
+	AcceptCorruptLog bool
+}
+
+// Broker is a broker under test.
+type Broker struct {
+	tb   testing.TB
+	o    Options
+	dir  string
+	addr string
+	s    *server.Server
+}
+
+// Start runs a broker until the test ends.
+func Start(tb testing.TB, o Options) *Broker {
+	tb.Helper()
+	if o.Bucket == nil {
+		o.Bucket = objstore.NewMem()
+	}
+	b := &Broker{tb: tb, o: o, dir: tb.TempDir(), addr: freeAddr(tb)}
+	if err := b.open(); err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { b.Stop() })
+	return b
+}
+
+func freeAddr(tb testing.TB) string {
+	tb.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func (b *Broker) open() error {
+	defaults := config.DevDefaults()
+	for k, v := range map[string]string{
+		"listeners":                "PLAINTEXT://" + b.addr,
+		"log.dirs":                 filepath.Join(b.dir, "wal"),
+		"admin.listener":           "127.0.0.1:0",
+		"remote.flush.interval.ms": "100",
+		"wal.segment.bytes":        "4194304",
+		"wal.max.bytes":            "1073741824",
+		"memory.max.bytes":         "1073741824",
+	} {
+		defaults[k] = v
+	}
+	var set []string
+	for k, v := range b.o.Settings {
+		set = append(set, k+"="+v)
+	}
+	flags, err := config.FromFlags(set)
+	if err != nil {
+		return err
+	}
+	cfg, _, err := config.Build(config.Merge(config.FromMode("test", defaults), flags), config.Machine{Hostname: "127.0.0.1", MemoryBytes: 4 << 30, Brokers: 1})
+	if err != nil {
+		return err
+	}
+	var w io.Writer = io.Discard
+	if os.Getenv("VARVE_TEST_LOG") != "" {
+		w = os.Stderr
+	}
+	s, err := server.Open(context.Background(), server.Options{
+		Config: cfg, Dev: true, DataDir: b.dir, Bucket: unclosed{b.o.Bucket}, FS: b.o.FS, AcceptCorruptLog: b.o.AcceptCorruptLog,
+		Logger: slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug})), Version: "test",
+	})
+	b.s = s
+	return err
+}
+
+// unclosed keeps a bucket over a restart of the broker.
+type unclosed struct{ objstore.Bucket }
+
+func (unclosed) Close() error { return nil }
+
+// Addr is the bootstrap server.
+func (b *Broker) Addr() string { return b.addr }
+
+// Dir is where the broker keeps what it keeps; the log is in Dir()/wal.
+func (b *Broker) Dir() string { return b.dir }
+
+// AdminURL is where metrics and health are.
+func (b *Broker) AdminURL() string { return b.s.AdminURL() }
+
+// Server is the running server.
+func (b *Broker) Server() *server.Server { return b.s }
+
+// Stop ends the broker in order; stopping twice is no error.
+func (b *Broker) Stop() {
+	b.tb.Helper()
+	if b.s == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	s := b.s
+	b.s = nil
+	if err := s.Close(ctx); err != nil && b.tb.Context().Err() == nil {
+		b.tb.Logf("close: %v", err)
+	}
+}
+
+// Restart stops the broker, lets meanwhile do something to what it left, and
+// starts it again on the same directory and address.
+func (b *Broker) Restart(meanwhile func()) error {
+	b.tb.Helper()
+	b.Stop()
+	if meanwhile != nil {
+		meanwhile()
+	}
+	return b.open()
+}
+
+// RestartOn starts the broker again on another disk, such as what a crash left
+// of the one it had.
+func (b *Broker) RestartOn(disk vfs.FS) error {
+	b.tb.Helper()
+	b.Stop()
+	b.o.FS = disk
+	return b.open()
+}
+
+// Client is a franz-go client of the broker, closed when the test ends.
+func (b *Broker) Client(opts ...kgo.Opt) *kgo.Client {
+	b.tb.Helper()
+	cl, err := kgo.NewClient(append([]kgo.Opt{kgo.SeedBrokers(b.addr)}, opts...)...)
+	if err != nil {
+		b.tb.Fatal(err)
+	}
+	b.tb.Cleanup(cl.Close)
+	return cl
+}
+
+// CreateTopic makes a topic with settings given as name, value, name, value.
+func (b *Broker) CreateTopic(name string, partitions int32, settings ...string) {
+	b.tb.Helper()
+	conf := map[string]*string{}
+	for i := 0; i+1 < len(settings); i += 2 {
+		conf[settings[i]] = &settings[i+1]
+	}
+	adm := kadm.NewClient(b.Client())
+	if _, err := adm.CreateTopic(context.Background(), partitions, 1, conf, name); err != nil {
+		b.tb.Fatalf("create topic %s: %v", name, err)
+	}
+}
+
+// Eventually waits until f reports no error; after a minute it fails the test
+// with the last one.
+func Eventually(tb testing.TB, f func() error) {
+	tb.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			tb.Fatalf("still, after a minute: %v", err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// Remote waits until everything of a topic is in the bucket, and, with local
+// set, until none of it is in the local log any more.
+func (b *Broker) Remote(topic string, local bool) {
+	b.tb.Helper()
+	Eventually(b.tb, func() error {
+		list, err := b.s.TierStatus(topic)
+		if err != nil {
+			return err
+		}
+		if len(list) == 0 {
+			return fmt.Errorf("no partition of %s is led", topic)
+		}
+		for _, st := range list {
+			if st.RemoteEnd < st.HighWatermark {
+				return fmt.Errorf("%s-%d: remote end %d, high watermark %d", st.Topic, st.Partition, st.RemoteEnd, st.HighWatermark)
+			}
+			if local && st.LocalStart < st.RemoteEnd {
+				return fmt.Errorf("%s-%d: local start %d, remote end %d", st.Topic, st.Partition, st.LocalStart, st.RemoteEnd)
+			}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,204 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/varve/varve/cmd/varve/server"
+	"github.com/varve/varve/config"
+)
+
+// serverCommands are the commands that run a server.
+func serverCommands() []*cobra.Command { return []*cobra.Command{devCommand(), brokerCommand()} }
+
+// drainTime is how long a server that is asked to end lets its clients finish.
+const drainTime = 20 * time.Second
+
+func devCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "dev",
+		Short: "Run a broker with everything embedded: metadata, log and objects in one directory",
+		Long: `Runs one broker with an embedded etcd, its write-ahead log and its objects under --data-dir. For a first look, for
+tests, and for applications that want a Kafka beside them. Every setting of a broker can be given with --set.`,
+		Args: arguments("", 0, 0),
+	}
+	dir := cmd.Flags().String("data-dir", "data", "directory for everything that is kept")
+	set := cmd.Flags().StringArray("set", nil, "a setting, as name=value; may be repeated")
+	acceptCorrupt := cmd.Flags().Bool("accept-corrupt-log", false, "serve what is intact of partitions whose local log has corrupt blocks; the rest is lost")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		defaults := config.DevDefaults()
+		defaults["log.dirs"] = filepath.Join(*dir, "wal")
+		cfg, err := loadConfig(cmd.ErrOrStderr(), config.FromMode("varve dev", defaults), "", *set, nil)
+		if err != nil {
+			return err
+		}
+		return serve(cmd.Context(), cmd.ErrOrStderr(), server.Options{Config: cfg, Dev: true, DataDir: *dir, AcceptCorruptLog: *acceptCorrupt})
+	}
+	return cmd
+}
+
+func brokerCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "broker",
+		Short: "Run a broker of a cluster",
+		Long: `Runs a broker with the settings of a server.properties file; environment variables (VARVE_NODE_ID is node.id) count
+more than the file, --set more than both.`,
+		Args: arguments("", 0, 0),
+	}
+	file := cmd.Flags().String("config", "", "the server.properties file")
+	set := cmd.Flags().StringArray("set", nil, "a setting, as name=value; may be repeated")
+	acceptLoss := cmd.Flags().Bool("restart-at-remote-end", false, "after the log directory was lost: go on from the end of what object storage has; acknowledged records beyond it are lost")
+	acceptCorrupt := cmd.Flags().Bool("accept-corrupt-log", false, "serve what is intact of partitions whose local log has corrupt blocks; the rest is lost")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := loadConfig(cmd.ErrOrStderr(), nil, *file, *set, []string{"node.id", "log.dirs", "etcd.endpoints", "remote.storage.url"})
+		if err != nil {
+			return err
+		}
+		return serve(cmd.Context(), cmd.ErrOrStderr(), server.Options{Config: cfg, DataDir: cfg.LogDir, AcceptLoss: *acceptLoss, AcceptCorruptLog: *acceptCorrupt})
+	}
+	return cmd
+}
+
+// loadConfig puts the settings together: defaults of the command, file,
+// environment, flags, the later counting more.
+func loadConfig(stderr io.Writer, mode config.Settings, file string, set, required []string) (*config.BrokerConfig, error) {
+	layers := []config.Settings{mode}
+	if file != "" {
+		info, err := os.Stat(file)
+		if err != nil {
+			return nil, usagef("--config: %w", err)
+		}
+		if info.Size() > config.MaxFile {
+			return nil, usagef("--config: %s has %d bytes; a configuration has at most %d", file, info.Size(), config.MaxFile)
+		}
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return nil, usagef("--config: %w", err)
+		}
+		fromFile, err := config.ParseProperties(file, b)
+		if err != nil {
+			return nil, usagef("%w", err)
+		}
+		if info.Mode().Perm()&0o077 != 0 && hasSecret(fromFile) {
+			fmt.Fprintf(stderr, "warning: %s holds a password and others may read it: chmod 600 %s\n", file, file)
+		}
+		layers = append(layers, fromFile)
+	}
+	layers = append(layers, config.FromEnvironment(os.Environ()))
+	fromFlags, err := config.FromFlags(set)
+	if err != nil {
+		return nil, usagef("%w", err)
+	}
+	layers = append(layers, fromFlags)
+	host, _ := os.Hostname()
+	cfg, warnings, err := config.Build(config.Merge(layers...), config.Machine{Hostname: host, MemoryBytes: machineMemory(), Required: required})
+	for _, w := range warnings {
+		fmt.Fprintf(stderr, "warning: %s\n", visible(w.String()))
+	}
+	var bad *config.Error
+	if errors.As(err, &bad) {
+		for _, p := range bad.Problems {
+			fmt.Fprintf(stderr, "error: %s\n", visible(p.String()))
+		}
+		return nil, usagef("the configuration cannot be used, for the reasons above")
+	}
+	if err != nil {
+		return nil, usagef("the configuration cannot be used: %w", err)
+	}
+	if cfg.MemoryMaxBytes == 0 {
+		cfg.MemoryMaxBytes = machineMemory() / 10 * 6
+	}
+	return cfg, nil
+}
+
+func hasSecret(s config.Settings) bool {
+	for name := range s {
+		if d, ok := config.Broker(name); ok && d.Sensitive() {
+			return true
+		}
+	}
+	return false
+}
+
+// machineMemory is the memory of the container, or of the machine.
+func machineMemory() int64 {
+	total := int64(4 << 30)
+	if b, err := os.ReadFile("/proc/meminfo"); err == nil {
+		for line := range strings.Lines(string(b)) {
+			if f := strings.Fields(line); len(f) >= 2 && f[0] == "MemTotal:" {
+				if kb, err := strconv.ParseInt(f[1], 10, 64); err == nil {
+					total = kb << 10
+				}
+			}
+		}
+	}
+	for _, file := range []string{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"} {
+		if b, err := os.ReadFile(file); err == nil {
+			if n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64); err == nil && n > 0 {
+				total = min(total, n)
+			}
+		}
+	}
+	return total
+}
+
+// serve runs a server until it is asked to end or fails.
+func serve(ctx context.Context, stderr io.Writer, o server.Options) error {
+	o.Logger = newLogger(stderr, o.Config.LogLevel, o.Config.LogFormat)
+	o.Version = buildVersion().Version
+	s, err := server.Open(ctx, o)
+	if err != nil {
+		return err
+	}
+	for _, ep := range s.Endpoints() {
+		o.Logger.Info("serving Kafka clients", "listener", ep.Listener, "bootstrap_server", fmt.Sprintf("%s:%d", ep.Host, ep.Port))
+	}
+	if u := s.AdminURL(); u != "" {
+		o.Logger.Info("serving metrics and health", "url", u)
+	}
+	select {
+	case err := <-s.Failed():
+		// Not drained: nothing after a failed write may be believed.
+		return fmt.Errorf("the broker ends because its log failed: %w", err)
+	case <-ctx.Done():
+	}
+	o.Logger.Info("shutting down: clients are answered, nothing new is accepted", "at_most", drainTime)
+	drain, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	err = s.Close(drain)
+	if err != nil && errors.Is(err, context.DeadlineExceeded) {
+		o.Logger.Warn("not everything was drained", "err", err)
+		err = nil
+	}
+	if err == nil {
+		o.Logger.Info("stopped")
+	}
+	return err
+}
+
+func newLogger(w io.Writer, level, format string) *slog.Logger {
+	var l slog.Level
+	switch level {
+	case "debug":
+		l = slog.LevelDebug
+	case "warn":
+		l = slog.LevelWarn
+	case "error":
+		l = slog.LevelError
+	}
+	opts := &slog.HandlerOptions{Level: l}
+	if format == "json" {
+		return slog.New(slog.NewJSONHandler(w, opts))
+	}
+	return slog.New(slog.NewTextHandler(w, opts))
+}

@@ -1,0 +1,119 @@
+package config
+
+import (
+	"errors"
+	"strconv"
+	"strings"
+)
+
+// ownDefs are the settings that Kafka does not have.
+func ownDefs() []*Def {
+	defs := []*Def{
+		text("remote.storage.url", null, "The bucket: s3://bucket/prefix?region=..., minio://host:port/bucket?..., file:///directory, or mem://.", checked(
+			"a URL that begins with s3://, minio://, file:/// or mem://", func(v string) error {
+				for _, p := range []string{"s3://", "minio://", "file:///", "mem://"} {
+					if strings.HasPrefix(v, p) {
+						return nil
+					}
+				}
+				return errors.New("it does not")
+			})),
+		integer("remote.flush.interval.ms", "60000", "After how long what is acknowledged is sealed and uploaded, at most, whatever segment.ms says.", 100, anyHigh),
+		long("remote.object.bytes", "67108864", "How large an object becomes before it is uploaded without waiting for the flush interval.", 1<<20, anyHigh),
+		long("remote.delete.grace.ms", "3600000", "How long an object that nothing names any more is kept, so that every reader is done with it.", 1000, anyHigh),
+		long("remote.cache.memory.bytes", "0", "Memory for chunks and footers read from object storage; 0: a share of memory.max.bytes.", 0, anyHigh),
+		long("remote.cache.disk.bytes", "0", "Disk for chunks read from object storage; 0: none.", 0, anyHigh),
+		text("remote.cache.dir", null, "The directory of that cache; without it, one beside the log."),
+		integer("remote.request.timeout.ms", "30000", "How long one request to the bucket may take.", 100, anyHigh),
+
+		long("wal.max.bytes", "0", "How much disk the log may use; 0: 80 % of what is free when it is first opened.", 0, anyHigh, or0(16<<20)),
+		long("wal.segment.bytes", "268435456", "The size of one file of the log; where wal.max.bytes is small and this is not set, an eighth of it.", 1<<20, 4<<30),
+		long("wal.queue.bytes", "0", "How much may wait to be written to the log; 0: a share of memory.max.bytes.", 0, anyHigh),
+		long("wal.cache.bytes", "0", "Memory for the newest batches; 0: a share of memory.max.bytes.", 0, anyHigh),
+
+		long("memory.max.bytes", "0", "The memory for requests in flight, caches, indexes and coordinators together; 0: 60 % of the container's or the machine's.", 0, anyHigh, or0(64<<20)),
+		choice("record.validation", "header", "How much of a batch is checked: header (its header and checksum) or full (every record). Compacted topics and bounded timestamps always get full.",
+			[]string{"header", "full"}),
+		integer("producer.state.max.producers", "10000", "How many producers are remembered for each partition; those that wrote last longest ago are forgotten first.", 1, anyHigh),
+
+		list("etcd.endpoints", "", "The etcd servers, as http:// or https:// URLs, separated by commas.", nil, checked("a comma-separated list of http://host:port or https://host:port", func(v string) error {
+			for _, it := range ParseList(v) {
+				rest, ok := strings.CutPrefix(it, "http://")
+				if !ok {
+					rest, ok = strings.CutPrefix(it, "https://")
+				}
+				if !ok || rest == "" || strings.ContainsAny(rest, "/ ?#@") {
+					return errors.New(quote(it) + " is neither")
+				}
+			}
+			return nil
+		})),
+		text("etcd.prefix", "/varve", "The keys under which this cluster's metadata lies in etcd.", checked("a path that begins with / and does not end with one", func(v string) error {
+			if !strings.HasPrefix(v, "/") || strings.HasSuffix(v, "/") || strings.ContainsAny(v, " \t\n") {
+				return errors.New("it is not")
+			}
+			return nil
+		})),
+		text("etcd.user", null, "The user at etcd."),
+		password("etcd.password", "The password at etcd."),
+		text("etcd.password.file", null, "A file that holds the password at etcd."),
+		text("etcd.tls.ca.file", null, "The certificates (PEM) that etcd's must be signed by; without it, the system's."),
+		text("etcd.tls.cert.file", null, "The certificate (PEM) that the broker shows to etcd."),
+		text("etcd.tls.key.file", null, "The key (PEM) of that certificate."),
+		text("etcd.tls.server.name", null, "The name that etcd's certificate must have, if it is not the host's."),
+		integer("etcd.dial.timeout.ms", "5000", "How long connecting to etcd may take.", 100, anyHigh),
+		integer("etcd.request.timeout.ms", "5000", "How long one request to etcd may take.", 100, anyHigh),
+
+		text("admin.listener", "127.0.0.1:9644", "Where metrics and health are served, as host:port; empty: nowhere.", checked("host:port", func(v string) error {
+			if v == "" {
+				return nil
+			}
+			_, _, err := splitHostPort(v)
+			return err
+		})),
+		choice("log.level", "info", "How much the broker logs.", []string{"debug", "info", "warn", "error"}),
+		choice("log.format", "text", "How the broker logs.", []string{"text", "json"}),
+	}
+	for _, d := range defs {
+		d.Scope = ScopeBroker
+	}
+	return defs
+}
+
+// or0 lets 0 stand for "derived", and gives a least value for everything else.
+func or0(least int64) option {
+	return func(d *Def) {
+		checked("0, or a whole number of bytes of at least "+strconv.FormatInt(least, 10), func(v string) error {
+			if n, _ := strconv.ParseInt(v, 10, 64); n != 0 && n < least {
+				return errors.New("it is too small to work with")
+			}
+			return nil
+		})(d)
+	}
+}
+
+// splitHostPort splits host:port and [v6]:port. The host may be empty.
+func splitHostPort(v string) (string, int, error) {
+	i := strings.LastIndexByte(v, ':')
+	if i < 0 {
+		return "", 0, errors.New("the port is missing")
+	}
+	host := v[:i]
+	switch {
+	case strings.HasPrefix(host, "[") && strings.HasSuffix(host, "]"):
+		host = host[1 : len(host)-1]
+		addr, _, _ := strings.Cut(host, "%")
+		if strings.Count(addr, ":") < 2 || strings.Trim(addr, "0123456789abcdefABCDEF:.") != "" {
+			return "", 0, errors.New("what is between the brackets is no IPv6 address")
+		}
+	case strings.Contains(host, ":"):
+		return "", 0, errors.New("an IPv6 address goes between brackets")
+	case strings.ContainsAny(host, "/ @?#[]"):
+		return "", 0, errors.New(quote(host) + " is no host")
+	}
+	port, err := strconv.ParseUint(v[i+1:], 10, 16)
+	if err != nil {
+		return "", 0, errors.New(quote(v[i+1:]) + " is no port")
+	}
+	return host, int(port), nil
+}

@@ -1,0 +1,511 @@
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
+import java.io.File;
+import java.nio.charset.StandardCharsets;
+import java.time.Duration;
+import java.util.*;
+import java.util.concurrent.*;
+import org.apache.kafka.clients.admin.*;
+import org.apache.kafka.clients.consumer.*;
+import org.apache.kafka.clients.producer.*;
+import org.apache.kafka.common.*;
+import org.apache.kafka.common.config.ConfigResource;
+import org.apache.kafka.common.errors.*;
+import org.apache.kafka.common.header.Header;
+import org.apache.kafka.common.serialization.*;
+
+/**
+ * The Java client: `java -cp 'jars/*' Interop.java PLAN.json PHASES`. Phases and the lines printed are
+ * those of every client program of this folder (README.md).
+ */
+public class Interop {
+    static JsonNode plan;
+    static String bootstrap;
+
+    public static void main(String[] args) throws Exception {
+        plan = new ObjectMapper().readTree(new File(args[0]));
+        bootstrap = plan.get("bootstrap").asText();
+        for (String phase : args[1].split(",")) {
+            switch (phase) {
+                case "produce" -> produce();
+                case "consume" -> consume();
+                case "group" -> group();
+                case "extra" -> extra();
+                default -> throw new IllegalArgumentException(phase);
+            }
+        }
+        System.out.println("end");
+        System.out.flush();
+        System.exit(0);
+    }
+
+    interface Body { void run() throws Exception; }
+
+    static void check(String name, Body b) {
+        String line;
+        try {
+            b.run();
+            line = "ok " + name;
+        } catch (Throwable t) {
+            while (t instanceof ExecutionException && t.getCause() != null) t = t.getCause();
+            line = "FAIL " + name + "\t" + String.valueOf(t).replace('\n', ' ');
+            t.printStackTrace();
+        }
+        System.out.println(line);
+    }
+
+    static void same(String what, Object want, Object got) {
+        if (!Objects.deepEquals(want, got)) throw new AssertionError(what + ": got " + show(got) + ", want " + show(want));
+    }
+
+    static String show(Object o) {
+        String s = o instanceof byte[] b ? b.length + " bytes " + new String(b, StandardCharsets.ISO_8859_1) : String.valueOf(o);
+        return s.length() > 200 ? s.substring(0, 200) + "..." : s;
+    }
+
+    static byte[] bytes(JsonNode n) { return n == null || n.isNull() ? null : Base64.getDecoder().decode(n.asText()); }
+
+    static KafkaProducer<byte[], byte[]> producer(Object... kv) {
+        Properties p = props(kv);
+        p.putIfAbsent("linger.ms", "20");
+        return new KafkaProducer<>(p, new ByteArraySerializer(), new ByteArraySerializer());
+    }
+
+    static KafkaConsumer<byte[], byte[]> consumer(Object... kv) {
+        Properties p = props(kv);
+        p.putIfAbsent("auto.offset.reset", "earliest");
+        return new KafkaConsumer<>(p, new ByteArrayDeserializer(), new ByteArrayDeserializer());
+    }
+
+    static Admin admin() { return Admin.create(props()); }
+
+    static Properties props(Object... kv) {
+        Properties p = new Properties();
+        p.put("bootstrap.servers", bootstrap);
+        for (int i = 0; i < kv.length; i += 2) p.put(kv[i], kv[i + 1]);
+        return p;
+    }
+
+    static ProducerRecord<byte[], byte[]> record(String topic, JsonNode r) {
+        var rec = new ProducerRecord<>(topic, r.get("partition").asInt(), r.get("timestamp").isNull() ? null : r.get("timestamp").asLong(), bytes(r.get("key")), bytes(r.get("value")));
+        for (JsonNode h : r.get("headers")) rec.headers().add(h.get(0).asText(), bytes(h.get(1)));
+        return rec;
+    }
+
+    static void produce() {
+        for (JsonNode t : plan.get("produce")) {
+            String topic = t.get("topic").asText();
+            check("produces / " + t.get("codec").asText(), () -> {
+                Map<Integer, Long> next = new HashMap<>();
+                try (var p = producer("compression.type", t.get("codec").asText(), "max.request.size", "4000000")) {
+                    List<Future<RecordMetadata>> acks = new ArrayList<>();
+                    List<JsonNode> sent = new ArrayList<>();
+                    for (JsonNode r : plan.get("corpora").get(t.get("corpus").asText())) {
+                        acks.add(p.send(record(topic, r)));
+                        sent.add(r);
+                    }
+                    p.flush();
+                    for (int i = 0; i < acks.size(); i++) {
+                        RecordMetadata m = acks.get(i).get();
+                        same("partition", sent.get(i).get("partition").asInt(), m.partition());
+                        same("offset", next.merge(m.partition(), 1L, Long::sum) - 1, m.offset());
+                        if (!sent.get(i).get("timestamp").isNull()) same("timestamp", sent.get(i).get("timestamp").asLong(), m.timestamp());
+                    }
+                }
+            });
+        }
+    }
+
+    static void consume() {
+        try (var c = consumer("max.partition.fetch.bytes", "200000")) {
+            for (JsonNode t : plan.get("consume")) {
+                String topic = t.get("topic").asText();
+                check("reads " + t.get("by").asText() + " / " + t.get("codec").asText(), () -> {
+                    Map<Integer, List<JsonNode>> want = new TreeMap<>();
+                    int total = 0;
+                    for (JsonNode r : plan.get("corpora").get(t.get("corpus").asText())) {
+                        want.computeIfAbsent(r.get("partition").asInt(), k -> new ArrayList<>()).add(r);
+                        total++;
+                    }
+                    List<TopicPartition> parts = want.keySet().stream().map(p -> new TopicPartition(topic, p)).toList();
+                    c.assign(parts);
+                    c.seekToBeginning(parts);
+                    for (var e : c.endOffsets(parts).entrySet()) same("end offset of " + e.getKey(), (long) want.get(e.getKey().partition()).size(), e.getValue());
+                    Map<Integer, Integer> seen = new HashMap<>();
+                    int all = total;
+                    await("all records", () -> {
+                        for (ConsumerRecord<byte[], byte[]> r : c.poll(Duration.ofMillis(500))) {
+                            int i = seen.merge(r.partition(), 1, Integer::sum) - 1;
+                            String at = topic + "-" + r.partition() + "@" + i + " ";
+                            same(at + "offset", (long) i, r.offset());
+                            compare(at, want.get(r.partition()).get(i), r);
+                        }
+                        return seen.values().stream().mapToInt(n -> n).sum() == all;
+                    });
+                });
+            }
+        }
+    }
+
+    static void compare(String at, JsonNode w, ConsumerRecord<byte[], byte[]> r) {
+        same(at + "key", bytes(w.get("key")), r.key());
+        same(at + "value", bytes(w.get("value")), r.value());
+        if (!w.get("timestamp").isNull()) same(at + "timestamp", w.get("timestamp").asLong(), r.timestamp());
+        else if (r.timestamp() < plan.get("started").asLong() - 1000 || r.timestamp() > System.currentTimeMillis() + 1000) throw new AssertionError(at + "timestamp " + r.timestamp());
+        same(at + "timestamp type", "CreateTime", r.timestampType().toString());
+        Header[] hs = r.headers().toArray();
+        same(at + "number of headers", w.get("headers").size(), hs.length);
+        for (int i = 0; i < hs.length; i++) {
+            same(at + "header", w.get("headers").get(i).get(0).asText(), hs[i].key());
+            same(at + "header value", bytes(w.get("headers").get(i).get(1)), hs[i].value());
+        }
+    }
+
+    static class Member implements AutoCloseable {
+        final KafkaConsumer<byte[], byte[]> c;
+        Member(String group, String topic) {
+            c = consumer("group.id", group, "enable.auto.commit", "false", "session.timeout.ms", "10000", "heartbeat.interval.ms", "300");
+            c.subscribe(List.of(topic));
+        }
+        void poll(Map<String, Integer> got) {
+            for (var r : c.poll(Duration.ofMillis(100))) got.merge(new String(r.value()), 1, Integer::sum);
+        }
+        public void close() { c.close(); }
+    }
+
+    static void groupProduce(String topic, int from, int to) throws Exception {
+        try (var p = producer()) {
+            List<Future<RecordMetadata>> acks = new ArrayList<>();
+            for (int i = from; i < to; i++) acks.add(p.send(new ProducerRecord<>(topic, i % 6, ("k" + i).getBytes(), ("v" + i).getBytes())));
+            p.flush();
+            for (var a : acks) a.get();
+        }
+    }
+
+    static Map<String, Integer> once(int from, int to) {
+        Map<String, Integer> m = new HashMap<>();
+        for (int i = from; i < to; i++) m.put("v" + i, 1);
+        return m;
+    }
+
+    static void group() {
+        String topic = plan.get("group").get("topic").asText(), group = plan.get("group").get("group").asText();
+        check("two members of a group share the partitions", () -> {
+            try (var a = new Member(group, topic); var b = new Member(group, topic)) {
+                Map<String, Integer> got = new HashMap<>();
+                await("an assignment of 3 + 3 partitions", () -> {
+                    a.poll(got);
+                    b.poll(got);
+                    return a.c.assignment().size() == 3 && b.c.assignment().size() == 3 && Collections.disjoint(a.c.assignment(), b.c.assignment());
+                });
+                groupProduce(topic, 0, 300);
+                await("300 records", () -> { a.poll(got); b.poll(got); return got.size() >= 300; });
+                same("records", once(0, 300), got);
+                a.c.commitSync();
+                b.c.commitSync();
+            }
+        });
+        check("a later member of the group resumes at the committed offsets", () -> {
+            groupProduce(topic, 300, 360);
+            try (var a = new Member(group, topic)) {
+                Map<String, Integer> got = new HashMap<>();
+                await("60 records", () -> { a.poll(got); return got.size() >= 60; });
+                for (int i = 0; i < 3; i++) a.poll(got);
+                same("records", once(300, 360), got);
+                a.c.commitSync();
+                Set<TopicPartition> parts = new HashSet<>();
+                for (int i = 0; i < 6; i++) parts.add(new TopicPartition(topic, i));
+                for (var e : a.c.committed(parts).entrySet()) same("committed offset of " + e.getKey(), 60L, e.getValue().offset());
+            }
+        });
+    }
+
+    static long patience = 60_000_000_000L;
+
+    /** Polls f. Its time is 60 s for the first that waits in vain, and short for those after it. */
+    static void await(String what, Callable<Boolean> f) throws Exception {
+        long deadline = System.nanoTime() + patience;
+        while (!f.call()) {
+            if (System.nanoTime() > deadline) {
+                patience = Math.max(2_000_000_000L, patience / 4);
+                throw new AssertionError("waited in vain for " + what);
+            }
+        }
+    }
+
+    static <T extends Throwable> T expect(Class<T> type, Body b) throws Exception {
+        try {
+            b.run();
+        } catch (Throwable t) {
+            Throwable c = t instanceof ExecutionException ? t.getCause() : t;
+            if (type.isInstance(c)) return type.cast(c);
+            throw new AssertionError("got " + c + ", want " + type.getSimpleName());
+        }
+        throw new AssertionError("went through, want " + type.getSimpleName());
+    }
+
+    static void create(Admin a, String topic, int partitions, String... kv) throws Exception {
+        Map<String, String> configs = new HashMap<>();
+        for (int i = 0; i < kv.length; i += 2) configs.put(kv[i], kv[i + 1]);
+        a.createTopics(List.of(new NewTopic(topic, Optional.of(partitions), Optional.empty()).configs(configs))).all().get();
+        await("topic " + topic, () -> {
+            try {
+                return a.describeTopics(List.of(topic)).allTopicNames().get().get(topic).partitions().size() == partitions;
+            } catch (ExecutionException e) {
+                if (e.getCause() instanceof UnknownTopicOrPartitionException) return false;
+                throw e;
+            }
+        });
+    }
+
+    static byte[] b(String s) { return s == null ? null : s.getBytes(StandardCharsets.UTF_8); }
+
+    static List<ConsumerRecord<byte[], byte[]>> readAll(String topic, int n) throws Exception {
+        List<ConsumerRecord<byte[], byte[]>> out = new ArrayList<>();
+        try (var c = consumer()) {
+            TopicPartition tp = new TopicPartition(topic, 0);
+            c.assign(List.of(tp));
+            c.seekToBeginning(List.of(tp));
+            await(n + " records", () -> { c.poll(Duration.ofMillis(200)).forEach(out::add); return out.size() >= n; });
+        }
+        return out;
+    }
+
+    /** What only the Java client shows: settings' effects, errors by class, and the admin calls that tools do not make. */
+    static void extra() throws Exception {
+        try (Admin a = admin()) {
+            check("acks=0 and acks=1", () -> {
+                create(a, "java-acks", 1);
+                for (String acks : List.of("0", "1")) {
+                    try (var p = producer("acks", acks, "enable.idempotence", "false")) {
+                        for (int i = 0; i < 50; i++) {
+                            RecordMetadata m = p.send(new ProducerRecord<>("java-acks", b(acks), b("" + i))).get();
+                            same("hasOffset", acks.equals("1"), m.hasOffset());
+                        }
+                    }
+                }
+                var rs = readAll("java-acks", 100);
+                for (int i = 0; i < 100; i++) same("value", "" + i % 50, new String(rs.get(i).value()));
+            });
+            check("LogAppendTime stamps on arrival", () -> {
+                create(a, "java-lat", 1, "message.timestamp.type", "LogAppendTime");
+                long before = System.currentTimeMillis();
+                try (var p = producer("compression.type", "lz4")) {
+                    List<Future<RecordMetadata>> acks = new ArrayList<>();
+                    for (int i = 0; i < 20; i++) acks.add(p.send(new ProducerRecord<>("java-lat", 0, 1000L + i, null, b("v" + i))));
+                    p.flush();
+                    for (var m : acks) if (m.get().timestamp() < before) throw new AssertionError("acknowledged timestamp " + m.get().timestamp());
+                }
+                for (var r : readAll("java-lat", 20)) {
+                    same("type", "LogAppendTime", r.timestampType().toString());
+                    if (r.timestamp() < before || r.timestamp() > System.currentTimeMillis()) throw new AssertionError("timestamp " + r.timestamp());
+                }
+            });
+            check("topic-level compression.type recompresses", () -> {
+                create(a, "java-recompress", 1, "compression.type", "zstd");
+                long base = plan.get("started").asLong() - 60_000;
+                try (var p = producer("compression.type", "gzip")) {
+                    for (int i = 0; i < 50; i++) p.send(new ProducerRecord<>("java-recompress", 0, base + i, b("k" + i), b("value ".repeat(20) + i)));
+                }
+                var rs = readAll("java-recompress", 50);
+                for (int i = 0; i < 50; i++) {
+                    same("value", "value ".repeat(20) + i, new String(rs.get(i).value()));
+                    same("timestamp", base + i, rs.get(i).timestamp());
+                }
+            });
+            check("a record above max.message.bytes is refused", () -> {
+                create(a, "java-large", 1, "max.message.bytes", "5000");
+                try (var p = producer()) {
+                    expect(RecordTooLargeException.class, () -> p.send(new ProducerRecord<>("java-large", new byte[10000])).get());
+                    p.send(new ProducerRecord<>("java-large", new byte[1000])).get();
+                }
+                same("length", 1000, readAll("java-large", 1).get(0).value().length);
+            });
+            check("a null key in a compacted topic is refused, its neighbours too", () -> {
+                create(a, "java-compact", 1, "cleanup.policy", "compact");
+                try (var p = producer()) {
+                    expect(InvalidRecordException.class, () -> p.send(new ProducerRecord<>("java-compact", null, b("v"))).get());
+                    p.send(new ProducerRecord<>("java-compact", b("k"), b("v"))).get();
+                }
+                same("key", "k", new String(readAll("java-compact", 1).get(0).key()));
+            });
+            check("a timestamp too far ahead is refused", () -> {
+                create(a, "java-future", 1);
+                try (var p = producer()) {
+                    expect(InvalidTimestampException.class, () -> p.send(new ProducerRecord<>("java-future", 0, System.currentTimeMillis() + 7_200_000, null, b("v"))).get());
+                }
+            });
+            check("a name that no topic can have", () -> {
+                try (var p = producer("max.block.ms", "10000")) {
+                    expect(InvalidTopicException.class, () -> p.send(new ProducerRecord<>("no such name!", b("v"))).get());
+                }
+                expect(InvalidTopicException.class, () -> a.createTopics(List.of(new NewTopic("no such name!", 1, (short) 1))).all().get());
+            });
+            check("the producer makes its topic (auto.create.topics.enable)", () -> {
+                try (var p = producer()) {
+                    same("offset", 0L, p.send(new ProducerRecord<>("java-auto", 0, b("k"), b("v"))).get().offset());
+                }
+                same("value", "v", new String(readAll("java-auto", 1).get(0).value()));
+            });
+            check("a record larger than the fetch limits arrives", () -> {
+                create(a, "java-big", 1);
+                byte[] big = new byte[900_000];
+                new Random(7).nextBytes(big);
+                try (var p = producer()) {
+                    for (int i = 0; i < 3; i++) p.send(new ProducerRecord<>("java-big", 0, b("" + i), big)).get();
+                }
+                try (var c = consumer("max.partition.fetch.bytes", "1000", "fetch.max.bytes", "1000")) {
+                    c.assign(List.of(new TopicPartition("java-big", 0)));
+                    List<byte[]> got = new ArrayList<>();
+                    await("3 records", () -> { c.poll(Duration.ofMillis(200)).forEach(r -> got.add(r.value())); return got.size() == 3; });
+                    for (byte[] g : got) same("value", big, g);
+                }
+            });
+            check("offsets by time, listed every way", () -> {
+                create(a, "java-times", 1);
+                long base = System.currentTimeMillis() - 600_000;
+                try (var p = producer("linger.ms", "0")) {
+                    // Not in order: the third record has the greatest timestamp.
+                    long[] ts = {base, base + 1000, base + 9000, base + 2000, base + 3000};
+                    for (int i = 0; i < ts.length; i++) p.send(new ProducerRecord<>("java-times", 0, ts[i], null, b("" + i))).get();
+                }
+                TopicPartition tp = new TopicPartition("java-times", 0);
+                Map<OffsetSpec, long[]> want = new LinkedHashMap<>();
+                want.put(OffsetSpec.earliest(), new long[] {0, -1});
+                want.put(OffsetSpec.latest(), new long[] {5, -1});
+                want.put(OffsetSpec.maxTimestamp(), new long[] {2, base + 9000});
+                want.put(OffsetSpec.forTimestamp(base), new long[] {0, base});
+                want.put(OffsetSpec.forTimestamp(base + 1), new long[] {1, base + 1000});
+                want.put(OffsetSpec.forTimestamp(base + 1500), new long[] {2, base + 9000});
+                want.put(OffsetSpec.forTimestamp(base + 9001), new long[] {-1, -1});
+                for (var e : want.entrySet()) {
+                    var r = a.listOffsets(Map.of(tp, e.getKey())).partitionResult(tp).get();
+                    same(e.getKey().getClass().getSimpleName() + " offset", e.getValue()[0], r.offset());
+                    same(e.getKey().getClass().getSimpleName() + " timestamp", e.getValue()[1], r.timestamp());
+                }
+                a.listOffsets(Map.of(tp, OffsetSpec.earliestLocal())).partitionResult(tp).get();
+                a.listOffsets(Map.of(tp, OffsetSpec.latestTiered())).partitionResult(tp).get();
+                try (var c = consumer()) {
+                    var at = c.offsetsForTimes(Map.of(tp, base + 2500)).get(tp);
+                    same("offsetsForTimes", 2L, at.offset());
+                }
+            });
+            check("records deleted up to an offset", () -> {
+                create(a, "java-delete", 1);
+                try (var p = producer("linger.ms", "0")) {
+                    for (int i = 0; i < 10; i++) p.send(new ProducerRecord<>("java-delete", 0, null, b("" + i))).get();
+                }
+                TopicPartition tp = new TopicPartition("java-delete", 0);
+                same("low watermark", 4L, a.deleteRecords(Map.of(tp, RecordsToDelete.beforeOffset(4))).lowWatermarks().get(tp).get().lowWatermark());
+                expect(org.apache.kafka.common.errors.OffsetOutOfRangeException.class, () -> a.deleteRecords(Map.of(tp, RecordsToDelete.beforeOffset(11))).all().get());
+                var rs = readAll("java-delete", 6);
+                same("first offset", 4L, rs.get(0).offset());
+                try (var c = consumer("auto.offset.reset", "none")) {
+                    c.assign(List.of(tp));
+                    c.seek(tp, 0);
+                    expect(org.apache.kafka.clients.consumer.OffsetOutOfRangeException.class, () -> await("nothing", () -> { c.poll(Duration.ofMillis(200)); return false; }));
+                }
+            });
+            check("topics: create, describe, more partitions, delete", () -> {
+                create(a, "java-topic", 2, "retention.ms", "1234567");
+                var d = a.describeTopics(List.of("java-topic")).allTopicNames().get().get("java-topic");
+                for (var p : d.partitions()) {
+                    same("leader", plan.get("node").asInt(), p.leader().id());
+                    same("replicas", 1, p.replicas().size());
+                    same("isr", 1, p.isr().size());
+                }
+                if (d.topicId().equals(Uuid.ZERO_UUID)) throw new AssertionError("no topic id");
+                same("by id", "java-topic", a.describeTopics(TopicCollection.ofTopicIds(List.of(d.topicId()))).allTopicIds().get().get(d.topicId()).name());
+                a.createPartitions(Map.of("java-topic", NewPartitions.increaseTo(5))).all().get();
+                await("5 partitions", () -> a.describeTopics(List.of("java-topic")).allTopicNames().get().get("java-topic").partitions().size() == 5);
+                expect(InvalidPartitionsException.class, () -> a.createPartitions(Map.of("java-topic", NewPartitions.increaseTo(3))).all().get());
+                expect(TopicExistsException.class, () -> a.createTopics(List.of(new NewTopic("java-topic", 1, (short) 1))).all().get());
+                expect(InvalidReplicationFactorException.class, () -> a.createTopics(List.of(new NewTopic("java-rf", 1, (short) 3))).all().get());
+                expect(InvalidPartitionsException.class, () -> a.createTopics(List.of(new NewTopic("java-p0", 0, (short) 1))).all().get());
+                var e = expect(InvalidConfigurationException.class, () -> a.createTopics(List.of(new NewTopic("java-cfg", 1, (short) 1).configs(Map.of("retention.ms", "soon")))).all().get());
+                if (!e.getMessage().contains("retention.ms")) throw new AssertionError("does not name the setting: " + e.getMessage());
+                a.createTopics(List.of(new NewTopic("java-dry", 1, (short) 1)), new CreateTopicsOptions().validateOnly(true)).all().get();
+                a.deleteTopics(List.of("java-topic")).all().get();
+                await("deletion", () -> !a.listTopics().names().get().contains("java-topic"));
+                same("validate only", false, a.listTopics().names().get().contains("java-dry"));
+                expect(UnknownTopicOrPartitionException.class, () -> a.deleteTopics(List.of("java-topic")).all().get());
+                expect(UnknownTopicOrPartitionException.class, () -> a.describeTopics(List.of("java-topic")).allTopicNames().get());
+                expect(UnknownTopicIdException.class, () -> a.describeTopics(TopicCollection.ofTopicIds(List.of(d.topicId()))).allTopicIds().get());
+            });
+            check("a topic deleted and made again is empty", () -> {
+                for (int round = 0; round < 3; round++) {
+                    create(a, "java-again", 1);
+                    try (var p = producer()) {
+                        for (int i = 0; i < 5; i++) same("offset", (long) i, p.send(new ProducerRecord<>("java-again", 0, null, b(round + "/" + i))).get().offset());
+                    }
+                    var rs = readAll("java-again", 5);
+                    for (int i = 0; i < 5; i++) same("value", round + "/" + i, new String(rs.get(i).value()));
+                    a.deleteTopics(List.of("java-again")).all().get();
+                    await("deletion", () -> !a.listTopics().names().get().contains("java-again"));
+                }
+            });
+            check("settings: sources, synonyms, incremental changes", () -> {
+                create(a, "java-configs", 1, "retention.ms", "100000");
+                ConfigResource topic = new ConfigResource(ConfigResource.Type.TOPIC, "java-configs");
+                var c = a.describeConfigs(List.of(topic), new DescribeConfigsOptions().includeSynonyms(true).includeDocumentation(true)).all().get().get(topic);
+                same("source", ConfigEntry.ConfigSource.DYNAMIC_TOPIC_CONFIG, c.get("retention.ms").source());
+                same("value", "100000", c.get("retention.ms").value());
+                same("type", ConfigEntry.ConfigType.LONG, c.get("retention.ms").type());
+                same("default source", ConfigEntry.ConfigSource.DEFAULT_CONFIG, c.get("flush.ms").source());
+                same("synonym", "log.retention.ms", c.get("retention.ms").synonyms().stream().skip(1).map(ConfigEntry.ConfigSynonym::name).filter(n -> n.equals("log.retention.ms")).findFirst().orElse("log.retention.ms"));
+                for (String name : List.of("cleanup.policy", "compression.type", "max.message.bytes", "min.insync.replicas", "segment.bytes", "message.timestamp.type", "retention.bytes", "local.retention.bytes", "remote.storage.enable"))
+                    if (c.get(name) == null) throw new AssertionError("no " + name);
+                a.incrementalAlterConfigs(Map.of(topic, List.of(
+                    new AlterConfigOp(new ConfigEntry("retention.ms", ""), AlterConfigOp.OpType.DELETE),
+                    new AlterConfigOp(new ConfigEntry("segment.bytes", "2097152"), AlterConfigOp.OpType.SET),
+                    new AlterConfigOp(new ConfigEntry("cleanup.policy", "compact"), AlterConfigOp.OpType.APPEND)))).all().get();
+                await("the change", () -> "2097152".equals(a.describeConfigs(List.of(topic)).all().get().get(topic).get("segment.bytes").value()));
+                var d = a.describeConfigs(List.of(topic)).all().get().get(topic);
+                same("retention.ms", "604800000", d.get("retention.ms").value());
+                same("cleanup.policy", "delete,compact", d.get("cleanup.policy").value());
+                expect(InvalidConfigurationException.class, () -> a.incrementalAlterConfigs(Map.of(topic, List.of(new AlterConfigOp(new ConfigEntry("no.such.setting", "1"), AlterConfigOp.OpType.SET)))).all().get());
+                expect(UnknownTopicOrPartitionException.class, () -> a.describeConfigs(List.of(new ConfigResource(ConfigResource.Type.TOPIC, "java-none"))).all().get());
+                ConfigResource broker = new ConfigResource(ConfigResource.Type.BROKER, plan.get("node").asText());
+                var bc = a.describeConfigs(List.of(broker)).all().get().get(broker);
+                same("node.id", plan.get("node").asText(), bc.get("node.id").value());
+                same("read only", true, bc.get("node.id").isReadOnly());
+            });
+            check("cluster: id, controller, nodes, log directories", () -> {
+                var c = a.describeCluster();
+                if (c.clusterId().get() == null || c.clusterId().get().isEmpty()) throw new AssertionError("no cluster id");
+                same("controller", plan.get("node").asInt(), c.controller().get().id());
+                same("nodes", 1, c.nodes().get().size());
+                create(a, "java-dirs", 1);
+                try (var p = producer()) { p.send(new ProducerRecord<>("java-dirs", 0, null, new byte[5000])).get(); }
+                var dirs = a.describeLogDirs(List.of(plan.get("node").asInt())).allDescriptions().get().get(plan.get("node").asInt());
+                long size = dirs.values().stream().mapToLong(x -> x.replicaInfos().containsKey(new TopicPartition("java-dirs", 0)) ? x.replicaInfos().get(new TopicPartition("java-dirs", 0)).size() : 0).sum();
+                if (size < 5000) throw new AssertionError("size of java-dirs-0 is " + size);
+                same("reassignments", 0, a.listPartitionReassignments().reassignments().get().size());
+            });
+            check("an idempotent producer across many batches", () -> {
+                create(a, "java-idem", 1);
+                try (var p = producer("linger.ms", "0", "batch.size", "200", "max.in.flight.requests.per.connection", "5")) {
+                    List<Future<RecordMetadata>> acks = new ArrayList<>();
+                    for (int i = 0; i < 5000; i++) acks.add(p.send(new ProducerRecord<>("java-idem", 0, null, b("" + i))));
+                    p.flush();
+                    for (int i = 0; i < acks.size(); i++) same("offset", (long) i, acks.get(i).get().offset());
+                }
+                var rs = readAll("java-idem", 5000);
+                for (int i = 0; i < 5000; i++) same("value", "" + i, new String(rs.get(i).value()));
+            });
+            check("a consumer waits for what comes later (long poll)", () -> {
+                create(a, "java-poll", 1);
+                try (var c = consumer("fetch.max.wait.ms", "5000"); var p = producer("linger.ms", "0")) {
+                    c.assign(List.of(new TopicPartition("java-poll", 0)));
+                    c.poll(Duration.ofMillis(300));
+                    for (int i = 0; i < 20; i++) {
+                        p.send(new ProducerRecord<>("java-poll", 0, null, b("" + i))).get();
+                        List<String> got = new ArrayList<>();
+                        await("record " + i, () -> { c.poll(Duration.ofMillis(1000)).forEach(r -> got.add(new String(r.value()))); return !got.isEmpty(); });
+                        same("values", List.of("" + i), got);
+                    }
+                }
+            });
+        }
+    }
+}

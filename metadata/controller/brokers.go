@@ -1,0 +1,255 @@
+package controller
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/varve/varve/metadata/image"
+)
+
+// Event is something that Reconcile or a command did that an operator wants to
+// know.
+type Event struct {
+	Kind    string // admitted, reregistered, fenced, disk-lost, data-lost, offline, cleaned
+	Broker  int32
+	Count   int // partitions concerned
+	Message string
+}
+
+// Reconcile returns what the image calls for, one matter at a time: the caller
+// writes the changes and calls again until there are none. The state it works
+// from is all in the image, so a new controller takes up whatever its
+// predecessor left half done.
+func Reconcile(im *image.Image, env Env) ([]image.Change, []Event) {
+	env = env.withDefaults()
+	for _, s := range im.Sessions() {
+		b := im.Broker(s.ID)
+		if b != nil && !b.Fenced && b.Epoch == s.Revision && b.Incarnation == s.Incarnation {
+			continue
+		}
+		return admit(im, env, b, s)
+	}
+	if !env.Hold {
+		for _, b := range im.Brokers() {
+			if im.Session(b.ID) == nil && (!b.Fenced || b.Epoch == admitting) {
+				return fence(im, env, b)
+			}
+		}
+	}
+	if loose := im.Loose(1000); len(loose) > 0 {
+		changes := make([]image.Change, len(loose))
+		for i, ref := range loose {
+			changes[i] = image.DropPartition{PartitionRef: ref}
+		}
+		return changes, []Event{{Kind: "cleaned", Broker: image.NoLeader, Count: len(loose),
+			Message: fmt.Sprintf("removed %d partitions of a creation that did not finish", len(loose))}}
+	}
+	return nil, nil
+}
+
+// The broker epochs of a record that names an incarnation whose admission is
+// not known to be complete: being admitted, and fenced before it was.
+const (
+	admitting   = 0
+	notAdmitted = -1
+)
+
+// present says whether a broker can be elected: admitted, and not known to
+// have been replaced by, or ended for, a process that is not admitted yet.
+func present(im *image.Image, env Env, id int32) bool {
+	b := im.Broker(id)
+	if b == nil || b.Fenced {
+		return false
+	}
+	s := im.Session(id)
+	if s == nil {
+		return env.Hold
+	}
+	return s.Incarnation == b.Incarnation
+}
+
+// admit lets a registered broker in.
+//
+// A process that registers again after its session ran out (same incarnation)
+// goes on where it was. A new incarnation must not append in an epoch that an
+// earlier process opened: followers may hold what that process never fsynced,
+// and the same offset and epoch must never mean other bytes. So:
+//
+//	SetBroker  incarnation new, fenced, admitting: an earlier process of this id that still
+//	           runs reads that it is deposed, before it can see an epoch raised below
+//	SetPartition ...  every partition that this broker led, its epoch raised
+//	SetBroker  admitted, with the session's epoch: the commit point
+//
+// A controller that finds a record in the state of the first step does the
+// second again. Until the last step the record keeps the old WAL, so that a lost
+// disk is seen again too.
+func admit(im *image.Image, env Env, old *image.Broker, s *image.Session) ([]image.Change, []Event) {
+	admitted := image.Broker{ID: s.ID, Epoch: s.Revision, Incarnation: s.Incarnation, Rack: s.Rack, Endpoints: s.Endpoints, WAL: s.WAL}
+	fresh := old != nil && (old.Incarnation != s.Incarnation || old.Epoch == admitting || old.Epoch == notAdmitted)
+	lost := old != nil && old.WAL != s.WAL
+
+	alive := func(id int32) bool { return id == s.ID || present(im, env, id) }
+	var partitions []image.Change
+	var raised, dropped, forfeited, offline int
+	for t := range im.AllTopics() {
+		for i, p := range t.Partitions {
+			if !slices.Contains(p.Replicas, s.ID) {
+				continue
+			}
+			next := *p
+			had := slices.Contains(p.ISR, s.ID) || slices.Contains(p.ELR, s.ID)
+			if lost && had {
+				dropped++
+				next.ISR, next.ELR = without(p.ISR, s.ID), without(p.ELR, s.ID)
+			}
+			if len(next.ISR) == 0 && len(next.ELR) == 0 && s.AcceptLoss {
+				// Nobody else has what was not in the bucket yet.
+				forfeited++
+				next.ISR = []int32{s.ID}
+			}
+			switch {
+			case p.Leader == s.ID && (fresh || lost), p.Leader == image.NoLeader:
+				elect(&next, alive, minISR(im, env, t, len(p.Replicas)))
+			}
+			if next.Leader == image.NoLeader {
+				offline++
+			}
+			if same(p, &next) {
+				continue
+			}
+			if next.Leader == s.ID {
+				raised++
+			}
+			partitions = append(partitions, setPartition(t.ID, i, next))
+		}
+	}
+
+	var changes []image.Change
+	if fresh && len(partitions) > 0 {
+		deposed := *old
+		deposed.Incarnation, deposed.Epoch, deposed.Fenced = s.Incarnation, admitting, true
+		changes = append(changes, image.SetBroker{Broker: deposed})
+	}
+	changes = append(changes, partitions...)
+	changes = append(changes, image.SetBroker{Broker: admitted})
+
+	kind := "admitted"
+	if old != nil && !fresh && !lost {
+		kind = "reregistered"
+	}
+	events := []Event{{Kind: kind, Broker: s.ID, Count: raised, Message: fmt.Sprintf("broker %d %s, leading %d partitions in a new epoch", s.ID, kind, raised)}}
+	if lost {
+		events = append(events, Event{Kind: "disk-lost", Broker: s.ID, Count: dropped, Message: fmt.Sprintf(
+			"broker %d came back with another log directory: it is out of the ISR of %d partitions until it has caught up", s.ID, dropped)})
+	}
+	if forfeited > 0 {
+		events = append(events, Event{Kind: "data-lost", Broker: s.ID, Count: forfeited, Message: fmt.Sprintf(
+			"%d partitions had their only replica on the lost log directory of broker %d: they go on from their remote end, and what was not uploaded is lost", forfeited, s.ID)})
+	}
+	if offline > 0 {
+		events = append(events, Event{Kind: "offline", Broker: s.ID, Count: offline, Message: fmt.Sprintf(
+			"%d partitions with a replica on broker %d have no leader", offline, s.ID)})
+	}
+	return changes, events
+}
+
+// fence takes a broker without a session out: its partitions get other leaders
+// or none, then its record says so.
+func fence(im *image.Image, env Env, b *image.Broker) ([]image.Change, []Event) {
+	alive := func(id int32) bool { return id != b.ID && present(im, env, id) }
+	var changes []image.Change
+	var led, offline int
+	for t := range im.AllTopics() {
+		for i, p := range t.Partitions {
+			inISR := slices.Contains(p.ISR, b.ID)
+			if p.Leader != b.ID && !inISR {
+				continue
+			}
+			next := *p
+			least := minISR(im, env, t, len(p.Replicas))
+			if rest := without(p.ISR, b.ID); inISR && len(rest) > 0 {
+				resize(&next, rest, least)
+			} // else the last one stays: the ISR says who has everything
+			if p.Leader == b.ID {
+				led++
+				elect(&next, alive, least)
+				if next.Leader == image.NoLeader {
+					offline++
+				}
+			}
+			if same(p, &next) {
+				continue
+			}
+			changes = append(changes, setPartition(t.ID, i, next))
+		}
+	}
+	fenced := *b
+	fenced.Fenced = true
+	if b.Epoch == admitting {
+		fenced.Epoch = notAdmitted
+	}
+	changes = append(changes, image.SetBroker{Broker: fenced})
+	events := []Event{{Kind: "fenced", Broker: b.ID, Count: led,
+		Message: fmt.Sprintf("broker %d has no session: fenced, %d partitions led by it move", b.ID, led)}}
+	if offline > 0 {
+		events = append(events, Event{Kind: "offline", Broker: b.ID, Count: offline,
+			Message: fmt.Sprintf("%d partitions have no leader until broker %d is back", offline, b.ID)})
+	}
+	return changes, events
+}
+
+// UnregisterBroker forgets a broker that will not come back, so that nothing is
+// placed on it any more. Its replicas stay assigned: they are an operator's to
+// reassign. Refused while it is alive or may still be needed.
+type UnregisterBroker struct{ Broker int32 }
+
+func (c UnregisterBroker) handle(im *image.Image, env Env) ([]image.Change, Reply) {
+	b := im.Broker(c.Broker)
+	switch {
+	case b == nil:
+		return nil, Reply{ErrorCode: codeBrokerIDNotRegistered, Message: fmt.Sprintf("Broker ID %d is not currently registered.", c.Broker)}
+	case !b.Fenced || im.Session(c.Broker) != nil:
+		return nil, Reply{ErrorCode: codeInvalidRequest, Message: fmt.Sprintf("Broker %d is alive.", c.Broker)}
+	}
+	for t := range im.AllTopics() {
+		for i, p := range t.Partitions {
+			// Its record is what tells whether it comes back with its disk:
+			// without it an empty disk would pass for a full copy.
+			if slices.Contains(p.ISR, c.Broker) || slices.Contains(p.ELR, c.Broker) {
+				return nil, Reply{ErrorCode: codeInvalidRequest, Message: fmt.Sprintf(
+					"Broker %d has one of the last copies of %s-%d.", c.Broker, t.Name, i)}
+			}
+		}
+	}
+	return []image.Change{image.DropBroker{ID: c.Broker}}, Reply{}
+}
+
+// AcceptLoss is an operator's command: partitions that nobody can lead because
+// their last in-sync replica's disk is gone are led by this broker, which has a
+// replica of them, from their remote end. What was not uploaded is lost.
+type AcceptLoss struct{ Broker int32 }
+
+func (c AcceptLoss) handle(im *image.Image, env Env) ([]image.Change, Reply) {
+	if !im.Alive(c.Broker) {
+		return nil, Reply{ErrorCode: codeInvalidRequest, Message: fmt.Sprintf("Broker %d is not alive.", c.Broker)}
+	}
+	var changes []image.Change
+	var results []Result
+	for t := range im.AllTopics() {
+		n := int32(0)
+		for i, p := range t.Partitions {
+			if p.Leader != image.NoLeader || len(p.ISR) > 0 || len(p.ELR) > 0 || !slices.Contains(p.Replicas, c.Broker) {
+				continue
+			}
+			next := *p
+			next.Leader, next.ISR = c.Broker, []int32{c.Broker}
+			next.LeaderEpoch++
+			changes = append(changes, setPartition(t.ID, i, next))
+			n++
+		}
+		if n > 0 {
+			results = append(results, Result{Name: t.Name, ID: t.ID, Partitions: n})
+		}
+	}
+	return changes, Reply{Results: results}
+}

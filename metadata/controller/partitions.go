@@ -1,0 +1,209 @@
+package controller
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/varve/varve/metadata/image"
+)
+
+// elect chooses a leader among the replicas that are known to hold everything
+// committed: the leader it has, the others of the ISR in the order of the
+// assignment, then the eligible ones outside of it (KIP-966: what left the ISR
+// while it was below min.insync.replicas, when nothing could be committed
+// without it). Nobody else: an unclean leader would cut what was acknowledged.
+//
+// The leader epoch is raised unless there was no leader and there is none:
+// also when the leader stays, because then it is a new incarnation of it.
+func elect(p *image.Partition, alive func(int32) bool, minISR int) {
+	before := p.Leader
+	p.Leader = image.NoLeader
+	fit := func(set []int32) bool {
+		if slices.Contains(set, before) && alive(before) {
+			p.Leader = before
+			return true
+		}
+		for _, id := range p.Replicas {
+			if slices.Contains(set, id) && alive(id) {
+				p.Leader = id
+				return true
+			}
+		}
+		return false
+	}
+	if !fit(p.ISR) && fit(p.ELR) {
+		// The ISR that is away still has everything: it stays eligible.
+		p.ELR = without(union(p.ELR, p.ISR), p.Leader)
+		p.ISR = []int32{p.Leader}
+		if len(p.ISR) >= minISR {
+			p.ELR = nil
+		}
+	}
+	if before != image.NoLeader || p.Leader != image.NoLeader {
+		p.LeaderEpoch++
+	}
+}
+
+// resize gives the partition another ISR and keeps the ELR in step: who leaves
+// while the ISR is below the minimum stays eligible, since the high watermark
+// does not move without it; with the minimum in sync nobody else is needed.
+func resize(p *image.Partition, isr []int32, minISR int) {
+	left := p.ISR
+	p.ISR = isr
+	if len(isr) >= minISR {
+		p.ELR = nil
+		return
+	}
+	elr := union(p.ELR, left)
+	for _, id := range isr {
+		elr = without(elr, id)
+	}
+	p.ELR = elr
+}
+
+func setPartition(topic [16]byte, index int, next image.Partition) image.Change {
+	next.PartitionEpoch++
+	return image.SetPartition{PartitionRef: image.PartitionRef{TopicID: topic, Index: int32(index)}, State: next}
+}
+
+func same(a, b *image.Partition) bool {
+	return a.Leader == b.Leader && a.LeaderEpoch == b.LeaderEpoch && slices.Equal(a.ISR, b.ISR) && slices.Equal(a.ELR, b.ELR)
+}
+
+// without returns set without id; it never writes to set.
+func without(set []int32, id int32) []int32 {
+	at := slices.Index(set, id)
+	if at < 0 {
+		return set
+	}
+	if len(set) == 1 {
+		return nil
+	}
+	return slices.Delete(slices.Clone(set), at, at+1)
+}
+
+// union returns the members of both, ascending.
+func union(a, b []int32) []int32 {
+	out := append(slices.Clone(a), b...)
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// AlterPartition is a leader's proposal of new in-sync replica sets.
+type AlterPartition struct {
+	Broker      int32
+	BrokerEpoch int64
+	Partitions  []Proposal
+}
+
+// Proposal is what a leader wants the ISR of one partition to be.
+type Proposal struct {
+	TopicID        [16]byte
+	Partition      int32
+	LeaderEpoch    int32
+	PartitionEpoch int32
+	ISR            []ISRMember
+}
+
+// ISRMember is a replica and the broker epoch in which the leader saw it catch
+// up, -1 if it does not say (KIP-903: a broker that restarted since, and may
+// have lost its disk, must catch up again).
+type ISRMember struct {
+	Broker int32
+	Epoch  int64
+}
+
+// PartitionResult is the partition's state after a proposal, or why it was
+// refused.
+type PartitionResult struct {
+	TopicID   [16]byte
+	Partition int32
+	ErrorCode int16
+	Message   string
+	State     *image.Partition // nil with an error
+}
+
+func (c AlterPartition) handle(im *image.Image, env Env) ([]image.Change, Reply) {
+	b := im.Broker(c.Broker)
+	if b == nil || b.Epoch != c.BrokerEpoch || b.Fenced {
+		return nil, Reply{ErrorCode: codeStaleBrokerEpoch, Message: fmt.Sprintf("Broker %d is not registered with epoch %d.", c.Broker, c.BrokerEpoch)}
+	}
+	var changes []image.Change
+	var reply Reply
+	seen := make(map[image.PartitionRef]bool, len(c.Partitions))
+	for _, prop := range c.Partitions {
+		ref := image.PartitionRef{TopicID: prop.TopicID, Index: prop.Partition}
+		r := PartitionResult{TopicID: prop.TopicID, Partition: prop.Partition}
+		t := im.TopicByID(prop.TopicID)
+		p := im.Partition(prop.TopicID, prop.Partition)
+		code, message := codeNone, ""
+		switch {
+		case t == nil:
+			code, message = codeUnknownTopicID, "Unknown topic id."
+		case p == nil:
+			code, message = codeUnknownTopicOrPartition, "Unknown partition."
+		case seen[ref]:
+			code, message = codeInvalidRequest, "The partition is named twice."
+		default:
+			code, message = prop.check(im, c.Broker, p)
+		}
+		seen[ref] = true
+		if code != codeNone {
+			r.ErrorCode, r.Message = code, message
+			reply.Partitions = append(reply.Partitions, r)
+			continue
+		}
+		var isr []int32
+		for _, m := range prop.ISR {
+			isr = append(isr, m.Broker)
+		}
+		slices.Sort(isr)
+		next := *p
+		resize(&next, isr, minISR(im, env, t, len(p.Replicas)))
+		if same(p, &next) {
+			r.State = p
+		} else {
+			change := setPartition(t.ID, int(prop.Partition), next).(image.SetPartition)
+			changes = append(changes, change)
+			r.State = &change.State
+		}
+		reply.Partitions = append(reply.Partitions, r)
+	}
+	return changes, reply
+}
+
+func (prop Proposal) check(im *image.Image, leader int32, p *image.Partition) (int16, string) {
+	switch {
+	case prop.LeaderEpoch > p.LeaderEpoch || prop.PartitionEpoch > p.PartitionEpoch:
+		// The leader knows more than this controller does.
+		return codeNotController, "The proposal is ahead of this controller."
+	case prop.LeaderEpoch < p.LeaderEpoch:
+		return codeFencedLeaderEpoch, fmt.Sprintf("The leader epoch is %d.", p.LeaderEpoch)
+	case p.Leader != leader:
+		return codeInvalidRequest, fmt.Sprintf("The leader is %d.", p.Leader)
+	case prop.PartitionEpoch < p.PartitionEpoch:
+		return codeInvalidUpdateVersion, fmt.Sprintf("The partition epoch is %d.", p.PartitionEpoch)
+	}
+	hasLeader := false
+	for i, m := range prop.ISR {
+		if m.Broker == leader {
+			hasLeader = true
+		}
+		for _, other := range prop.ISR[:i] {
+			if other.Broker == m.Broker {
+				return codeInvalidRequest, fmt.Sprintf("Broker %d is named twice in the ISR.", m.Broker)
+			}
+		}
+		if !slices.Contains(p.Replicas, m.Broker) {
+			return codeInvalidRequest, fmt.Sprintf("Broker %d is not a replica.", m.Broker)
+		}
+		b := im.Broker(m.Broker)
+		if b == nil || b.Fenced || m.Epoch != -1 && m.Epoch != b.Epoch {
+			return codeIneligibleReplica, fmt.Sprintf("Broker %d is fenced, or restarted since.", m.Broker)
+		}
+	}
+	if !hasLeader {
+		return codeInvalidRequest, "The leader is missing from the ISR."
+	}
+	return codeNone, ""
+}

@@ -1,0 +1,171 @@
+package etcd
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+)
+
+func textLogger(w *bytes.Buffer) *slog.Logger {
+	return slog.New(slog.NewTextHandler(io.Writer(w), &slog.HandlerOptions{Level: slog.LevelInfo}))
+}
+
+// An etcd that listens with TLS, asks for a client certificate and for a
+// password.
+func TestDial(t *testing.T) {
+	dir := t.TempDir()
+	ca, server, other := certificates(t, dir)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+
+	cfg := embed.NewConfig()
+	cfg.Name, cfg.Dir = "varve", filepath.Join(dir, "etcd")
+	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	u, _ := url.Parse("https://" + addr)
+	cfg.ListenClientUrls, cfg.AdvertiseClientUrls, cfg.ListenPeerUrls = []url.URL{*u}, []url.URL{*u}, nil
+	cfg.ClientTLSInfo.CertFile, cfg.ClientTLSInfo.KeyFile = server+".pem", server+".key"
+	cfg.ClientTLSInfo.TrustedCAFile, cfg.ClientTLSInfo.ClientCertAuth = ca+".pem", true
+	cfg.TickMs, cfg.ElectionMs = 10, 100
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapLogger(slog.New(slog.DiscardHandler), new(atomic.Bool)))
+	e, err := embed.StartEtcd(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	<-e.Server.ReadyNotify()
+
+	good := DialOptions{Endpoints: []string{addr}, CAFile: ca + ".pem", CertFile: server + ".pem", KeyFile: server + ".key"}
+	c, err := Dial(bg, good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	s := New(Options{Client: c, Prefix: "/tls"})
+	if _, err := s.EnsureCluster(bg, ""); err != nil {
+		t.Fatal(err)
+	}
+	for what, change := range map[string]func(*DialOptions){
+		"no certificate of ours":   func(o *DialOptions) { o.CertFile, o.KeyFile = "", "" },
+		"a foreign authority":      func(o *DialOptions) { o.CAFile = other + ".pem" },
+		"a certificate and no key": func(o *DialOptions) { o.KeyFile = "" },
+		"a missing file":           func(o *DialOptions) { o.CAFile = ca + ".nope" },
+		"a file that is no PEM":    func(o *DialOptions) { o.CAFile = filepath.Join(dir, "text") },
+		"no endpoints":             func(o *DialOptions) { o.Endpoints = nil },
+	} {
+		os.WriteFile(filepath.Join(dir, "text"), []byte("hello"), 0o600)
+		o := good
+		o.Timeout = 500 * time.Millisecond
+		change(&o)
+		if c, err := Dial(bg, o); err == nil {
+			c.Close()
+			t.Errorf("connected with %s", what)
+		}
+	}
+
+	// Passwords.
+	auth := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(bg, 20*time.Second)
+	defer cancel()
+	auth(second(c.RoleAdd(ctx, "root")))
+	auth(second(c.UserAdd(ctx, "root", "secret")))
+	auth(second(c.UserGrantRole(ctx, "root", "root")))
+	auth(second(c.RoleAdd(ctx, "varve")))
+	auth(second(c.RoleGrantPermission(ctx, "varve", "/varve/", clientv3.GetPrefixRangeEnd("/varve/"), clientv3.PermissionType(clientv3.PermReadWrite))))
+	auth(second(c.UserAdd(ctx, "varve", "pass")))
+	auth(second(c.UserGrantRole(ctx, "varve", "varve")))
+	auth(second(c.AuthEnable(ctx)))
+	o := good
+	o.User, o.Password = "varve", "wrong"
+	o.Timeout = 2 * time.Second
+	if _, err := Dial(bg, o); err == nil || !strings.Contains(err.Error(), "authentication failed") {
+		t.Fatal(err)
+	}
+	o.Password = "pass"
+	u1, err := Dial(bg, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u1.Close()
+	if _, err := New(Options{Client: u1}).EnsureCluster(bg, ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(Options{Client: u1, Prefix: "/elsewhere"}).EnsureCluster(bg, ""); err == nil {
+		t.Fatal("wrote where the user may not")
+	}
+}
+
+// certificates writes an authority, a certificate it signed for 127.0.0.1, and
+// another authority.
+func certificates(t *testing.T, dir string) (ca, server, other string) {
+	t.Helper()
+	serial := int64(0)
+	write := func(name string, parent *x509.Certificate, parentKey *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		serial++
+		c := &x509.Certificate{
+			SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: name},
+			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+			IsCA: parent == nil, BasicConstraintsValid: true,
+			KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		}
+		if parent == nil {
+			parent, parentKey = c, key
+		} else {
+			c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
+		}
+		der, err := x509.CreateCertificate(rand.Reader, c, parent, &key.PublicKey, parentKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keyDER, err := x509.MarshalECPrivateKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		base := filepath.Join(dir, name)
+		for file, block := range map[string]*pem.Block{
+			base + ".pem": {Type: "CERTIFICATE", Bytes: der},
+			base + ".key": {Type: "EC PRIVATE KEY", Bytes: keyDER},
+		} {
+			if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return c, key
+	}
+	cert, key := write("authority", nil, nil)
+	write("node", cert, key)
+	write("stranger", nil, nil)
+	return filepath.Join(dir, "authority"), filepath.Join(dir, "node"), filepath.Join(dir, "stranger")
+}

@@ -1,0 +1,233 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+)
+
+// ErrLocked: another process has the data directory open.
+var ErrLocked = errors.New("metadata: etcd directory is in use by another process")
+
+// Server is an etcd of one member inside this process, without listeners.
+type Server struct {
+	etcd   *embed.Etcd
+	client *clientv3.Client
+	lock   *os.File
+	once   sync.Once
+
+	closing *atomic.Bool
+}
+
+// Embedded starts etcd in dir and returns when it serves. Every write is
+// fsynced before it is acknowledged.
+//
+// Importing etcd's server registers its metrics in the Prometheus default
+// registry; Varve's metrics have a registry of their own, so they do not show.
+func Embedded(dir string, logger *slog.Logger) (*Server, error) {
+	return embedded(dir, logger, func(*embed.Config) {})
+}
+
+func embedded(dir string, logger *slog.Logger, tune func(*embed.Config)) (*Server, error) {
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("start etcd: %w", err)
+	}
+	// etcd waits for its file lock without end and without a word; ours
+	// answers.
+	lock, err := os.OpenFile(filepath.Join(dir, "LOCK"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("start etcd: %w", err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("%w: %s", ErrLocked, dir)
+	}
+
+	closing := new(atomic.Bool)
+	cfg := embed.NewConfig()
+	cfg.Name = "varve"
+	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	cfg.Dir = filepath.Join(dir, "data")
+	cfg.ListenClientUrls, cfg.AdvertiseClientUrls, cfg.ListenPeerUrls = nil, nil, nil
+	// A single member elects itself; there is nobody whose heartbeat could be
+	// late.
+	cfg.TickMs, cfg.ElectionMs = 10, 100
+	cfg.UnsafeNoFsync = false
+	// Watches that fall behind by more load the image again.
+	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = embed.CompactorModeRevision, "10000"
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapLogger(logger, closing))
+
+	tune(cfg)
+	e, err := embed.StartEtcd(cfg)
+	if err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("start etcd in %s: %w", dir, err)
+	}
+	select {
+	case <-e.Server.ReadyNotify():
+	case err := <-e.Err():
+		e.Close()
+		lock.Close()
+		return nil, fmt.Errorf("start etcd in %s: %w", dir, err)
+	case <-time.After(time.Minute):
+		e.Close()
+		lock.Close()
+		return nil, fmt.Errorf("start etcd in %s: not ready after a minute", dir)
+	}
+	return &Server{etcd: e, client: v3client.New(e.Server), lock: lock, closing: closing}, nil
+}
+
+// Client returns the in-process client. It ends with the server.
+func (s *Server) Client() *clientv3.Client { return s.client }
+
+// Close stops the server. Whatever it acknowledged is on disk.
+func (s *Server) Close() error {
+	s.once.Do(func() {
+		s.closing.Store(true)
+		s.client.Close()
+		s.etcd.Close()
+		s.lock.Close()
+	})
+	return nil
+}
+
+// DialOptions say how to reach an etcd.
+type DialOptions struct {
+	Endpoints []string // host:port or URLs
+	// TLS by PEM files; used if any is set. CAFile verifies the server (the
+	// system's authorities if empty), CertFile and KeyFile authenticate us.
+	CAFile, CertFile, KeyFile string
+	ServerName                string // expected in the certificate, if not the endpoint's host
+	User, Password            string
+	Timeout                   time.Duration // to connect, 5 s if zero
+	Logger                    *slog.Logger
+}
+
+// Dial connects to an etcd and checks that it answers.
+func Dial(ctx context.Context, o DialOptions) (*clientv3.Client, error) {
+	if len(o.Endpoints) == 0 {
+		return nil, errors.New("metadata: no etcd endpoints")
+	}
+	if o.Timeout == 0 {
+		o.Timeout = 5 * time.Second
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	cfg := clientv3.Config{
+		Endpoints:            o.Endpoints,
+		DialTimeout:          o.Timeout,
+		DialKeepAliveTime:    2 * time.Second,
+		DialKeepAliveTimeout: 2 * time.Second,
+		Username:             o.User,
+		Password:             o.Password,
+		Logger:               zapLogger(o.Logger, new(atomic.Bool)),
+		MaxCallRecvMsgSize:   256 << 20,
+		// gRPC's default waits up to two minutes between attempts to connect;
+		// an etcd that is back should be found within a heartbeat or two.
+		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+			MinConnectTimeout: o.Timeout,
+		})},
+	}
+	tls, err := loadTLS(o)
+	if err != nil {
+		return nil, err
+	}
+	cfg.TLS = tls
+	c, err := clientv3.New(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("connect to etcd at %v: %w", o.Endpoints, err)
+	}
+	tctx, cancel := context.WithTimeout(ctx, o.Timeout)
+	defer cancel()
+	if _, err := c.Get(tctx, "/varve/probe"); err != nil {
+		c.Close()
+		return nil, fmt.Errorf("connect to etcd at %v: %w", o.Endpoints, err)
+	}
+	return c, nil
+}
+
+// zapLogger hands etcd's log to slog: its warnings as ours, everything it
+// calls information as debug. etcd logs at ERROR what a clean start and a clean
+// stop do (a missing listener, closed pipes), hence no level above Warn.
+func zapLogger(l *slog.Logger, closing *atomic.Bool) *zap.Logger {
+	return zap.New(slogCore{l: l.With("component", "etcd"), closing: closing})
+}
+
+type slogCore struct {
+	l       *slog.Logger
+	fields  []zapcore.Field
+	closing *atomic.Bool // everything is expected while it closes
+}
+
+func slogLevel(l zapcore.Level) slog.Level {
+	if l >= zapcore.WarnLevel {
+		return slog.LevelWarn
+	}
+	return slog.LevelDebug
+}
+
+func (c slogCore) Enabled(l zapcore.Level) bool {
+	return c.l.Enabled(context.Background(), slogLevel(l))
+}
+
+func (c slogCore) With(f []zapcore.Field) zapcore.Core {
+	return slogCore{c.l, append(append([]zapcore.Field(nil), c.fields...), f...), c.closing}
+}
+
+func (c slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if c.Enabled(e.Level) {
+		return ce.AddCore(e, c)
+	}
+	return ce
+}
+
+// expected are warnings about what is so on purpose here, or at the first start.
+var expected = map[string]bool{
+	"Running http and grpc server on single port. This is not recommended for production.": true, // there is no listener
+	"simple token is not cryptographically signed":                                         true, // nor authentication
+	"Failed to detect schema version":                                                      true, // new directory
+	"failed to update storage version":                                                     true,
+	"failed to update cluster version":                                                     true, // closed right after the start
+}
+
+func (c slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	level := slogLevel(e.Level)
+	if expected[e.Message] || c.closing.Load() {
+		level = slog.LevelDebug
+	}
+	enc := zapcore.NewMapObjectEncoder()
+	for _, f := range c.fields {
+		f.AddTo(enc)
+	}
+	attrs := make([]slog.Attr, 0, len(fields)+len(c.fields))
+	for _, f := range append(append([]zapcore.Field(nil), c.fields...), fields...) {
+		f.AddTo(enc)
+		if v, ok := enc.Fields[f.Key]; ok {
+			attrs = append(attrs, slog.Any(f.Key, v))
+		}
+	}
+	c.l.LogAttrs(context.Background(), level, e.Message, attrs...)
+	return nil
+}
+
+func (c slogCore) Sync() error { return nil }

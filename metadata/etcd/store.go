@@ -1,0 +1,573 @@
+// Package etcd keeps the cluster's metadata in etcd: which keys there are, what
+// bytes they hold, and which transaction changes them. README.md of the parent
+// folder has the table.
+package etcd
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/varve/varve/metadata/image"
+)
+
+// Errors that callers branch on.
+var (
+	// ErrNotController: the election is not held any more; nothing was written.
+	ErrNotController = errors.New("metadata: not the controller")
+	// ErrConflict: a key moved since it was read; nothing was written.
+	ErrConflict = errors.New("metadata: conflict")
+	// ErrFenced: the leader epoch moved on; the commit was not and will never be applied.
+	ErrFenced = errors.New("metadata: fenced by a later leader epoch")
+	// ErrAmbiguous: the store did not answer; the write may have been applied
+	// or may yet be.
+	ErrAmbiguous = errors.New("metadata: outcome unknown")
+	// ErrUnavailable: the store could not be reached and nothing was written.
+	ErrUnavailable = errors.New("metadata: store unavailable")
+	// ErrNoSpace: etcd's space quota is used up (its NOSPACE alarm).
+	ErrNoSpace = errors.New("metadata: etcd is out of space")
+	// ErrRevisionRegressed: etcd is at an earlier revision than it was: it was
+	// restored from a backup. Nothing is committed or deleted any more.
+	ErrRevisionRegressed = errors.New("metadata: etcd went back to an earlier revision")
+	// ErrCompacted: the watch cannot go on from where it stood; load again.
+	ErrCompacted = errors.New("metadata: watch position compacted")
+)
+
+const (
+	// maxOps is etcd's default --max-txn-ops, which bounds compares and puts
+	// of a transaction each.
+	maxOps = 128
+	// maxTxnBytes keeps a transaction below etcd's default request limit of 1.5 MiB.
+	maxTxnBytes = 1 << 20
+	// pageKeys is the number of keys per range request when loading.
+	pageKeys = 4096
+)
+
+// Options of a Store. Client is required.
+type Options struct {
+	Client *clientv3.Client
+	// Prefix of all keys of this cluster, "/varve/default/" if empty.
+	Prefix string
+	// RequestTimeout of one attempt of one request, 5 s if zero.
+	RequestTimeout time.Duration
+	// SeenRevision is the highest revision that this process's predecessor saw
+	// (Store.Revision before it ended); zero if unknown.
+	SeenRevision int64
+	Logger       *slog.Logger
+}
+
+// Store reads and writes one cluster's metadata.
+type Store struct {
+	client    *clientv3.Client
+	keys      keys
+	timeout   time.Duration
+	log       *slog.Logger
+	seen      atomic.Int64
+	regressed atomic.Bool
+	full      atomic.Bool // the last write was refused for want of space
+}
+
+// New returns a store over a client. It sends nothing.
+func New(o Options) *Store {
+	if o.Prefix == "" {
+		o.Prefix = "/varve/default/"
+	}
+	if !strings.HasSuffix(o.Prefix, "/") {
+		o.Prefix += "/"
+	}
+	if o.RequestTimeout == 0 {
+		o.RequestTimeout = 5 * time.Second
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Store{client: o.Client, keys: keys{o.Prefix}, timeout: o.RequestTimeout, log: o.Logger}
+	s.seen.Store(o.SeenRevision)
+	return s
+}
+
+// Revision is the highest revision seen. Remember it across restarts.
+func (s *Store) Revision() int64 { return s.seen.Load() }
+
+// Regressed says whether etcd was found at an earlier revision than before.
+// It stays so: only a restart with another SeenRevision ends it.
+func (s *Store) Regressed() bool { return s.regressed.Load() }
+
+// Saw notes a revision that an earlier process had seen.
+func (s *Store) Saw(revision int64) {
+	for cur := s.seen.Load(); revision > cur && !s.seen.CompareAndSwap(cur, revision); cur = s.seen.Load() {
+	}
+}
+
+// OutOfSpace says whether etcd refused the last write because its space quota
+// is used up.
+func (s *Store) OutOfSpace() bool { return s.full.Load() }
+
+// observe notes the revision of an answer to a request that was sent when
+// floor was the highest revision seen. All requests that come here are
+// linearizable, so an answer below the floor means that etcd lost revisions.
+// Comparing with the revision seen now instead would condemn an answer that
+// was merely overtaken by another.
+func (s *Store) observe(floor, rev int64) error {
+	s.Saw(rev)
+	if rev < floor && !s.regressed.Swap(true) {
+		s.log.Error("etcd is at an earlier revision than it was: restored from a backup? Nothing is committed or deleted until an operator decides",
+			"revision", rev, "seen", floor)
+	}
+	if s.regressed.Load() {
+		return fmt.Errorf("%w: %d, was %d", ErrRevisionRegressed, rev, floor)
+	}
+	return nil
+}
+
+// txn sends one transaction once. An error that is not ErrAmbiguous means that
+// it was not applied.
+func (s *Store) txn(ctx context.Context, cmps []clientv3.Cmp, then, els []clientv3.Op) (*clientv3.TxnResponse, error) {
+	if s.regressed.Load() {
+		return nil, ErrRevisionRegressed
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	floor := s.seen.Load()
+	tctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	resp, err := s.client.Txn(tctx).If(cmps...).Then(then...).Else(els...).Commit()
+	if err != nil {
+		err = classify(err)
+		if errors.Is(err, ErrNoSpace) && !s.full.Swap(true) {
+			s.log.Error("etcd's space quota is used up: metadata and manifests cannot be changed until it is compacted, defragmented and its alarm disarmed")
+		}
+		return nil, err
+	}
+	if resp.Succeeded && len(then) > 0 && s.full.Swap(false) {
+		s.log.Info("etcd has room again")
+	}
+	if err := s.observe(floor, resp.Header.Revision); err != nil && !resp.Succeeded {
+		return nil, err
+	}
+	return resp, nil
+}
+
+// get reads at the latest revision, linearizably.
+func (s *Store) get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	floor := s.seen.Load()
+	tctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	resp, err := s.client.Get(tctx, key, opts...)
+	if err != nil {
+		if errors.Is(err, rpctypes.ErrCompacted) {
+			return nil, fmt.Errorf("%w: read of %q", ErrCompacted, key)
+		}
+		return nil, fmt.Errorf("%w: read of %q: %w", ErrUnavailable, key, err)
+	}
+	if err := s.observe(floor, resp.Header.Revision); err != nil {
+		return nil, err
+	}
+	return resp, nil
+}
+
+// refused are the errors that etcd gives without applying the request. Every
+// other error leaves the outcome open.
+var refused = []error{
+	rpctypes.ErrEmptyKey, rpctypes.ErrKeyNotFound, rpctypes.ErrTooManyOps, rpctypes.ErrDuplicateKey,
+	rpctypes.ErrRequestTooLarge, rpctypes.ErrTooManyRequests, rpctypes.ErrLeaseNotFound,
+	rpctypes.ErrPermissionDenied, rpctypes.ErrUserEmpty, rpctypes.ErrAuthFailed, rpctypes.ErrInvalidAuthToken,
+	rpctypes.ErrInvalidAuthMgmt, rpctypes.ErrAuthOldRevision, rpctypes.ErrCorrupt, rpctypes.ErrCompacted, rpctypes.ErrFutureRev,
+}
+
+// classify says what an error of a write means.
+func classify(err error) error {
+	if errors.Is(err, rpctypes.ErrNoSpace) {
+		return fmt.Errorf("%w: %w", ErrNoSpace, err)
+	}
+	for _, e := range refused {
+		if errors.Is(err, e) {
+			return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+	}
+	return fmt.Errorf("%w: %w", ErrAmbiguous, err)
+}
+
+// EnsureCluster returns the cluster's id, creating it at the first start of the
+// first broker: want if given, else a random one.
+func (s *Store) EnsureCluster(ctx context.Context, want string) (string, error) {
+	id := want
+	if id == "" {
+		var b [16]byte
+		rand.Read(b[:])
+		id = base64.RawURLEncoding.EncodeToString(b[:])
+	}
+	key := s.keys.cluster()
+	value := encode(clusterValue{formatVersion, id, time.Now().UnixMilli()})
+	// The read finds out about an etcd that went back, before anything is
+	// written into it.
+	if _, err := s.get(ctx, key, clientv3.WithKeysOnly()); err != nil {
+		return "", fmt.Errorf("read the cluster's identity: %w", err)
+	}
+	for {
+		resp, err := s.txn(ctx,
+			[]clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0)},
+			[]clientv3.Op{clientv3.OpPut(key, value)},
+			[]clientv3.Op{clientv3.OpGet(key)})
+		if errors.Is(err, ErrAmbiguous) && ctx.Err() == nil {
+			// Whether or not it was applied, the next attempt finds out.
+			if !pause(ctx, 100*time.Millisecond) {
+				return "", fmt.Errorf("create the cluster's identity: %w", err)
+			}
+			continue
+		}
+		if err != nil {
+			return "", fmt.Errorf("create the cluster's identity: %w", err)
+		}
+		if resp.Succeeded {
+			return id, nil
+		}
+		kv := resp.Responses[0].GetResponseRange().Kvs[0]
+		v, err := decode[clusterValue](key, kv.Value)
+		if err != nil {
+			return "", err
+		}
+		if want != "" && v.ID != want {
+			return v.ID, fmt.Errorf("metadata: etcd holds cluster %q, not %q", v.ID, want)
+		}
+		return v.ID, nil
+	}
+}
+
+// Load reads the whole image at one revision.
+func (s *Store) Load(ctx context.Context) (*image.Image, error) {
+	var d image.Delta
+	err := s.scan(ctx, s.keys.image(), func(kv entry) error {
+		c, err := s.keys.change(kv.key, kv.value, kv.created)
+		if err != nil {
+			return err
+		}
+		if c != nil {
+			d.Changes = append(d.Changes, image.At{Revision: kv.revision, Change: c})
+		}
+		return nil
+	}, &d.Revision)
+	if err != nil {
+		return nil, fmt.Errorf("load metadata: %w", err)
+	}
+	return image.Empty().Apply(d), nil
+}
+
+type entry struct {
+	key               string
+	value             []byte
+	revision, created int64
+}
+
+// scan reads every key below prefix at one revision, page by page.
+func (s *Store) scan(ctx context.Context, prefix string, f func(entry) error, revision *int64) error {
+	end := clientv3.GetPrefixRangeEnd(prefix)
+	from, rev := prefix, int64(0)
+	for {
+		resp, err := s.get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(pageKeys), clientv3.WithRev(rev))
+		if err != nil {
+			return err
+		}
+		if rev == 0 {
+			rev = resp.Header.Revision
+			if revision != nil {
+				*revision = rev
+			}
+		}
+		for _, kv := range resp.Kvs {
+			if err := f(entry{string(kv.Key), nonNil(kv.Value), kv.ModRevision, kv.CreateRevision}); err != nil {
+				return err
+			}
+		}
+		if !resp.More || len(resp.Kvs) == 0 {
+			return nil
+		}
+		from = string(resp.Kvs[len(resp.Kvs)-1].Key) + "\x00"
+	}
+}
+
+// nonNil keeps an empty value apart from a deleted key.
+func nonNil(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}
+
+// Watch delivers every change of the image after the given revision, one delta
+// per revision in order, until ctx ends or the watch breaks. It returns
+// ErrCompacted when the position is gone and the image must be loaded again.
+func (s *Store) Watch(ctx context.Context, after int64, f func(image.Delta) error) error {
+	wctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	defer cancel()
+	ch := s.client.Watch(wctx, s.keys.image(), clientv3.WithPrefix(), clientv3.WithRev(after+1))
+	for resp := range ch {
+		if resp.CompactRevision != 0 {
+			return fmt.Errorf("%w: wanted %d, oldest is %d", ErrCompacted, after+1, resp.CompactRevision)
+		}
+		if err := resp.Err(); err != nil {
+			return fmt.Errorf("%w: watch: %w", ErrUnavailable, err)
+		}
+		// All events of a revision arrive in one response (fragments are not
+		// asked for), and revisions ascend.
+		for i := 0; i < len(resp.Events); {
+			rev := resp.Events[i].Kv.ModRevision
+			d := image.Delta{Revision: rev}
+			for ; i < len(resp.Events) && resp.Events[i].Kv.ModRevision == rev; i++ {
+				kv := resp.Events[i].Kv
+				value := nonNil(kv.Value)
+				if resp.Events[i].Type == clientv3.EventTypeDelete {
+					value = nil
+				}
+				c, err := s.keys.change(string(kv.Key), value, kv.CreateRevision)
+				if err != nil {
+					return fmt.Errorf("watch: %w", err)
+				}
+				if c != nil {
+					d.Changes = append(d.Changes, c)
+				}
+			}
+			if err := f(d); err != nil {
+				return err
+			}
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return fmt.Errorf("%w: watch closed", ErrUnavailable)
+}
+
+// Commit writes changes decided upon base, in order, in as few transactions as
+// etcd's limits allow, each comparing that the election of that epoch is still
+// held and that no key has moved since base. A change is never split. It
+// returns base with everything applied that was written, also when it fails
+// halfway: ErrNotController, ErrConflict, ErrNoSpace and ErrUnavailable mean
+// that the change after the returned image was not written, ErrAmbiguous that
+// it may have been or may yet be.
+func (s *Store) Commit(ctx context.Context, epoch int64, base *image.Image, changes []image.Change) (*image.Image, error) {
+	b := batch{keys: s.keys, touched: make(map[string]bool)}
+	b.reset()
+	flush := func() error {
+		if len(b.changes) == 0 {
+			return nil
+		}
+		cmps := append([]clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(s.keys.controller()), "=", epoch)}, b.cmps...)
+		resp, err := s.txn(ctx, cmps, b.ops, []clientv3.Op{clientv3.OpGet(s.keys.controller())})
+		if err != nil {
+			return err
+		}
+		if !resp.Succeeded {
+			kvs := resp.Responses[0].GetResponseRange().Kvs
+			if len(kvs) == 0 || kvs[0].CreateRevision != epoch {
+				return ErrNotController
+			}
+			return fmt.Errorf("%w: a key moved since revision %d", ErrConflict, base.Revision)
+		}
+		if len(b.ops) > 0 { // else the revision is that of somebody else's write
+			base = base.Apply(image.Delta{Revision: resp.Header.Revision, Changes: b.changes})
+		}
+		b.reset()
+		return nil
+	}
+	for _, c := range changes {
+		if !b.fits(c) {
+			if err := flush(); err != nil {
+				return base, err
+			}
+		}
+		b.add(base, c)
+	}
+	return base, flush()
+}
+
+// Barrier writes a key of no meaning under the election and returns its
+// revision: an image at that revision or later shows everything that was
+// written before, by whomever, and a transaction that is still delayed will
+// fail its compares.
+func (s *Store) Barrier(ctx context.Context, epoch int64) (int64, error) {
+	resp, err := s.txn(ctx,
+		[]clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(s.keys.controller()), "=", epoch)},
+		[]clientv3.Op{clientv3.OpPut(s.keys.barrier(), fmt.Sprintf(`{"v":%d}`, formatVersion))}, nil)
+	if err != nil {
+		return 0, err
+	}
+	if !resp.Succeeded {
+		return 0, ErrNotController
+	}
+	return resp.Header.Revision, nil
+}
+
+// batch collects changes for one transaction.
+type batch struct {
+	keys    keys
+	cmps    []clientv3.Cmp
+	ops     []clientv3.Op
+	changes []image.Change
+	touched map[string]bool
+	bytes   int
+}
+
+func (b *batch) reset() {
+	b.cmps, b.ops, b.changes, b.bytes = nil, nil, nil, 0
+	clear(b.touched)
+}
+
+// mark names what must not occur twice in a transaction: etcd refuses to write
+// a key twice, or to write below a range that it deletes.
+func (b *batch) mark(c image.Change) (mine, other string) {
+	switch c := c.(type) {
+	case image.SetBroker:
+		return b.keys.broker(c.Broker.ID), ""
+	case image.DropBroker:
+		return b.keys.broker(c.ID), ""
+	case image.SetTopic:
+		return b.keys.topic(c.ID), b.keys.name(c.Name)
+	case image.SetPartition:
+		return b.keys.partition(c.TopicID, c.Index), ""
+	case image.DropPartition:
+		return b.keys.partition(c.TopicID, c.Index), ""
+	case image.SetConfig:
+		return b.keys.config(c.ConfigKey), ""
+	case image.DropConfig:
+		return b.keys.config(c.ConfigKey), ""
+	case image.BuryTopic:
+		return b.keys.topic(c.Tombstone.ID), b.keys.name(c.Tombstone.Name)
+	}
+	panic(fmt.Sprintf("metadata: the controller does not write %T", c))
+}
+
+func (b *batch) fits(c image.Change) bool {
+	mine, other := b.mark(c)
+	if b.touched[mine] || b.touched[other] {
+		return false
+	}
+	switch c := c.(type) {
+	case image.BuryTopic:
+		if b.touched[b.keys.partitions(c.Tombstone.ID)] {
+			return false
+		}
+	case image.SetPartition:
+		if b.touched[b.keys.epochs(c.TopicID)] {
+			return false
+		}
+	case image.DropPartition:
+		if b.touched[b.keys.epochs(c.TopicID)] {
+			return false
+		}
+	}
+	// The most that one change adds: five operations, two compares.
+	return len(b.ops)+5 <= maxOps && len(b.cmps)+1+2 <= maxOps && b.bytes < maxTxnBytes/2
+}
+
+func (b *batch) add(base *image.Image, c image.Change) {
+	mine, other := b.mark(c)
+	for _, m := range []string{mine, other} {
+		if m != "" {
+			b.touched[m] = true
+		}
+	}
+	b.changes = append(b.changes, c)
+	switch c := c.(type) {
+	case image.SetBroker:
+		var rev int64
+		if old := base.Broker(c.Broker.ID); old != nil {
+			rev = old.Revision
+		}
+		b.put(mine, rev, encodeBroker(c.Broker))
+	case image.DropBroker:
+		if old := base.Broker(c.ID); old != nil {
+			b.remove(mine, old.Revision)
+		}
+	case image.SetTopic:
+		var rev int64
+		if old := base.TopicByID(c.ID); old != nil {
+			rev = old.Revision
+		} else {
+			b.put(other, 0, encode(nameValue{formatVersion, hex.EncodeToString(c.ID[:])}))
+		}
+		b.put(mine, rev, encode(topicValue{formatVersion, c.Name, c.Internal, c.Partitions, c.Config}))
+	case image.SetPartition:
+		b.touched[b.keys.partitions(c.TopicID)] = true
+		var rev int64
+		old := base.StoredPartition(c.TopicID, c.Index)
+		if old != nil {
+			rev = old.Revision
+		}
+		b.put(mine, rev, encodePartition(&c.State))
+		if old == nil || old.LeaderEpoch != c.State.LeaderEpoch {
+			// No compare of its own: whoever writes this key writes the state
+			// in the same transaction, whose revision is compared.
+			b.write(b.keys.epoch(c.TopicID, c.Index), epochValue(c.State.LeaderEpoch))
+		}
+	case image.DropPartition:
+		b.touched[b.keys.partitions(c.TopicID)] = true
+		if old := base.StoredPartition(c.TopicID, c.Index); old != nil {
+			b.remove(mine, old.Revision)
+			b.ops = append(b.ops, clientv3.OpDelete(b.keys.epoch(c.TopicID, c.Index)))
+		}
+	case image.SetConfig:
+		var rev int64
+		if old := base.ConfigEntry(c.Type, c.Name); old != nil {
+			rev = old.Revision
+		}
+		b.put(mine, rev, encode(configValue{formatVersion, c.Values}))
+	case image.DropConfig:
+		if old := base.ConfigEntry(c.Type, c.Name); old != nil {
+			b.remove(mine, old.Revision)
+		}
+	case image.BuryTopic:
+		// One transaction: the topic is gone, and with the epoch keys gone no
+		// manifest of it can be committed, so whoever sees the tombstone may
+		// read the heads.
+		id := c.Tombstone.ID
+		b.touched[b.keys.epochs(id)] = true
+		if old := base.TopicByID(id); old != nil {
+			b.remove(mine, old.Revision)
+			b.ops = append(b.ops, clientv3.OpDelete(other))
+		}
+		b.write(b.keys.deleted(id), encode(tombstoneValue{formatVersion, c.Tombstone.Name, c.Tombstone.Partitions}))
+		b.ops = append(b.ops,
+			clientv3.OpDelete(b.keys.partitions(id), clientv3.WithPrefix()),
+			clientv3.OpDelete(b.keys.epochs(id), clientv3.WithPrefix()))
+	}
+}
+
+func (b *batch) put(key string, rev int64, value string) {
+	b.cmps = append(b.cmps, clientv3.Compare(clientv3.ModRevision(key), "=", rev))
+	b.write(key, value)
+}
+
+func (b *batch) write(key, value string) {
+	b.ops = append(b.ops, clientv3.OpPut(key, value))
+	b.bytes += len(key) + len(value)
+}
+
+func (b *batch) remove(key string, rev int64) {
+	b.cmps = append(b.cmps, clientv3.Compare(clientv3.ModRevision(key), "=", rev))
+	b.ops = append(b.ops, clientv3.OpDelete(key))
+	b.bytes += len(key)
+}
+
+// pause waits; false if ctx ended first.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,323 @@
+// Package image is the cluster's metadata as one immutable value.
+//
+// An Image is what a broker knows at one revision of the metadata store. It is
+// published behind an atomic pointer by metadata.Node; whoever needs metadata
+// takes the pointer once and reads one consistent state to the end. Nothing
+// reachable from an Image is ever written after it was published: callers must
+// not modify what its methods return.
+//
+// Image.Apply is the only way from one image to the next, at start, from the
+// watch, and inside the controller, which applies what it decided to see the
+// effect of one command before it decides the next.
+package image
+
+import (
+	"bytes"
+	"cmp"
+	"iter"
+	"strings"
+)
+
+// Config resource types, as the protocol numbers them.
+const (
+	TopicResource         int8 = 2
+	BrokerResource        int8 = 4
+	ClientMetricsResource int8 = 16
+	GroupResource         int8 = 32
+)
+
+// NoLeader is the leader of a partition that nobody leads, and the controller
+// of a cluster without one.
+const NoLeader int32 = -1
+
+// MaxPartitionIndex bounds the index that a stored partition key may have, so
+// that a damaged key cannot make an image allocate without bound.
+const MaxPartitionIndex = 1<<20 - 1
+
+// Image is the cluster's metadata at one revision.
+type Image struct {
+	// Revision of the store that this image shows.
+	Revision int64
+	// ClusterID is the cluster's identity: 22 characters, URL-safe base64 of 16 bytes.
+	ClusterID string
+	// Controller is the broker that holds the election, NoLeader if none does.
+	Controller int32
+	// ControllerEpoch grows with every election: the revision at which the
+	// controller's key was created.
+	ControllerEpoch int64
+
+	brokers  table[int32, *Broker]
+	sessions table[int32, *Session]
+	byID     table[[16]byte, *Topic]
+	byName   table[string, *Topic]
+	parts    table[[16]byte, []*Partition]
+	configs  table[ConfigKey, *Config]
+	deleted  table[[16]byte, *Tombstone]
+
+	partitions int // of visible topics
+	loose      int // partitions that no topic shows; see Loose
+}
+
+// Endpoint is one advertised listener of a broker.
+type Endpoint struct {
+	Listener string
+	Host     string
+	Port     int32
+	Protocol string // PLAINTEXT, SSL, SASL_PLAINTEXT, SASL_SSL
+}
+
+// Broker is a member of the cluster as the controller admitted it. It outlives
+// the broker's session: a broker that is away stays known, fenced.
+type Broker struct {
+	ID int32
+	// Epoch is the revision of the registration that was admitted; it grows
+	// with every registration. Not positive, together with Fenced, while an
+	// admission is not complete.
+	Epoch int64
+	// Incarnation is drawn by each process at its start. A process leads
+	// nothing unless the image names its own incarnation, unfenced.
+	Incarnation [16]byte
+	Rack        string
+	Endpoints   []Endpoint
+	// WAL is the identity of the broker's log directory: another value means
+	// another disk, hence a broker that lost what it had.
+	WAL    [16]byte
+	Fenced bool
+
+	Revision int64 // at which it was last written
+}
+
+// Endpoint returns the endpoint of a listener.
+func (b *Broker) Endpoint(listener string) (Endpoint, bool) {
+	for _, e := range b.Endpoints {
+		if e.Listener == listener {
+			return e, true
+		}
+	}
+	return Endpoint{}, false
+}
+
+// Session is a broker's registration, bound to its lease: it vanishes when the
+// broker stops heartbeating. The controller turns sessions into Brokers.
+type Session struct {
+	ID          int32
+	Incarnation [16]byte
+	Rack        string
+	Endpoints   []Endpoint
+	WAL         [16]byte
+	Lease       int64
+	// AcceptLoss asks that partitions whose only replica was on the disk this
+	// broker lost be led by it again, from their remote end.
+	AcceptLoss bool
+
+	Revision int64 // becomes the broker's epoch
+}
+
+// Topic is a topic with all its partitions; Partitions[i] is partition i and
+// never nil.
+type Topic struct {
+	ID         [16]byte
+	Name       string
+	Internal   bool
+	Partitions []*Partition
+	Config     map[string]string // overrides only; nil if none
+
+	Revision int64 // at which name, count or config was last written
+}
+
+// Partition is the state of one partition.
+type Partition struct {
+	Leader         int32 // NoLeader if none
+	LeaderEpoch    int32 // raised with every change of leader or leader incarnation
+	PartitionEpoch int32 // raised with every write of this state
+	Replicas       []int32
+	ISR            []int32 // ascending; in sync, clean to elect
+	ELR            []int32 // ascending; out of the ISR but known to hold all that is committed (KIP-966)
+	Adding         []int32
+	Removing       []int32
+
+	Revision int64 // at which it was last written
+}
+
+// Tombstone remembers a deleted topic until its objects are gone from the
+// bucket.
+type Tombstone struct {
+	ID         [16]byte
+	Name       string
+	Partitions int32
+
+	Revision int64
+}
+
+// ConfigKey names what a config belongs to. Topic configs live in the Topic.
+type ConfigKey struct {
+	Type int8
+	Name string
+}
+
+// Config is the dynamic config of a broker, of all brokers (broker with an
+// empty name), of a group or of a client metrics subscription.
+type Config struct {
+	ConfigKey
+	Values map[string]string
+
+	Revision int64
+}
+
+// Empty returns an image with nothing in it.
+func Empty() *Image {
+	return &Image{
+		Controller: NoLeader,
+		brokers:    newTable[int32, *Broker](cmp.Compare[int32]),
+		sessions:   newTable[int32, *Session](cmp.Compare[int32]),
+		byID:       newTable[[16]byte, *Topic](compareID),
+		byName:     newTable[string, *Topic](strings.Compare),
+		parts:      newTable[[16]byte, []*Partition](compareID),
+		configs:    newTable[ConfigKey, *Config](compareConfigKey),
+		deleted:    newTable[[16]byte, *Tombstone](compareID),
+	}
+}
+
+func compareID(a, b [16]byte) int { return bytes.Compare(a[:], b[:]) }
+
+func compareConfigKey(a, b ConfigKey) int {
+	return cmp.Or(cmp.Compare(a.Type, b.Type), strings.Compare(a.Name, b.Name))
+}
+
+// Broker returns the broker with that id, nil if it was never admitted.
+func (im *Image) Broker(id int32) *Broker { b, _ := im.brokers.get(id); return b }
+
+// Brokers returns all brokers, fenced ones too, by ascending id.
+func (im *Image) Brokers() []*Broker { return values(im.brokers) }
+
+// Alive says whether the broker is admitted and not fenced.
+func (im *Image) Alive(id int32) bool { b := im.Broker(id); return b != nil && !b.Fenced }
+
+// Session returns the session of a broker, nil if it has none.
+func (im *Image) Session(id int32) *Session { s, _ := im.sessions.get(id); return s }
+
+// Sessions returns all sessions by ascending broker id.
+func (im *Image) Sessions() []*Session { return values(im.sessions) }
+
+// Topic returns the topic of that name, nil if there is none.
+func (im *Image) Topic(name string) *Topic { t, _ := im.byName.get(name); return t }
+
+// TopicByID returns the topic with that id, nil if there is none.
+func (im *Image) TopicByID(id [16]byte) *Topic { t, _ := im.byID.get(id); return t }
+
+// Topics returns all topics by ascending name. It allocates the slice; AllTopics does not.
+func (im *Image) Topics() []*Topic { return values(im.byName) }
+
+// AllTopics iterates over all topics by ascending name.
+func (im *Image) AllTopics() iter.Seq[*Topic] {
+	return func(yield func(*Topic) bool) {
+		im.byName.each(func(_ string, t *Topic) bool { return yield(t) })
+	}
+}
+
+// NumTopics is the number of topics.
+func (im *Image) NumTopics() int { return im.byName.len() }
+
+// NumPartitions is the number of partitions of all topics.
+func (im *Image) NumPartitions() int { return im.partitions }
+
+// Partition returns a partition of the topic with that id, nil if there is none.
+func (im *Image) Partition(id [16]byte, index int32) *Partition {
+	t := im.TopicByID(id)
+	if t == nil || index < 0 || int(index) >= len(t.Partitions) {
+		return nil
+	}
+	return t.Partitions[index]
+}
+
+// Config returns the dynamic config of a resource, nil if it has none: of a
+// topic by name, of a broker by decimal id, of all brokers by "", of a group
+// or a client metrics subscription by name.
+func (im *Image) Config(resourceType int8, name string) map[string]string {
+	if resourceType == TopicResource {
+		if t := im.Topic(name); t != nil {
+			return t.Config
+		}
+		return nil
+	}
+	if c := im.ConfigEntry(resourceType, name); c != nil {
+		return c.Values
+	}
+	return nil
+}
+
+// ConfigEntry is Config with its revision, for resources other than topics.
+func (im *Image) ConfigEntry(resourceType int8, name string) *Config {
+	c, _ := im.configs.get(ConfigKey{resourceType, name})
+	return c
+}
+
+// Configs returns all configs of a type other than topics, by ascending name.
+func (im *Image) Configs(resourceType int8) []*Config {
+	var out []*Config
+	im.configs.each(func(k ConfigKey, c *Config) bool {
+		if k.Type == resourceType {
+			out = append(out, c)
+		}
+		return k.Type <= resourceType
+	})
+	return out
+}
+
+// Deleted returns the tombstones of deleted topics by ascending id. The leader
+// epoch keys of these topics are gone: no manifest of theirs can be committed
+// any more.
+func (im *Image) Deleted() []Tombstone {
+	out := make([]Tombstone, 0, im.deleted.len())
+	im.deleted.each(func(_ [16]byte, t *Tombstone) bool { out = append(out, *t); return true })
+	return out
+}
+
+// Tombstone returns the tombstone of a deleted topic, nil if there is none.
+func (im *Image) Tombstone(id [16]byte) *Tombstone { t, _ := im.deleted.get(id); return t }
+
+// PartitionRef names a partition.
+type PartitionRef struct {
+	TopicID [16]byte
+	Index   int32
+}
+
+// Loose returns up to limit partitions that are stored but that no topic
+// shows: a topic's key is written after its partitions and is what makes them
+// exist, so these are the remains of a creation that did not finish.
+func (im *Image) Loose(limit int) []PartitionRef {
+	if im.loose == 0 {
+		return nil
+	}
+	var out []PartitionRef
+	im.parts.each(func(id [16]byte, ps []*Partition) bool {
+		from := 0
+		if t := im.TopicByID(id); t != nil {
+			from = len(t.Partitions)
+		}
+		for i := from; i < len(ps) && len(out) < limit; i++ {
+			if ps[i] != nil {
+				out = append(out, PartitionRef{id, int32(i)})
+			}
+		}
+		return len(out) < limit
+	})
+	return out
+}
+
+// StoredPartition returns the partition as stored, whether or not its topic
+// shows it; nil if it is not stored. The controller compares its revision
+// before it writes.
+func (im *Image) StoredPartition(id [16]byte, index int32) *Partition {
+	ps, _ := im.parts.get(id)
+	if index < 0 || int(index) >= len(ps) {
+		return nil
+	}
+	return ps[index]
+}
+
+func values[K, V any](t table[K, V]) []V {
+	out := make([]V, 0, t.len())
+	t.each(func(_ K, v V) bool { out = append(out, v); return true })
+	return out
+}

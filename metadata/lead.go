@@ -1,0 +1,494 @@
+package metadata
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"time"
+
+	"github.com/varve/varve/config"
+	"github.com/varve/varve/metadata/controller"
+	"github.com/varve/varve/metadata/etcd"
+	"github.com/varve/varve/metadata/image"
+)
+
+const (
+	// maxQueued commands wait for the controller; the next is refused.
+	maxQueued = 1024
+	// maxBatch commands are decided and written together.
+	maxBatch = 256
+	// maxAttempts at a batch whose outcome was open or whose keys had moved.
+	maxAttempts = 8
+
+	codeRequestTimedOut int16 = 7
+	codeNotController   int16 = 41
+)
+
+// pending is a command on its way through the controller.
+type pending struct {
+	command controller.Command
+	ctx     context.Context
+	reply   controller.Reply
+	// revision that shows the effects, 0 if there are none.
+	revision  int64
+	attempted bool // an earlier handling had effects
+	done      chan struct{}
+}
+
+// lead campaigns whenever nobody holds the election, and controls while this
+// node does.
+func (n *Node) lead() {
+	defer n.wg.Done()
+	const shortest = 50 * time.Millisecond
+	delay := shortest
+	for n.ctx.Err() == nil {
+		n.mu.Lock()
+		lease, moved := n.lease, n.published
+		n.mu.Unlock()
+		im := n.Image()
+		if lease != 0 && (im.Controller == image.NoLeader || im.Controller == n.o.BrokerID) {
+			// If the image still names an earlier incarnation of this broker,
+			// the campaign finds out.
+			epoch, won, err := n.store.Campaign(n.ctx, lease, n.o.BrokerID, n.incarnation)
+			if won && n.control(epoch) {
+				delay = shortest
+				continue
+			}
+			if err != nil && n.ctx.Err() == nil {
+				n.log.Warn("campaign failed", "error", err)
+			}
+			if won || err != nil || im.Controller == n.o.BrokerID {
+				sleep(n.ctx, delay)
+				delay = min(2*delay, time.Second)
+				continue
+			}
+		}
+		delay = shortest
+		select {
+		case <-moved:
+		case <-n.wake:
+		case <-n.ctx.Done():
+		}
+	}
+}
+
+// control is the controller: it runs until the election is lost. False: it
+// could not even begin.
+func (n *Node) control(epoch int64) bool {
+	// Everything that earlier controllers wrote must be in the image before
+	// anything is decided upon it.
+	if err := n.resync(epoch, 0); err != nil {
+		if n.ctx.Err() == nil {
+			n.log.Warn("elected, but not able to begin", "error", err)
+		}
+		return false
+	}
+	n.log.Info("this broker is the controller", "epoch", epoch)
+	n.mu.Lock()
+	n.leading = epoch
+	n.mu.Unlock()
+	if f := n.o.Events.Elected; f != nil {
+		f(epoch)
+	}
+	defer func() {
+		n.mu.Lock()
+		n.leading = 0
+		n.mu.Unlock()
+		n.drain()
+		n.log.Info("this broker is not the controller any more", "epoch", epoch)
+		if f := n.o.Events.Deposed; f != nil {
+			f(epoch)
+		}
+	}()
+
+	for {
+		n.mu.Lock()
+		moved := n.published
+		n.mu.Unlock()
+		im := n.Image()
+		if im.Controller != n.o.BrokerID || im.ControllerEpoch != epoch {
+			return true
+		}
+		hold := time.Until(n.holdUntil())
+		env := n.env(im)
+		env.Hold = hold > 0
+		if changes, events := controller.Reconcile(im, env); len(changes) > 0 {
+			if !n.reconcile(epoch, im, changes, events) {
+				return true
+			}
+			continue
+		}
+		var held <-chan time.Time
+		var timer *time.Timer
+		if env.Hold {
+			timer = time.NewTimer(hold)
+			held = timer.C
+		}
+		var batch []*pending
+		select {
+		case c := <-n.commands:
+			batch = append(batch, c)
+		case <-moved:
+		case <-held:
+		case <-n.ctx.Done():
+		}
+		if timer != nil {
+			timer.Stop()
+		}
+		if n.ctx.Err() != nil {
+			n.fail(batch, codeRequestTimedOut, errClosed)
+			return true
+		}
+		for len(batch) > 0 && len(batch) < maxBatch {
+			select {
+			case c := <-n.commands:
+				batch = append(batch, c)
+				continue
+			default:
+			}
+			break
+		}
+		if len(batch) > 0 && !n.execute(epoch, batch) {
+			return true
+		}
+	}
+}
+
+// reconcile writes what the image called for. False: the election is lost or
+// the node closed.
+func (n *Node) reconcile(epoch int64, im *image.Image, changes []image.Change, events []controller.Event) bool {
+	begin := time.Now()
+	next, err := n.store.Commit(n.ctx, epoch, im, changes)
+	if err == nil {
+		if n.await(n.ctx, func(im *image.Image) bool { return im.Revision >= next.Revision }) != nil {
+			return false
+		}
+		for _, e := range events {
+			level := slog.LevelWarn
+			if e.Kind == "admitted" || e.Kind == "reregistered" {
+				level = slog.LevelInfo
+			}
+			n.log.Log(n.ctx, level, e.Message, "event", e.Kind, "broker", e.Broker, "count", e.Count, "took", time.Since(begin))
+			if f := n.o.Events.Controlled; f != nil {
+				f(e)
+			}
+		}
+		if f := n.o.Events.Committed; f != nil {
+			f(0, len(changes), time.Since(begin))
+		}
+		return true
+	}
+	if f := n.o.Events.Failed; f != nil {
+		f(0, err, !errors.Is(err, etcd.ErrNotController))
+	}
+	n.log.Warn("the controller could not write", "error", err)
+	// What the image calls for will be called for again: not in a tight loop.
+	return n.resync(epoch, next.Revision) == nil && sleep(n.ctx, 50*time.Millisecond)
+}
+
+// resync waits until the image shows everything written so far, at least the
+// given revision: after it, a transaction whose outcome was open has been
+// applied and is seen, or will fail its compares.
+func (n *Node) resync(epoch, revision int64) error {
+	for delay := 20 * time.Millisecond; ; delay = min(2*delay, time.Second) {
+		rev, err := n.store.Barrier(n.ctx, epoch)
+		if err == nil {
+			return n.await(n.ctx, func(im *image.Image) bool { return im.Revision >= max(rev, revision) })
+		}
+		if errors.Is(err, etcd.ErrNotController) || n.ctx.Err() != nil || errors.Is(err, etcd.ErrRevisionRegressed) {
+			return err
+		}
+		n.log.Warn("the controller cannot reach the store", "error", err)
+		n.failQueued(err)
+		if !sleep(n.ctx, delay) {
+			return n.ctx.Err()
+		}
+	}
+}
+
+// execute decides a batch of commands, each upon the effects of those before
+// it, and writes what they change. False: stop controlling.
+func (n *Node) execute(epoch int64, batch []*pending) bool {
+	begin := time.Now()
+	live := batch[:0]
+	for _, p := range batch {
+		if err := p.ctx.Err(); err != nil {
+			n.fail([]*pending{p}, codeRequestTimedOut, err)
+			continue
+		}
+		live = append(live, p)
+	}
+	batch = live
+	for attempt := 1; len(batch) > 0; attempt++ {
+		base := n.Image()
+		env := n.env(base)
+		tentative := base
+		var changes []image.Change
+		for _, p := range batch {
+			env.Retry = p.attempted
+			made, reply := controller.Handle(tentative, env, p.command)
+			p.reply = reply
+			if len(made) > 0 {
+				p.attempted = true
+				tentative = tentative.Apply(image.Delta{Changes: made})
+				changes = append(changes, made...)
+			}
+		}
+		next, err := n.store.Commit(n.ctx, epoch, base, changes)
+		if err == nil {
+			for _, p := range batch {
+				if p.attempted {
+					p.revision = next.Revision
+				}
+				close(p.done)
+			}
+			if f := n.o.Events.Committed; f != nil {
+				f(len(batch), len(changes), time.Since(begin))
+			}
+			// The next decision is taken upon the published image.
+			return n.await(n.ctx, func(im *image.Image) bool { return im.Revision >= next.Revision }) == nil
+		}
+		retry := attempt < maxAttempts && (errors.Is(err, etcd.ErrConflict) || errors.Is(err, etcd.ErrAmbiguous))
+		if f := n.o.Events.Failed; f != nil {
+			f(len(batch), err, retry)
+		}
+		n.log.Warn("the controller could not write", "commands", len(batch), "changes", len(changes), "attempt", attempt, "error", err)
+		switch {
+		case errors.Is(err, etcd.ErrNotController):
+			n.fail(batch, codeNotController, err)
+			return false
+		case !retry:
+			n.fail(batch, codeRequestTimedOut, err)
+			batch = nil
+		}
+		if err := n.resyncFor(epoch, next.Revision, batch); err != nil {
+			code := codeRequestTimedOut
+			if errors.Is(err, etcd.ErrNotController) {
+				code = codeNotController
+			}
+			n.fail(batch, code, err)
+			if errors.Is(err, etcd.ErrNotController) || n.ctx.Err() != nil {
+				return false
+			}
+			return n.resync(epoch, next.Revision) == nil
+		}
+	}
+	return true
+}
+
+// resyncFor is resync for commands that wait: it gives up after a session
+// timeout, so that they get an answer.
+func (n *Node) resyncFor(epoch, revision int64, batch []*pending) error {
+	if len(batch) == 0 {
+		return n.resync(epoch, revision)
+	}
+	deadline := time.Now().Add(n.o.SessionTimeout)
+	for delay := 20 * time.Millisecond; ; delay *= 2 {
+		rev, err := n.store.Barrier(n.ctx, epoch)
+		if err == nil {
+			return n.await(n.ctx, func(im *image.Image) bool { return im.Revision >= max(rev, revision) })
+		}
+		if errors.Is(err, etcd.ErrNotController) || n.ctx.Err() != nil || time.Now().After(deadline) || !sleep(n.ctx, delay) {
+			return err
+		}
+	}
+}
+
+// fail answers commands that were not, or not certainly, carried out.
+func (n *Node) fail(batch []*pending, code int16, err error) {
+	for _, p := range batch {
+		p.reply = controller.Fail(p.command, code, message(err))
+		p.revision = 0
+		close(p.done)
+	}
+}
+
+func message(err error) string {
+	switch {
+	case errors.Is(err, etcd.ErrNotController):
+		return "This is not the correct controller for this cluster."
+	case errors.Is(err, etcd.ErrNoSpace):
+		return "The metadata store is out of space."
+	}
+	return fmt.Sprintf("The metadata store did not answer: %v", err)
+}
+
+// failQueued answers what waits while the store is away.
+func (n *Node) failQueued(err error) {
+	for {
+		select {
+		case p := <-n.commands:
+			n.fail([]*pending{p}, codeRequestTimedOut, err)
+		default:
+			return
+		}
+	}
+}
+
+// drain answers what was queued when the election was lost.
+func (n *Node) drain() {
+	for {
+		select {
+		case p := <-n.commands:
+			n.fail([]*pending{p}, codeNotController, etcd.ErrNotController)
+		default:
+			return
+		}
+	}
+}
+
+func (n *Node) env(im *image.Image) controller.Env {
+	static := n.o.BrokerConfig()
+	number := func(name string, d int64) int64 {
+		if v, err := strconv.ParseInt(static[name], 10, 32); err == nil && v > 0 {
+			return v
+		}
+		return d
+	}
+	validateTopic := n.o.ValidateTopic
+	if validateTopic == nil {
+		validateTopic = config.Resolver{Static: static, ClusterDynamic: im.Config(image.BrokerResource, "")}.ValidateTopic
+	}
+	return controller.Env{
+		DefaultPartitions:        int32(number("num.partitions", 1)),
+		DefaultReplicationFactor: int16(number("default.replication.factor", 1)),
+		MinISR:                   int(number("min.insync.replicas", 1)),
+		DeleteTopics:             static["delete.topic.enable"] != "false",
+		ValidateTopic:            validateTopic,
+		ValidateResource:         n.o.ValidateResource,
+		IsList:                   n.o.IsList,
+		DefaultValue:             n.o.DefaultValue,
+		MaxPartitionsPerRequest:  n.o.MaxPartitionsPerRequest,
+		MaxPartitions:            n.o.MaxPartitions,
+	}
+}
+
+// setting finds what config knows of a setting of a resource.
+func setting(resourceType int8, name string) (*config.Def, bool) {
+	switch resourceType {
+	case image.TopicResource:
+		return config.Topic(name)
+	case image.BrokerResource:
+		return config.Broker(name)
+	case image.GroupResource:
+		return config.Group(name)
+	case image.ClientMetricsResource:
+		return config.ClientMetrics(name)
+	}
+	return nil, false
+}
+
+func validateResource(resourceType int8, name string, values map[string]string) error {
+	switch resourceType {
+	case image.BrokerResource:
+		return config.ValidateBroker(values, name != "")
+	case image.GroupResource:
+		return config.ValidateGroup(values)
+	case image.ClientMetricsResource:
+		return config.ValidateClientMetrics(values)
+	}
+	return fmt.Errorf("no settings are known for resource type %d", resourceType)
+}
+
+// do passes a command to the controller of this node and returns its reply
+// once the image that shows it was published and the subscribers have seen it.
+func (n *Node) do(ctx context.Context, c controller.Command) controller.Reply {
+	if err := n.reachable(); err != nil {
+		return controller.Fail(c, codeRequestTimedOut, message(err))
+	}
+	if !n.IsController() {
+		// Nobody holds the election for a moment when a session was lost;
+		// another broker holding it is an answer.
+		wait, cancel := context.WithTimeout(ctx, 2*n.o.SessionTimeout)
+		defer cancel()
+		err := n.await(wait, func(im *image.Image) bool {
+			return im.Controller != image.NoLeader && im.Controller != n.o.BrokerID || n.IsController()
+		})
+		if err != nil || !n.IsController() {
+			return controller.Fail(c, codeNotController, message(etcd.ErrNotController))
+		}
+	}
+	p := &pending{command: c, ctx: ctx, done: make(chan struct{})}
+	select {
+	case n.commands <- p:
+	default:
+		return controller.Fail(c, codeRequestTimedOut, "The controller's queue is full.")
+	}
+	timeout := time.NewTimer(time.Minute)
+	defer timeout.Stop()
+	for waiting := true; waiting; {
+		select {
+		case <-p.done:
+			waiting = false
+		case <-ctx.Done():
+			return controller.Fail(c, codeRequestTimedOut, "The request timed out before the controller answered.")
+		case <-n.ctx.Done():
+			return controller.Fail(c, codeRequestTimedOut, message(errClosed))
+		case <-timeout.C:
+			return controller.Fail(c, codeRequestTimedOut, "The controller did not answer.")
+		case <-time.After(100 * time.Millisecond):
+			// A command queued in the instant in which the election was lost
+			// has nobody to answer it.
+			if !n.IsController() {
+				n.drain()
+			}
+		}
+	}
+	if p.revision > 0 {
+		// Done is done, also if the wait ends early.
+		n.awaitDelivered(ctx, p.revision)
+	}
+	return p.reply
+}
+
+// CreateTopics creates topics, or with validateOnly says what would happen.
+// One result per topic, in order. The topics of results without an error are
+// in Image(), and subscribers have seen them.
+func (n *Node) CreateTopics(ctx context.Context, topics []controller.NewTopic, validateOnly bool) []controller.Result {
+	topics = append([]controller.NewTopic(nil), topics...)
+	for i := range topics {
+		if topics[i].ID == [16]byte{} {
+			topics[i].ID = newTopicID()
+		}
+	}
+	return n.do(ctx, controller.CreateTopics{Topics: topics, ValidateOnly: validateOnly}).Results
+}
+
+// DeleteTopics deletes topics by name or id. One result per topic, in order.
+func (n *Node) DeleteTopics(ctx context.Context, topics []controller.TopicRef) []controller.Result {
+	return n.do(ctx, controller.DeleteTopics{Topics: topics}).Results
+}
+
+// CreatePartitions adds partitions to topics. One result per topic, in order.
+func (n *Node) CreatePartitions(ctx context.Context, topics []controller.Growth, validateOnly bool) []controller.Result {
+	return n.do(ctx, controller.CreatePartitions{Topics: topics, ValidateOnly: validateOnly}).Results
+}
+
+// AlterConfigs changes dynamic configs, incrementally or replacing them. One
+// result per resource, in order.
+func (n *Node) AlterConfigs(ctx context.Context, resources []controller.AlterResource, incremental, validateOnly bool) []controller.Result {
+	return n.do(ctx, controller.AlterConfigs{Resources: resources, Incremental: incremental, ValidateOnly: validateOnly}).Results
+}
+
+// AlterPartition proposes in-sync replica sets; see controller.AlterPartition.
+func (n *Node) AlterPartition(ctx context.Context, c controller.AlterPartition) controller.Reply {
+	return n.do(ctx, c)
+}
+
+// UnregisterBroker forgets a broker that is gone for good; see
+// controller.UnregisterBroker. The reply's error is Kafka's.
+func (n *Node) UnregisterBroker(ctx context.Context, broker int32) controller.Reply {
+	return n.do(ctx, controller.UnregisterBroker{Broker: broker})
+}
+
+// AcceptLoss lets a broker lead the partitions whose data only its lost log
+// directory had, from their remote end. One result per topic concerned.
+func (n *Node) AcceptLoss(ctx context.Context, broker int32) ([]controller.Result, error) {
+	r := n.do(ctx, controller.AcceptLoss{Broker: broker})
+	if r.ErrorCode != 0 {
+		return nil, fmt.Errorf("metadata: accept loss on broker %d: %s (error %d)", broker, r.Message, r.ErrorCode)
+	}
+	return r.Results, nil
+}

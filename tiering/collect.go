@@ -1,0 +1,603 @@
+package tiering
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/varve/varve/tiering/manifest"
+	"github.com/varve/varve/tiering/objstore"
+)
+
+// Deleting. An object goes only after a committed head without it, after a grace
+// period longer than readers keep an old head, after a published state without
+// it, and after the head, read again, still lacks it. An object that no head ever
+// named goes only if none can name it any more: the remote end has passed its
+// base, or its writer's epoch is dead and a head read later lacks it. A listing
+// only ever proposes.
+
+// condemned is an object that is probably garbage.
+type condemned struct {
+	name  manifest.Name
+	rev   int64         // of the head that no longer names it; 0: never named
+	delay time.Duration // at least, from since on
+	since time.Time
+	again time.Time // undecided: not before
+	tries int
+}
+
+const maxCondemned = 100_000
+
+type collector struct {
+	mu    sync.Mutex
+	list  map[string]condemned
+	tombs map[[16]byte]time.Time // deleted topics, since when known
+	mixed map[manifest.Suffix]mixedHint
+}
+
+// mixedHint remembers a section that keeps a mixed object alive, so that the
+// object need not be read again to find one.
+type mixedHint struct {
+	key  partitionKey
+	base int64
+}
+
+const (
+	maxHints   = 64 << 10
+	maxUnknown = 1000 // mixed objects that one sweep proposes
+)
+
+func (g *collector) init() {
+	g.list = make(map[string]condemned)
+	g.tombs = make(map[[16]byte]time.Time)
+	g.mixed = make(map[manifest.Suffix]mixedHint)
+}
+
+// condemn proposes an object; proposing it again starts its grace anew. What
+// finds no room is found by the sweep.
+func (g *collector) condemn(c condemned) { g.propose(c, true) }
+
+func (g *collector) propose(c condemned, again bool) bool {
+	key := c.name.Key()
+	c.since = time.Now()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	was, there := g.list[key]
+	if there && !again || !there && len(g.list) >= maxCondemned {
+		return false
+	}
+	c.rev, c.delay = max(c.rev, was.rev), max(c.delay, was.delay)
+	g.list[key] = c
+	return !there
+}
+
+func (g *collector) forget(keys ...string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, k := range keys {
+		delete(g.list, k)
+	}
+}
+
+func (g *collector) later(key string, d time.Duration) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if c, ok := g.list[key]; ok {
+		c.again, c.tries = time.Now().Add(d), c.tries+1
+		g.list[key] = c
+	}
+}
+
+func (t *Tier) collectLoop() {
+	for sleep(t.ctx, t.o.CollectInterval) {
+		err := t.collect(t.ctx)
+		if t.ctx.Err() == nil {
+			t.outcome(Collect, err)
+		}
+	}
+}
+
+// fate of a proposed object.
+type fate int
+
+const (
+	undecided fate = iota
+	named
+	dead
+)
+
+// bench is what one round of collecting knows: heads and epochs read in this
+// round, after the grace of what is judged was over.
+type bench struct {
+	t     *Tier
+	views map[partitionKey]*view
+	epoch map[partitionKey]int32 // -1: no such partition
+}
+
+func (b *bench) look(ctx context.Context, key partitionKey) (*view, int32, error) {
+	if v := b.views[key]; v != nil {
+		return v, b.epoch[key], nil
+	}
+	// The epoch first: once it is dead, a head read later that lacks the object
+	// will lack it for ever.
+	c, cancel := context.WithTimeout(ctx, b.t.o.RequestTimeout)
+	epoch, exists, err := b.t.store.LeaderEpoch(c, key.topic, key.index)
+	cancel()
+	if err != nil {
+		return nil, 0, fmt.Errorf("leader epoch of %s: %w", key, err)
+	}
+	if !exists {
+		epoch = -1
+	}
+	v, err := b.t.load(ctx, key)
+	if err != nil {
+		return nil, 0, err
+	}
+	b.t.mu.Lock()
+	seen := b.t.seen[key]
+	b.t.mu.Unlock()
+	if v.rev < seen {
+		// Also where there is no head and no partition, as long as no tombstone
+		// said so: a metadata store that was wiped knows nothing, and everything
+		// would look like garbage.
+		return nil, 0, fmt.Errorf("manifest of %s: %w: revision %d, seen %d", key, ErrRegressed, v.rev, seen)
+	}
+	b.views[key], b.epoch[key] = v, epoch
+	return v, epoch, nil
+}
+
+// judge decides about a section, or an object of its own.
+func (b *bench) judge(ctx context.Context, key partitionKey, base int64, epoch int32, kind manifest.Kind, suffix manifest.Suffix) (fate, error) {
+	v, current, err := b.look(ctx, key)
+	if err != nil {
+		return undecided, err
+	}
+	is, err := b.t.names(ctx, key, v.head, base, suffix)
+	switch {
+	case err != nil:
+		return undecided, err
+	case is:
+		return named, nil
+	case current < 0:
+		return dead, nil // nobody commits for a deleted topic
+	case kind == manifest.Rewritten:
+		// The claim under which it was written decides, not a leader's epoch; the
+		// compaction worker collects its own orphans.
+		if v.rev != 0 && base < v.head.RemoteStart() {
+			return dead, nil
+		}
+		return undecided, nil
+	case v.rev != 0 && base < v.head.RemoteEnd():
+		return dead, nil
+	case epoch < current || epoch < v.head.Epoch:
+		return dead, nil
+	}
+	return undecided, nil
+}
+
+// judgePage decides about a page: it belongs to the commit that was to replace
+// the head of one revision.
+func (b *bench) judgePage(ctx context.Context, n manifest.Name) (fate, error) {
+	key := partitionKey{n.TopicID, n.Partition}
+	v, current, err := b.look(ctx, key)
+	if err != nil {
+		return undecided, err
+	}
+	is, err := b.t.namesPage(ctx, key, v.head, n.Suffix)
+	switch {
+	case err != nil:
+		return undecided, err
+	case is:
+		return named, nil
+	case current < 0, n.Base < v.rev, n.Epoch < current:
+		return dead, nil
+	}
+	return undecided, nil
+}
+
+// names tells whether a head names an object's section, as one that is not dead.
+func (t *Tier) names(ctx context.Context, key partitionKey, h *manifest.Head, base int64, suffix manifest.Suffix) (bool, error) {
+	if n, ok := h.Newest(); ok && n.Suffix == suffix && n.Base == base {
+		return true, nil
+	}
+	// A section that begins below the log start may reach above it.
+	var e manifest.Entry
+	var ok bool
+	err := t.withPages(ctx, key, func(page func(manifest.PageRef) *manifest.Page) (err error) {
+		e, ok, err = h.Find(base, page)
+		return err
+	})
+	return ok && e.Suffix == suffix && e.Base == base, err
+}
+
+func (t *Tier) namesPage(ctx context.Context, key partitionKey, h *manifest.Head, suffix manifest.Suffix) (bool, error) {
+	for _, r := range h.Named() {
+		if r.Suffix == suffix {
+			return true, nil
+		}
+	}
+	if h.Index == nil {
+		return false, nil
+	}
+	p, err := t.page(ctx, key, *h.Index)
+	if err != nil {
+		return false, err
+	}
+	for _, r := range p.Refs {
+		if r.Suffix == suffix {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func (t *Tier) collect(ctx context.Context) error {
+	now := time.Now()
+	t.gc.mu.Lock()
+	due := make(map[string]condemned)
+	for k, c := range t.gc.list {
+		if now.Sub(c.since) >= max(t.o.Grace, c.delay) && !now.Before(c.again) {
+			due[k] = c
+		}
+	}
+	t.gc.mu.Unlock()
+	if len(due) > 0 {
+		if err := t.adopt(ctx); err != nil {
+			return err
+		}
+	}
+	b := &bench{t: t, views: make(map[partitionKey]*view), epoch: make(map[partitionKey]int32)}
+	var failed error
+	var keys []string
+	for k, c := range due {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if !t.published(c) {
+			continue
+		}
+		var f fate
+		var err error
+		switch {
+		case c.name.Page:
+			f, err = b.judgePage(ctx, c.name)
+		case c.name.Kind == manifest.Mixed:
+			f, err = t.judgeMixed(ctx, b, c)
+		default:
+			f, err = b.judge(ctx, partitionKey{c.name.TopicID, c.name.Partition}, c.name.Base, c.name.Epoch, c.name.Kind, c.name.Suffix)
+		}
+		switch {
+		case vanished(err) && c.name.Kind == manifest.Mixed && !c.name.Page:
+			t.gc.forget(k) // never arrived, or gone already
+		case err != nil:
+			failed = fmt.Errorf("judge %s: %w", k, err)
+		case f == named:
+			t.gc.forget(k)
+		case f == dead:
+			keys = append(keys, k)
+		default:
+			// Asked about less and less often: most are mixed objects that wait for
+			// other sections to die.
+			t.gc.later(k, jittered(min(t.o.CollectInterval<<min(c.tries, 16), t.o.SweepInterval)))
+		}
+	}
+	if err := t.remove(ctx, keys); err != nil {
+		failed = err
+	}
+	if err := t.bury(ctx); err != nil {
+		failed = err
+	}
+	return failed
+}
+
+// remove deletes objects that were judged.
+func (t *Tier) remove(ctx context.Context, keys []string) error {
+	for len(keys) > 0 {
+		n := min(len(keys), 500)
+		c, cancel := context.WithTimeout(ctx, t.o.RequestTimeout)
+		err := t.bucket.Delete(c, keys[:n])
+		cancel()
+		if err != nil {
+			return fmt.Errorf("delete %d objects: %w", n, err)
+		}
+		t.gc.forget(keys[:n]...)
+		for _, k := range keys[:n] {
+			t.meta.drop(k)
+		}
+		t.ev.Deleted(n)
+		t.log.Debug("objects deleted", "objects", n, "first", keys[0])
+		keys = keys[n:]
+	}
+	return nil
+}
+
+// published tells whether the published state lacks what is to be deleted: a
+// cluster rebuilt from the bucket must not name it. Partitions that are led
+// elsewhere are published there; their objects wait two intervals instead.
+func (t *Tier) published(c condemned) bool {
+	if c.rev == 0 {
+		return true
+	}
+	if c.name.Kind == manifest.Mixed && !c.name.Page {
+		return t.pub.upTo() >= c.rev || time.Since(c.since) >= max(t.o.Grace, c.delay)+2*t.o.PublishInterval
+	}
+	key := partitionKey{c.name.TopicID, c.name.Partition}
+	if t.leader(key) == nil {
+		return time.Since(c.since) >= max(t.o.Grace, c.delay)+2*t.o.PublishInterval
+	}
+	return t.pub.rev(key) >= c.rev
+}
+
+// judgeMixed reads the directory of a mixed object and then the head of every
+// partition in it.
+func (t *Tier) judgeMixed(ctx context.Context, b *bench, c condemned) (fate, error) {
+	t.gc.mu.Lock()
+	hint, ok := t.gc.mixed[c.name.Suffix]
+	t.gc.mu.Unlock()
+	if ok {
+		if f, err := b.judge(ctx, hint.key, hint.base, 0, manifest.Mixed, c.name.Suffix); err != nil {
+			return undecided, err
+		} else if f == named {
+			return undecided, nil // it stays proposed: its other sections die without being asked about
+		}
+	}
+	var list []Section
+	key := c.name.Key()
+	err := t.read(ctx, func(ctx context.Context) (err error) {
+		list, err = ReadDirectory(ctx, t.bucket, key)
+		if errors.Is(err, ErrCorrupt) {
+			t.ev.Corrupt(key, err)
+		}
+		return err
+	})
+	if err != nil {
+		return undecided, err
+	}
+	res := dead
+	for _, s := range list {
+		k := partitionKey{s.TopicID, s.Partition}
+		f, err := b.judge(ctx, k, s.Base, s.Epoch, manifest.Mixed, c.name.Suffix)
+		if err != nil {
+			return undecided, err
+		}
+		if f == named {
+			t.gc.mu.Lock()
+			if len(t.gc.mixed) >= maxHints {
+				clear(t.gc.mixed)
+			}
+			t.gc.mixed[c.name.Suffix] = mixedHint{k, s.Base}
+			t.gc.mu.Unlock()
+		}
+		if f != dead {
+			return undecided, nil
+		}
+	}
+	t.gc.mu.Lock()
+	delete(t.gc.mixed, c.name.Suffix)
+	t.gc.mu.Unlock()
+	return res, nil
+}
+
+// bury deletes the objects of deleted topics, then their heads, then the
+// tombstones. What no head names is left to the sweep: the partitions do not
+// exist any more.
+func (t *Tier) bury(ctx context.Context) error {
+	c, cancel := context.WithTimeout(ctx, t.o.RequestTimeout)
+	list, err := t.store.Deleted(c)
+	cancel()
+	if err != nil {
+		return fmt.Errorf("deleted topics: %w", err)
+	}
+	now := time.Now()
+	present := make(map[[16]byte]bool)
+	for _, d := range list {
+		present[d.TopicID] = true
+		t.gc.mu.Lock()
+		since, ok := t.gc.tombs[d.TopicID]
+		if !ok {
+			t.gc.tombs[d.TopicID], since = now, now
+		}
+		t.gc.mu.Unlock()
+		if !ok {
+			t.mu.Lock()
+			for p := range d.Partitions {
+				delete(t.seen, partitionKey{d.TopicID, p})
+			}
+			t.mu.Unlock()
+		}
+		if now.Sub(since) < t.o.Grace || !t.pub.buried(d.TopicID) {
+			continue
+		}
+		if err := t.adopt(ctx); err != nil {
+			return err
+		}
+		for p := range d.Partitions {
+			if err := t.buryPartition(ctx, partitionKey{d.TopicID, p}); err != nil {
+				return fmt.Errorf("objects of deleted topic %q: %w", d.Name, err)
+			}
+		}
+		if err := t.store.DropTombstone(ctx, d.TopicID); err != nil {
+			return fmt.Errorf("forget deleted topic %q: %w", d.Name, err)
+		}
+		t.log.Info("deleted topic is gone from the bucket", "topic", d.Name)
+	}
+	t.gc.mu.Lock()
+	for id := range t.gc.tombs {
+		if !present[id] {
+			delete(t.gc.tombs, id)
+		}
+	}
+	t.gc.mu.Unlock()
+	return nil
+}
+
+func (t *Tier) buryPartition(ctx context.Context, key partitionKey) error {
+	v, err := t.load(ctx, key)
+	if err != nil || v.rev == 0 {
+		return err
+	}
+	drop := func(list []manifest.Entry) error {
+		var keys []string
+		for _, e := range list {
+			name := e.Name(key.topic, key.index)
+			if e.Kind == manifest.Mixed {
+				t.gc.condemn(condemned{name: name})
+				continue
+			}
+			keys = append(keys, name.Key())
+		}
+		return t.remove(ctx, keys)
+	}
+	// Data before the pages that name it, pages before the head: an interrupted
+	// burial begins again at the head and finds what is left.
+	pages := v.head.Pages
+	if v.head.Index != nil {
+		if p, err := t.page(ctx, key, *v.head.Index); err == nil {
+			pages = append(append([]manifest.PageRef(nil), p.Refs...), pages...)
+		} else if !vanished(err) {
+			return err
+		}
+	}
+	var keys []string
+	for _, r := range pages {
+		p, err := t.page(ctx, key, r)
+		if vanished(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := drop(p.Entries); err != nil {
+			return err
+		}
+		keys = append(keys, r.Key(key.topic, key.index))
+	}
+	if err := drop(v.head.Tail); err != nil {
+		return err
+	}
+	if err := t.remove(ctx, keys); err != nil {
+		return err
+	}
+	if v.head.Index != nil {
+		if err := t.remove(ctx, []string{v.head.Index.Key(key.topic, key.index)}); err != nil {
+			return err
+		}
+	}
+	if err := t.store.Delete(ctx, key.topic, key.index, v.rev); err != nil {
+		return fmt.Errorf("delete head of %s: %w", key, err)
+	}
+	t.mu.Lock()
+	delete(t.seen, key)
+	delete(t.views, key)
+	t.mu.Unlock()
+	return nil
+}
+
+// sweepLoop lists the bucket now and then for what nobody proposed: leftovers of
+// processes that ended.
+func (t *Tier) sweepLoop() {
+	pause := firstSleep(t.o.SweepInterval)
+	for sleep(t.ctx, pause) {
+		pause = jittered(t.o.SweepInterval)
+		err := t.sweep(t.ctx)
+		if err != nil {
+			pause = jittered(min(t.o.SweepInterval/2, time.Minute))
+		}
+		if t.ctx.Err() == nil {
+			t.outcome(Sweep, err)
+		}
+	}
+}
+
+// abortAfter lies beyond the longest deadline of a PUT anywhere in the cluster.
+const abortAfter = 24 * time.Hour
+
+func (t *Tier) sweep(ctx context.Context) error {
+	if err := t.adopt(ctx); err != nil {
+		return err
+	}
+	found, unknown := 0, 0
+	gone := make(map[partitionKey]bool) // partitions that do not exist, by what was asked in this sweep
+	for _, prefix := range []string{manifest.DataPrefix, manifest.PagePrefix} {
+		for after := ""; ; {
+			c, cancel := context.WithTimeout(ctx, t.o.RequestTimeout)
+			list, more, err := t.bucket.List(c, prefix, after, objstore.MaxList)
+			cancel()
+			if err != nil {
+				return fmt.Errorf("list %s: %w", prefix, err)
+			}
+			for _, info := range list {
+				n, ok := manifest.ParseKey(info.Key)
+				if !ok || time.Since(info.Modified) < t.o.Grace {
+					continue
+				}
+				suspect, err := t.suspect(ctx, n, gone)
+				if err != nil {
+					return err
+				}
+				if suspect && n.Kind == manifest.Mixed && !n.Page {
+					// Each costs a look into the object, once per process. The rest
+					// is for later sweeps.
+					if unknown++; unknown > maxUnknown {
+						continue
+					}
+				}
+				if suspect && t.gc.propose(condemned{name: n}, false) {
+					found++
+				}
+			}
+			if !more || len(list) == 0 {
+				break
+			}
+			after = list[len(list)-1].Key
+		}
+	}
+	t.ev.Orphans(found)
+	if a, ok := t.bucket.(objstore.MultipartAborter); ok {
+		if _, err := a.AbortIncomplete(ctx, time.Now().Add(-abortAfter)); err != nil {
+			return fmt.Errorf("abort incomplete uploads: %w", err)
+		}
+	}
+	return nil
+}
+
+// suspect tells whether an object that was listed deserves a closer look: by the
+// heads of the partitions that are led here, and for partitions that are gone.
+func (t *Tier) suspect(ctx context.Context, n manifest.Name, gone map[partitionKey]bool) (bool, error) {
+	if n.Kind == manifest.Mixed && !n.Page {
+		t.gc.mu.Lock()
+		hint, ok := t.gc.mixed[n.Suffix]
+		t.gc.mu.Unlock()
+		if ok {
+			if l := t.leader(hint.key); l != nil {
+				alive, err := t.names(ctx, hint.key, l.view.Load().head, hint.base, n.Suffix)
+				return !alive, err
+			}
+		}
+		return true, nil // judged once by its directory, which leaves a hint
+	}
+	key := partitionKey{n.TopicID, n.Partition}
+	if l := t.leader(key); l != nil {
+		h := l.view.Load().head
+		if n.Page {
+			is, err := t.namesPage(ctx, key, h, n.Suffix)
+			return !is, err
+		}
+		is, err := t.names(ctx, key, h, n.Base, n.Suffix)
+		return !is, err
+	}
+	is, known := gone[key]
+	if !known {
+		c, cancel := context.WithTimeout(ctx, t.o.RequestTimeout)
+		defer cancel()
+		_, exists, err := t.store.LeaderEpoch(c, key.topic, key.index)
+		if err != nil {
+			return false, err
+		}
+		is = !exists
+		gone[key] = is
+	}
+	return is, nil
+}

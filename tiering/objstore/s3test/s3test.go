@@ -1,0 +1,115 @@
+// Package s3test runs an S3 server inside a test process: versitygw over a temporary directory. It does not fsync, and
+// it is for tests only.
+package s3test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/versity/versitygw/backend/meta"
+	"github.com/versity/versitygw/backend/posix"
+	"github.com/versity/versitygw/embedgw"
+)
+
+// Credentials of every server started here.
+const (
+	AccessKey = "varvetest"
+	SecretKey = "varvetest-secret-canary"
+)
+
+// Server is a running server.
+type Server struct {
+	Addr string // host:port
+	Dir  string // buckets are directories below it, objects files
+	stop func()
+}
+
+// Start runs a server until the test ends, and sets the environment so that s3:// and minio:// buckets find its
+// credentials and nobody else's.
+//
+// One server runs in a process at a time, and the server's code works relative to the current directory: until the test
+// ends that is the server's. So the test cannot be parallel, and opens its own testdata before it calls Start.
+func Start(tb testing.TB) *Server {
+	tb.Helper()
+	dir := tb.TempDir()
+	tb.Chdir(dir)
+	for name, value := range map[string]string{
+		"AWS_ACCESS_KEY_ID": AccessKey, "AWS_SECRET_ACCESS_KEY": SecretKey, "AWS_SESSION_TOKEN": "",
+		"MINIO_ROOT_USER": "", "MINIO_ROOT_PASSWORD": "", "MINIO_ACCESS_KEY": "", "MINIO_SECRET_KEY": "",
+		"AWS_REGION": "us-east-1", "AWS_PROFILE": "", "AWS_EC2_METADATA_DISABLED": "true",
+		"AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+	} {
+		tb.Setenv(name, value)
+	}
+	be, err := posix.New(dir, meta.XattrMeta{}, posix.PosixOpts{CopyObjectThreshold: 5 << 30})
+	if err != nil {
+		tb.Fatalf("s3test: %v", err)
+	}
+	// The server cannot say which port it got from the system, so it is told one that was free a moment ago.
+	for attempt := 1; ; attempt++ {
+		s := &Server{Addr: freeAddr(tb), Dir: dir}
+		err := s.run(be)
+		if err == nil {
+			tb.Cleanup(s.stop)
+			return s
+		}
+		if attempt == 5 {
+			tb.Fatalf("s3test: %v", err)
+		}
+	}
+}
+
+func freeAddr(tb testing.TB) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatalf("s3test: %v", err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func (s *Server) run(be *posix.Posix) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- embedgw.RunVersityGW(ctx, be, &embedgw.Config{
+			RootUserAccess: AccessKey, RootUserSecret: SecretKey, Region: "us-east-1",
+			Ports: []string{s.Addr}, MaxConnections: 4096, MaxRequests: 4096, MultipartMaxParts: 10000,
+			HealthPath: "/health", Quiet: true, KeepAlive: true,
+		})
+	}()
+	s.stop = func() {
+		cancel()
+		<-ended
+	}
+	for {
+		select {
+		case err := <-ended:
+			cancel()
+			return fmt.Errorf("server ended: %v", err)
+		case <-time.After(2 * time.Millisecond):
+		}
+		resp, err := http.Get("http://" + s.Addr + "/health")
+		if err != nil {
+			continue
+		}
+		resp.Body.Close()
+		if resp.StatusCode == http.StatusOK {
+			return nil
+		}
+	}
+}
+
+// S3 is the URL of a bucket for the AWS client; it is made when opened.
+func (s *Server) S3(bucket string) string {
+	return fmt.Sprintf("s3://%s?endpoint=http://%s&region=us-east-1&create=true", bucket, s.Addr)
+}
+
+// Minio is the URL of a bucket for the MinIO client; it is made when opened.
+func (s *Server) Minio(bucket string) string {
+	return fmt.Sprintf("minio://%s/%s?create=true", s.Addr, bucket)
+}

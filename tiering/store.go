@@ -1,0 +1,233 @@
+package tiering
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+)
+
+// ManifestStore keeps the manifest heads: small values, one per partition, with a
+// revision that rises with every change, in the metadata store. All reads are
+// linearizable.
+type ManifestStore interface {
+	// Load reads a head; rev is 0 if there is none.
+	Load(ctx context.Context, topicID [16]byte, partition int32) (head []byte, rev int64, err error)
+	// Commit replaces the head if its revision is still r.Rev and the partition's
+	// leader epoch is r.LeaderEpoch. Errors: ErrFenced, ErrConflict, ErrAmbiguous;
+	// after any other the commit is known not to have been applied.
+	Commit(ctx context.Context, r CommitRequest) (rev int64, err error)
+	// LeaderEpoch reads the partition's leader epoch; exists is false if there is
+	// no such partition, or not any more. An epoch that is lower than the answer
+	// cannot commit from the moment the answer was given.
+	LeaderEpoch(ctx context.Context, topicID [16]byte, partition int32) (epoch int32, exists bool, err error)
+	// Delete removes the head of a partition of a deleted topic.
+	Delete(ctx context.Context, topicID [16]byte, partition int32, rev int64) error
+	// Range calls f for every head there is, as of one revision.
+	Range(ctx context.Context, f func(StoredHead) error) error
+	// Deleted lists the topics that were deleted and whose heads may still be
+	// there. No commit for their partitions can succeed.
+	Deleted(ctx context.Context) ([]Tombstone, error)
+	// DropTombstone forgets a deleted topic.
+	DropTombstone(ctx context.Context, topicID [16]byte) error
+}
+
+// CommitRequest replaces a head.
+type CommitRequest struct {
+	TopicID     [16]byte
+	Partition   int32
+	Rev         int64 // of the head that was read, 0: there was none
+	LeaderEpoch int32 // of the committer
+	Head        []byte
+}
+
+// StoredHead is a head as Range finds it.
+type StoredHead struct {
+	TopicID   [16]byte
+	Partition int32
+	Head      []byte
+	Rev       int64
+}
+
+// Tombstone is a deleted topic.
+type Tombstone struct {
+	TopicID    [16]byte
+	Name       string
+	Partitions int32
+}
+
+// What a ManifestStore answers.
+var (
+	ErrFenced    = errors.New("tiering: leader epoch has moved on")
+	ErrConflict  = errors.New("tiering: head has moved on")
+	ErrAmbiguous = errors.New("tiering: commit may or may not have been applied")
+)
+
+// MemManifests is a ManifestStore in memory, for tests of whatever uses a Tier.
+// Unless a partition's epoch was set, any epoch not below the last that committed
+// is taken for the leader's.
+type MemManifests struct {
+	// Hook, if set, is called with each operation ("load", "commit", ...) before
+	// it and, with after true, behind it; what it returns is the caller's error.
+	// An error from a hook behind a commit does not undo it. Set it before use.
+	Hook func(op string, key [16]byte, partition int32, after bool) error
+
+	mu     sync.Mutex
+	rev    int64
+	heads  map[partitionKey]StoredHead
+	epochs map[partitionKey]int32
+	dead   map[[16]byte]Tombstone
+}
+
+// NewMemManifests returns an empty store.
+func NewMemManifests() *MemManifests {
+	return &MemManifests{heads: map[partitionKey]StoredHead{}, epochs: map[partitionKey]int32{}, dead: map[[16]byte]Tombstone{}}
+}
+
+func (m *MemManifests) do(ctx context.Context, op string, key partitionKey, f func() error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if m.Hook != nil {
+		if err := m.Hook(op, key.topic, key.index, false); err != nil {
+			return err
+		}
+	}
+	m.mu.Lock()
+	err := f()
+	m.mu.Unlock()
+	if err == nil && m.Hook != nil {
+		return m.Hook(op, key.topic, key.index, true)
+	}
+	return err
+}
+
+// SetEpoch makes epoch the leader epoch of a partition: commits of others are
+// fenced.
+func (m *MemManifests) SetEpoch(topicID [16]byte, partition, epoch int32) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.rev++
+	m.epochs[partitionKey{topicID, partition}] = epoch
+}
+
+// DeleteTopic buries a topic of so many partitions.
+func (m *MemManifests) DeleteTopic(topicID [16]byte, name string, partitions int32) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.rev++
+	m.dead[topicID] = Tombstone{topicID, name, partitions}
+	for k := range m.epochs {
+		if k.topic == topicID {
+			delete(m.epochs, k)
+		}
+	}
+}
+
+// Load implements ManifestStore.
+func (m *MemManifests) Load(ctx context.Context, topicID [16]byte, partition int32) (head []byte, rev int64, err error) {
+	key := partitionKey{topicID, partition}
+	err = m.do(ctx, "load", key, func() error {
+		h := m.heads[key]
+		head, rev = slices.Clone(h.Head), h.Rev
+		return nil
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	return head, rev, nil
+}
+
+// Commit implements ManifestStore.
+func (m *MemManifests) Commit(ctx context.Context, r CommitRequest) (rev int64, err error) {
+	key := partitionKey{r.TopicID, r.Partition}
+	err = m.do(ctx, "commit", key, func() error {
+		epoch, known := m.epochs[key]
+		if _, dead := m.dead[r.TopicID]; dead || known && epoch != r.LeaderEpoch {
+			return fmt.Errorf("%w: epoch %d, current %d", ErrFenced, r.LeaderEpoch, epoch)
+		}
+		if have := m.heads[key].Rev; have != r.Rev {
+			return fmt.Errorf("%w: revision %d, read %d", ErrConflict, have, r.Rev)
+		}
+		m.rev++
+		rev = m.rev
+		m.heads[key] = StoredHead{r.TopicID, r.Partition, slices.Clone(r.Head), rev}
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	return rev, nil
+}
+
+// LeaderEpoch implements ManifestStore.
+func (m *MemManifests) LeaderEpoch(ctx context.Context, topicID [16]byte, partition int32) (epoch int32, exists bool, err error) {
+	key := partitionKey{topicID, partition}
+	err = m.do(ctx, "epoch", key, func() error {
+		epoch = m.epochs[key]
+		_, dead := m.dead[topicID]
+		_, known := m.epochs[key]
+		_, used := m.heads[key]
+		exists = !dead && (known || used)
+		return nil
+	})
+	return epoch, exists && err == nil, err
+}
+
+// Delete implements ManifestStore.
+func (m *MemManifests) Delete(ctx context.Context, topicID [16]byte, partition int32, rev int64) error {
+	key := partitionKey{topicID, partition}
+	return m.do(ctx, "delete", key, func() error {
+		h, there := m.heads[key]
+		if _, dead := m.dead[topicID]; !dead || there && h.Rev != rev {
+			return ErrConflict
+		}
+		m.rev++
+		delete(m.heads, key)
+		return nil
+	})
+}
+
+// Range implements ManifestStore.
+func (m *MemManifests) Range(ctx context.Context, f func(StoredHead) error) error {
+	var all []StoredHead
+	err := m.do(ctx, "range", partitionKey{}, func() error {
+		for _, h := range m.heads {
+			all = append(all, h)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	slices.SortFunc(all, func(a, b StoredHead) int {
+		return partitionKey{a.TopicID, a.Partition}.compare(partitionKey{b.TopicID, b.Partition})
+	})
+	for _, h := range all {
+		if err := f(h); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Deleted implements ManifestStore.
+func (m *MemManifests) Deleted(ctx context.Context) (list []Tombstone, err error) {
+	err = m.do(ctx, "deleted", partitionKey{}, func() error {
+		for _, d := range m.dead {
+			list = append(list, d)
+		}
+		return nil
+	})
+	return list, err
+}
+
+// DropTombstone implements ManifestStore.
+func (m *MemManifests) DropTombstone(ctx context.Context, topicID [16]byte) error {
+	return m.do(ctx, "drop", partitionKey{topic: topicID}, func() error {
+		m.rev++
+		delete(m.dead, topicID)
+		return nil
+	})
+}

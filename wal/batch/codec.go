@@ -1,0 +1,566 @@
+package batch
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/snappy"
+	"github.com/klauspost/compress/zstd"
+	"github.com/pierrec/lz4/v4"
+)
+
+// Codec is how a records section is compressed.
+type Codec int8
+
+// The codecs, by their number in a batch's attributes.
+const (
+	None Codec = iota
+	Gzip
+	Snappy
+	LZ4
+	Zstd
+)
+
+var codecNames = [...]string{"none", "gzip", "snappy", "lz4", "zstd"}
+
+// String returns the name that Kafka's tools print.
+func (c Codec) String() string {
+	if c.Valid() {
+		return codecNames[c]
+	}
+	return fmt.Sprintf("codec(%d)", int8(c))
+}
+
+// Valid reports whether c is one of the five codecs.
+func (c Codec) Valid() bool { return c >= None && c <= Zstd }
+
+// ParseCodec returns the codec of a compression.type, for which "uncompressed" is a name of None; "producer"
+// is none of them.
+func ParseCodec(name string) (Codec, bool) {
+	if name == "uncompressed" {
+		return None, true
+	}
+	for i, n := range codecNames {
+		if n == name {
+			return Codec(i), true
+		}
+	}
+	return None, false
+}
+
+// DefaultLevel asks for the level that Kafka uses when none is configured.
+const DefaultLevel = -1 << 31
+
+// freeList keeps a few idle values for the next caller. A buffered channel is chosen over sync.Pool because
+// it has a bound that a garbage collection does not reset: a zstd decoder holds its window, and what is idle here
+// must be countable. More callers at once than the list is long allocate their own and drop them afterwards.
+type freeList[T any] chan T
+
+func (f freeList[T]) get() (v T, ok bool) {
+	select {
+	case v = <-f:
+		return v, true
+	default:
+		return v, false
+	}
+}
+
+func (f freeList[T]) put(v T) {
+	select {
+	case f <- v:
+	default:
+	}
+}
+
+const (
+	idle = 8
+
+	// streamWindow is the largest zstd window that is decoded as a stream, for the decoder allocates the window
+	// a frame asks for. Encoders that know the size of their input, and levels up to 15, ask for no more;
+	// frames that do are decoded in one piece into a buffer that grows with what is really there.
+	streamWindow = 4 << 20
+)
+
+var (
+	windows     = make(freeList[[]byte], 2*idle)
+	gzipReaders = make(freeList[*gzipReader], idle)
+	lz4Readers  = make(freeList[*lz4Reader], idle)
+	zstdReaders = make(freeList[*zstdReader], idle)
+	snapReaders = make(freeList[*snappyReader], idle)
+	zstdBlocks  = make(freeList[*zstd.Decoder], 2)
+)
+
+const windowSize = 64 << 10
+
+func getWindow() []byte {
+	if b, ok := windows.get(); ok {
+		return b
+	}
+	return make([]byte, windowSize)
+}
+
+// inflater is a stream of a section's inflated bytes. Its Read returns io.EOF only when the compressed stream
+// is complete and nothing follows it. close gives its buffers back; it is called once and nothing after it.
+type inflater interface {
+	io.Reader
+	close()
+}
+
+// inflate opens the records section of a batch. It allocates by what the section holds, not by what it says it
+// holds; the caller counts what it reads and stops at its limit, given here only to those decoders that cannot
+// work piece by piece.
+func inflate(c Codec, section []byte, limit int) (inflater, error) {
+	switch c {
+	case Gzip:
+		return openGzip(section)
+	case Snappy:
+		return openSnappy(section, limit), nil
+	case LZ4:
+		return openLZ4(section)
+	case Zstd:
+		return openZstd(section, limit)
+	default:
+		return nil, fmt.Errorf("%w: %v", ErrCodec, c)
+	}
+}
+
+func codecError(c Codec, err error) error {
+	if errors.Is(err, ErrInflated) || errors.Is(err, ErrCodec) || errors.Is(err, ErrTrailing) {
+		return err
+	}
+	return fmt.Errorf("%w: %v: %v", ErrCodec, c, err)
+}
+
+type gzipReader struct {
+	src bytes.Reader
+	z   gzip.Reader
+}
+
+func openGzip(section []byte) (inflater, error) {
+	r, ok := gzipReaders.get()
+	if !ok {
+		r = new(gzipReader)
+	}
+	r.src.Reset(section)
+	if err := r.z.Reset(&r.src); err != nil {
+		r.close()
+		return nil, codecError(Gzip, err)
+	}
+	return r, nil
+}
+
+func (r *gzipReader) Read(p []byte) (int, error) {
+	n, err := r.z.Read(p)
+	if err != nil && err != io.EOF {
+		err = codecError(Gzip, err)
+	}
+	return n, err
+}
+
+func (r *gzipReader) close() {
+	r.src.Reset(nil)
+	gzipReaders.put(r)
+}
+
+type lz4Reader struct {
+	src bytes.Reader
+	z   *lz4.Reader
+}
+
+const lz4Magic = 0x184D2204
+
+func openLZ4(section []byte) (inflater, error) {
+	// The library also reads the frames of the format's first years, with their blocks of 8 MiB, and skips
+	// frames of foreign data. Neither is in Kafka's format.
+	if len(section) < 4 || binary.LittleEndian.Uint32(section) != lz4Magic {
+		return nil, fmt.Errorf("%w: lz4: no frame", ErrCodec)
+	}
+	r, ok := lz4Readers.get()
+	if !ok {
+		r = &lz4Reader{z: lz4.NewReader(nil)}
+	}
+	r.src.Reset(section)
+	r.z.Reset(&r.src)
+	return r, nil
+}
+
+func (r *lz4Reader) Read(p []byte) (int, error) {
+	n, err := r.z.Read(p)
+	if err == io.EOF && r.src.Len() > 0 {
+		err = fmt.Errorf("%w: %d bytes after the lz4 frame", ErrTrailing, r.src.Len())
+	} else if err != nil && err != io.EOF {
+		err = codecError(LZ4, err)
+	}
+	return n, err
+}
+
+func (r *lz4Reader) close() {
+	r.src.Reset(nil)
+	r.z.Reset(&r.src)
+	lz4Readers.put(r)
+}
+
+type zstdReader struct {
+	src bytes.Reader
+	z   *zstd.Decoder
+}
+
+func openZstd(section []byte, limit int) (inflater, error) {
+	var h zstd.Header
+	if err := h.Decode(section); err != nil {
+		return nil, codecError(Zstd, err)
+	}
+	window := h.WindowSize
+	if h.SingleSegment {
+		window = h.FrameContentSize
+	}
+	if window > streamWindow {
+		return openZstdWhole(section, limit)
+	}
+	r, ok := zstdReaders.get()
+	if !ok {
+		z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+			zstd.WithDecoderMaxWindow(streamWindow), zstd.WithDecodeBuffersBelow(0))
+		if err != nil {
+			panic(err) // constant options
+		}
+		r = &zstdReader{z: z}
+	}
+	r.src.Reset(section)
+	if err := r.z.Reset(&r.src); err != nil {
+		r.close()
+		return nil, codecError(Zstd, err)
+	}
+	return r, nil
+}
+
+func (r *zstdReader) Read(p []byte) (int, error) {
+	n, err := r.z.Read(p)
+	if err != nil && err != io.EOF {
+		err = codecError(Zstd, err)
+	}
+	return n, err
+}
+
+func (r *zstdReader) close() {
+	r.src.Reset(nil)
+	if r.z.Reset(&r.src) == nil {
+		zstdReaders.put(r)
+	}
+}
+
+// openZstdWhole decodes a frame that asks for a large window (level 16 and above, of an encoder that did not
+// know the size of its input, asks for up to 128 MiB even for ten bytes). What is decoded is its own window.
+func openZstdWhole(section []byte, limit int) (inflater, error) {
+	z, ok := zstdBlocks.get()
+	if !ok {
+		var err error
+		z, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+			zstd.WithDecodeAllCapLimit(true))
+		if err != nil {
+			panic(err) // constant options
+		}
+	}
+	defer zstdBlocks.put(z)
+	// The buffer doubles from what is plausible to the limit; decoding afresh each time costs at most as
+	// much again as the last round.
+	for size := max(windowSize, 4*len(section)); ; size *= 2 {
+		size = min(size, limit)
+		out, err := z.DecodeAll(section, make([]byte, 0, size))
+		if err == nil {
+			return &sliceInflater{*bytes.NewReader(out)}, nil
+		}
+		if !errors.Is(err, zstd.ErrDecoderSizeExceeded) {
+			return nil, codecError(Zstd, err)
+		}
+		if size == limit {
+			return nil, fmt.Errorf("%w: zstd: more than %d bytes", ErrInflated, limit)
+		}
+	}
+}
+
+type sliceInflater struct{ bytes.Reader }
+
+func (*sliceInflater) close() {}
+
+// Snappy comes in two shapes. librdkafka and franz-go send one raw block. The Java client sends what its library's
+// output stream writes: a header of 16 bytes, then chunks, each a big-endian length and a raw block of up to
+// 32 KiB. Which of the two it is shows in the first eight bytes: as a raw block they would declare a
+// content of 10,626 bytes that begins with an impossible copy.
+var xerialMagic = []byte{0x82, 'S', 'N', 'A', 'P', 'P', 'Y', 0}
+
+const (
+	xerialHeader = 16
+	xerialChunk  = 32 << 10
+
+	// snappyRatio bounds what a snappy block can inflate to: the densest element is a copy of 64 bytes in three.
+	// A block that declares more is refused before a byte is allocated for it.
+	snappyRatio = 22
+)
+
+type snappyReader struct {
+	in     []byte // what is left of the section
+	out    []byte // what is left of the current block
+	buf    []byte // backs out
+	limit  int    // of a block: what the whole section may inflate to
+	framed bool
+	done   bool
+}
+
+func openSnappy(section []byte, limit int) inflater {
+	r, ok := snapReaders.get()
+	if !ok {
+		r = new(snappyReader)
+	}
+	r.in, r.out, r.limit, r.done = section, nil, limit, false
+	r.framed = bytes.HasPrefix(section, xerialMagic)
+	return r
+}
+
+func (r *snappyReader) Read(p []byte) (int, error) {
+	for len(r.out) == 0 {
+		if err := r.next(); err != nil {
+			return 0, err
+		}
+	}
+	n := copy(p, r.out)
+	r.out = r.out[n:]
+	return n, nil
+}
+
+func (r *snappyReader) next() error {
+	block := r.in
+	if r.framed {
+		// Concatenated streams repeat the header.
+		for bytes.HasPrefix(r.in, xerialMagic) {
+			if len(r.in) < xerialHeader {
+				return fmt.Errorf("%w: snappy: header cut short", ErrCodec)
+			}
+			r.in = r.in[xerialHeader:]
+		}
+		if len(r.in) == 0 {
+			return io.EOF
+		}
+		if len(r.in) < 4 {
+			return fmt.Errorf("%w: snappy: chunk length cut short", ErrCodec)
+		}
+		n := binary.BigEndian.Uint32(r.in)
+		if uint64(n) > uint64(len(r.in)-4) {
+			return fmt.Errorf("%w: snappy: chunk of %d bytes with %d left", ErrCodec, n, len(r.in)-4)
+		}
+		block = r.in[4 : 4+n]
+		r.in = r.in[4+n:]
+	} else {
+		if r.done {
+			return io.EOF
+		}
+		r.done = true
+	}
+	n, err := snappy.DecodedLen(block)
+	if err != nil {
+		return codecError(Snappy, err)
+	}
+	if n > snappyRatio*len(block) {
+		return fmt.Errorf("%w: snappy: %d bytes declared by a block of %d", ErrCodec, n, len(block))
+	}
+	if n > r.limit {
+		return fmt.Errorf("%w: snappy: a block of more than %d bytes", ErrInflated, r.limit)
+	}
+	if cap(r.buf) < n {
+		r.buf = make([]byte, n)
+	}
+	// The library's other decoder also takes an extension of the format that no other implementation reads.
+	r.out, err = snappy.DecodeStrict(r.buf[:cap(r.buf)], block)
+	if err != nil {
+		return codecError(Snappy, err)
+	}
+	return nil
+}
+
+func (r *snappyReader) close() {
+	r.in, r.out = nil, nil
+	if cap(r.buf) > 1<<20 {
+		r.buf = nil // an unframed block: do not keep the largest ever seen
+	}
+	snapReaders.put(r)
+}
+
+// inflateAll returns the records section as it was before compression, in memory of its own unless c is None.
+func inflateAll(c Codec, section []byte, limit int) ([]byte, error) {
+	if c == None {
+		return section, nil
+	}
+	r, err := inflate(c, section, limit)
+	if err != nil {
+		return nil, err
+	}
+	defer r.close()
+	// One byte above the limit shows that there is more.
+	out := make([]byte, 0, min(limit+1, max(512, 4*len(section))))
+	for {
+		if len(out) == cap(out) {
+			more := make([]byte, len(out), min(limit+1, 2*cap(out)))
+			copy(more, out)
+			out = more
+		}
+		n, err := r.Read(out[len(out):cap(out)])
+		out = out[:len(out)+n]
+		if len(out) > limit {
+			return nil, fmt.Errorf("%w: %v: more than %d bytes", ErrInflated, c, limit)
+		}
+		if err == io.EOF {
+			return out, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// Encoders, by codec and level; a level is a small number, so there are few.
+
+type gzipWriter = gzip.Writer
+
+var (
+	gzipWriters [11]freeList[*gzipWriter] // by level+1: -1 .. 9
+	lz4Writers  [lz4Levels]freeList[*lz4.Writer]
+	zstdWriters [zstd.SpeedBestCompression + 1]freeList[*zstd.Encoder]
+)
+
+func init() {
+	for i := range gzipWriters {
+		gzipWriters[i] = make(freeList[*gzipWriter], 2)
+	}
+	for i := range lz4Writers {
+		lz4Writers[i] = make(freeList[*lz4.Writer], 2)
+	}
+	for i := range zstdWriters {
+		zstdWriters[i] = make(freeList[*zstd.Encoder], 2)
+	}
+}
+
+const lz4Levels = 10
+
+var lz4LevelOf = [lz4Levels]lz4.CompressionLevel{lz4.Fast, lz4.Level1, lz4.Level2, lz4.Level3, lz4.Level4,
+	lz4.Level5, lz4.Level6, lz4.Level7, lz4.Level8, lz4.Level9}
+
+// deflate appends the compressed section to dst. Levels are those of compression.gzip.level (-1, 1..9),
+// compression.lz4.level (1..17) and compression.zstd.level (-131072..22); one out of range counts as the
+// nearest that is in it.
+func deflate(dst []byte, c Codec, level int, section []byte) ([]byte, error) {
+	switch c {
+	case None:
+		return append(dst, section...), nil
+	case Gzip:
+		return deflateGzip(dst, level, section)
+	case Snappy:
+		return deflateSnappy(dst, section), nil
+	case LZ4:
+		return deflateLZ4(dst, level, section)
+	case Zstd:
+		return deflateZstd(dst, level, section)
+	default:
+		return nil, fmt.Errorf("%w: %v", ErrCodec, c)
+	}
+}
+
+func deflateGzip(dst []byte, level int, section []byte) ([]byte, error) {
+	if level == DefaultLevel || level == 0 {
+		level = gzip.DefaultCompression
+	}
+	level = min(max(level, gzip.DefaultCompression), gzip.BestCompression)
+	free := gzipWriters[level+1]
+	out := bytes.NewBuffer(dst)
+	w, ok := free.get()
+	if !ok {
+		var err error
+		if w, err = gzip.NewWriterLevel(out, level); err != nil {
+			return nil, fmt.Errorf("batch: gzip level %d: %w", level, err)
+		}
+	} else {
+		w.Reset(out)
+	}
+	if _, err := w.Write(section); err != nil {
+		return nil, fmt.Errorf("batch: gzip: %w", err)
+	}
+	if err := w.Close(); err != nil {
+		return nil, fmt.Errorf("batch: gzip: %w", err)
+	}
+	w.Reset(nil)
+	free.put(w)
+	return out.Bytes(), nil
+}
+
+// deflateSnappy writes the chunked shape, which every client reads: those that send the raw shape try this
+// one first, and the oldest Java clients read no other.
+func deflateSnappy(dst []byte, section []byte) []byte {
+	dst = append(dst, xerialMagic...)
+	dst = append(dst, 0, 0, 0, 1, 0, 0, 0, 1) // version, and the oldest version that can read it
+	for len(section) > 0 {
+		n := min(len(section), xerialChunk)
+		at := len(dst)
+		need := 4 + snappy.MaxEncodedLen(n)
+		if cap(dst)-at < need {
+			dst = append(dst, make([]byte, need)...)[:at]
+		}
+		block := snappy.Encode(dst[at+4:at+need], section[:n])
+		binary.BigEndian.PutUint32(dst[at:at+4], uint32(len(block)))
+		dst = dst[:at+4+len(block)]
+		section = section[n:]
+	}
+	return dst
+}
+
+func deflateLZ4(dst []byte, level int, section []byte) ([]byte, error) {
+	// Kafka's default of 9 stands for the fast compressor; every other number for the thorough one, whose
+	// levels above 9 try longer than ours can.
+	i := 0
+	if level != DefaultLevel && level != 9 {
+		i = min(max(level, 1), lz4Levels-1)
+	}
+	free := lz4Writers[i]
+	out := bytes.NewBuffer(dst)
+	w, ok := free.get()
+	if !ok {
+		w = lz4.NewWriter(nil)
+		// Blocks of 64 KiB, independent, with no content checksum: what Kafka's clients write and can read.
+		if err := w.Apply(lz4.BlockSizeOption(lz4.Block64Kb), lz4.ChecksumOption(false),
+			lz4.CompressionLevelOption(lz4LevelOf[i]), lz4.ConcurrencyOption(1)); err != nil {
+			return nil, fmt.Errorf("batch: lz4 level %d: %w", level, err)
+		}
+	}
+	w.Reset(out)
+	if _, err := w.Write(section); err != nil {
+		return nil, fmt.Errorf("batch: lz4: %w", err)
+	}
+	if err := w.Close(); err != nil {
+		return nil, fmt.Errorf("batch: lz4: %w", err)
+	}
+	w.Reset(nil)
+	free.put(w)
+	return out.Bytes(), nil
+}
+
+func deflateZstd(dst []byte, level int, section []byte) ([]byte, error) {
+	if level == DefaultLevel {
+		level = 3
+	}
+	speed := zstd.EncoderLevelFromZstd(level)
+	free := zstdWriters[speed]
+	w, ok := free.get()
+	if !ok {
+		var err error
+		w, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(speed),
+			zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(false))
+		if err != nil {
+			return nil, fmt.Errorf("batch: zstd level %d: %w", level, err)
+		}
+	}
+	dst = w.EncodeAll(section, dst)
+	free.put(w)
+	return dst, nil
+}

@@ -1,0 +1,295 @@
+package wal
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/varve/varve/wal/slab"
+	"github.com/varve/varve/wal/vfs"
+)
+
+// bareLoop is what the log is measured against: a queue, one goroutine that takes all of it, one write of the
+// buffers as they are, one fdatasync, and the waiters are told. No checksum, no index, no memory of anything.
+type bareLoop struct {
+	f     vfs.File
+	size  int64
+	mu    sync.Mutex
+	queue []bareItem
+	wake  chan struct{}
+}
+
+type bareItem struct {
+	b    []byte
+	done func(error)
+}
+
+func newBare(b *testing.B, dir string) *bareLoop {
+	// As much space as the log goes round in: a device (or the host of a virtual one) takes writes to a small
+	// region far faster.
+	l := &bareLoop{size: 10 * 128 << 20, wake: make(chan struct{}, 1)}
+	var err error
+	if l.f, err = (vfs.OS{}).Create(filepath.Join(dir, "bare")); err != nil {
+		b.Fatal(err)
+	}
+	for off := int64(0); off < l.size+64<<20; off += int64(len(zeros)) {
+		l.f.WriteAt(zeros[:], off)
+	}
+	l.f.Sync()
+	return l
+}
+
+func (l *bareLoop) run() {
+	var spare []bareItem
+	var vector [][]byte
+	pos := int64(0)
+	for range l.wake {
+		for {
+			l.mu.Lock()
+			items := l.queue
+			l.queue = spare[:0]
+			l.mu.Unlock()
+			if len(items) == 0 {
+				spare = items
+				break
+			}
+			for left := items; len(left) > 0; {
+				vector = vector[:0]
+				n, size := 0, 0
+				for n < len(left) && (n == 0 || size+len(left[n].b) <= maxBlockBytes) {
+					vector = append(vector, left[n].b)
+					size += len(left[n].b)
+					n++
+				}
+				if pos+int64(size) > l.size {
+					pos = 0
+				}
+				if _, err := l.f.WriteVAt(vector, pos); err != nil {
+					panic(err)
+				}
+				if err := l.f.Sync(); err != nil {
+					panic(err)
+				}
+				pos += int64(size)
+				for _, it := range left[:n] {
+					it.done(nil)
+				}
+				left = left[n:]
+			}
+			clear(items)
+			spare = items
+		}
+	}
+}
+
+func (l *bareLoop) append(b []byte, done func(error)) {
+	l.mu.Lock()
+	l.queue = append(l.queue, bareItem{b, done})
+	l.mu.Unlock()
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+var benchLog struct {
+	l    *Log
+	bare *bareLoop
+	ids  []PartitionID
+	mu   []sync.Mutex
+	next []int64
+}
+
+// benchSetup opens a log whose files have all been written once, as they have in a broker that has run for a while.
+func benchSetup(b *testing.B) {
+	dir := b.TempDir()
+	l, err := Open(Options{Dir: filepath.Join(dir, "wal"), ClusterID: "bench", BrokerID: 1, SegmentBytes: 128 << 20, MaxBytes: 10 * 128 << 20, QueueBytes: 512 << 20, CacheBytes: 64 << 20})
+	if err != nil {
+		b.Fatal(err)
+	}
+	benchLog.l, benchLog.bare = l, newBare(b, dir)
+	go benchLog.bare.run()
+	benchLog.mu, benchLog.next, benchLog.ids = make([]sync.Mutex, 1000), make([]int64, 1000), nil
+	for i := range 1000 {
+		benchLog.ids = append(benchLog.ids, l.Create([16]byte{1}, int32(i), 0, nil, nil, nil))
+	}
+	for st := l.Stats(); !b.Failed() && st.Segments+st.FreeSegments < 10; st = l.Stats() {
+		benchAppend(b, 0, 4<<20)
+	}
+	b.Cleanup(func() { close(benchLog.bare.wake); l.Close() })
+}
+
+// benchAppend appends one batch to a partition and waits.
+func benchAppend(b *testing.B, part int, size int) {
+	buf := slab.Get(size)
+	done := acks.Get().(chan error)
+	l := benchLog.l
+	for !b.Failed() {
+		err := l.Reserve(context.Background(), ClassClient, int64(size))
+		if err == nil {
+			break
+		}
+		if err != ErrNoSpace {
+			b.Fail()
+		}
+		time.Sleep(100 * time.Microsecond)
+	}
+	benchLog.mu[part].Lock()
+	base := benchLog.next[part]
+	benchLog.next[part]++
+	l.Append(&Append{Partition: benchLog.ids[part], BaseOffset: base, LastOffset: base, Run: buf.Bytes(), Buf: buf, Done: func(err error) { done <- err }})
+	benchLog.mu[part].Unlock()
+	if err := <-done; err != nil {
+		b.Error(err)
+	}
+	buf.Release()
+	acks.Put(done)
+	if base%8 == 0 {
+		l.SetReclaimable(benchLog.ids[part], base)
+	}
+}
+
+var acks = sync.Pool{New: func() any { return make(chan error, 1) }}
+
+// BenchmarkAppend appends from so many goroutines, each waiting for its own, and reports beside it what the bare
+// loop does with the same, in turns, within the same run.
+func BenchmarkAppend(b *testing.B) {
+	benchSetup(b)
+	for _, partitions := range []int{1, 1000} {
+		for _, size := range []int{1 << 10, 16 << 10, 1 << 20} {
+			for _, appenders := range []int{1, 16, 256} {
+				b.Run(fmt.Sprintf("partitions=%d/size=%d/appenders=%d", partitions, size, appenders), func(b *testing.B) {
+					var logTime, bareTime time.Duration
+					const turns = 8
+					each := func(n int, f func(worker int)) time.Duration {
+						start := time.Now()
+						var wg sync.WaitGroup
+						for w := range appenders {
+							mine := n / appenders
+							if w < n%appenders {
+								mine++
+							}
+							wg.Add(1)
+							go func() {
+								defer wg.Done()
+								for range mine {
+									f(w)
+								}
+							}()
+						}
+						wg.Wait()
+						return time.Since(start)
+					}
+					at := make([]int, appenders)
+					for i := range at {
+						at[i] = i
+					}
+					b.ReportAllocs()
+					b.ResetTimer()
+					total := 0
+					for turn := range turns {
+						n := b.N/turns + min(1, b.N%turns/(turn+1))
+						total += n
+						logTime += each(n, func(w int) {
+							benchAppend(b, at[w]%partitions, size)
+							at[w] += appenders
+						})
+						b.StopTimer()
+						bareTime += each(n, func(int) {
+							buf := slab.Get(size)
+							done := acks.Get().(chan error)
+							benchLog.bare.append(buf.Bytes(), func(err error) { done <- err })
+							<-done
+							buf.Release()
+							acks.Put(done)
+						})
+						b.StartTimer()
+					}
+					b.StopTimer()
+					mb := float64(total) * float64(size) / 1e6
+					b.ReportMetric(mb/logTime.Seconds(), "MB/s")
+					b.ReportMetric(mb/bareTime.Seconds(), "bare-MB/s")
+					b.ReportMetric(float64(total)/logTime.Seconds(), "appends/s")
+					b.ReportMetric(bareTime.Seconds()/logTime.Seconds(), "ratio")
+				})
+			}
+		}
+	}
+}
+
+// BenchmarkWritePath is the measurement behind the choice of buffered writes: a block of so many bytes, made of
+// pieces of 1 KiB or whole, written and synced, buffered by pwritev from where the pieces lie, or copied together
+// into one aligned buffer and written with O_DIRECT.
+func BenchmarkWritePath(b *testing.B) {
+	const fileSize = 256 << 20
+	for _, size := range []int{4 << 10, 64 << 10, 1 << 20, 16 << 20} {
+		for _, direct := range []bool{false, true} {
+			b.Run(fmt.Sprintf("size=%d/direct=%v", size, direct), func(b *testing.B) {
+				name := filepath.Join(b.TempDir(), "f")
+				flags := unix.O_RDWR | unix.O_CREAT
+				fd, err := unix.Open(name, flags, 0o600)
+				if err != nil {
+					b.Fatal(err)
+				}
+				for off := int64(0); off < fileSize; off += int64(len(zeros)) {
+					unix.Pwrite(fd, zeros[:], off)
+				}
+				unix.Fdatasync(fd)
+				if direct {
+					unix.Close(fd)
+					if fd, err = unix.Open(name, flags|unix.O_DIRECT, 0o600); err != nil {
+						b.Skip(err)
+					}
+				}
+				defer unix.Close(fd)
+				aligned, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer unix.Munmap(aligned)
+				piece := min(size, 16<<10)
+				src := make([]byte, size+1)[1:]
+				var vector [][]byte
+				for at := 0; at < size; at += piece {
+					vector = append(vector, src[at:at+piece])
+				}
+				var before, after unix.Rusage
+				unix.Getrusage(unix.RUSAGE_SELF, &before)
+				b.SetBytes(int64(size))
+				pos := int64(0)
+				for b.Loop() {
+					if pos+int64(size) > fileSize {
+						pos = 0
+					}
+					if direct {
+						for i, v := range vector {
+							copy(aligned[i*piece:], v)
+						}
+						_, err = unix.Pwrite(fd, aligned, pos)
+					} else {
+						for v := vector; len(v) > 0 && err == nil; v = v[min(len(v), maxIOV):] {
+							_, err = unix.Pwritev(fd, v[:min(len(v), maxIOV)], pos)
+						}
+					}
+					if err == nil {
+						err = unix.Fdatasync(fd)
+					}
+					if err != nil {
+						b.Fatal(err)
+					}
+					pos += int64(size)
+				}
+				unix.Getrusage(unix.RUSAGE_SELF, &after)
+				cpu := time.Duration(after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano())
+				b.ReportMetric(float64(cpu.Microseconds())/float64(b.N), "cpu-us/op")
+			})
+		}
+	}
+}
+
+const maxIOV = 1024

@@ -1,0 +1,102 @@
+package wal
+
+import "github.com/varve/varve/wal/slab"
+
+// cache keeps the buffers of the newest appends for readers: first in, first out over all partitions, bounded by
+// what the buffers cost. A buffer that several appends share (the partitions of one request) is charged once, whole,
+// for as long as any of them is kept. The batches are in part.mem; here is only the order, and the sum.
+type cache struct {
+	bytes  int64
+	fifo   ring[cached]
+	lastID uint64
+	shared map[*slab.Buf]int32
+}
+
+type cached struct {
+	id    uint64
+	p     *part
+	bytes int
+}
+
+// add counts a new chunk. Called with Log.mu held, as are all methods.
+func (c *cache) add(p *part, buf *slab.Buf, n int) (id uint64) {
+	c.lastID++
+	c.fifo.push(cached{c.lastID, p, n})
+	if buf == nil {
+		c.bytes += int64(n)
+		return c.lastID
+	}
+	if c.shared[buf]++; c.shared[buf] == 1 {
+		c.bytes += int64(buf.Charge())
+	}
+	return c.lastID
+}
+
+func (c *cache) remove(x *chunk) {
+	if x.buf == nil {
+		c.bytes -= int64(len(x.bytes))
+		return
+	}
+	n := c.shared[x.buf] - 1
+	if n > 0 {
+		c.shared[x.buf] = n
+		return
+	}
+	delete(c.shared, x.buf)
+	c.bytes -= int64(x.buf.Charge())
+}
+
+// trimCache lets go of the oldest chunks until the bound holds. It is the writer that calls it, after a block: what
+// is not durable can only be read from memory and is never let go.
+func (l *Log) trimCache() {
+	var victims [64]cached
+	for {
+		l.mu.Lock()
+		n := 0
+		over := l.cache.bytes - l.o.CacheBytes
+		for n < len(victims) && over > 0 && l.cache.fifo.n > n && l.cache.fifo.at(n).id <= l.w.memory {
+			victims[n] = *l.cache.fifo.at(n)
+			over -= int64(victims[n].bytes)
+			n++
+		}
+		l.mu.Unlock()
+		if n == 0 {
+			return
+		}
+		for _, v := range victims[:n] {
+			v.p.mu.Lock()
+			// It may be gone: cut off, or its partition dropped.
+			if v.p.mem.n > 0 && v.p.mem.at(0).id == v.id {
+				l.let(v.p.mem.popFront())
+			}
+			v.p.mu.Unlock()
+		}
+		l.mu.Lock()
+		for range n {
+			l.cache.fifo.popFront()
+		}
+		l.mu.Unlock()
+	}
+}
+
+func (l *Log) let(x chunk) {
+	l.mu.Lock()
+	l.cache.remove(&x)
+	l.mu.Unlock()
+	if x.buf != nil {
+		x.buf.Release()
+	}
+}
+
+// forget drops the n oldest chunks of a partition, forgetLast the n newest. Called with p.mu held.
+func (l *Log) forget(p *part, n int) {
+	for range n {
+		l.let(p.mem.popFront())
+	}
+}
+
+func (l *Log) forgetLast(p *part, n int) {
+	for range n {
+		l.let(p.mem.popBack())
+	}
+}

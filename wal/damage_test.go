@@ -1,0 +1,402 @@
+package wal
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/varve/varve/wal/lineage"
+	"github.com/varve/varve/wal/vfs"
+)
+
+// fixture is a small log with all kinds of records, and what it should hold. Each append is a block of its own.
+type fixture struct {
+	fs    *vfs.Mem
+	o     Options
+	ids   []PartitionID
+	data  map[PartitionID][]byte
+	end   map[PartitionID]int64
+	lin   map[PartitionID]lineage.Lineage
+	snap  map[PartitionID]string
+	ends  []int64 // where each block of the active segment ends
+	datas []map[PartitionID][]byte
+}
+
+func makeFixture(t testing.TB, appends int, closed bool) *fixture {
+	o := testOptions(vfs.NewMem())
+	o.idle = time.Hour // no claim but that of Close
+	o.MaxBytes = 16 * o.SegmentBytes
+	f := &fixture{fs: o.FS.(*vfs.Mem), o: o, data: map[PartitionID][]byte{}, end: map[PartitionID]int64{}, lin: map[PartitionID]lineage.Lineage{}, snap: map[PartitionID]string{}}
+	l := mustOpen(t, o)
+	for i := range int32(3) {
+		lin := lineage.Lineage{{Epoch: i, Start: 0}}
+		p := l.Create([16]byte{1, byte(i)}, i, 0, lin, []byte(fmt.Sprintf("snapshot of %d", i)), nil)
+		f.ids, f.lin[p], f.snap[p] = append(f.ids, p), lin, fmt.Sprintf("snapshot of %d", i)
+	}
+	for i := range appends {
+		p := f.ids[i%3]
+		f.data[p] = append(f.data[p], mustAppend(t, l, p, f.end[p], 2, 200+i*13)...)
+		f.end[p] += 2
+		f.ends = append(f.ends, l.w.active.end)
+		f.datas = append(f.datas, map[PartitionID][]byte{f.ids[0]: f.data[f.ids[0]], f.ids[1]: f.data[f.ids[1]], f.ids[2]: f.data[f.ids[2]]})
+	}
+	if closed {
+		mustClose(t, l)
+		f.fs = f.fs.Clone()
+		return f
+	}
+	c := f.fs.Clone()
+	l.Close()
+	f.fs = c
+	return f
+}
+
+func (f *fixture) newest(t testing.TB, fs *vfs.Mem) string {
+	t.Helper()
+	names, _ := fs.List("wal")
+	newest := ""
+	for _, n := range names {
+		if strings.HasSuffix(n, segmentSuffix) {
+			newest = n
+		}
+	}
+	return "wal/" + newest
+}
+
+// open opens a damaged copy. Whatever the damage, nothing panics, no wrong byte is served, and a partition that is
+// not suspect has lost nothing; it returns what there is of each partition.
+func (f *fixture) open(t *testing.T, fs *vfs.Mem, what string) (l *Log, got map[PartitionID][]byte) {
+	t.Helper()
+	o := f.o
+	o.FS = fs
+	l, err := Open(o)
+	if err != nil {
+		if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrVersion) && !errors.Is(err, ErrForeign) {
+			t.Fatalf("%s: open: %v", what, err)
+		}
+		return nil, nil
+	}
+	got = map[PartitionID][]byte{}
+	for _, r := range l.Partitions() {
+		b, err := readAll(l, r.ID, r.Start, r.End, 1<<20)
+		if err != nil && !errors.Is(err, ErrCorrupt) {
+			t.Fatalf("%s: partition %d: %v", what, r.ID, err)
+		}
+		if err != nil {
+			b = nil
+			for at := r.Start; at < r.End; at++ {
+				run, err := l.Read(r.ID, at, 1, r.End)
+				if err == nil && !bytes.Contains(f.data[r.ID], bytes.Join(run.Chunks, nil)) {
+					t.Fatalf("%s: partition %d: wrong bytes at %d", what, r.ID, at)
+				}
+				run.Release()
+			}
+		} else if !bytes.HasPrefix(f.data[r.ID], b) {
+			t.Fatalf("%s: partition %d holds %d bytes that were never written there", what, r.ID, len(b))
+		}
+		if err != nil {
+			b = f.data[r.ID] // all of it is accounted for: an error is not a loss
+		}
+		if r.Snapshot != nil && string(r.Snapshot) != f.snap[r.ID] {
+			t.Fatalf("%s: partition %d: wrong snapshot %q", what, r.ID, r.Snapshot)
+		}
+		if !r.Suspect && !r.Lineage.Equal(f.lin[r.ID]) {
+			t.Fatalf("%s: partition %d: lineage %v", what, r.ID, r.Lineage)
+		}
+		if r.Suspect {
+			continue
+		}
+		got[r.ID] = b
+	}
+	return l, got
+}
+
+// TestTornTail cuts the newest segment at every byte of its last three blocks, and tears sectors out of its last
+// block: what is recovered is exactly the blocks that are whole.
+func TestTornTail(t *testing.T) {
+	f := makeFixture(t, 9, false)
+	name := f.newest(t, f.fs)
+	image := f.fs.Bytes(name)
+	n := len(f.ends)
+	check := func(what string, image []byte, blocks int) {
+		t.Helper()
+		fs := f.fs.Clone()
+		fs.Put(name, image)
+		l, got := f.open(t, fs, what)
+		if l == nil {
+			t.Fatalf("%s: not opened", what)
+		}
+		for _, p := range f.ids {
+			if _, ok := got[p]; !ok {
+				t.Fatalf("%s: partition %d is suspect or gone", what, p)
+			}
+			if !bytes.Equal(got[p], f.datas[blocks-1][p]) {
+				t.Fatalf("%s: partition %d has %d bytes, want %d", what, p, len(got[p]), len(f.datas[blocks-1][p]))
+			}
+		}
+		// And it can be written on, and read again.
+		p := f.ids[0]
+		_, end := l.Bounds(p)
+		more := mustAppend(t, l, p, end, 1, 900)
+		l.Close()
+		o := f.o
+		o.FS = fs
+		l = mustOpen(t, o)
+		b, err := readAll(l, p, 0, end+1, 1<<20)
+		if err != nil || !bytes.Equal(b, append(slices.Clone(got[p]), more...)) {
+			t.Fatalf("%s: after going on: %v", what, err)
+		}
+		l.Close()
+	}
+	step := 7
+	if *long {
+		step = 1
+	}
+	last := f.ends[n-1] - 4096
+	for _, stale := range []byte{0, 0xEE} {
+		for cut := f.ends[n-4]; cut <= last+4096; cut++ {
+			inBlock := cut % 4096
+			if inBlock > 600 && cut%int64(step*16) != 0 || inBlock > 130 && cut%int64(step) != 0 {
+				continue // descriptors and header are at the front; payloads look all alike
+			}
+			b := slices.Clone(image)
+			for i := cut; i < f.ends[n-1]; i++ {
+				b[i] = stale
+			}
+			blocks := n
+			for blocks > 0 && !bytes.Equal(b[f.ends[blocks-1]-4096:f.ends[blocks-1]], image[f.ends[blocks-1]-4096:f.ends[blocks-1]]) && !wholeBlock(b[f.ends[blocks-1]-4096:f.ends[blocks-1]], f, t) {
+				blocks--
+			}
+			check(fmt.Sprintf("cut at %d, then %#x", cut, stale), b, blocks)
+		}
+	}
+	for sector := last; sector < last+1024; sector += 512 {
+		b := slices.Clone(image)
+		clear(b[sector : sector+512])
+		if bytes.Equal(b, image) {
+			continue
+		}
+		check(fmt.Sprintf("sector at %d lost", sector), b, n-1)
+	}
+}
+
+// wholeBlock says that only padding was damaged.
+func wholeBlock(b []byte, f *fixture, t *testing.T) bool {
+	id, err := decodeIdentity(f.fs.Bytes("wal/identity"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := place{id.uuid, 1}
+	_, err = decodeBlock(b, at, at.seed(), nil)
+	return err == nil
+}
+
+// TestBitFlips flips a bit in every byte of every file of a closed log, one at a time. Close has claimed the last
+// block, so whatever is flipped, a partition that is not suspect has everything.
+func TestBitFlips(t *testing.T) {
+	for _, tc := range []struct {
+		appends int
+		what    string
+	}{{8, "one segment"}, {45, "several segments"}} {
+		f := makeFixture(t, tc.appends, true)
+		names, _ := f.fs.List("wal")
+		step := 41
+		if *long {
+			step = 1
+		}
+		flips, refused, suspect := 0, 0, 0
+		for _, name := range names {
+			if strings.HasSuffix(name, spareSuffix) {
+				continue
+			}
+			image := f.fs.Bytes("wal/" + name)
+			zeros := 0
+			for i := range image {
+				// All of what is not zero or near it; of the zeros behind, only some.
+				if image[i] == 0 {
+					zeros++
+				} else {
+					zeros = 0
+				}
+				if zeros > 64 && i%4096 > 32 || i%4096 > 128 && i%step != 0 {
+					continue
+				}
+				fs := f.fs.Clone()
+				b := slices.Clone(image)
+				b[i] ^= 1 << (i % 8)
+				fs.Put("wal/"+name, b)
+				what := fmt.Sprintf("%s: %s, bit %d of byte %d", tc.what, name, i%8, i)
+				l, got := f.open(t, fs, what)
+				flips++
+				if l == nil {
+					refused++
+					continue
+				}
+				if len(got) < len(l.Partitions()) {
+					suspect++
+				}
+				if len(l.Partitions()) != len(f.ids) {
+					// A partition whose map record is gone cannot be told from one that never was; the log says so.
+					if l.Stats().CorruptReads == 0 {
+						t.Fatalf("%s: %d partitions and no word about it", what, len(l.Partitions()))
+					}
+				}
+				for p, b := range got {
+					if len(b) != len(f.data[p]) {
+						t.Fatalf("%s: partition %d has %d of %d bytes, and is not suspect", what, p, len(b), len(f.data[p]))
+					}
+				}
+				l.Close()
+			}
+		}
+		t.Logf("%s: %d flips, %d logs refused, %d with suspect partitions", tc.what, flips, refused, suspect)
+	}
+}
+
+// TestStaleBlocks puts blocks that were valid once, in an earlier life of the file or further up, at every place
+// behind the end: none of them is taken for new.
+func TestStaleBlocks(t *testing.T) {
+	f := makeFixture(t, 30, false)
+	name := f.newest(t, f.fs)
+	image := f.fs.Bytes(name)
+	names, _ := f.fs.List("wal")
+	end := f.ends[len(f.ends)-1]
+	var stale [][]byte
+	for _, n := range names {
+		if strings.HasSuffix(n, segmentSuffix) {
+			b := f.fs.Bytes("wal/" + n)
+			for at := int64(segmentHeaderSize); at < int64(len(b)); at += 4096 {
+				if bytes.Equal(b[at:at+4], magicBlock[:]) {
+					stale = append(stale, b[at:at+4096])
+				}
+			}
+		}
+	}
+	if len(stale) < 20 {
+		t.Fatalf("only %d old blocks", len(stale))
+	}
+	for at := end; at+4096 <= int64(len(image)); at += 4096 {
+		for i, s := range stale {
+			if !*long && (i+int(at/4096))%5 != 0 {
+				continue
+			}
+			fs := f.fs.Clone()
+			b := slices.Clone(image)
+			copy(b[at:], s)
+			fs.Put(name, b)
+			what := fmt.Sprintf("old block %d at %d", i, at)
+			l, got := f.open(t, fs, what)
+			if l == nil {
+				t.Fatalf("%s: not opened", what)
+			}
+			for _, p := range f.ids {
+				if !bytes.Equal(got[p], f.data[p]) {
+					t.Fatalf("%s: partition %d: %d bytes, want %d", what, p, len(got[p]), len(f.data[p]))
+				}
+			}
+			l.Close()
+		}
+	}
+}
+
+// TestSuspect follows a partition through corruption: suspect, served up to the damage, and trusted again once a
+// record says that the log ended there.
+func TestSuspect(t *testing.T) {
+	f := makeFixture(t, 9, true)
+	name := f.newest(t, f.fs)
+	image := f.fs.Bytes(name)
+	// The block of the fifth append, of partition index 1, whose offsets [2, 4) it holds.
+	image[f.ends[3]+200] ^= 1
+	f.fs.Put(name, image)
+	o := f.o
+	o.FS = f.fs
+	for range 2 {
+		l := mustOpen(t, o)
+		for i, r := range l.Partitions() {
+			// Those that were appended to after the damage have proved that they lack nothing.
+			want := Recovered{End: 6}
+			if i == 1 {
+				want = Recovered{End: 2, Suspect: true}
+			}
+			if r.End != want.End || r.Suspect != want.Suspect {
+				t.Fatalf("partition %d: %+v", i, r)
+			}
+		}
+		if _, err := l.Read(f.ids[1], 3, 1, 10); !errors.Is(err, ErrOutOfRange) {
+			t.Fatalf("read behind the damage: %v", err)
+		}
+		mustClose(t, l)
+	}
+	l := mustOpen(t, o)
+	if err := wait(func(done func(error)) { l.Epoch(f.ids[1], 7, 2, done) }); err != nil {
+		t.Fatal(err)
+	}
+	b := mustAppend(t, l, f.ids[1], 2, 1, 300)
+	mustClose(t, l)
+	l = mustOpen(t, o)
+	r := l.Partitions()[1]
+	got, err := readAll(l, f.ids[1], 0, 3, 1<<20)
+	if r.Suspect || r.End != 3 || err != nil || !bytes.HasSuffix(got, b) {
+		t.Fatalf("after the decision to go on: %+v, %v", r, err)
+	}
+	mustClose(t, l)
+}
+
+// TestLastBlockClaimed is why an idle log writes an empty block: without the claim, a flipped last block looks torn.
+func TestLastBlockClaimed(t *testing.T) {
+	for _, closed := range []bool{false, true} {
+		f := makeFixture(t, 6, closed)
+		name := f.newest(t, f.fs)
+		image := f.fs.Bytes(name)
+		image[f.ends[5]-4096+150] ^= 4
+		f.fs.Put(name, image)
+		o := f.o
+		o.FS = f.fs
+		l := mustOpen(t, o)
+		suspects := 0
+		for _, r := range l.Partitions() {
+			if r.Suspect {
+				suspects++
+			}
+		}
+		if closed != (suspects > 0) || closed == l.CutTail() {
+			t.Errorf("claimed %v: %d suspect, cut %v", closed, suspects, l.CutTail())
+		}
+		l.Close()
+	}
+}
+
+// TestMissingFiles takes segments away, or cuts them short.
+func TestMissingFiles(t *testing.T) {
+	f := makeFixture(t, 60, true)
+	names, _ := f.fs.List("wal")
+	for _, name := range names {
+		if !strings.HasSuffix(name, segmentSuffix) {
+			continue
+		}
+		for _, size := range []int{-1, 0, 100, 5000, 20000, 60000} {
+			fs := f.fs.Clone()
+			what := fmt.Sprintf("%s cut to %d", name, size)
+			if size < 0 {
+				fs.Remove("wal/" + name)
+			} else {
+				fs.Put("wal/"+name, fs.Bytes("wal/" + name)[:size])
+			}
+			l, got := f.open(t, fs, what)
+			if l == nil {
+				continue
+			}
+			newest := "wal/"+name == f.newest(t, f.fs)
+			for p, b := range got {
+				if len(b) != len(f.data[p]) && !newest {
+					t.Errorf("%s: partition %d has %d of %d bytes, and is not suspect", what, p, len(b), len(f.data[p]))
+				}
+			}
+			l.Close()
+		}
+	}
+}

@@ -1,0 +1,484 @@
+package wal
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/varve/varve/wal/slab"
+	"github.com/varve/varve/wal/vfs"
+)
+
+// TestFailureEndsTheLog lets each write and each fsync fail once, in turn. From then on nothing is acknowledged, the
+// owner is told once, and what was acknowledged before is there after a restart.
+func TestFailureEndsTheLog(t *testing.T) {
+	for _, op := range []vfs.Op{vfs.OpWrite, vfs.OpSync, vfs.OpRename, vfs.OpSyncDir, vfs.OpOpen} {
+		for n := 1; ; n += 3 {
+			mem := vfs.NewMem()
+			fs := vfs.NewFaulty(mem)
+			o := testOptions(fs)
+			l := mustOpen(t, o)
+			p := l.Create([16]byte{1}, 0, 0, nil, nil, nil)
+			var fatal atomic.Int32
+			l.o.Fatal = func(error) { fatal.Add(1) }
+			var count atomic.Int32
+			fs.Decide(func(x vfs.Op, name string) vfs.Fault {
+				if x == op && count.Add(1) == int32(n) {
+					return vfs.Fault{Err: syscall.EIO}
+				}
+				return vfs.Fault{}
+			})
+			var acked []byte
+			var mu sync.Mutex
+			failed := 0
+			var wg sync.WaitGroup
+			tried := 0
+			for i := range int64(40) {
+				b := mkBatch(i, 1, 2000, i, byte(i))
+				wg.Add(1)
+				if err := appendAsync(l, p, i, b, 1, i, func(err error) {
+					defer wg.Done()
+					mu.Lock()
+					defer mu.Unlock()
+					switch {
+					case err != nil:
+						failed++
+						if !errors.Is(err, ErrFailed) {
+							t.Errorf("%s %d: %v", op, n, err)
+						}
+					case failed > 0:
+						t.Errorf("%s %d: acknowledged after a failure", op, n)
+					default:
+						acked = append(acked, b...)
+					}
+				}); err != nil {
+					wg.Done()
+					if !errors.Is(err, ErrFailed) {
+						t.Fatal(err)
+					}
+					break
+				}
+				tried++
+				if i%4 == 0 {
+					wg.Wait()
+				}
+			}
+			wg.Wait()
+			hit := count.Load() >= int32(n)
+			if hit {
+				for range 1000 {
+					if l.Failed() != nil && fatal.Load() == 1 {
+						break
+					}
+					time.Sleep(time.Millisecond)
+				}
+				if !errors.Is(l.Failed(), syscall.EIO) || fatal.Load() != 1 {
+					t.Fatalf("%s %d: failed with %v, told %d times", op, n, l.Failed(), fatal.Load())
+				}
+				if err := l.Reserve(context.Background(), ClassClient, 1); !errors.Is(err, ErrFailed) {
+					t.Fatalf("%s %d: reserved after the failure: %v", op, n, err)
+				}
+				if err := wait(func(done func(error)) { l.Trim(p, 0, done) }); !errors.Is(err, ErrFailed) {
+					t.Fatalf("%s %d: control record after the failure: %v", op, n, err)
+				}
+			}
+			l.Close()
+			fs.Decide(nil)
+			for seed := range uint64(3) {
+				o.FS = mem.Crash(seed)
+				l = mustOpen(t, o)
+				_, end := l.Bounds(p)
+				got, err := readAll(l, p, 0, end, 1<<20)
+				if err != nil || !bytes.HasPrefix(got, acked) || len(got) > tried*2000 {
+					t.Fatalf("%s %d: %d bytes after restart, %d acknowledged, %v", op, n, len(got), len(acked), err)
+				}
+				l.Close()
+			}
+			if !hit {
+				break
+			}
+		}
+	}
+}
+
+func TestShortWrites(t *testing.T) {
+	mem := vfs.NewMem()
+	fs := vfs.NewFaulty(mem)
+	o := testOptions(fs)
+	l := mustOpen(t, o)
+	p := l.Create([16]byte{1}, 0, 0, nil, nil, nil)
+	var n atomic.Int32
+	fs.Decide(func(op vfs.Op, name string) vfs.Fault {
+		if op == vfs.OpWrite && strings.HasSuffix(name, segmentSuffix) && n.Add(1)%2 == 0 {
+			return vfs.Fault{Short: 1 + int(n.Load())*37%3000}
+		}
+		return vfs.Fault{}
+	})
+	var want []byte
+	for i := range int64(10) {
+		want = append(want, mustAppend(t, l, p, i, 1, 1500)...)
+	}
+	fs.Decide(nil)
+	mustClose(t, l)
+	o.FS = mem.Crash(1)
+	l = mustOpen(t, o)
+	if got, err := readAll(l, p, 0, 10, 1<<20); err != nil || !bytes.Equal(got, want) {
+		t.Fatalf("%d bytes, want %d; %v", len(got), len(want), err)
+	}
+	mustClose(t, l)
+}
+
+func TestReadFlips(t *testing.T) {
+	noLeak(t)
+	fs := vfs.NewFaulty(vfs.NewMem())
+	o := testOptions(fs)
+	o.CacheBytes = 1
+	l := mustOpen(t, o)
+	p := l.Create([16]byte{1}, 0, 0, nil, nil, nil)
+	var want []byte
+	for i := range int64(30) {
+		want = append(want, mustAppend(t, l, p, i, 1, 2000)...)
+	}
+	for bit := 1; bit < 16000; bit += 97 {
+		fs.Decide(func(op vfs.Op, name string) vfs.Fault {
+			if op == vfs.OpRead {
+				return vfs.Fault{Flip: bit}
+			}
+			return vfs.Fault{}
+		})
+		if r, err := l.Read(p, int64(bit%30), 1, 30); !errors.Is(err, ErrCorrupt) {
+			t.Fatalf("bit %d flipped: %d bytes served, %v", bit, r.Bytes, err)
+		}
+	}
+	fs.Decide(func(op vfs.Op, name string) vfs.Fault {
+		if op == vfs.OpRead {
+			return vfs.Fault{Err: syscall.EIO}
+		}
+		return vfs.Fault{}
+	})
+	if _, err := l.Read(p, 3, 1, 30); !errors.Is(err, syscall.EIO) {
+		t.Fatalf("read error: %v", err)
+	}
+	fs.Decide(nil)
+	if got, err := readAll(l, p, 0, 30, 1<<20); err != nil || !bytes.Equal(got, want) {
+		t.Fatal(err)
+	}
+	if l.Stats().CorruptReads == 0 {
+		t.Error("not counted")
+	}
+	mustClose(t, l)
+}
+
+// fill appends until the class is refused, and returns the new end.
+func fill(t *testing.T, l *Log, p PartitionID, end int64, class Class) int64 {
+	t.Helper()
+	for range 10000 {
+		b := mkBatch(end, 1, 3000, end, byte(end))
+		if err := l.Reserve(context.Background(), class, int64(len(b))); err != nil {
+			if !errors.Is(err, ErrNoSpace) {
+				t.Fatal(err)
+			}
+			return end
+		}
+		if err := wait(func(done func(error)) {
+			l.Append(&Append{Partition: p, BaseOffset: end, LastOffset: end, Run: b, Class: class, Done: done})
+		}); err != nil {
+			t.Fatal(err)
+		}
+		end++
+	}
+	t.Fatal("never refused")
+	return 0
+}
+
+// TestBound fills the log: clients are refused first, then internal topics, then replication; control records go
+// on; what is told to be reclaimable is given back, and everything goes on by itself.
+func TestBound(t *testing.T) {
+	var mu sync.Mutex
+	var full []bool
+	o := testOptions(vfs.NewMem())
+	o.MaxBytes = 12 * o.SegmentBytes
+	o.Events.Full = func(f bool) { mu.Lock(); full = append(full, f); mu.Unlock() }
+	l := mustOpen(t, o)
+	p := l.Create([16]byte{1}, 0, 0, nil, nil, nil)
+	client := fill(t, l, p, 0, ClassClient)
+	if !l.Stats().Full {
+		t.Error("not full")
+	}
+	internal := fill(t, l, p, client, ClassInternal)
+	replication := fill(t, l, p, internal, ClassReplication)
+	if internal <= client || replication <= internal {
+		t.Fatalf("refused at %d, %d, %d", client, internal, replication)
+	}
+	for range 8 {
+		if err := wait(func(done func(error)) { l.HighWatermark(p, 1); l.Epoch(p, 1, replication, done) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if start, _ := l.Bounds(p); start != 0 || l.Stats().Reclaimed != 0 {
+		t.Fatalf("reclaimed without being told: start %d", start)
+	}
+	if l.Stats().Bytes > o.MaxBytes {
+		t.Fatalf("%d bytes used, bound %d", l.Stats().Bytes, o.MaxBytes)
+	}
+	bound := replication / 2
+	l.SetReclaimable(p, bound)
+	end := replication
+	for range 10000 {
+		if b := mkBatch(end, 1, 100, 0, 0); l.Reserve(context.Background(), ClassClient, int64(len(b))) == nil {
+			l.Unreserve(int64(len(b)))
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	end = fill(t, l, p, end, ClassClient)
+	start, _ := l.Bounds(p)
+	if end == replication || start == 0 || start > bound {
+		t.Fatalf("after reclaim: [%d, %d), bound %d", start, end, bound)
+	}
+	if _, err := l.Read(p, start-1, 1, end); !errors.Is(err, ErrOutOfRange) {
+		t.Fatalf("read of what was given back: %v", err)
+	}
+	mustClose(t, l)
+	l = mustOpen(t, o)
+	r := l.Partitions()[0]
+	if r.Start != start || r.End != end || r.Suspect {
+		t.Fatalf("recovered %+v, want [%d, %d)", r, start, end)
+	}
+	if _, err := readAll(l, p, start, end, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	// Trimmed data goes without need.
+	if err := wait(func(done func(error)) { l.Trim(p, end, done) }); err != nil {
+		t.Fatal(err)
+	}
+	for range 5000 {
+		if l.Stats().Segments <= 2 {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if n := l.Stats().Segments; n > 2 {
+		t.Errorf("%d segments in use for nothing", n)
+	}
+	mustClose(t, l)
+	mu.Lock()
+	defer mu.Unlock()
+	if len(full) < 2 || !full[0] || full[1] {
+		t.Errorf("told to be full: %v", full)
+	}
+}
+
+// TestDiskFull is a disk that is full while the log's own bound is far: produce is refused, reads and control
+// records go on, and it passes when there is space again.
+func TestDiskFull(t *testing.T) {
+	mem := vfs.NewMem()
+	o := testOptions(mem)
+	mem.SetLimit(7 * o.SegmentBytes)
+	l := mustOpen(t, o)
+	p := l.Create([16]byte{1}, 0, 0, nil, nil, nil)
+	end := fill(t, l, p, 0, ClassClient)
+	if l.Failed() != nil {
+		t.Fatal(l.Failed())
+	}
+	if _, err := readAll(l, p, 0, end, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := wait(func(done func(error)) { l.Trim(p, 1, done) }); err != nil {
+		t.Fatal(err)
+	}
+	mem.SetLimit(0)
+	for range 5000 {
+		if l.Reserve(context.Background(), ClassClient, 10) == nil {
+			l.Unreserve(10)
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	for range 20 {
+		mustAppend(t, l, p, end, 1, 3000)
+		end++
+	}
+	mustClose(t, l)
+}
+
+// TestCarry pins segments with a partition that gets a little data now and then and is never reclaimable, beside one
+// that is: the little is carried along, byte for byte, and nothing is pinned.
+func TestCarry(t *testing.T) {
+	noLeak(t)
+	mem := vfs.NewMem()
+	o := testOptions(mem)
+	o.MaxBytes = 10 * o.SegmentBytes
+	o.CacheBytes = 1
+	o.IndexBytes = 4000 // runs are read from footers again and again
+	l := mustOpen(t, o)
+	busy := l.Create([16]byte{1}, 0, 0, nil, []byte("busy"), nil)
+	slow := l.Create([16]byte{2}, 0, 0, nil, []byte("slow"), nil)
+	var want []byte
+	var end, slowEnd int64
+	for range 20 {
+		for l.Reserve(context.Background(), ClassClient, 10000) != nil {
+			time.Sleep(100 * time.Microsecond)
+		}
+		l.Unreserve(10000)
+		want = append(want, mustAppend(t, l, slow, slowEnd, 2, 700)...)
+		slowEnd += 2
+		for range 40 {
+			l.SetReclaimable(busy, end)
+			for {
+				b := mkBatch(end, 1, 3500, end, byte(end))
+				err := l.Reserve(context.Background(), ClassClient, int64(len(b)))
+				if errors.Is(err, ErrNoSpace) {
+					time.Sleep(100 * time.Microsecond)
+					continue
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				buf := slab.Get(len(b))
+				copy(buf.Bytes(), b)
+				if err := wait(func(done func(error)) {
+					l.Append(&Append{Partition: busy, BaseOffset: end, LastOffset: end, MaxTimestamp: end, Run: buf.Bytes(), Buf: buf, Done: done})
+				}); err != nil {
+					t.Fatal(err)
+				}
+				buf.Release()
+				break
+			}
+			end++
+		}
+	}
+	st := l.Stats()
+	if st.Reclaimed < 10 || st.CarriedBytes == 0 || st.CorruptReads != 0 {
+		t.Fatalf("stats %+v", st)
+	}
+	check := func(l *Log) {
+		t.Helper()
+		for _, step := range []int{1, 5000} {
+			got, err := readAll(l, slow, 0, slowEnd, step)
+			if err != nil || !bytes.Equal(got, want) {
+				t.Fatalf("carried partition: %d bytes, want %d; %v", len(got), len(want), err)
+			}
+		}
+		if n := l.BytesBetween(slow, 0, slowEnd); n != int64(len(want)) {
+			t.Errorf("BytesBetween %d, want %d", n, len(want))
+		}
+		start, e := l.Bounds(busy)
+		if e != end || start == 0 {
+			t.Fatalf("busy partition: [%d, %d)", start, e)
+		}
+		for {
+			_, err := readAll(l, busy, start, end, 100000)
+			if err == nil {
+				break
+			}
+			moved, _ := l.Bounds(busy)
+			if moved == start {
+				t.Fatal(err)
+			}
+			start = moved // given back while it was read
+		}
+		if base, found, err := l.Find(busy, end-5, start, end); err != nil || !found || base != end-5 {
+			t.Fatalf("Find = %d, %v, %v; want %d", base, found, err, end-5)
+		}
+	}
+	check(l)
+	mustClose(t, l)
+	o.FS = mem.Crash(5)
+	l = mustOpen(t, o)
+	for _, r := range l.Partitions() {
+		if r.Suspect || string(r.Snapshot) != map[PartitionID]string{busy: "busy", slow: "slow"}[r.ID] {
+			t.Fatalf("recovered %+v", r)
+		}
+	}
+	check(l)
+	mustClose(t, l)
+}
+
+// TestFrozenPartition is a partition that fills the log with what cannot be reclaimed: past its share it is refused,
+// alone.
+func TestFrozenPartition(t *testing.T) {
+	o := testOptions(vfs.NewMem())
+	o.MaxBytes = 24 * o.SegmentBytes
+	l := mustOpen(t, o)
+	busy, frozen := l.Create([16]byte{1}, 0, 0, nil, nil, nil), l.Create([16]byte{2}, 0, 0, nil, nil, nil)
+	var end, frozenEnd int64
+	refused := false
+	for i := 0; i < 3000 && !refused; i++ {
+		l.SetReclaimable(busy, end)
+		if l.Reserve(context.Background(), ClassClient, 12000) == nil {
+			l.Unreserve(12000)
+			mustAppend(t, l, busy, end, 1, 3000)
+			end++
+			if i%8 == 0 {
+				mustAppend(t, l, frozen, frozenEnd, 1, 3000)
+				frozenEnd++
+			}
+		}
+		if i%50 == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		refused = errors.Is(l.Admit(frozen), ErrPartitionFull)
+	}
+	if !refused || l.Admit(busy) != nil {
+		t.Fatalf("frozen partition refused: %v, the other: %v; %+v", refused, l.Admit(busy), l.Stats())
+	}
+	l.SetReclaimable(frozen, frozenEnd)
+	if err := wait(func(done func(error)) { l.Trim(frozen, frozenEnd, done) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Admit(frozen); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, l)
+}
+
+// TestCheckpointCallback says when the owner is asked for snapshots, and that they survive the segments they were
+// written in.
+func TestCheckpointCallback(t *testing.T) {
+	o := testOptions(vfs.NewMem())
+	var l *Log
+	var p PartitionID
+	var mu sync.Mutex
+	asked := 0
+	ready := make(chan struct{})
+	o.Checkpoint = func() {
+		<-ready
+		mu.Lock()
+		asked++
+		n := asked
+		mu.Unlock()
+		_, end := l.Bounds(p)
+		l.Snapshot(p, end, []byte(fmt.Sprintf("snapshot %d at %d", n, end)), nil)
+	}
+	l = mustOpen(t, o)
+	p = l.Create([16]byte{1}, 0, 0, nil, nil, nil)
+	close(ready)
+	for i := range int64(60) {
+		mustAppend(t, l, p, i, 1, 3000)
+	}
+	time.Sleep(20 * time.Millisecond)
+	if err := wait(func(done func(error)) { l.Epoch(p, 1, 60, done) }); err != nil {
+		t.Fatal(err)
+	}
+	mu.Lock()
+	n := asked
+	mu.Unlock()
+	mustClose(t, l)
+	if n < 2 {
+		t.Fatalf("asked %d times", n)
+	}
+	l = mustOpen(t, o)
+	r := l.Partitions()[0]
+	if !strings.HasPrefix(string(r.Snapshot), fmt.Sprintf("snapshot %d at ", n)) {
+		t.Fatalf("snapshot %q, %d were asked for", r.Snapshot, n)
+	}
+	l.Close()
+}

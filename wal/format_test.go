@@ -1,0 +1,284 @@
+package wal
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/varve/varve/wal/lineage"
+	"github.com/varve/varve/wal/vfs"
+)
+
+var rewriteSamples = flag.Bool("rewrite-samples", false, "write testdata/v1 anew: only when a format version is added")
+
+// sample writes a log with every kind of record into fs.
+func sample(t *testing.T, fs vfs.FS) {
+	o := testOptions(fs)
+	o.ClusterID, o.BrokerID, o.MaxBytes = "sample", 7, 8*o.SegmentBytes
+	l := mustOpen(t, o)
+	a := l.Create([16]byte{0xA}, 0, 100, lineage.Lineage{{Epoch: 2, Start: 100}}, []byte("snapshot at 100"), nil)
+	b := l.Create([16]byte{0xB}, 3, 0, nil, nil, nil)
+	c := l.Create([16]byte{0xC}, 1, 0, nil, nil, nil)
+	for i := range int64(20) {
+		mustAppend(t, l, a, 100+2*i, 2, 2000+int(i))
+		mustAppend(t, l, b, i, 1, 1000)
+		if i == 5 {
+			l.Epoch(a, 4, 112, nil)
+			l.Snapshot(a, 112, []byte("snapshot at 112"), nil)
+			l.HighWatermark(a, 110)
+			l.Trim(b, 3, nil)
+		}
+	}
+	l.Truncate(b, 18, nil)
+	l.Drop(c, nil)
+	mustAppend(t, l, b, 18, 1, 500)
+	mustClose(t, l)
+}
+
+// TestSamples opens files of every format version that was ever released.
+func TestSamples(t *testing.T) {
+	dir := filepath.Join("testdata", "v1")
+	if *rewriteSamples {
+		mem := vfs.NewMem()
+		sample(t, mem)
+		os.MkdirAll(dir, 0o755)
+		names, _ := mem.List("wal")
+		for _, n := range names {
+			if !strings.HasSuffix(n, spareSuffix) {
+				if err := os.WriteFile(filepath.Join(dir, n), mem.Bytes("wal/"+n), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	es, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mem := vfs.NewMem()
+	for _, e := range es {
+		b, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		mem.Put("wal/"+e.Name(), b)
+	}
+	o := testOptions(mem)
+	o.ClusterID, o.BrokerID, o.MaxBytes = "sample", 7, 8*o.SegmentBytes
+	for range 2 {
+		l := mustOpen(t, o)
+		rec := l.Partitions()
+		if len(rec) != 2 {
+			t.Fatalf("%+v", rec)
+		}
+		a, b := rec[0], rec[1]
+		if a.TopicID != [16]byte{0xA} || a.Partition != 0 || a.Start != 100 || a.End != 140 || a.HighWatermark != 110 || a.Suspect ||
+			string(a.Snapshot) != "snapshot at 112" || a.SnapshotOffset != 112 || !a.Lineage.Equal(lineage.Lineage{{Epoch: 2, Start: 100}, {Epoch: 4, Start: 112}}) {
+			t.Errorf("%+v", a)
+		}
+		if b.TopicID != [16]byte{0xB} || b.Partition != 3 || b.Start != 3 || b.End != 19 || b.Suspect {
+			t.Errorf("%+v", b)
+		}
+		var want []byte
+		for i := range int64(20) {
+			want = append(want, mkBatch(100+2*i, 2, 2000+int(i), 1100+2*i, byte(100+2*i))...)
+		}
+		if got, err := readAll(l, a.ID, 100, 140, 1<<20); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("partition a: %d bytes, want %d; %v", len(got), len(want), err)
+		}
+		want = nil
+		for i := int64(3); i < 18; i++ {
+			want = append(want, mkBatch(i, 1, 1000, 1000+i, byte(i))...)
+		}
+		want = append(want, mkBatch(18, 1, 500, 1018, 18)...)
+		if got, err := readAll(l, b.ID, 3, 19, 1<<20); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("partition b: %d bytes, want %d; %v", len(got), len(want), err)
+		}
+		mustClose(t, l)
+	}
+}
+
+// TestUnknownVersion refuses what a later program wrote, and says so.
+func TestUnknownVersion(t *testing.T) {
+	mem := vfs.NewMem()
+	sample(t, mem)
+	o := testOptions(mem)
+	o.ClusterID, o.BrokerID, o.MaxBytes = "sample", 7, 8*o.SegmentBytes
+	name := fmt.Sprintf("wal/%s", segmentName(1))
+	b := mem.Bytes(name)
+	b[8] = 2
+	mem.Put(name, b)
+	if _, err := Open(o); !errors.Is(err, ErrVersion) {
+		t.Fatalf("segment of version 2: %v", err)
+	}
+}
+
+// FuzzSegment opens a log whose newest segment is whatever comes. Nothing panics, and what is allocated is bounded
+// by what is there. With fix set, checksums are made right first, so that the fuzzer gets behind them.
+func FuzzSegment(f *testing.F) {
+	fx := makeFixture(f, 6, true)
+	name := fx.newest(f, fx.fs)
+	image := fx.fs.Bytes(name)
+	id, err := decodeIdentity(fx.fs.Bytes("wal/identity"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	at := place{id.uuid, 1}
+	for _, fix := range []bool{false, true} {
+		f.Add(image[segmentHeaderSize:fx.ends[5]+4096], fix)
+		f.Add(image[segmentHeaderSize:fx.ends[1]], fix)
+		f.Add(image[segmentHeaderSize+100:], fix)
+	}
+	f.Fuzz(func(t *testing.T, b []byte, fix bool) {
+		if len(b) > len(image) {
+			return
+		}
+		seg := append(bytes.Clone(image[:segmentHeaderSize]), b...)
+		seg = append(seg, make([]byte, max(0, len(image)-len(seg)))...)
+		if fix {
+			for pos := int64(segmentHeaderSize); pos+blockHeaderSize < int64(len(seg)); pos += pageSize {
+				fixBlock(seg[pos:], at)
+			}
+		}
+		fs := fx.fs.Clone()
+		fs.Put(name, seg)
+		o := fx.o
+		o.FS = fs
+		l, err := Open(o)
+		if err != nil {
+			return
+		}
+		for _, r := range l.Partitions() {
+			if r.Start > r.End || r.Start < 0 {
+				t.Fatalf("%+v", r)
+			}
+			for at, n := r.Start, 0; at < r.End && n < 20; n++ {
+				run, err := l.Read(r.ID, at, 4096, r.End)
+				if err != nil || run.Next <= at {
+					break
+				}
+				at = run.Next
+				run.Release()
+			}
+			l.Find(r.ID, 5, r.Start, r.End)
+			l.BytesBetween(r.ID, r.Start, r.End)
+		}
+		l.Close()
+	})
+}
+
+// fixBlock makes the checksums of what may be a block right.
+func fixBlock(b []byte, at place) {
+	copy(b[8:24], at.uuid[:])
+	le.PutUint64(b[24:], at.generation)
+	h, err := decodeBlockHeader(b, at, int64(len(b)))
+	if err != nil || h.headSize() > h.size() {
+		return
+	}
+	pos := h.headSize()
+	for i := range int64(h.count) {
+		d := b[blockHeaderSize+i*descriptorSize:]
+		n := int64(le.Uint32(d[40:]))
+		if pos+n > h.size() {
+			break
+		}
+		le.PutUint32(d[44:], checksum(at.seed(), b[pos:pos+n]))
+		pos += n
+	}
+	le.PutUint32(b[64:], headChecksum(b[:h.headSize()], at.seed()))
+}
+
+// FuzzDecoders feeds every small decoder.
+func FuzzDecoders(f *testing.F) {
+	at := place{[16]byte{1}, 5}
+	m := partitionMap{topicID: [16]byte{1}, start: 1, end: 5, lineage: lineage.Lineage{{Epoch: 1, Start: 1}}, inline: []byte("x")}
+	f.Add(m.append(nil))
+	f.Add(identity{clusterID: "c", broker: 1}.encode())
+	f.Add(encodeTail(at, tail{blocksEnd: 8192, footerAt: 8192, footerLen: 100}))
+	foot := make([]byte, footerHeadSize+footerPieceSize+footerRunSize)
+	e := footerPiece{partition: 1, base: 1, next: 2, runsAt: footerHeadSize + footerPieceSize, runs: 1}
+	r := run{base: 1, next: 2, pos: 4096, length: 61}
+	encodeRun(foot[footerHeadSize+footerPieceSize:], &r)
+	e.crc = checksum(at.seed(), foot[footerHeadSize+footerPieceSize:])
+	e.encode(foot[footerHeadSize:])
+	encodeFooterHead(foot, at, 1)
+	f.Add(foot)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if m, err := decodePartitionMap(b); err == nil {
+			if again, err := decodePartitionMap(m.append(nil)); err != nil || again.end != m.end || !again.lineage.Equal(m.lineage) || !bytes.Equal(again.inline, m.inline) {
+				t.Fatalf("%+v, again %+v, %v", m, again, err)
+			}
+		}
+		if id, err := decodeIdentity(b); err == nil {
+			if again, err := decodeIdentity(id.encode()); err != nil || again != id {
+				t.Fatalf("%+v, again %+v, %v", id, again, err)
+			}
+		}
+		decodeTail(b, at, int64(len(b)))
+		if es, err := decodeFooterDirectory(b, at, int64(len(b))); err == nil {
+			for i := range es {
+				decodeRuns(b[es[i].runsAt:][:es[i].runs*footerRunSize], &es[i], at.seed(), 1<<30)
+			}
+		}
+		decodeCheckpointEnd(b)
+	})
+}
+
+// TestHostileLengths is what the fuzzer would need long to find: lengths that promise more than there is, behind
+// checksums that are right.
+func TestHostileLengths(t *testing.T) {
+	f := makeFixture(t, 6, true)
+	name := f.newest(t, f.fs)
+	id, _ := decodeIdentity(f.fs.Bytes("wal/identity"))
+	at := place{id.uuid, 1}
+	for _, block := range []int64{f.ends[0], f.ends[3]} {
+		for what, damage := range map[string]func(b []byte){
+			"body 2^32-1":        func(b []byte) { le.PutUint32(b[56:], 1<<32-1) },
+			"count 2^32-1":       func(b []byte) { le.PutUint32(b[60:], 1<<32-1) },
+			"count too large":    func(b []byte) { le.PutUint32(b[60:], 500) },
+			"record 2^32-1":      func(b []byte) { le.PutUint32(b[blockHeaderSize+40:], 1<<32-1) },
+			"sequence jumps":     func(b []byte) { le.PutUint64(b[32:], 1<<60) },
+			"sequence goes back": func(b []byte) { le.PutUint64(b[32:], 1) },
+			"durable above seq":  func(b []byte) { le.PutUint64(b[40:], 1<<62) },
+			"generation 0":       func(b []byte) { le.PutUint64(b[24:], 0) },
+			"offsets backwards":  func(b []byte) { le.PutUint64(b[blockHeaderSize+24:], 0) },
+			"base negative":      func(b []byte) { le.PutUint64(b[blockHeaderSize+16:], 1<<63) },
+			"unknown kind":       func(b []byte) { b[blockHeaderSize] = 200 },
+		} {
+			image := f.fs.Bytes(name)
+			b := image[block:]
+			damage(b)
+			if h, err := decodeBlockHeader(b, at, int64(len(b))); err == nil {
+				if h.headSize() <= int64(len(b)) {
+					le.PutUint32(b[64:], headChecksum(b[:h.headSize()], at.seed()))
+				}
+			}
+			fs := f.fs.Clone()
+			fs.Put(name, image)
+			l, _ := f.openLoose(t, fs)
+			if l == nil {
+				continue
+			}
+			if l.Stats().CorruptReads == 0 && !strings.Contains(what, "unknown") {
+				t.Errorf("block at %d, %s: not reported", block, what)
+			}
+			l.Close()
+		}
+	}
+}
+
+// openLoose opens what need not be a damaged copy of what was written: only that it ends well counts.
+func (f *fixture) openLoose(t *testing.T, fs *vfs.Mem) (*Log, error) {
+	o := f.o
+	o.FS = fs
+	l, err := Open(o)
+	if err != nil && !errors.Is(err, ErrCorrupt) {
+		t.Fatal(err)
+	}
+	return l, err
+}

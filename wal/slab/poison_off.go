@@ -1,0 +1,5 @@
+//go:build !race && !slabdebug
+
+package slab
+
+const poisonOnRelease = false

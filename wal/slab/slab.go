@@ -1,0 +1,118 @@
+// Package slab hands out reference-counted buffers from size-class pools.
+//
+// A produce request arrives in one buffer, which is then shared by the write-ahead log, its tail cache and every
+// fetch response that serves the batch from memory. Allocating and zeroing a fresh buffer per request costs more
+// CPU than the checksum of what it holds, and copying it costs as much again; so buffers are recycled, and they
+// are recycled only when the last holder has let go. Returning a buffer while somebody still reads it is silent
+// corruption of another client's data: Release panics below zero, and builds with the race detector or with
+// `-tags slabdebug` overwrite a buffer's content on its last release so that a late reader sees garbage that no
+// checksum accepts.
+package slab
+
+import (
+	"fmt"
+	"math/bits"
+	"sync"
+	"sync/atomic"
+)
+
+const (
+	minShift = 9  // 512 B, so that a small request does not hold a page of cache
+	maxShift = 24 // 16 MiB
+	classes  = maxShift - minShift + 1
+
+	// MaxPooled is the largest size that is recycled. Larger buffers are plain allocations.
+	MaxPooled = 1 << maxShift
+)
+
+// Buf is a buffer with a reference count. The zero value is not usable; Get makes one.
+//
+// The holder of a reference may read the bytes. Only the holder of the sole reference may write them.
+type Buf struct {
+	mem   []byte // the whole size class
+	n     int
+	refs  atomic.Int32
+	class int8 // -1: not pooled
+}
+
+var (
+	pools [classes]sync.Pool
+	inUse atomic.Int64
+)
+
+// Get returns a buffer with len(Bytes()) == n and one reference. Its content is whatever it held before.
+func Get(n int) *Buf {
+	if n < 0 {
+		panic(fmt.Sprintf("slab: negative size %d", n))
+	}
+	c := classOf(n)
+	if c < 0 {
+		b := &Buf{mem: make([]byte, n), n: n, class: -1}
+		b.refs.Store(1)
+		inUse.Add(int64(n))
+		return b
+	}
+	b, _ := pools[c].Get().(*Buf)
+	if b == nil {
+		b = &Buf{mem: make([]byte, 1<<(minShift+c)), class: int8(c)}
+	}
+	b.n = n
+	b.refs.Store(1)
+	inUse.Add(int64(len(b.mem)))
+	return b
+}
+
+// classOf returns the smallest class that holds n bytes, or -1.
+func classOf(n int) int {
+	if n > MaxPooled {
+		return -1
+	}
+	if n <= 1<<minShift {
+		return 0
+	}
+	return bits.Len(uint(n-1)) - minShift
+}
+
+// Bytes is the usable part of the buffer. It is invalid after the caller's reference is released.
+func (b *Buf) Bytes() []byte { return b.mem[:b.n:b.n] }
+
+// Charge is what the buffer costs while it is held: the whole size class, however little of it is used.
+func (b *Buf) Charge() int { return len(b.mem) }
+
+// Retain adds a reference. The caller must hold one.
+func (b *Buf) Retain() {
+	if r := b.refs.Add(1); r <= 1 {
+		panic(fmt.Sprintf("slab: retain of a released buffer (references now %d)", r))
+	}
+}
+
+// Release gives up one reference. The last one returns the buffer to its pool.
+func (b *Buf) Release() {
+	switch r := b.refs.Add(-1); {
+	case r > 0:
+		return
+	case r < 0:
+		panic(fmt.Sprintf("slab: release below zero (references now %d)", r))
+	}
+	inUse.Add(-int64(len(b.mem)))
+	if poisonOnRelease {
+		poison(b.mem)
+	}
+	if b.class >= 0 {
+		pools[b.class].Put(b)
+	}
+}
+
+// InUse is the sum of Charge over all buffers that are held now.
+func InUse() int64 { return inUse.Load() }
+
+// poison fills m with a byte that is neither zero nor a plausible batch header.
+func poison(m []byte) {
+	if len(m) == 0 {
+		return
+	}
+	m[0] = 0xDB
+	for n := 1; n < len(m); n *= 2 {
+		copy(m[n:], m[:n])
+	}
+}

@@ -1,0 +1,544 @@
+package wal
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/varve/varve/wal/slab"
+)
+
+const (
+	// reserveSegments are kept prepared for control records: a trim, a truncation or an epoch can be written when
+	// nothing else can, and so can what it takes to give a segment back.
+	reserveSegments = 2
+	// spareTarget is how many files are kept prepared: the reserve, and enough to roll without waiting.
+	spareTarget = reserveSegments + 2
+	spareExtra  = 2
+
+	defaultRetry = time.Second
+)
+
+// space decides who may still append. Only prepared files count, so that what was admitted can be written whatever
+// the disk says later. Guarded by Log.mu.
+type space struct {
+	segment  int64
+	maxFiles int
+	left     int64 // in the active segment, for blocks
+	spares   int   // prepared files
+	files    int   // all
+	diskFull bool  // the disk refused the last file
+	working  bool  // a segment is being given back
+	coming   bool  // more room is on its way: worth waiting for
+	changed  chan struct{}
+	full     bool // as last told
+	refused  bool // a client, since there was last more room
+}
+
+// need is what must be left beside an append, by class: clients stop first, then internal topics, then replication.
+func (s *space) need(c Class) int64 {
+	return reserveSegments*s.segment + int64(max(ClassReplication-c, 0))*s.segment/8
+}
+
+// ahead is how much can be written once so much has been that is on its way. What blocks add to their payloads is
+// an allowance.
+func (s *space) ahead(onItsWay int64) int64 {
+	return s.left + int64(s.spares)*(s.segment-s.segment/16) - onItsWay - onItsWay/16
+}
+
+func (s *space) admits(c Class, bytes int64) bool { return s.ahead(bytes) >= s.need(c) }
+
+func (s *space) canGrow() bool { return !s.diskFull && s.files < s.maxFiles }
+
+// isFull says that clients are refused.
+func (s *space) isFull(onItsWay int64) bool {
+	return !s.coming && (s.refused || !s.admits(ClassClient, onItsWay))
+}
+
+// update is called after every change.
+func (s *space) update() {
+	s.coming = s.working || s.canGrow() && s.spares < spareTarget
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// pressed says that segments should be given back although their data might still be wanted here: no more files may
+// be made, and fewer are prepared than should be.
+func (l *Log) pressed() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := &l.space
+	return !s.canGrow() && s.spares < spareTarget || l.indexBytes.Load() > l.o.IndexBytes
+}
+
+// keeper is the goroutine that keeps files prepared and gives segments back.
+func (l *Log) keeper() {
+	defer l.wg.Done()
+	retry := time.NewTimer(l.o.retry)
+	defer retry.Stop()
+	for {
+		for l.failed.Load() == nil && (l.recycle() || l.reclaimOldest() || l.prepare()) {
+			l.tellFull()
+			select {
+			case <-l.stop:
+				return
+			default:
+			}
+		}
+		l.tellFull()
+		retry.Reset(l.o.retry)
+		select {
+		case <-l.keep:
+		case <-retry.C:
+			l.mu.Lock()
+			again := l.space.diskFull
+			l.space.diskFull = false
+			if again {
+				l.space.update()
+			}
+			l.mu.Unlock()
+		case <-l.stop:
+			return
+		}
+	}
+}
+
+// tellFull reports when clients begin to be refused, and when they are not any more.
+func (l *Log) tellFull() {
+	l.mu.Lock()
+	full := l.space.isFull(l.reserved)
+	changed := full != l.space.full
+	l.space.full = full
+	diskFull := l.space.diskFull
+	l.mu.Unlock()
+	if !changed {
+		return
+	}
+	if full {
+		l.log.Warn("write-ahead log is full: clients are refused until segments can be given back", "disk_full", diskFull, "max_bytes", l.o.MaxBytes)
+	} else {
+		l.log.Info("write-ahead log has room again")
+	}
+	if l.o.Events.Full != nil {
+		l.o.Events.Full(full)
+	}
+}
+
+// prepare makes one file, if one is wanted and allowed. It says whether it did.
+func (l *Log) prepare() bool {
+	l.mu.Lock()
+	want := l.space.spares < spareTarget && l.space.canGrow()
+	if want {
+		l.space.files++
+	}
+	l.mu.Unlock()
+	if !want {
+		return false
+	}
+	l.segMu.Lock()
+	l.lastSpare++
+	name := spareName(l.lastSpare)
+	l.segMu.Unlock()
+	err := l.makeSpare(name)
+	if err == nil {
+		l.addSpare(name)
+		return true
+	}
+	l.mu.Lock()
+	l.space.files--
+	l.space.diskFull = isNoSpace(err)
+	l.space.update()
+	l.mu.Unlock()
+	if !isNoSpace(err) && !errors.Is(err, ErrClosed) {
+		l.fail(err)
+	}
+	return false
+}
+
+// addSpare counts a file that is ready; it is in space.files already.
+func (l *Log) addSpare(name string) {
+	l.segMu.Lock()
+	l.spares = append(l.spares, name)
+	n := len(l.spares)
+	l.segMu.Unlock()
+	l.mu.Lock()
+	l.space.spares, l.space.refused = n, false
+	l.space.update()
+	l.mu.Unlock()
+}
+
+// recycle turns the file of a reclaimed segment into a prepared one, or removes it if there are enough. Its RECLAIM
+// record is durable, so a crash here leaves a file that recovery knows to be free.
+func (l *Log) recycle() bool {
+	l.segMu.Lock()
+	if len(l.retired) == 0 {
+		l.segMu.Unlock()
+		return false
+	}
+	g := l.retired[0]
+	l.retired = l.retired[1:]
+	// A few more than are made: what is removed would have to be filled with zeros again.
+	keep := g.size == l.o.SegmentBytes && len(l.spares) < spareTarget+spareExtra
+	l.lastSpare++
+	spare := spareName(l.lastSpare)
+	l.segMu.Unlock()
+	name := l.path(segmentName(g.at.generation))
+	var err error
+	if keep {
+		err = l.fs.Rename(name, l.path(spare))
+	} else {
+		err = l.fs.Remove(name)
+	}
+	if err == nil {
+		// Before it is written again: else a crash could bring the old name back for the new bytes.
+		err = l.fs.SyncDir(l.o.Dir)
+	}
+	if err != nil {
+		l.fail(fmt.Errorf("recycle segment %d: %w", g.at.generation, err))
+		return false
+	}
+	if keep {
+		l.addSpare(spare)
+		return true
+	}
+	l.mu.Lock()
+	l.space.files--
+	l.space.diskFull = false
+	l.space.update()
+	l.mu.Unlock()
+	return true
+}
+
+// holding is what a segment has of a partition.
+type holding struct {
+	p            *part
+	live, pinned int64 // bytes: readable; of these, not in object storage
+	from         int64 // offset from which they are pinned
+	some         bool  // if only below the start: the record that says so may not be durable
+	snapshot     bool
+	dropping     bool
+}
+
+// holdings looks at every partition that has something in a sealed segment.
+func holdings(g *segment) []holding {
+	seen := make(map[*part]bool, len(g.parts))
+	var out []holding
+	for _, p := range g.parts {
+		if seen[p] {
+			continue
+		}
+		seen[p] = true
+		p.mu.Lock()
+		h := holding{p: p, from: max(p.start, p.reclaimable), snapshot: p.snapshot.length > 0 && p.snapshot.generation == g.at.generation}
+		for i := range p.pieces {
+			if x := &p.pieces[i]; x.seg == g {
+				h.some = true
+				if x.next > p.start {
+					h.live += x.bytes
+				}
+				if x.next > h.from {
+					h.pinned += x.bytes
+				}
+			}
+		}
+		if p.dropped {
+			// If it still has pieces, the DROP record is queued; it must be durable before the data goes.
+			h = holding{p: p, dropping: len(p.pieces) > 0}
+		}
+		p.mu.Unlock()
+		if h.some || h.snapshot || h.dropping {
+			out = append(out, h)
+		}
+	}
+	return out
+}
+
+// reclaimOldest gives the oldest segment back if nothing in it is wanted, or if space is needed and everything in it
+// is in object storage, but for a part small enough to be carried. It says whether anything changed.
+//
+// What makes this safe is order. Copies of what is still needed are durable first, then the TRIM records that say
+// what is not here any more, then the RECLAIM record; only then is the file touched. A sealed segment gains nothing,
+// and what was once reclaimable remains so, so what was found needless stays needless.
+func (l *Log) reclaimOldest() bool {
+	l.segMu.Lock()
+	var g *segment
+	// The newest sealed segment stays: it has the checkpoint that recovery goes back to if the active segment's own
+	// is damaged.
+	if len(l.segments) > 2 {
+		g = l.segments[0]
+	}
+	l.segMu.Unlock()
+	if g == nil {
+		return false
+	}
+	hs := holdings(g)
+	var live, pinned int64
+	most := holding{}
+	l.mu.Lock()
+	blocked := l.space.spares == 0
+	l.mu.Unlock()
+	for _, h := range hs {
+		if h.dropping && !blocked {
+			return false // until the record is durable
+		}
+		live, pinned = live+h.live, pinned+h.pinned
+		if h.pinned > most.pinned {
+			most = h
+		}
+	}
+	if live > 0 && !l.pressed() {
+		return false
+	}
+	if pinned > g.size/2 {
+		// Copying this would not free enough to be worth it.
+		if l.o.Events.Pinned != nil {
+			l.o.Events.Pinned(g.at.generation, most.p.id, most.pinned)
+		}
+		return false
+	}
+	l.setWorking(true)
+	defer l.setWorking(false)
+	if err := l.carry(g, hs); err != nil {
+		if errors.Is(err, errStale) {
+			return true // look again
+		}
+		if l.failed.Load() == nil && !errors.Is(err, ErrClosed) {
+			l.log.Error("segment cannot be given back: what is still needed of it cannot be copied", "generation", g.at.generation, "err", err)
+			if l.o.Events.Pinned != nil {
+				l.o.Events.Pinned(g.at.generation, most.p.id, most.pinned)
+			}
+		}
+		return false
+	}
+	if err := l.giveBack(g, hs); err != nil {
+		return errors.Is(err, errStale)
+	}
+	return true
+}
+
+func (l *Log) setWorking(working bool) {
+	l.mu.Lock()
+	l.space.working = working
+	l.space.update()
+	l.mu.Unlock()
+}
+
+// submit queues records that belong together and waits until they are durable.
+func (l *Log) submit(items []item) error {
+	if len(items) == 0 {
+		return nil
+	}
+	done := make(chan error, len(items))
+	for i := range items {
+		it := &items[i]
+		it.done = func(err error) { done <- err }
+		it.urgent = true
+		if it.p == nil {
+			l.enqueue(it)
+			continue
+		}
+		it.p.mu.Lock()
+		if it.p.dropped && it.kind != kindDrop {
+			it.err = errStale
+		}
+		if !l.enqueue(it) && it.buf != nil {
+			it.buf.Release()
+		}
+		it.p.mu.Unlock()
+	}
+	var first error
+	for range items {
+		if err := <-done; err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+// carry copies to the end of the log what is still needed of a segment.
+func (l *Log) carry(g *segment, hs []holding) error {
+	var items []item
+	var bytes int64
+	flush := func() error {
+		err := l.submit(items)
+		if err == nil {
+			l.stats.carried.Add(bytes)
+			if l.o.Events.Carried != nil && bytes > 0 {
+				l.o.Events.Carried(bytes)
+			}
+		}
+		items, bytes = items[:0], 0
+		return err
+	}
+	add := func(it item, buf *slab.Buf) error {
+		it.carried, it.payload, it.buf = true, buf.Bytes(), buf
+		items = append(items, it)
+		bytes += int64(len(it.payload))
+		if bytes >= 4<<20 || bytes >= int64(l.blockBytes) {
+			return flush()
+		}
+		return nil
+	}
+	for _, h := range hs {
+		p := h.p
+		p.mu.Lock()
+		cuts, pending, ref, dropped := p.cuts, p.cuts != p.appliedCuts, p.snapshot, p.dropped
+		var pieces []piece
+		for i := range p.pieces {
+			if x := &p.pieces[i]; x.seg == g && x.next > h.from {
+				c := *x
+				c.runs = slices.Clone(x.runs)
+				pieces = append(pieces, c)
+			}
+		}
+		p.mu.Unlock()
+		if dropped {
+			continue
+		}
+		if pending {
+			return errStale // a truncation is queued: what is read now would bring back what it cuts off
+		}
+		if ref.length > 0 && ref.generation == g.at.generation {
+			buf, err := l.readVerified(g, ref.pos, ref.length, ref.crc)
+			if err != nil {
+				return fmt.Errorf("producer snapshot of local partition %d: %w", p.id, err)
+			}
+			if err := add(item{kind: kindSnapshot, base: ref.offset, p: p, cuts: cuts}, buf); err != nil {
+				return err
+			}
+		}
+		for i := range pieces {
+			x := &pieces[i]
+			runs := x.runs
+			if runs == nil {
+				var err error
+				if runs, err = g.loadRuns(&x.foot); err != nil {
+					return err
+				}
+			}
+			for _, r := range runs {
+				if r.next <= max(h.from, x.base) || r.base >= x.next {
+					continue
+				}
+				buf, err := l.readVerified(g, int64(r.pos), r.length, r.crc)
+				if err != nil {
+					return fmt.Errorf("local partition %d, offsets [%d, %d): %w", p.id, r.base, r.next, err)
+				}
+				if err := add(item{kind: kindCarry, base: max(r.base, x.base), next: min(r.next, x.next), maxTS: r.maxTS, p: p, cuts: cuts}, buf); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return flush()
+}
+
+// giveBack writes down that a segment is gone, and lets go of it.
+func (l *Log) giveBack(g *segment, hs []holding) error {
+	var items []item
+	for _, h := range hs {
+		p := h.p
+		p.mu.Lock()
+		to := int64(-1)
+		for i := range p.pieces {
+			if p.pieces[i].seg == g {
+				to = max(to, p.pieces[i].next)
+			}
+		}
+		bound, dropped := max(p.start, p.reclaimable), p.dropped
+		if !dropped && to > p.start && to <= bound {
+			p.start = to // before the record: who reads now finds it in object storage
+		}
+		p.mu.Unlock()
+		switch {
+		case h.dropping:
+			// A second one: the first may be behind what waits for the space that is being made here.
+			items = append(items, item{kind: kindDrop, p: p})
+		case dropped || to < 0:
+		case to > bound:
+			return errStale // a truncation of something that was carried; look again
+		default:
+			items = append(items, item{kind: kindTrim, base: to, p: p})
+		}
+	}
+	if err := l.submit(items); err != nil && !errors.Is(err, errStale) {
+		return err
+	}
+	if err := l.submit([]item{{kind: kindReclaim, base: int64(g.at.generation)}}); err != nil {
+		return err
+	}
+	l.segMu.Lock()
+	l.segments = l.segments[1:]
+	l.segMu.Unlock()
+	l.stats.reclaimed.Add(1)
+	if l.o.Events.Reclaimed != nil {
+		l.o.Events.Reclaimed(g.at.generation)
+	}
+	l.retire(g)
+	return nil
+}
+
+// retire lets go of a segment that the log does not use any more; its file is free once the last read has ended.
+func (l *Log) retire(g *segment) {
+	g.onLast = func() {
+		l.segMu.Lock()
+		l.retired = append(l.retired, g)
+		l.segMu.Unlock()
+		l.poke(l.keep)
+	}
+	g.release()
+}
+
+// evictRuns drops the runs of sealed segments from memory, oldest first, until the index fits its budget. They are
+// read from the footers again when somebody asks.
+func (l *Log) evictRuns() {
+	if l.indexBytes.Load() <= l.o.IndexBytes {
+		return
+	}
+	l.segMu.Lock()
+	segments := slices.Clone(l.segments)
+	l.segMu.Unlock()
+	for _, g := range segments {
+		if l.indexBytes.Load() <= l.o.IndexBytes*3/4 {
+			return
+		}
+		if !g.sealed {
+			continue // the active one, or one without a footer to read them from
+		}
+		for _, p := range g.parts {
+			p.mu.Lock()
+			for i := range p.pieces {
+				if x := &p.pieces[i]; x.seg == g && x.runs != nil {
+					l.indexBytes.Add(-int64(len(x.runs)) * runBytes)
+					x.runs = nil
+				}
+			}
+			p.mu.Unlock()
+		}
+	}
+}
+
+// checkpointer asks the owner for producer snapshots after a roll, beside the writer, whose queue they go through.
+func (l *Log) checkpointer() {
+	defer l.wg.Done()
+	for {
+		select {
+		case <-l.rolled:
+			if l.o.Checkpoint != nil && l.failed.Load() == nil {
+				l.o.Checkpoint()
+			}
+		case <-l.stop:
+			return
+		}
+	}
+}
+
+func (l *Log) corrupt(format string, args ...any) {
+	what := fmt.Sprintf(format, args...)
+	l.stats.corrupt.Add(1)
+	l.log.Error("write-ahead log: corrupt", "dir", l.o.Dir, "what", what)
+	if l.o.Events.Corrupt != nil {
+		l.o.Events.Corrupt(what)
+	}
+}

@@ -1,0 +1,154 @@
+package vfs
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// OS is the operating system's file system.
+type OS struct{}
+
+type osFile struct {
+	*os.File
+	fd int
+}
+
+func newOSFile(f *os.File, err error) (File, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &osFile{f, int(f.Fd())}, nil
+}
+
+// Create implements FS.
+func (OS) Create(name string) (File, error) {
+	return newOSFile(os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600))
+}
+
+// Open implements FS.
+func (OS) Open(name string) (File, error) { return newOSFile(os.OpenFile(name, os.O_RDWR, 0)) }
+
+// Remove implements FS.
+func (OS) Remove(name string) error { return os.Remove(name) }
+
+// Rename implements FS.
+func (OS) Rename(from, to string) error { return os.Rename(from, to) }
+
+// List implements FS.
+func (OS) List(dir string) ([]string, error) {
+	es, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]string, 0, len(es))
+	for _, e := range es {
+		out = append(out, e.Name())
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+// MkdirAll implements FS.
+func (OS) MkdirAll(dir string) error { return os.MkdirAll(dir, 0o700) }
+
+// SyncDir implements FS.
+func (OS) SyncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	err = d.Sync()
+	return errors.Join(err, d.Close())
+}
+
+// Lock implements FS with flock, which ends with the process however it ends.
+func (OS) Lock(name string) (io.Closer, error) {
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%w: %s", ErrLocked, name)
+		}
+		return nil, fmt.Errorf("vfs: lock %s: %w", name, err)
+	}
+	return f, nil
+}
+
+// Free implements FS.
+func (OS) Free(dir string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, err
+	}
+	return int64(st.Bavail) * int64(st.Bsize), nil
+}
+
+// Sync is fdatasync: for a file whose blocks were written before, it writes data and no metadata.
+func (f *osFile) Sync() error {
+	for {
+		if err := unix.Fdatasync(f.fd); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+func (f *osFile) Allocate(size int64) error {
+	for {
+		switch err := unix.Fallocate(f.fd, 0, 0, size); err {
+		case unix.EINTR:
+		case unix.EOPNOTSUPP, unix.ENOSYS:
+			return nil
+		default:
+			return err
+		}
+	}
+}
+
+// maxVector is the kernel's bound on the buffers of one call.
+const maxVector = 1024
+
+func (f *osFile) WriteVAt(bufs [][]byte, off int64) (n int64, err error) {
+	for {
+		for len(bufs) > 0 && len(bufs[0]) == 0 {
+			bufs = bufs[1:]
+		}
+		if len(bufs) == 0 {
+			return n, nil
+		}
+		w, err := unix.Pwritev(f.fd, bufs[:min(len(bufs), maxVector)], off+n)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return n, err
+		}
+		if w == 0 {
+			return n, io.ErrShortWrite
+		}
+		n += int64(w)
+		for w > 0 {
+			if w < len(bufs[0]) {
+				bufs[0] = bufs[0][w:]
+				break
+			}
+			w -= len(bufs[0])
+			bufs = bufs[1:]
+		}
+	}
+}
+
+func (f *osFile) Size() (int64, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return st.Size(), nil
+}

@@ -1,0 +1,48 @@
+// Package vfs is the seam between the write-ahead log and the file system: the operating system's (OS), one in
+// memory that can crash at any operation (Mem), and a wrapper that fails where it is told to (Faulty).
+package vfs
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+)
+
+// FS is what the log asks of a file system. Names are paths.
+//
+// A creation, removal or rename is durable once SyncDir of its directory has returned; until then a crash may
+// undo any subset of them.
+type FS interface {
+	Create(name string) (File, error) // new and empty; an existing file is replaced
+	Open(name string) (File, error)   // for reading and writing; fs.ErrNotExist
+	Remove(name string) error
+	Rename(from, to string) error
+	List(dir string) ([]string, error) // names without the directory, sorted
+	MkdirAll(dir string) error
+	SyncDir(dir string) error
+	Lock(name string) (io.Closer, error) // exclusive, ends with the process; ErrLocked
+	Free(dir string) (int64, error)      // bytes
+}
+
+// File is an open file. A write is durable once a Sync that began after it has returned without error; until then
+// a crash may keep any part of it. After a failed Sync nothing is known about what was written since the last good
+// one, and another Sync proves nothing.
+type File interface {
+	ReadAt(p []byte, off int64) (int, error)
+	WriteAt(p []byte, off int64) (int, error)
+	// WriteVAt writes the buffers one after the other at off. It consumes bufs. What it returns without an error
+	// is all of them.
+	WriteVAt(bufs [][]byte, off int64) (int64, error)
+	// Allocate sets space aside so that writes below size do not run out of it. A file system that cannot do
+	// this returns nil; one that is full returns syscall.ENOSPC.
+	Allocate(size int64) error
+	Sync() error // data, and the metadata without which it cannot be read
+	Size() (int64, error)
+	Close() error
+}
+
+// ErrLocked says that another process holds a lock.
+var ErrLocked = errors.New("vfs: locked by another process")
+
+// ErrNotExist is fs.ErrNotExist.
+var ErrNotExist = fs.ErrNotExist

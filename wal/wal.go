@@ -1,0 +1,677 @@
+// Package wal is the local log of a broker: one write-ahead log into which all its partitions are multiplexed, so
+// that one fsync serves all of them.
+//
+// One goroutine writes. It takes everything that is queued, lays it out as one block, writes it with one vectored
+// write, syncs it, applies it, and only then are those told who wait. While it syncs, the next block gathers: that
+// is the whole of group commit, without a timer.
+//
+// What the log knows of its partitions it knows from records: apply is the only place where a record changes state,
+// and it is the same function for a record that has just become durable and for one that recovery has read. What
+// callers see ahead of that (an end that counts what is queued, batches in memory) is kept apart from it.
+//
+// README.md has the bytes, the commit points, what a crash leaves, and what is not obvious.
+package wal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/varve/varve/wal/lineage"
+	"github.com/varve/varve/wal/slab"
+	"github.com/varve/varve/wal/vfs"
+)
+
+// PartitionID is a local partition id: one for each assignment of a partition to this log, never used again.
+type PartitionID uint64
+
+// Class says who is refused first when space runs out.
+type Class int8
+
+const (
+	// ClassClient is what producers send.
+	ClassClient Class = iota
+	// ClassInternal is what the broker writes to its own topics.
+	ClassInternal
+	// ClassReplication is what a follower copies from a leader.
+	ClassReplication
+)
+
+// What callers branch on.
+var (
+	// ErrNoSpace says that the log is at its bound, or its disk is full, for appends of this class. It passes when
+	// segments are reclaimed.
+	ErrNoSpace = errors.New("wal: no space")
+	// ErrPartitionFull says that one partition holds more than its share of what cannot be reclaimed.
+	ErrPartitionFull = errors.New("wal: partition holds more than its share of data that cannot be reclaimed")
+	// ErrTooLarge says that an append does not fit into a segment.
+	ErrTooLarge = errors.New("wal: append too large")
+	// ErrOutOfRange says that an offset is below the local start or above the end, or that there is no such
+	// partition.
+	ErrOutOfRange = errors.New("wal: offset out of range")
+	// ErrOrder says that an append does not begin where its partition ends.
+	ErrOrder = errors.New("wal: append out of order")
+	// ErrClosed says that the log is closed.
+	ErrClosed = errors.New("wal: closed")
+	// ErrFailed says that a write or an fsync has failed: nothing after it may be believed, and the process should
+	// end.
+	ErrFailed = errors.New("wal: failed")
+	// ErrForeign says that the directory belongs to another cluster or broker.
+	ErrForeign = errors.New("wal: the directory belongs to another broker")
+	// ErrCorrupt says that stored bytes are not those that were written.
+	ErrCorrupt = errors.New("wal: corrupt")
+	// ErrVersion says that stored bytes are of a format that this program does not know.
+	ErrVersion = errors.New("wal: unknown format version")
+	// ErrLocked says that another process has the directory open.
+	ErrLocked = vfs.ErrLocked
+)
+
+// Options of a log. Zero values get defaults.
+type Options struct {
+	FS        vfs.FS // nil: the operating system's
+	Dir       string
+	ClusterID string
+	BrokerID  int32
+
+	SegmentBytes int64 // of one file; 256 MiB, less when MaxBytes is below 16 of them
+	MaxBytes     int64 // of all files together; 16 segments
+	QueueBytes   int64 // waiting to be written; 64 MiB
+	CacheBytes   int64 // of buffers kept for reading; 256 MiB
+	IndexBytes   int64 // of the run index in memory; 64 MiB
+
+	Logger *slog.Logger
+	Events Events
+	// Fatal is called once when the log has failed; the process should end.
+	Fatal func(error)
+	// Checkpoint is called, from a goroutine of the log, after a segment was begun: now is the time to append
+	// producer snapshots of partitions that got data.
+	Checkpoint func()
+
+	// idle is how long the log waits before it claims its last block; see writer.
+	idle time.Duration
+	// retry is how long it waits before it tries again what a full disk refused.
+	retry time.Duration
+}
+
+// Events are called, if set, beside the path; they must not block.
+type Events struct {
+	Block     func(records int, bytes int64, sync time.Duration) // written and synced
+	Rolled    func(generation uint64)                            // segment begun
+	Reclaimed func(generation uint64)                            // segment given back
+	Carried   func(bytes int64)                                  // copied so that a segment can go
+	Pinned    func(generation uint64, partition PartitionID, bytes int64)
+	Corrupt   func(what string)
+	Full      func(full bool) // clients are refused; or not any more
+}
+
+// Log is a write-ahead log. Open makes it, Close ends it.
+//
+// Lock ordering: part.mu, then Log.mu. Log.segMu and partsMu are taken alone or last. No I/O is done and nothing is
+// waited for under any of them.
+type Log struct {
+	o    Options
+	fs   vfs.FS
+	log  *slog.Logger
+	lock io.Closer
+	id   identity
+
+	fresh      bool
+	cutTail    bool // recovery cut off a block that was not blank
+	recovered  []Recovered
+	maxAppend  int64 // bytes of one append
+	blockBytes int   // of payloads in a block, unless one append is larger
+	share      int64 // carried bytes of a partition above which it is refused
+
+	partsMu sync.RWMutex
+	parts   map[PartitionID]*part
+	lastID  PartitionID // given out
+	// applied has the partitions as of the last durable block, and maxID the largest id that was ever seen. Of the
+	// writer alone: a checkpoint must not know of what is still queued.
+	applied map[PartitionID]*part
+	maxID   PartitionID
+
+	mu       sync.Mutex
+	queue    []item
+	urgent   []item // of the keeper: overtakes the queue, so that space can be made when only that has room
+	waiting  bool   // the writer waits for wake
+	deep     bool   // and for nothing else
+	closed   bool
+	dirty    []*part // partitions whose high watermark moved
+	reserved int64   // bytes of data reserved or queued and not yet durable
+	waiters  []*waiter
+	cache    cache
+	space    space
+	wake     chan struct{}
+
+	failed   atomic.Pointer[error]
+	failedCh chan struct{}
+
+	segMu     sync.Mutex
+	segments  []*segment // ascending by generation; the last is active
+	spares    []string   // zero-filled or recycled files, ready for use
+	retired   []*segment // reclaimed and not read any more
+	lastSpare uint64     // number given to a prepared file
+
+	w         writer
+	completed chan []item
+	recycled  chan []item
+	keep      chan struct{} // the keeper looks for something to do
+	rolled    chan struct{} // the checkpointer asks the owner for snapshots
+	stop      chan struct{}
+	writerEnd chan struct{}
+	wg        sync.WaitGroup
+
+	indexBytes atomic.Int64
+	stats      struct {
+		syncs, blocks, bytes, records, diskReads, corrupt, carried, reclaimed atomic.Int64
+	}
+}
+
+// Recovered is what the log held of a partition when it was opened.
+type Recovered struct {
+	ID             PartitionID
+	TopicID        [16]byte
+	Partition      int32
+	Start, End     int64
+	Lineage        lineage.Lineage
+	HighWatermark  int64
+	Snapshot       []byte // newest producer snapshot, nil without one
+	SnapshotOffset int64
+	// Suspect says that acknowledged records may be missing or hidden by corrupt blocks: [Start, End) is what is
+	// contiguous and intact in the index, and there may have been more. It ends when a record proves that the log did
+	// end at End: an append, an epoch or a truncation there, which is also how an operator's decision to go on with
+	// what is left is recorded.
+	Suspect bool
+}
+
+// Append is one run of record batches for a partition. Offsets and epochs are assigned in the bytes already.
+type Append struct {
+	Partition              PartitionID
+	LeaderEpoch            int32
+	BaseOffset, LastOffset int64
+	MaxTimestamp           int64
+	Run                    []byte
+	Buf                    *slab.Buf // holds Run; retained by the log; nil: Run belongs to the log
+	Class                  Class
+	// Done is told when the block that holds the run is durable, or why it is not. It is called from one goroutine,
+	// in the order of the appends, and must not block.
+	Done func(error)
+}
+
+// UUID is the log's identity: another directory has another.
+func (l *Log) UUID() [16]byte { return l.id.uuid }
+
+// Fresh says that the directory was empty when the log was opened.
+func (l *Log) Fresh() bool { return l.fresh }
+
+// CutTail says that recovery cut off a block that had been written in part. Nothing in it was acknowledged by this
+// broker; a replica that did this should be elected only after those that did not.
+func (l *Log) CutTail() bool { return l.cutTail }
+
+// Partitions returns what recovery found, in the order of local ids.
+func (l *Log) Partitions() []Recovered { return l.recovered }
+
+// Failed returns why the log has failed, or nil.
+func (l *Log) Failed() error {
+	if e := l.failed.Load(); e != nil {
+		return *e
+	}
+	return nil
+}
+
+// fail ends the log: the first reason counts. Nothing that is not durable by now will be acknowledged.
+func (l *Log) fail(err error) {
+	err = fmt.Errorf("%w: %w", ErrFailed, err)
+	if !l.failed.CompareAndSwap(nil, &err) {
+		return
+	}
+	close(l.failedCh)
+	l.log.Error("write-ahead log failed; nothing more is acknowledged", "dir", l.o.Dir, "err", err)
+	l.mu.Lock()
+	l.grant()
+	l.mu.Unlock()
+	if l.o.Fatal != nil {
+		go l.o.Fatal(err)
+	}
+}
+
+func (l *Log) part(id PartitionID) *part {
+	l.partsMu.RLock()
+	p := l.parts[id]
+	l.partsMu.RUnlock()
+	return p
+}
+
+func (l *Log) partitions() int {
+	l.partsMu.RLock()
+	defer l.partsMu.RUnlock()
+	return len(l.parts)
+}
+
+func noPartition(id PartitionID) error {
+	return fmt.Errorf("%w: no local partition %d", ErrOutOfRange, id)
+}
+
+// item is one record on its way into a block.
+type item struct {
+	kind       kind
+	epoch      int32
+	base, next int64
+	maxTS      int64
+	p          *part // nil: of the log itself
+	payload    []byte
+	buf        *slab.Buf // holds payload until it is written
+	done       func(error)
+	reserved   int64
+	urgent     bool
+	carried    bool   // a copy of what is in an older segment: void if the partition was cut since it was read
+	cuts       uint32 // of the partition when it was read
+	chunk      uint64 // of DATA: its id in the cache
+	follow     int32  // of the writer: the partition's next item in the block, -1 at its end
+	err        error  // refused: goes through the queue only so that done is told in order
+}
+
+// waiter waits for room in the queue.
+type waiter struct {
+	n       int64
+	granted bool
+	ready   chan struct{}
+}
+
+// Reserve waits until n bytes may be queued. What it reserved is used up by the Append of n bytes that follows, or
+// given back with Unreserve. ErrNoSpace is retriable.
+func (l *Log) Reserve(ctx context.Context, class Class, n int64) error {
+	if n > l.maxAppend {
+		return fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, n, l.maxAppend)
+	}
+	for {
+		l.mu.Lock()
+		if err := l.endedLocked(); err != nil {
+			l.mu.Unlock()
+			return err
+		}
+		if !l.space.admits(class, l.reserved+n) {
+			coming, changed := l.space.coming, l.space.changed
+			l.space.refused = l.space.refused || class == ClassClient && !coming
+			l.mu.Unlock()
+			l.poke(l.keep)
+			if !coming {
+				return ErrNoSpace
+			}
+			select {
+			case <-changed:
+			case <-l.failedCh:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			continue
+		}
+		if len(l.waiters) == 0 && l.fits(n) {
+			l.reserved += n
+			l.mu.Unlock()
+			return nil
+		}
+		w := &waiter{n: n, ready: make(chan struct{})}
+		l.waiters = append(l.waiters, w)
+		l.mu.Unlock()
+		select {
+		case <-w.ready:
+			l.mu.Lock()
+			err := l.endedLocked()
+			if err != nil && w.granted {
+				l.reserved -= n
+			}
+			l.mu.Unlock()
+			return err
+		case <-ctx.Done():
+		}
+		l.mu.Lock()
+		if w.granted {
+			l.reserved -= n
+		}
+		for i, x := range l.waiters {
+			if x == w {
+				l.waiters = append(l.waiters[:i], l.waiters[i+1:]...)
+				break
+			}
+		}
+		l.grant()
+		l.mu.Unlock()
+		return ctx.Err()
+	}
+}
+
+// fits lets an append above the queue's bound through when it is alone. Called with mu held.
+func (l *Log) fits(n int64) bool { return l.reserved == 0 || l.reserved+n <= l.o.QueueBytes }
+
+// grant lets waiters go on, first come first served. Called with mu held.
+func (l *Log) grant() {
+	ended := l.endedLocked() != nil
+	for len(l.waiters) > 0 && (ended || l.fits(l.waiters[0].n)) {
+		w := l.waiters[0]
+		l.waiters = l.waiters[1:]
+		if !ended {
+			w.granted = true
+			l.reserved += w.n
+		}
+		close(w.ready)
+	}
+}
+
+// endedLocked says why nothing more may be queued. Called with mu held.
+func (l *Log) endedLocked() error {
+	if err := l.Failed(); err != nil {
+		return err
+	}
+	if l.closed {
+		return ErrClosed
+	}
+	return nil
+}
+
+// Unreserve gives back what Reserve took.
+func (l *Log) Unreserve(n int64) {
+	l.mu.Lock()
+	l.reserved -= n
+	l.grant()
+	l.mu.Unlock()
+}
+
+// Admit says whether a partition may take more: ErrPartitionFull when so much of it had to be carried from segment
+// to segment that it has used its share. To be asked before an offset is assigned.
+func (l *Log) Admit(id PartitionID) error {
+	p := l.part(id)
+	if p == nil {
+		return noPartition(id)
+	}
+	if p.overShare.Load() {
+		return ErrPartitionFull
+	}
+	return nil
+}
+
+// Append queues a run whose bytes were reserved. It does not block; the caller holds whatever lock makes the
+// offsets of a partition come in order. The run can be read at once.
+func (l *Log) Append(a *Append) {
+	it := item{
+		kind: kindData, epoch: a.LeaderEpoch, base: a.BaseOffset, next: a.LastOffset + 1, maxTS: a.MaxTimestamp,
+		payload: a.Run, done: a.Done, reserved: int64(len(a.Run)),
+	}
+	p := l.part(a.Partition)
+	if p == nil {
+		it.err = noPartition(a.Partition)
+		l.enqueue(&it)
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.dropped:
+		it.err = noPartition(a.Partition)
+	case a.BaseOffset != p.end || a.LastOffset < a.BaseOffset || len(a.Run) == 0:
+		it.err = fmt.Errorf("%w: [%d, %d] in %d bytes, local partition %d ends at %d", ErrOrder, a.BaseOffset, a.LastOffset, len(a.Run), a.Partition, p.end)
+	}
+	if it.err != nil {
+		l.enqueue(&it)
+		return
+	}
+	it.p, it.buf = p, a.Buf
+	if a.Buf != nil {
+		// One reference for the write, one for the cache: a truncation may drop the second before the first is done.
+		a.Buf.Retain()
+		a.Buf.Retain()
+	}
+	if !l.enqueue(&it) {
+		if a.Buf != nil {
+			a.Buf.Release()
+			a.Buf.Release()
+		}
+		return
+	}
+	p.end = it.next
+}
+
+// enqueue adds a record to the next block. False: the log has ended, and done has been told. Called with p.mu
+// held if the record is of a partition, so that its records are queued in the order in which they took effect.
+func (l *Log) enqueue(it *item) bool {
+	l.mu.Lock()
+	if l.closed {
+		l.reserved -= it.reserved
+		l.mu.Unlock()
+		if it.done != nil {
+			go it.done(ErrClosed) // the completer has ended
+		}
+		return false
+	}
+	if it.err == nil && it.kind == kindData {
+		it.chunk = l.cache.add(it.p, it.buf, len(it.payload))
+		it.p.mem.push(chunk{id: it.chunk, base: it.base, next: it.next, maxTS: it.maxTS, bytes: it.payload, buf: it.buf})
+	}
+	if it.urgent {
+		l.urgent = append(l.urgent, *it)
+	} else {
+		l.queue = append(l.queue, *it)
+	}
+	wake := l.waiting
+	l.waiting = false
+	l.mu.Unlock()
+	if wake {
+		l.wake <- struct{}{} // has room for the one that waits
+	}
+	return true
+}
+
+// control queues a control record of a partition. ahead is what callers see of it at once.
+func (l *Log) control(id PartitionID, it item, ahead func(p *part)) {
+	p := l.part(id)
+	if p == nil {
+		it.err = noPartition(id)
+		l.enqueue(&it)
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.dropped {
+		it.err = noPartition(id)
+		l.enqueue(&it)
+		return
+	}
+	it.p = p
+	if l.enqueue(&it) && ahead != nil {
+		ahead(p)
+	}
+}
+
+// Create begins a local partition that starts, empty, at an offset. lin and snapshot are its lineage and producer
+// state there.
+func (l *Log) Create(topicID [16]byte, partition int32, start int64, lin lineage.Lineage, snapshot []byte, done func(error)) PartitionID {
+	l.partsMu.Lock()
+	l.lastID++
+	p := newPart(l.lastID)
+	p.start, p.end = start, start
+	l.parts[p.id] = p
+	l.partsMu.Unlock()
+	m := partitionMap{topicID: topicID, index: partition, start: start, end: start, hw: start, lineage: lin, inline: snapshot}
+	p.mu.Lock()
+	l.enqueue(&item{kind: kindPartitionMap, base: start, p: p, payload: m.append(nil), done: done})
+	p.mu.Unlock()
+	return p.id
+}
+
+// Epoch records that a leader epoch begins at an offset.
+func (l *Log) Epoch(id PartitionID, epoch int32, start int64, done func(error)) {
+	l.control(id, item{kind: kindEpoch, epoch: epoch, base: start, done: done}, nil)
+}
+
+// Truncate cuts off everything from offset on. The cut takes effect for readers at once.
+func (l *Log) Truncate(id PartitionID, offset int64, done func(error)) {
+	l.control(id, item{kind: kindTruncate, base: offset, done: done}, func(p *part) { l.truncateAhead(p, offset) })
+}
+
+// Trim moves the local start up: what is below is not read any more, and may go. At most to the end.
+func (l *Log) Trim(id PartitionID, start int64, done func(error)) {
+	l.control(id, item{kind: kindTrim, base: start, done: done}, func(p *part) { p.start = max(p.start, min(start, p.end)) })
+	l.poke(l.keep)
+}
+
+// HighWatermark records the high watermark. It is not urgent: it goes with the next block.
+func (l *Log) HighWatermark(id PartitionID, hw int64) {
+	p := l.part(id)
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.dropped || hw == p.hw {
+		return
+	}
+	p.hw = hw
+	if !p.hwDirty {
+		p.hwDirty = true
+		l.mu.Lock()
+		l.dirty = append(l.dirty, p)
+		wake := l.waiting && l.deep
+		if wake {
+			l.waiting = false
+		}
+		l.mu.Unlock()
+		if wake {
+			l.wake <- struct{}{}
+		}
+	}
+}
+
+// Snapshot records the producer state at an offset. The log owns the bytes.
+func (l *Log) Snapshot(id PartitionID, offset int64, snapshot []byte, done func(error)) {
+	l.control(id, item{kind: kindSnapshot, base: offset, payload: snapshot, done: done}, nil)
+}
+
+// Drop ends a local partition; its data may go.
+func (l *Log) Drop(id PartitionID, done func(error)) {
+	l.control(id, item{kind: kindDrop, done: done}, func(p *part) {
+		p.dropped = true
+		l.forget(p, p.mem.n)
+	})
+	l.partsMu.Lock()
+	delete(l.parts, id)
+	l.partsMu.Unlock()
+}
+
+// SetReclaimable tells how far a partition is in object storage, as read back from a committed manifest, or where
+// its log starts: nothing at or above it is ever reclaimed (I2). Until it is told, nothing is. It never goes back.
+func (l *Log) SetReclaimable(id PartitionID, below int64) {
+	p := l.part(id)
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	moved := below > p.reclaimable
+	p.reclaimable = max(p.reclaimable, below)
+	p.mu.Unlock()
+	if moved {
+		l.poke(l.keep)
+	}
+}
+
+// Bounds returns the offsets that are here: [start, end), counting what is queued.
+func (l *Log) Bounds(id PartitionID) (start, end int64) {
+	p := l.part(id)
+	if p == nil {
+		return 0, 0
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.start, p.end
+}
+
+func (l *Log) poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// Stats is how the log stands.
+type Stats struct {
+	Bytes, MaxBytes                   int64 // of all files; bound
+	Segments, FreeSegments            int   // in use; prepared
+	QueueBytes, QueueMax              int64
+	CacheBytes, CacheMax              int64
+	IndexBytes, IndexMax              int64
+	Syncs, Blocks                     int64
+	AppendedBytes, Records            int64
+	DiskReads                         int64
+	CarriedBytes, Reclaimed           int64
+	CorruptReads                      int64
+	Full                              bool // clients are refused
+	OldestGeneration, NewestGenration uint64
+}
+
+// Stats returns how the log stands.
+func (l *Log) Stats() Stats {
+	s := Stats{
+		MaxBytes: l.o.MaxBytes, QueueMax: l.o.QueueBytes, CacheMax: l.o.CacheBytes, IndexMax: l.o.IndexBytes, IndexBytes: l.indexBytes.Load(),
+		Syncs: l.stats.syncs.Load(), Blocks: l.stats.blocks.Load(), AppendedBytes: l.stats.bytes.Load(), Records: l.stats.records.Load(),
+		DiskReads: l.stats.diskReads.Load(), CarriedBytes: l.stats.carried.Load(), Reclaimed: l.stats.reclaimed.Load(), CorruptReads: l.stats.corrupt.Load(),
+	}
+	l.mu.Lock()
+	s.QueueBytes, s.CacheBytes = l.reserved, l.cache.bytes
+	s.Full = l.space.isFull(l.reserved)
+	l.mu.Unlock()
+	l.segMu.Lock()
+	s.Segments, s.FreeSegments = len(l.segments), len(l.spares)
+	for _, g := range l.segments {
+		s.Bytes += g.size
+	}
+	s.Bytes += int64(len(l.spares)) * l.o.SegmentBytes
+	if n := len(l.segments); n > 0 {
+		s.OldestGeneration, s.NewestGenration = l.segments[0].at.generation, l.segments[n-1].at.generation
+	}
+	l.segMu.Unlock()
+	return s
+}
+
+// Close writes what is queued, claims the last block, and ends the log. Callers have ended before.
+func (l *Log) Close() error {
+	l.mu.Lock()
+	already := l.closed
+	l.closed = true
+	l.grant()
+	wake := l.waiting
+	l.waiting = false
+	l.mu.Unlock()
+	if already {
+		return nil
+	}
+	close(l.stop)
+	if wake {
+		l.wake <- struct{}{}
+	}
+	<-l.writerEnd
+	l.wg.Wait()
+	l.partsMu.Lock()
+	parts := l.parts
+	l.parts = map[PartitionID]*part{}
+	l.partsMu.Unlock()
+	for _, p := range parts {
+		p.mu.Lock()
+		p.dropped = true
+		l.forget(p, p.mem.n)
+		p.mu.Unlock()
+	}
+	l.segMu.Lock()
+	for _, g := range l.segments {
+		g.release() // closes the file once the last reader is done
+	}
+	l.segments = nil
+	l.segMu.Unlock()
+	if err := l.lock.Close(); err != nil {
+		return fmt.Errorf("wal: unlock: %w", err)
+	}
+	return l.Failed()
+}

@@ -1,0 +1,592 @@
+package wal
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"time"
+)
+
+const (
+	// maxBlockBytes bounds the payloads of one block: a longer one gains nothing per byte and keeps its waiters
+	// longer. A single append above it makes a block of its own.
+	maxBlockBytes = 16 << 20
+	// maxBlockRecords bounds what a reader must allocate for the descriptors of a block before it knows that they
+	// are valid.
+	maxBlockRecords = 1 << 15
+	// maxRunBytes is the length up to which appends that follow each other in a block become one record. A reader
+	// reads and verifies a record as a whole, so this is what a read costs at least.
+	maxRunBytes = 256 << 10
+
+	defaultIdle = 100 * time.Millisecond
+)
+
+// writer is the state of the one goroutine that writes. One block is in flight: more would make blocks small, since
+// what gathers behind a sync is what makes the next block large.
+type writer struct {
+	active *segment
+	round  uint64
+	seq    uint64 // of the last block written, which is durable when the next is laid out
+
+	items  []item // being written
+	left   []item // taken from the queue, for the next block
+	groups []group
+	recs   []record
+	head   []byte // header and descriptors
+	vector [][]byte
+	iov    [][]byte // vector, for the call that consumes it
+	pad    [pageSize]byte
+	dirty  []*part
+	memory uint64 // chunks up to this id are durable
+	claim  bool   // the log has been idle
+	refuse bool   // closed without room for what is queued
+	blank  bool   // the last block was empty: it claimed the one before, and nothing is left to claim
+}
+
+// group is a partition's items in the block, linked through item.follow.
+type group struct{ first, last int32 }
+
+// write is the writer goroutine.
+func (l *Log) write() {
+	defer close(l.writerEnd)
+	defer close(l.completed)
+	idle := time.NewTimer(time.Hour)
+	defer idle.Stop()
+	for {
+		work, blocked, closed := l.take()
+		failed := l.failed.Load() != nil
+		switch {
+		case work && failed:
+			// Durable or not: nobody can tell any more, so nobody is told that it is.
+		case work:
+			if err := l.writeItems(); err != nil {
+				l.fail(err)
+			}
+		case blocked:
+			l.awaitSpace()
+			continue
+		case failed:
+			if closed {
+				return
+			}
+			l.sleep(nil)
+			continue
+		case closed:
+			if !l.w.blank || len(l.w.dirty) > 0 {
+				if err := l.writeItems(); err != nil {
+					l.fail(err)
+				}
+			}
+			return
+		default:
+			// An idle log claims its last block with an empty one: else a bit that flips in the last acknowledged
+			// block would make it look torn, and it would be cut off as if nobody had been told.
+			owed := !l.w.blank || len(l.w.dirty) > 0
+			switch {
+			case owed && l.w.claim:
+				l.w.claim = false
+				if err := l.writeItems(); err != nil {
+					l.fail(err)
+				}
+			case owed:
+				idle.Reset(l.o.idle)
+				l.w.claim = !l.sleep(idle.C)
+			default:
+				l.w.claim = false
+				l.sleep(nil)
+			}
+			continue
+		}
+		l.finish()
+	}
+}
+
+// take moves what is queued into w.items, as much as one block may hold. blocked: there is something, and no room for
+// it. It never sleeps.
+func (l *Log) take() (work, blocked, closed bool) {
+	w := &l.w
+	l.mu.Lock()
+	if len(l.urgent) > 0 {
+		w.items, l.urgent = l.urgent, nil
+		l.mu.Unlock()
+		return true, false, false
+	}
+	closed = l.closed
+	if len(w.left) == 0 {
+		w.dirty = append(w.dirty, l.dirty...)
+		clear(l.dirty)
+		l.dirty = l.dirty[:0]
+		if len(l.queue) > 0 {
+			w.left = l.queue
+			l.queue = nil
+			select {
+			case l.queue = <-l.recycled:
+			default:
+			}
+		}
+	}
+	spares := l.space.spares
+	l.mu.Unlock()
+	n, bytes := 0, 0
+	for n < len(w.left) && n < maxBlockRecords && (n == 0 || bytes+len(w.left[n].payload) <= l.blockBytes) {
+		bytes += len(w.left[n].payload)
+		n++
+	}
+	if n == 0 {
+		return false, false, closed
+	}
+	// With no file prepared, the rest of the active segment is for what gives segments back.
+	size := alignUp(int64(blockHeaderSize + n*descriptorSize + bytes))
+	room := w.active.room(n, n)
+	if w.refuse || spares == 0 && room-size < w.active.size*5/8 && l.failed.Load() == nil {
+		if !closed {
+			return false, true, false
+		}
+		w.refuse = true // also what would fit: nothing overtakes
+		for i := range w.left[:n] {
+			w.left[i].err = fmt.Errorf("%w: %w", ErrClosed, ErrNoSpace)
+		}
+	}
+	w.items, w.left = w.left[:n:n], w.left[n:]
+	return true, false, false
+}
+
+// awaitSpace waits until there may be room, or something urgent to write.
+func (l *Log) awaitSpace() {
+	l.mu.Lock()
+	if len(l.urgent) > 0 || l.space.spares > 0 || l.closed || l.failed.Load() != nil {
+		l.mu.Unlock()
+		return
+	}
+	changed := l.space.changed
+	l.waiting, l.deep = true, false
+	l.mu.Unlock()
+	l.poke(l.keep)
+	woken := false
+	select {
+	case <-l.wake:
+		woken = true
+	case <-changed:
+	case <-time.After(time.Second):
+		l.log.Warn("write-ahead log: control records wait for space", "dir", l.o.Dir, "max_bytes", l.o.MaxBytes)
+	}
+	if woken {
+		return
+	}
+	l.mu.Lock()
+	sent := !l.waiting
+	l.waiting = false
+	l.mu.Unlock()
+	if sent {
+		<-l.wake
+	}
+}
+
+// sleep waits until something is queued, or the log is closed, or timeout fires: then it returns false.
+func (l *Log) sleep(timeout <-chan time.Time) bool {
+	l.mu.Lock()
+	if len(l.queue) > 0 || len(l.urgent) > 0 || l.closed {
+		l.mu.Unlock()
+		return true
+	}
+	if timeout == nil && len(l.dirty) > 0 {
+		l.mu.Unlock()
+		return true
+	}
+	l.waiting, l.deep = true, timeout == nil
+	l.mu.Unlock()
+	select {
+	case <-l.wake:
+		return true
+	case <-timeout:
+	}
+	l.mu.Lock()
+	woken := !l.waiting
+	l.waiting = false
+	l.mu.Unlock()
+	if woken {
+		<-l.wake // somebody has sent, or is about to
+	}
+	return woken
+}
+
+// finish hands the items of a block, durable or failed, to the completer, and gives their room back.
+func (l *Log) finish() {
+	w := &l.w
+	var bytes int64
+	for i := range w.items {
+		bytes += w.items[i].reserved
+		w.memory = max(w.memory, w.items[i].chunk)
+	}
+	l.mu.Lock()
+	l.reserved -= bytes
+	l.space.left = w.active.room(0, 0)
+	l.grant()
+	l.mu.Unlock()
+	l.completed <- w.items
+	w.items = nil
+	if l.failed.Load() == nil {
+		l.trimCache()
+	}
+}
+
+// complete is the completer goroutine: it tells callers, so that what they do then cannot hold up the next block.
+func (l *Log) complete() {
+	defer l.wg.Done()
+	for items := range l.completed {
+		failed := l.Failed()
+		for i := range items {
+			it := &items[i]
+			err := it.err
+			if err == nil {
+				err = failed
+			}
+			if it.buf != nil {
+				it.buf.Release()
+			}
+			if it.done != nil {
+				it.done(err)
+			}
+		}
+		clear(items)
+		select {
+		case l.recycled <- items[:0]:
+		default:
+		}
+	}
+}
+
+// writeItems makes one block of w.items: it lays it out, writes it, syncs it, and applies it. When it returns nil,
+// and not before, everything in it is durable.
+func (l *Log) writeItems() error {
+	w := &l.w
+	l.group()
+	l.layOut()
+	w.blank = len(w.recs) == 0
+	if w.blank && len(w.items) > 0 {
+		return nil // all of them were refused
+	}
+	size := w.size()
+	if !l.fitsBlock(size) {
+		if err := l.roll(); err != nil {
+			return err
+		}
+		if !l.fitsBlock(size) {
+			return fmt.Errorf("block of %d bytes does not fit into a segment of %d beside the control state of %d partitions", size, w.active.size, l.partitions())
+		}
+	}
+	if err := l.emit(); err != nil {
+		return err
+	}
+	for i := range w.recs {
+		l.apply(w.active, &w.recs[i])
+		w.recs[i] = record{}
+	}
+	if l.indexBytes.Load() > l.o.IndexBytes && int64(w.active.runs)*runBytes > l.o.IndexBytes/2 {
+		// Over budget by the active segment alone, whose runs must stay in memory: seal it early.
+		return l.roll()
+	}
+	return nil
+}
+
+func (l *Log) fitsBlock(size int64) bool {
+	w := &l.w
+	return alignUp(size) <= w.active.room(len(w.recs), len(w.recs))
+}
+
+// group links the items of each partition, in the order of the queue, so that a partition is one run in a block.
+func (l *Log) group() {
+	w := &l.w
+	w.round++ // not the sequence: a block may come to nothing
+	w.groups = w.groups[:0]
+	for i := range w.items {
+		it := &w.items[i]
+		it.follow = -1
+		if it.err != nil {
+			continue
+		}
+		p := it.p
+		if p == nil {
+			w.groups = append(w.groups, group{int32(i), int32(i)})
+			continue
+		}
+		if p.block != w.round {
+			p.block, p.group = w.round, int32(len(w.groups))
+			w.groups = append(w.groups, group{int32(i), int32(i)})
+			continue
+		}
+		g := &w.groups[p.group]
+		w.items[g.last].follow = int32(i)
+		g.last = int32(i)
+	}
+}
+
+// layOut makes the records of the block from its items, and the vector of what is to be written from their payloads,
+// which are not copied. Appends that follow each other become one record.
+func (l *Log) layOut() {
+	w := &l.w
+	w.recs, w.vector = w.recs[:0], append(w.vector[:0], nil) // the first is the head
+	for _, g := range w.groups {
+		open := false // the last record can be extended
+		for i := g.first; i >= 0; i = w.items[i].follow {
+			it := &w.items[i]
+			if it.carried && !it.p.uncut(it.cuts) {
+				it.err = errStale
+				continue
+			}
+			if len(it.payload) > 0 {
+				w.vector = append(w.vector, it.payload)
+			}
+			if open && it.kind == kindData {
+				r := &w.recs[len(w.recs)-1]
+				if r.epoch == it.epoch && r.next == it.base && int(r.length)+len(it.payload) <= maxRunBytes {
+					r.next, r.maxTS = it.next, max(r.maxTS, it.maxTS)
+					r.length += uint32(len(it.payload))
+					continue
+				}
+			}
+			d := descriptor{kind: it.kind, epoch: it.epoch, base: it.base, next: it.next, maxTS: it.maxTS, length: uint32(len(it.payload))}
+			if it.p != nil {
+				d.partition = it.p.id
+			}
+			r := record{descriptor: d, p: it.p}
+			if it.kind == kindPartitionMap {
+				r.payload = it.payload
+			}
+			w.recs = append(w.recs, r)
+			open = it.kind == kindData
+		}
+	}
+	for _, p := range w.dirty {
+		p.mu.Lock()
+		hw, dropped := p.hw, p.dropped
+		p.hwDirty = false
+		p.mu.Unlock()
+		if !dropped {
+			w.recs = append(w.recs, record{descriptor: descriptor{kind: kindHighWatermark, partition: p.id, base: hw}, p: p})
+		}
+	}
+	clear(w.dirty)
+	w.dirty = w.dirty[:0]
+}
+
+// size is how long the block is that was laid out.
+func (w *writer) size() int64 {
+	n := blockHeaderSize + int64(len(w.recs))*descriptorSize
+	for i := range w.recs {
+		n += int64(w.recs[i].length)
+	}
+	return n
+}
+
+// emit writes and syncs the block that was laid out.
+func (l *Log) emit() error {
+	w, g := &l.w, l.w.active
+	headSize := blockHeaderSize + len(w.recs)*descriptorSize
+	if cap(w.head) < headSize {
+		w.head = make([]byte, 2*headSize)
+	}
+	w.head = w.head[:headSize]
+	// Payloads and records are in the same order, so a record's checksum runs over the next payloads until its
+	// length is reached.
+	pos := g.end + int64(headSize)
+	v := 1
+	for i := range w.recs {
+		r := &w.recs[i]
+		r.pos, r.crc = pos, g.seed
+		for n := uint32(0); n < r.length; v++ {
+			r.crc = checksum(r.crc, w.vector[v])
+			n += uint32(len(w.vector[v]))
+		}
+		pos += int64(r.length)
+		r.encode(w.head[blockHeaderSize+i*descriptorSize:])
+	}
+	size := pos - g.end
+	encodeBlockHead(w.head, blockHeader{seq: w.seq + 1, durable: w.seq, timeMs: time.Now().UnixMilli(), body: uint32(size - blockHeaderSize), count: uint32(len(w.recs))}, g.at, g.seed)
+	w.vector[0] = w.head
+	if pad := alignUp(size) - size; pad > 0 {
+		w.vector = append(w.vector, w.pad[:pad])
+	}
+	if err := l.writeVector(g, alignUp(size)); err != nil {
+		return fmt.Errorf("write block %d at %d of segment %d: %w", w.seq+1, g.end, g.at.generation, err)
+	}
+	begin := time.Now()
+	if err := g.file.Sync(); err != nil {
+		return fmt.Errorf("sync block %d of segment %d: %w", w.seq+1, g.at.generation, err)
+	}
+	took := time.Since(begin)
+	w.seq++
+	g.end += alignUp(size)
+	g.lastSeq = w.seq
+	l.stats.syncs.Add(1)
+	l.stats.blocks.Add(1)
+	l.stats.bytes.Add(size)
+	l.stats.records.Add(int64(len(w.recs)))
+	if l.o.Events.Block != nil {
+		l.o.Events.Block(len(w.recs), alignUp(size), took)
+	}
+	return nil
+}
+
+// writeVector writes w.vector at the end of the segment. A write that ends early without saying why is continued
+// once: writing the same bytes to the same place again is harmless, unlike a second fsync.
+func (l *Log) writeVector(g *segment, size int64) error {
+	w := &l.w
+	w.iov = append(w.iov[:0], w.vector...)
+	n, err := g.file.WriteVAt(w.iov, g.end)
+	if err != nil && errors.Is(err, io.ErrShortWrite) && n < size {
+		rest := n
+		w.iov = w.iov[:0]
+		for _, b := range w.vector {
+			if rest >= int64(len(b)) {
+				rest -= int64(len(b))
+				continue
+			}
+			w.iov = append(w.iov, b[rest:])
+			rest = 0
+		}
+		var more int64
+		more, err = g.file.WriteVAt(w.iov, g.end+n)
+		n += more
+	}
+	clear(w.vector)
+	clear(w.iov)
+	if err == nil && n != size {
+		err = io.ErrShortWrite
+	}
+	return err
+}
+
+// roll seals the active segment and begins the next one, whose first blocks are the control state of all partitions:
+// from then on no older segment is needed for it.
+func (l *Log) roll() error {
+	w := &l.w
+	recs, vector := w.recs, w.vector // of the block that waits
+	w.recs, w.vector = nil, nil
+	if w.active != nil && !w.active.sealed {
+		if err := l.seal(w.active); err != nil {
+			return err
+		}
+	}
+	spare, err := l.takeSpare()
+	if err != nil {
+		return err
+	}
+	generation := uint64(1)
+	if w.active != nil {
+		generation = w.active.at.generation + 1
+	}
+	g, err := l.begin(spare, generation, w.seq+1)
+	if err != nil {
+		return err
+	}
+	w.active = g
+	l.segMu.Lock()
+	l.segments = append(l.segments, g)
+	l.segMu.Unlock()
+	if err := l.checkpoint(); err != nil {
+		return err
+	}
+	w.recs, w.vector = recs, vector
+	l.evictRuns()
+	l.mu.Lock()
+	l.space.left = g.room(0, 0)
+	l.space.update()
+	l.mu.Unlock()
+	if l.o.Events.Rolled != nil {
+		l.o.Events.Rolled(generation)
+	}
+	l.poke(l.keep)
+	l.poke(l.rolled)
+	return nil
+}
+
+// checkpoint writes the control state of every partition into the active segment, and the mark that it is whole.
+func (l *Log) checkpoint() error {
+	w := &l.w
+	parts := make([]*part, 0, len(l.applied))
+	for _, p := range l.applied {
+		parts = append(parts, p)
+	}
+	n, bytes := uint64(0), 0
+	w.recs, w.vector = w.recs[:0], append(w.vector[:0], nil)
+	add := func(p *part, d descriptor, payload []byte) {
+		d.length = uint32(len(payload))
+		w.recs = append(w.recs, record{descriptor: d, p: p})
+		if len(payload) > 0 {
+			w.vector = append(w.vector, payload)
+		}
+		bytes += len(payload) + descriptorSize
+	}
+	flush := func() error {
+		size := w.size()
+		if alignUp(size) > w.active.room(0, 0) {
+			return fmt.Errorf("the control state of %d partitions does not fit into a segment of %d bytes", len(parts), w.active.size)
+		}
+		err := l.emit()
+		w.recs, w.vector, bytes = w.recs[:0], append(w.vector[:0], nil), 0
+		return err
+	}
+	for _, p := range parts {
+		p.mu.Lock()
+		known := p.known
+		m := p.partitionMap()
+		p.mu.Unlock()
+		if !known {
+			continue // its PARTITION_MAP is in the queue
+		}
+		n++
+		add(p, descriptor{kind: kindPartitionMap, partition: p.id, base: m.start}, m.append(nil))
+		if bytes > 1<<20 || len(w.recs) >= maxBlockRecords {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	add(nil, descriptor{kind: kindCheckpoint}, checkpointEnd{l.maxID + 1, n}.encode())
+	return flush()
+}
+
+var errStale = errors.New("wal: what was to be carried has changed")
+
+// uncut says that no truncation was asked for since n were.
+func (p *part) uncut(n uint32) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.cuts == n && !p.dropped
+}
+
+// takeSpare waits for a prepared file. Admission keeps two of them for control records, so waiting here means that
+// those have been used up too.
+func (l *Log) takeSpare() (string, error) {
+	var warned bool
+	for {
+		l.mu.Lock()
+		changed := l.space.changed
+		l.mu.Unlock()
+		l.segMu.Lock()
+		if len(l.spares) > 0 {
+			name := l.spares[0]
+			l.spares = l.spares[1:]
+			n := len(l.spares)
+			l.segMu.Unlock()
+			l.mu.Lock()
+			l.space.spares = n
+			l.space.update()
+			l.mu.Unlock()
+			return name, nil
+		}
+		l.segMu.Unlock()
+		l.poke(l.keep)
+		select {
+		case <-changed:
+		case <-l.stop:
+			return "", fmt.Errorf("closed while waiting for space: %w", ErrNoSpace)
+		case <-time.After(time.Second):
+			if !warned {
+				warned = true
+				l.log.Error("no space left even for control records; everything waits", "dir", l.o.Dir, "max_bytes", l.o.MaxBytes)
+			}
+		}
+	}
+}
