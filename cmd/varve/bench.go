@@ -1,0 +1,469 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"golang.org/x/term"
+
+	"github.com/varve/varve/bench/floor"
+	"github.com/varve/varve/bench/load"
+)
+
+func benchCommand() *cobra.Command {
+	cmd := group("bench", "Put a broker under load and measure it", benchRun("produce"), benchRun("consume"), benchRun("e2e"), benchReplay(), benchFloor())
+	cmd.Long = `Puts any Kafka-protocol broker under load and measures what it does.
+
+With --rate the load is open-loop: every record has an intended send time and its latency counts from then, so that a
+broker that stalls is charged for all the records that it kept waiting. Without --rate records are sent as fast as they are
+taken; latency then says how long the client's buffer is.
+
+A broker on this machine is found by its port, and its CPU time, memory and disk writes are reported. --floor measures, with
+the same load, a server that does the least work that can be called a durable broker: quote figures as ratios to it, for
+machines differ and are shared.`
+	return cmd
+}
+
+type benchFlags struct {
+	conn *connection
+	out  *outputFlag
+	spec load.Spec
+	what string
+
+	partitions                                         int64
+	acks, codec, payload                               string
+	rateUnit                                           string
+	batch, record, buffer, fetchMax, partMax, fetchMin int64
+	producers, consumers, groups, keys, inFlight       int64
+	floor                                              time.Duration
+	floorDir                                           string
+	pids                                               []int
+	quiet                                              bool
+}
+
+// defaults are those of a client that nobody has tuned, so that figures are what users will see.
+func newBenchFlags(what string) *benchFlags {
+	return &benchFlags{
+		what: what, acks: "all", codec: "none", payload: string(load.Random),
+		batch: 16 << 10, record: 1 << 10, buffer: 32 << 20, fetchMax: 50 << 20, partMax: 1 << 20, fetchMin: 1,
+		producers: 1, consumers: 1, groups: 1, inFlight: 5, partitions: 16,
+		spec: load.Spec{Duration: 10 * time.Second, Warmup: 2 * time.Second, FetchMaxWait: 500 * time.Millisecond},
+	}
+}
+
+func (f *benchFlags) common(cmd *cobra.Command) {
+	f.conn = addConnection(cmd)
+	fl := cmd.Flags()
+	fl.IntSliceVar(&f.pids, "broker-pid", nil, "the broker's process, if it is on this machine (default: whoever listens at --bootstrap-server)")
+	fl.BoolVarP(&f.quiet, "quiet", "q", false, "no progress on stderr")
+	f.out = addOutput(cmd)
+}
+
+func (f *benchFlags) fetching(cmd *cobra.Command) {
+	fl := cmd.Flags()
+	fl.Var(bytesValue{&f.fetchMax, 1, 1 << 30}, "fetch-max-bytes", "largest answer to a fetch")
+	fl.Var(bytesValue{&f.partMax, 1, 1 << 30}, "partition-max-bytes", "of one partition in an answer")
+	fl.Var(bytesValue{&f.fetchMin, 1, 1 << 30}, "fetch-min-bytes", "what an answer waits for")
+	fl.Var(durationValue{d: &f.spec.FetchMaxWait}, "fetch-max-wait", "how long it waits")
+}
+
+func benchRun(what string) *cobra.Command {
+	f := newBenchFlags(what)
+	cmd := &cobra.Command{
+		Use:   what + " [TOPIC]",
+		Short: map[string]string{"produce": "Measure producing", "consume": "Measure consuming the newest records while somebody produces", "e2e": "Measure the time from a producer to a consumer"}[what],
+		Args:  arguments("the topic's name", 0, 1),
+	}
+	cmd.Long = map[string]string{
+		"produce": "Produces to TOPIC (default varve-bench, created with --partitions where it is missing) and reports throughput,\nacknowledgement latency, and what the requests really looked like.",
+		"consume": "Consumes what others produce to TOPIC, from its present end.",
+		"e2e":     "Produces and consumes in one process, so that one clock measures from the intended send time to the moment a consumer\nhas the record.",
+	}[what]
+	f.common(cmd)
+	fl := cmd.Flags()
+	count := func(v *int64, name, usage string) { fl.Var(intValue{v, 1, 100_000, "a number from 1"}, name, usage) }
+	fl.Var(durationValue{d: &f.spec.Duration}, "duration", "how long to measure")
+	fl.Var(durationValue{&f.spec.Warmup, true}, "warmup", "how long to load before that")
+	if what != "consume" {
+		count(&f.producers, "producers", "clients that produce")
+		fl.Var(intValue{&f.partitions, 1, 1_000_000, "a number from 1"}, "partitions", "of the topic, if it has to be created")
+		fl.Var(bytesValue{&f.record, 0, 64 << 20}, "record-bytes", "size of a value")
+		fl.Var(intValue{&f.keys, 0, 10_000_000, "a number from 0"}, "keys", "different keys, given in turn; 0 for none")
+		fl.Var(oneOf{&f.payload, load.Payloads}, "payload", "what values are: random does not compress, json compresses about fourfold")
+		fl.StringVar(&f.rateUnit, "rate", "", "records a second of all producers together, or bytes as in 50MB (default: as fast as they are taken)")
+		fl.Var(bytesValue{&f.batch, 1 << 10, 64 << 20}, "batch-bytes", "largest batch before compression")
+		fl.Var(durationValue{&f.spec.Linger, true}, "linger", "how long a batch waits for more records")
+		fl.VarP(oneOf{&f.codec, []string{"none", "gzip", "snappy", "lz4", "zstd"}}, "compression", "z", "compression of the batches")
+		fl.Var(oneOf{&f.acks, []string{"all", "1", "0", "-1"}}, "acks", "who must have a record before it counts")
+		fl.BoolVar(&f.spec.Idempotent, "idempotent", false, "produce idempotently")
+		count(&f.inFlight, "in-flight", "requests of one client that are not answered")
+		fl.Var(bytesValue{&f.buffer, 1 << 16, 16 << 30}, "buffer-bytes", "records of one client that are not acknowledged")
+		fl.Var(durationValue{&f.floor, true}, "floor", "how long to measure the floor first; 0 to leave it out")
+		fl.StringVar(&f.floorDir, "floor-dir", "", "where the floor's file of 1 GiB is, which should be the broker's disk (default: the temporary directory)")
+	}
+	if what != "produce" {
+		count(&f.consumers, "consumers", "clients that consume, of all groups")
+		count(&f.groups, "groups", "how many times everything is consumed")
+		f.fetching(cmd)
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error { return f.run(cmd, args) }
+	return cmd
+}
+
+func benchReplay() *cobra.Command {
+	f := newBenchFlags("replay")
+	cmd := &cobra.Command{
+		Use:   "replay TOPIC",
+		Short: "Measure reading a topic from its first offset to its present end",
+		Args:  arguments("the topic's name", 1, 1),
+	}
+	f.common(cmd)
+	cmd.Flags().Var(intValue{&f.consumers, 1, 100_000, "a number from 1"}, "consumers", "clients that share the partitions")
+	f.fetching(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error { return f.run(cmd, args) }
+	return cmd
+}
+
+func (f *benchFlags) run(cmd *cobra.Command, args []string) error {
+	seeds, err := f.conn.seeds()
+	if err != nil {
+		return err
+	}
+	s := &f.spec
+	s.Bootstrap, s.Topic = seeds, "varve-bench"
+	if len(args) > 0 {
+		s.Topic = args[0]
+		if err := checkTopicName(s.Topic); err != nil {
+			return err
+		}
+	}
+	s.RecordBytes, s.Keys, s.Payload = int(f.record), int(f.keys), load.Payload(f.payload)
+	s.BatchBytes, s.Codec, s.Acks, s.InFlight, s.BufferBytes = int(f.batch), f.codec, f.acks, int(f.inFlight), int(f.buffer)
+	s.FetchMaxBytes, s.PartitionMaxBytes, s.FetchMinBytes = int(f.fetchMax), int(f.partMax), int(f.fetchMin)
+	s.Groups = int(f.groups)
+	if f.what == "produce" || f.what == "e2e" {
+		s.Producers = int(f.producers)
+	}
+	if f.what != "produce" {
+		s.Consumers = int(f.consumers)
+	}
+	if s.Rate, err = parseRate(f.rateUnit, s.RecordBytes); err != nil {
+		return usagef("--rate: %w", err)
+	}
+	if s.Idempotent && s.Acks != "all" && s.Acks != "-1" {
+		return usagef("--idempotent needs --acks all")
+	}
+	if s.Consumers%s.Groups != 0 {
+		return usagef("--consumers %d cannot be shared evenly by --groups %d", s.Consumers, s.Groups)
+	}
+	ctx := cmd.Context()
+	if err := f.prepare(ctx); err != nil {
+		return err
+	}
+	var base *load.Result
+	if f.floor > 0 {
+		if base, err = f.measureFloor(ctx); err != nil {
+			return fmt.Errorf("floor: %w", err)
+		}
+	}
+	s.Broker = f.pids
+	if len(s.Broker) == 0 {
+		for _, seed := range seeds {
+			if pid, err := load.Listener(seed); err == nil {
+				s.Broker = append(s.Broker, pid)
+			}
+		}
+	}
+	if !f.quiet && term.IsTerminal(int(os.Stderr.Fd())) {
+		s.Progress = progressLine(f.what)
+		defer fmt.Fprint(os.Stderr, "\r\x1b[K")
+	}
+	var res *load.Result
+	if f.what == "replay" {
+		res, err = load.Replay(ctx, *s)
+	} else {
+		res, err = load.Run(ctx, *s)
+	}
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
+		return err
+	}
+	res.What, res.Floor = f.what, base
+	if f.out.json() {
+		return writeJSON(cmd.OutOrStdout(), res)
+	}
+	return benchTable(cmd.OutOrStdout(), res)
+}
+
+// prepare makes the topic where it is to be produced to and is missing.
+func (f *benchFlags) prepare(ctx context.Context) error {
+	adm, err := f.conn.admin(ctx)
+	if err != nil {
+		return err
+	}
+	defer adm.close()
+	if f.spec.Producers == 0 {
+		topics, err := adm.ListTopics(adm.ctx, f.spec.Topic)
+		if err == nil {
+			err = topics.Error()
+		}
+		if err != nil {
+			return adm.failed("topic "+f.spec.Topic, err)
+		}
+		return nil
+	}
+	// A batch before compression may be longer than its records: one that was asked for must not be refused.
+	limit := strconv.FormatInt(max(f.batch+(1<<16), 1048588), 10)
+	_, err = adm.CreateTopic(adm.ctx, int32(f.partitions), -1, map[string]*string{"max.message.bytes": &limit}, f.spec.Topic)
+	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
+		return adm.failed("create topic "+f.spec.Topic, err)
+	}
+	return nil
+}
+
+// measureFloor runs the same load against a floor in a process of its own.
+func (f *benchFlags) measureFloor(ctx context.Context) (*load.Result, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	addr := l.Addr().String()
+	l.Close()
+	args := []string{"bench", "floor", "--listen", addr, "--partitions", strconv.FormatInt(f.partitions, 10)}
+	if f.floorDir != "" {
+		args = append(args, "--dir", f.floorDir)
+	}
+	child := exec.Command(self, args...)
+	child.Stderr = os.Stderr
+	child.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if err := child.Start(); err != nil {
+		return nil, err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- child.Wait() }()
+	defer func() {
+		child.Process.Signal(syscall.SIGTERM)
+		<-ended
+	}()
+	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
+			c.Close()
+			break
+		}
+		select {
+		case err := <-ended:
+			ended <- err
+			return nil, fmt.Errorf("the server of the floor ended: %v", err)
+		default:
+		}
+		if time.Since(began) > time.Minute {
+			return nil, fmt.Errorf("the server of the floor does not answer at %s", addr)
+		}
+	}
+	s := f.spec
+	s.Bootstrap, s.Duration, s.Warmup, s.Broker = []string{addr}, f.floor, min(s.Warmup, time.Second), []int{child.Process.Pid}
+	return load.Run(ctx, s)
+}
+
+func benchFloor() *cobra.Command {
+	var listen, dir string
+	var partitions int64 = 16
+	var noSync bool
+	cmd := &cobra.Command{
+		Use:   "floor",
+		Short: "Serve the floor: the least work that can be called a durable broker",
+		Long: `Serves just enough of Kafka's protocol to be produced to and consumed from: a checksum over every batch, one shared
+file, group commit with fdatasync, an answer; nothing else. It forgets everything and its file is written round and round.`,
+		Args: arguments("", 0, 0),
+	}
+	fl := cmd.Flags()
+	fl.StringVar(&listen, "listen", "127.0.0.1:0", "where to serve")
+	fl.StringVar(&dir, "dir", "", "where its file of 1 GiB is (default: a new folder in the temporary directory)")
+	fl.Var(intValue{&partitions, 1, 1_000_000, "a number from 1"}, "partitions", "of every topic")
+	fl.BoolVar(&noSync, "no-fsync", false, "acknowledge what is in the page cache")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if dir == "" {
+			d, err := os.MkdirTemp("", "varve-floor-")
+			if err != nil {
+				return err
+			}
+			defer os.RemoveAll(d)
+			dir = d
+		}
+		l, err := net.Listen("tcp", listen)
+		if err != nil {
+			return err
+		}
+		s, err := floor.Open(l, floor.Options{Dir: dir, Partitions: int32(partitions), NoSync: noSync})
+		if err != nil {
+			l.Close()
+			return err
+		}
+		fmt.Fprintf(cmd.ErrOrStderr(), "the floor serves at %s\n", l.Addr())
+		<-cmd.Context().Done()
+		return s.Close()
+	}
+	return cmd
+}
+
+// parseRate reads records a second, or bytes a second with a unit.
+func parseRate(s string, recordBytes int) (float64, error) {
+	if s == "" {
+		return 0, nil
+	}
+	if n, err := strconv.ParseFloat(s, 64); err == nil {
+		if n <= 0 || math.IsInf(n, 0) || math.IsNaN(n) {
+			return 0, fmt.Errorf("%q: must be above 0", s)
+		}
+		return n, nil
+	}
+	n, err := parseBytes(s)
+	if err != nil || n <= 0 {
+		return 0, fmt.Errorf("%q: must be records a second (50000) or bytes a second (50MB)", s)
+	}
+	if recordBytes == 0 {
+		return 0, errors.New("bytes a second of records without bytes")
+	}
+	return float64(n) / float64(recordBytes), nil
+}
+
+func progressLine(what string) func(load.Progress) {
+	var last load.Progress
+	return func(p load.Progress) {
+		if p.Warming {
+			fmt.Fprintf(os.Stderr, "\r\x1b[K%s: warming up", what)
+			return
+		}
+		rate := float64(p.Bytes-last.Bytes) / max((p.Elapsed-last.Elapsed).Seconds(), 0.001)
+		last = p
+		fmt.Fprintf(os.Stderr, "\r\x1b[K%s: %s, %d records, %s/s", what, p.Elapsed.Round(time.Second), p.Records, humanBytes(int64(rate)))
+	}
+}
+
+// benchTable prints a result, beside the floor's where it was measured.
+func benchTable(w io.Writer, r *load.Result) error {
+	cols := []*load.Result{r}
+	head := []string{r.What, "broker"}
+	if r.Floor != nil {
+		cols = append(cols, r.Floor)
+		head = append(head, "floor", "of floor")
+	}
+	t := newTable(head...)
+	row := func(name, format string, get func(*load.Result) (float64, bool), ratio bool) {
+		cells := []any{name}
+		var vs []float64
+		for _, c := range cols {
+			v, ok := get(c)
+			if !ok {
+				return
+			}
+			vs = append(vs, v)
+			cells = append(cells, fmt.Sprintf(format, v))
+		}
+		if len(vs) == 2 && ratio && vs[1] > 0 {
+			cells = append(cells, fmt.Sprintf("%.2f", vs[0]/vs[1]))
+		}
+		t.row(cells...)
+	}
+	side := func(name string, of func(*load.Result) *load.Side) {
+		get := func(f func(*load.Side) float64) func(*load.Result) (float64, bool) {
+			return func(r *load.Result) (float64, bool) {
+				s := of(r)
+				if s == nil {
+					return 0, false
+				}
+				return f(s), true
+			}
+		}
+		row(name+" MB/s", "%.1f", get(func(s *load.Side) float64 { return s.MBPerSecond }), true)
+		row(name+" records/s", "%.0f", get(func(s *load.Side) float64 { return s.RecordsPerSecond }), true)
+		row(name+" requests/s", "%.0f", func(r *load.Result) (float64, bool) {
+			s := of(r)
+			if s == nil {
+				return 0, false
+			}
+			return float64(s.Requests) / r.Seconds, true
+		}, false)
+		row(name+" bytes per request", "%.0f", get(func(s *load.Side) float64 { return s.BytesPerRequest }), false)
+		row(name+" records per batch", "%.1f", get(func(s *load.Side) float64 { return s.RecordsPerBatch }), false)
+		row(name+" bytes per batch", "%.0f", get(func(s *load.Side) float64 { return s.BytesPerBatch }), false)
+	}
+	side("produced", func(r *load.Result) *load.Side { return r.Produced })
+	side("consumed", func(r *load.Result) *load.Side { return r.Consumed })
+	latency := func(name string, of func(*load.Result) *load.Latency) {
+		for _, q := range []struct {
+			name string
+			get  func(*load.Latency) float64
+		}{
+			{"p50", func(l *load.Latency) float64 { return l.P50 }}, {"p99", func(l *load.Latency) float64 { return l.P99 }},
+			{"p99.9", func(l *load.Latency) float64 { return l.P999 }}, {"max", func(l *load.Latency) float64 { return l.Max }},
+			{"mean", func(l *load.Latency) float64 { return l.Mean }},
+		} {
+			row(name+" "+q.name+" ms", "%.2f", func(r *load.Result) (float64, bool) {
+				l := of(r)
+				if l == nil {
+					return 0, false
+				}
+				return q.get(l), true
+			}, true)
+		}
+	}
+	latency("ack", func(r *load.Result) *load.Latency { return r.Ack })
+	latency("end to end", func(r *load.Result) *load.Latency { return r.EndToEnd })
+	usage := func(f func(*load.Usage) float64) func(*load.Result) (float64, bool) {
+		return func(r *load.Result) (float64, bool) {
+			if r.Broker == nil {
+				return 0, false
+			}
+			return f(r.Broker), true
+		}
+	}
+	row("CPU s per GB", "%.2f", usage(func(u *load.Usage) float64 { return u.SecondsPerGB }), true)
+	row("CPU cores", "%.2f", usage(func(u *load.Usage) float64 { return u.Cores }), false)
+	row("peak RSS MB", "%.0f", usage(func(u *load.Usage) float64 { return float64(u.PeakRSS) / 1e6 }), false)
+	row("disk writes MB", "%.0f", usage(func(u *load.Usage) float64 { return float64(u.WriteBytes) / 1e6 }), false)
+	row("load's own CPU cores", "%.2f", func(r *load.Result) (float64, bool) { return r.Client.Cores, true }, false)
+	row("errors", "%.0f", func(r *load.Result) (float64, bool) { return float64(r.Errors), true }, false)
+	if err := t.writeTo(w); err != nil {
+		return err
+	}
+	var notes []string
+	if r.Broker == nil {
+		notes = append(notes, "the broker is not a process of this machine (or name it with --broker-pid): its CPU time is not known")
+	}
+	if r.Errors > 0 {
+		notes = append(notes, "last error: "+r.LastError)
+	}
+	if p := r.Produced; p != nil && p.Intended > 0 && p.RecordsPerSecond < 0.98*p.Intended {
+		notes = append(notes, fmt.Sprintf("%.0f records/s were intended: the broker, or the load itself, did not keep up, and latency grows with the length of the run", p.Intended))
+	}
+	if r.Client.Cores > 0.9*float64(runtime.NumCPU()) {
+		notes = append(notes, "the load itself took nearly all of this machine's cores: it may be what is measured")
+	}
+	for _, n := range notes {
+		if _, err := fmt.Fprintln(w, strings.TrimSpace(visible(n))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
