@@ -105,6 +105,7 @@ type Broker struct {
 	cfg   atomic.Pointer[config.BrokerConfig]
 	log   *slog.Logger
 	log_  Log
+	wakes wakes
 	tier  Tier
 	meta  Metadata
 	ev    *Events

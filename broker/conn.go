@@ -58,6 +58,8 @@ type conn struct {
 	signal  chan struct{}
 	slots   chan struct{} // one per pending answer: back-pressure for pipelining
 
+	wakeOwed bool // guarded by Broker.wakes
+
 	unsent atomic.Int64  // bytes of complete answers that are not sent
 	sent   chan struct{} // told when unsent falls
 }
@@ -147,7 +149,15 @@ func (p *pending) respond(resp kmsg.Response) {
 // all responses. Smaller ones are bounded by their number.
 const countedResponse = 4 << 10
 
+// poke has the writer look at the queue again: at once, or together with the
+// others that an fsync concerns.
 func (c *conn) poke() {
+	if !c.b.wakes.hold(c) {
+		c.wake()
+	}
+}
+
+func (c *conn) wake() {
 	select {
 	case c.signal <- struct{}{}:
 	default:

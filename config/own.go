@@ -29,7 +29,7 @@ func ownDefs() []*Def {
 		long("wal.max.bytes", "0", "How much disk the log may use; 0: 80 % of what is free when it is first opened.", 0, anyHigh, or0(16<<20)),
 		long("wal.segment.bytes", "268435456", "The size of one file of the log; where wal.max.bytes is small and this is not set, an eighth of it.", 1<<20, 4<<30),
 		long("wal.queue.bytes", "0", "How much may wait to be written to the log; 0: a share of memory.max.bytes.", 0, anyHigh),
-		long("wal.cache.bytes", "0", "Memory for the newest batches; 0: a share of memory.max.bytes.", 0, anyHigh),
+		long("wal.cache.bytes", "0", "Memory for the newest batches; 0: a share of memory.max.bytes, at most 128 MiB (what is older is read through the page cache).", 0, anyHigh),
 
 		long("memory.max.bytes", "0", "The memory for requests in flight, caches, indexes and coordinators together; 0: 60 % of the container's or the machine's.", 0, anyHigh, or0(64<<20)),
 		choice("record.validation", "header", "How much of a batch is checked: header (its header and checksum) or full (every record). Compacted topics and bounded timestamps always get full.",

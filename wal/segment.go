@@ -182,7 +182,8 @@ func (g *segment) loadRuns(foot *footerPiece) ([]run, error) {
 
 var zeros [1 << 20]byte
 
-// makeSpare writes a file of zeros and syncs it, so that a later sync of its data need not write metadata.
+// makeSpare makes a file of zeros and syncs it: written, so that a later sync of its data need not write metadata, or
+// only allocated, if it is needed at once.
 func (l *Log) makeSpare(name string) error {
 	tmp := l.path(name + tempSuffix)
 	f, err := l.fs.Create(tmp)
@@ -208,35 +209,52 @@ func (l *Log) makeSpare(name string) error {
 	return nil
 }
 
+// largeBlock is the size of blocks from which zeros cost more than they gain: a sync of 64 KiB takes 0.2 ms in a file that
+// is only allocated and 0.13 in one that was written, which took as long as the difference.
+const largeBlock = 32 << 10
+
+// fill writes zeros, in the background of what clients write. They are a second copy of everything on its way through
+// the page cache to the disk, and make syncs of small blocks a third cheaper. While blocks are large, or files are taken
+// faster than they can be filled, a file is left as allocated, which reads as zeros too: the data will write it, and it is
+// as good as any other when it is recycled.
 func (l *Log) fill(f vfs.File) error {
 	// Asking for the space first finds a full disk before anything is written.
 	if err := f.Allocate(l.o.SegmentBytes); err != nil {
 		return err
 	}
+	size, err := f.Size()
+	if err != nil {
+		return err
+	}
+	allocated := size >= l.o.SegmentBytes // else the file system cannot
 	begin := time.Now()
+	blocks, written := l.stats.blocks.Load(), l.stats.bytes.Load()
 	for off, synced := int64(0), int64(0); off < l.o.SegmentBytes; {
-		select {
-		case <-l.stop:
-			return ErrClosed
-		default:
+		l.mu.Lock()
+		hurry := l.space.spares <= reserveSegments
+		l.mu.Unlock()
+		n := l.stats.blocks.Load() - blocks
+		if large := n > 0 && (l.stats.bytes.Load()-written)/n >= largeBlock; allocated && (hurry || large) {
+			return f.Sync()
 		}
-		n := min(int64(len(zeros)), l.o.SegmentBytes-off)
-		if _, err := f.WriteAt(zeros[:n], off); err != nil {
+		step := min(int64(len(zeros)), l.o.SegmentBytes-off)
+		if _, err := f.WriteAt(zeros[:step], off); err != nil {
 			return err
 		}
 		// Synced in steps, and with pauses unless the file is needed at once: one long flush would hold up the fsync
 		// of the block that somebody waits for.
-		if off += n; off-synced >= 2<<20 || off == l.o.SegmentBytes {
+		if off += step; off-synced >= 2<<20 || off == l.o.SegmentBytes {
 			if err := f.Sync(); err != nil {
 				return err
 			}
 			synced = off
-			l.mu.Lock()
-			hurry := l.space.spares <= reserveSegments
-			l.mu.Unlock()
-			if !hurry && off < l.o.SegmentBytes {
+			pause := time.Since(begin)
+			if hurry {
+				pause = 0
+			}
+			if off < l.o.SegmentBytes {
 				select {
-				case <-time.After(time.Since(begin)):
+				case <-time.After(pause):
 				case <-l.stop:
 					return ErrClosed
 				}

@@ -107,6 +107,9 @@ type Events struct {
 	Pinned    func(generation uint64, partition PartitionID, bytes int64)
 	Corrupt   func(what string)
 	Full      func(full bool) // clients are refused; or not any more
+	// Telling is called with true before the callers of a block's appends are told that they are durable, and with
+	// false after the last of them was: what they do can be put together in between.
+	Telling func(bool)
 }
 
 // Log is a write-ahead log. Open makes it, Close ends it.

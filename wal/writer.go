@@ -235,6 +235,9 @@ func (l *Log) complete() {
 	defer l.wg.Done()
 	for items := range l.completed {
 		failed := l.Failed()
+		if l.o.Events.Telling != nil {
+			l.o.Events.Telling(true)
+		}
 		for i := range items {
 			it := &items[i]
 			err := it.err
@@ -247,6 +250,9 @@ func (l *Log) complete() {
 			if it.done != nil {
 				it.done(err)
 			}
+		}
+		if l.o.Events.Telling != nil {
+			l.o.Events.Telling(false)
 		}
 		clear(items)
 		select {

@@ -410,6 +410,9 @@ func (f *memFile) Allocate(size int64) error {
 	if f.m.limit > 0 && f.m.used()+size-int64(len(f.n.data)) > f.m.limit {
 		return &fs.PathError{Op: "allocate", Path: f.name, Err: syscall.ENOSPC}
 	}
+	if n := size - int64(len(f.n.data)); n > 0 {
+		return f.write(make([]byte, n), int64(len(f.n.data)))
+	}
 	return nil
 }
 

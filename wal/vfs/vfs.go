@@ -33,8 +33,9 @@ type File interface {
 	// WriteVAt writes the buffers one after the other at off. It consumes bufs. What it returns without an error
 	// is all of them.
 	WriteVAt(bufs [][]byte, off int64) (int64, error)
-	// Allocate sets space aside so that writes below size do not run out of it. A file system that cannot do
-	// this returns nil; one that is full returns syscall.ENOSPC.
+	// Allocate sets space aside so that writes below size do not run out of it, and makes the file that long: what
+	// was not written reads as zeros. A file system that cannot do this returns nil and leaves the size; one that
+	// is full returns syscall.ENOSPC.
 	Allocate(size int64) error
 	Sync() error // data, and the metadata without which it cannot be read
 	Size() (int64, error)

@@ -100,7 +100,12 @@ func divide(c *config.BrokerConfig) memory {
 	m.requests = share(10, max(c.QueuedMaxRequestBytes, 0))
 	m.responses = share(10, 0)
 	m.walQueue = min(share(6, c.WALQueueBytes), 1<<30)
+	// What a tail consumer has not read yet, and no more: buffers that come back soon are still in the processor's
+	// cache when the next request is read into them, and what is older is in the page cache at nearly the same cost.
 	m.walCache = share(20, c.WALCacheBytes)
+	if c.WALCacheBytes == 0 {
+		m.walCache = min(m.walCache, 128<<20)
+	}
 	m.walIndex = share(4, 0)
 	m.tierCache = share(9, c.RemoteCacheMemoryBytes)
 	m.groups = share(5, 0)
@@ -144,6 +149,10 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	if s.wal, err = s.openLog(clusterID, func() {
 		if b := b.Load(); b != nil {
 			b.Checkpoint()
+		}
+	}, func(begin bool) {
+		if b := b.Load(); b != nil {
+			b.Telling(begin)
 		}
 	}); err != nil {
 		return s, err
@@ -287,7 +296,7 @@ func trimNewline(v string) string {
 
 // openLog opens the write-ahead log. Its bound, if none is set, is 80 % of
 // what the log has and could have of its disk.
-func (s *Server) openLog(clusterID string, checkpoint func()) (*wal.Log, error) {
+func (s *Server) openLog(clusterID string, checkpoint func(), telling func(bool)) (*wal.Log, error) {
 	c := s.o.Config
 	fs := s.o.FS
 	if fs == nil {
@@ -306,10 +315,12 @@ func (s *Server) openLog(clusterID string, checkpoint func()) (*wal.Log, error) 
 		s.log.Warn("wal.max.bytes is more than the disk has: the log may use 90 % of what is free", "wal.max.bytes", bound, "bytes", most, "dir", c.LogDir)
 		bound = most
 	}
+	events := s.metrics.walEvents()
+	events.Telling = telling
 	l, err := wal.Open(wal.Options{
 		FS: s.o.FS, Dir: c.LogDir, ClusterID: clusterID, BrokerID: c.NodeID,
 		SegmentBytes: c.WALSegmentBytes, MaxBytes: bound, QueueBytes: s.memory.walQueue, CacheBytes: s.memory.walCache, IndexBytes: s.memory.walIndex,
-		Logger: s.log.With("part", "wal"), Events: s.metrics.walEvents(), Checkpoint: checkpoint,
+		Logger: s.log.With("part", "wal"), Events: events, Checkpoint: checkpoint,
 		Fatal: func(err error) {
 			select {
 			case s.failed <- err:
