@@ -317,7 +317,7 @@ func (b *builder) contradictions(c *BrokerConfig, m Machine) {
 		b.bad.add(Origin{}, "log.dirs", "log.dirs is not set: name the directory of this broker's log, on the disk that acknowledged records are to be safe on")
 	}
 	for _, name := range m.Required {
-		if b.text(name) == "" && name != "node.id" && name != "log.dirs" {
+		if !b.isSet(name) && name != "node.id" && name != "log.dirs" {
 			b.bad.add(Origin{}, name, "%s is not set. %s", name, brokers.byName[name].Doc)
 		}
 	}

@@ -74,22 +74,15 @@ more than the file, --set more than both.`,
 func loadConfig(stderr io.Writer, mode config.Settings, file string, set, required []string) (*config.BrokerConfig, error) {
 	layers := []config.Settings{mode}
 	if file != "" {
-		info, err := os.Stat(file)
-		if err != nil {
-			return nil, usagef("--config: %w", err)
-		}
-		if info.Size() > config.MaxFile {
-			return nil, usagef("--config: %s has %d bytes; a configuration has at most %d", file, info.Size(), config.MaxFile)
-		}
-		b, err := os.ReadFile(file)
+		b, mode, err := readConfig(file)
 		if err != nil {
 			return nil, usagef("--config: %w", err)
 		}
 		fromFile, err := config.ParseProperties(file, b)
 		if err != nil {
-			return nil, usagef("%w", err)
+			return nil, unusable(stderr, err)
 		}
-		if info.Mode().Perm()&0o077 != 0 && hasSecret(fromFile) {
+		if mode.Perm()&0o077 != 0 && hasSecret(fromFile) {
 			fmt.Fprintf(stderr, "warning: %s holds a password and others may read it: chmod 600 %s\n", file, file)
 		}
 		layers = append(layers, fromFile)
@@ -97,7 +90,7 @@ func loadConfig(stderr io.Writer, mode config.Settings, file string, set, requir
 	layers = append(layers, config.FromEnvironment(os.Environ()))
 	fromFlags, err := config.FromFlags(set)
 	if err != nil {
-		return nil, usagef("%w", err)
+		return nil, unusable(stderr, err)
 	}
 	layers = append(layers, fromFlags)
 	host, _ := os.Hostname()
@@ -105,20 +98,47 @@ func loadConfig(stderr io.Writer, mode config.Settings, file string, set, requir
 	for _, w := range warnings {
 		fmt.Fprintf(stderr, "warning: %s\n", visible(w.String()))
 	}
-	var bad *config.Error
-	if errors.As(err, &bad) {
-		for _, p := range bad.Problems {
-			fmt.Fprintf(stderr, "error: %s\n", visible(p.String()))
-		}
-		return nil, usagef("the configuration cannot be used, for the reasons above")
-	}
 	if err != nil {
-		return nil, usagef("the configuration cannot be used: %w", err)
+		return nil, unusable(stderr, err)
 	}
 	if cfg.MemoryMaxBytes == 0 {
 		cfg.MemoryMaxBytes = machineMemory() / 10 * 6
 	}
 	return cfg, nil
+}
+
+// readConfig reads a configuration file and no more of it than one may have: a
+// device or a pipe has no size to look at before.
+func readConfig(file string) ([]byte, os.FileMode, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, 0, err
+	}
+	b, err := io.ReadAll(io.LimitReader(f, config.MaxFile+1))
+	if err != nil {
+		return nil, 0, err
+	}
+	if len(b) > config.MaxFile {
+		return nil, 0, fmt.Errorf("%s has more than the %d bytes that a configuration may have", file, config.MaxFile)
+	}
+	return b, info.Mode(), nil
+}
+
+// unusable prints everything that is wrong with a configuration, a line each.
+func unusable(stderr io.Writer, err error) error {
+	var bad *config.Error
+	if !errors.As(err, &bad) {
+		return usagef("the configuration cannot be used: %w", err)
+	}
+	for _, p := range bad.Problems {
+		fmt.Fprintf(stderr, "error: %s\n", visible(p.String()))
+	}
+	return usagef("the configuration cannot be used, for the reasons above")
 }
 
 func hasSecret(s config.Settings) bool {

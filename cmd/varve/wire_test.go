@@ -1,0 +1,62 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// What may be wrong with the file itself: exit 2 before anything is opened,
+// every problem on a line of its own with its place.
+func TestConfigurationFiles(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, content string, mode os.FileMode) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(content), mode); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	// Not enough to start with, so that nothing here starts a broker.
+	const some = "node.id=1\nlog.dirs=/nowhere\n"
+	big := file("big", "#"+strings.Repeat("x", 1<<20)+"\n", 0o600)
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink(file("target", some+"num.partitions=many\n", 0o600), link); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		what, path string
+		want       []string
+		not        string
+	}{
+		{"missing", filepath.Join(dir, "nope"), []string{"varve: --config: open ", "no such file or directory"}, ""},
+		{"a directory", dir, []string{"varve: --config: read ", "is a directory"}, ""},
+		{"no end", "/dev/zero", []string{"varve: --config: /dev/zero has more than the 1048576 bytes"}, ""},
+		{"too long", big, []string{"has more than the 1048576 bytes"}, ""},
+		{"byte order mark", file("bom", "\ufeff"+some, 0o600), []string{"bom:1: the file begins with a byte order mark"}, ""},
+		{"twice, two of them", file("twice", some+"node.id=2\nlog.dirs=/b\n", 0o600), []string{
+			"twice:3: node.id is set again; line 1 sets it already\n", "twice:4: log.dirs is set again; line 2 sets it already\n"}, `\n`},
+		{"a symbolic link", link, []string{"link:3: Invalid value \"many\" for configuration num.partitions"}, ""},
+		{"a secret that others may read", file("open", some+"etcd.password=s3cret\n", 0o644), []string{"open holds a password and others may read it: chmod 600 "}, "s3cret"},
+		{"a secret that others may not read", file("closed", some+"etcd.password=s3cret\n", 0o600), []string{"etcd.endpoints is not set"}, "others may read"},
+		{"nothing to hide", file("plain", some, 0o644), []string{"remote.storage.url is not set"}, "others may read"},
+		{"a bucket that is no bucket", file("gs", some+"remote.storage.url=gs://bucket\n", 0o600), []string{"gs:3: Invalid value \"gs://bucket\""}, "remote.storage.url is not set"},
+	} {
+		r := varve(t, "", "broker", "--config", c.path)
+		if r.code != exitUsage {
+			t.Errorf("%s: exit %d, want %d", c.what, r.code, exitUsage)
+		}
+		for _, w := range c.want {
+			if !strings.Contains(r.errOut, w) {
+				t.Errorf("%s: %q is not in\n%s", c.what, w, r.errOut)
+			}
+		}
+		if c.not != "" && strings.Contains(r.errOut, c.not) {
+			t.Errorf("%s: %q is in\n%s", c.what, c.not, r.errOut)
+		}
+	}
+}
