@@ -374,11 +374,15 @@ func (b *Broker) appendCode(err error) (int16, string) {
 	switch {
 	case errors.Is(err, wal.ErrNoSpace):
 		b.ev.AppendRefused()
-		if st := b.log_.Stats(); b.errorLog.Allow() {
-			b.log.Error("producers are refused: the write-ahead log is at its bound until object storage takes what it holds",
-				"wal_bytes", st.Bytes, "wal.max.bytes", st.MaxBytes)
+		st := b.log_.Stats()
+		why, message := "the write-ahead log is at its bound until object storage takes what it holds", "the write-ahead log is at its bound (wal.max.bytes): object storage is behind or away"
+		if st.DiskFull {
+			why, message = "the disk of the write-ahead log is full", "the disk of the write-ahead log is full"
 		}
-		return protocol.CodeNotEnoughReplicas, "the write-ahead log is at its bound (wal.max.bytes): object storage is behind or away"
+		if b.errorLog.Allow() {
+			b.log.Error("producers are refused: "+why, "wal_bytes", st.Bytes, "wal.max.bytes", st.MaxBytes)
+		}
+		return protocol.CodeNotEnoughReplicas, message
 	case errors.Is(err, wal.ErrTooLarge):
 		return protocol.CodeMessageTooLarge, err.Error()
 	case errors.Is(err, wal.ErrPartitionFull):

@@ -612,6 +612,7 @@ type Stats struct {
 	CarriedBytes, Reclaimed           int64
 	CorruptReads                      int64
 	Full                              bool // clients are refused
+	DiskFull                          bool // Full, and by the disk rather than by MaxBytes
 	OldestGeneration, NewestGenration uint64
 }
 
@@ -625,6 +626,7 @@ func (l *Log) Stats() Stats {
 	l.mu.Lock()
 	s.QueueBytes, s.CacheBytes = l.reserved, l.cache.bytes
 	s.Full = l.space.isFull(l.reserved)
+	s.DiskFull = s.Full && l.space.diskFull
 	l.mu.Unlock()
 	l.segMu.Lock()
 	s.Segments, s.FreeSegments = len(l.segments), len(l.spares)

@@ -215,6 +215,14 @@ func TestDiskFull(t *testing.T) {
 		defer wg.Done()
 		produceUntil(t, cl, "full", a, stop)
 	}()
+	diskFull := func(want float64) func() error {
+		return func() error {
+			if m := metrics(t, b); m["varve_wal_full"] != want || m["varve_wal_disk_full"] != want {
+				return fmt.Errorf("varve_wal_full %v, varve_wal_disk_full %v, want %v", m["varve_wal_full"], m["varve_wal_disk_full"], want)
+			}
+			return nil
+		}
+	}
 	refused := func() float64 { return metricOf(t, b, `varve_produce_errors_total{error="NOT_ENOUGH_REPLICAS"}`) }
 	servertest.Eventually(t, func() error {
 		if refused() == 0 {
@@ -222,6 +230,7 @@ func TestDiskFull(t *testing.T) {
 		}
 		return nil
 	})
+	servertest.Eventually(t, diskFull(1))
 	verifyThere(t, b, "full", a.snapshot())
 	full.Store(false)
 	before := len(a.snapshot())
@@ -233,6 +242,7 @@ func TestDiskFull(t *testing.T) {
 	})
 	close(stop)
 	wg.Wait()
+	servertest.Eventually(t, diskFull(0))
 	verifyThere(t, b, "full", a.snapshot())
 }
 

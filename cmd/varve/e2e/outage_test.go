@@ -107,8 +107,8 @@ func TestOutage(t *testing.T) {
 	}
 	check("at the bound")
 	m := metrics(t, b)
-	if m["varve_wal_full"] != 1 || m["varve_wal_refused_appends_total"] == 0 || m[`varve_produce_errors_total{error="NOT_ENOUGH_REPLICAS"}`] == 0 {
-		t.Errorf("full %v, refused %v", m["varve_wal_full"], m["varve_wal_refused_appends_total"])
+	if m["varve_wal_full"] != 1 || m["varve_wal_disk_full"] != 0 || m["varve_wal_refused_appends_total"] == 0 || m[`varve_produce_errors_total{error="NOT_ENOUGH_REPLICAS"}`] == 0 {
+		t.Errorf("full %v, disk full %v, refused %v", m["varve_wal_full"], m["varve_wal_disk_full"], m["varve_wal_refused_appends_total"])
 	}
 	servertest.Eventually(t, func() error {
 		if m := metrics(t, b); m["varve_tier_failures_total"] == 0 || m[`varve_objstore_requests_total{operation="put",outcome="unavailable"}`] == 0 {

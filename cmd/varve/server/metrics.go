@@ -72,7 +72,7 @@ func newMetrics() *metrics {
 	m.producedRecs = counter("varve_produced_records_total", "Records appended for clients.")
 	m.fetched = counter("varve_fetched_bytes_total", "Bytes of record batches sent to clients.")
 	m.produceErrs = counters("varve_produce_errors_total", "Partitions of produce requests refused, by error.", "error")
-	m.walRefused = counter("varve_wal_refused_appends_total", "Appends refused because the write-ahead log is at wal.max.bytes.")
+	m.walRefused = counter("varve_wal_refused_appends_total", "Appends refused because the write-ahead log has no room: wal.max.bytes, or its disk.")
 	m.coldFailed = counter("varve_cold_read_errors_total", "Reads from object storage that failed.")
 	m.localFailed = counter("varve_wal_read_errors_total", "Reads of the local log that failed; what object storage has is read from there.")
 	m.badInput = counter("varve_bad_input_total", "Connections closed because of what arrived on them.")
@@ -168,7 +168,7 @@ func (m *metrics) tierEvents() tiering.Events {
 		return c
 	}
 	uploaded := counter("varve_tier_uploaded_objects_total", "Objects uploaded and verified.")
-	uploadedBytes := counter("varve_tier_uploaded_bytes_total", "Bytes of those objects.")
+	uploadedBytes := counter("varve_tier_uploaded_bytes_total", "Bytes of the objects uploaded and verified.")
 	committed := counter("varve_tier_commits_total", "Manifest heads committed.")
 	conflicts := counter("varve_tier_conflicts_total", "Commits that were rebased on a head that had moved.")
 	fenced := counter("varve_tier_fenced_total", "Commits refused because the leader epoch had moved on.")
@@ -199,14 +199,20 @@ func (m *metrics) watch(s *Server) {
 	log := func(name, help string, f func(wal.Stats) int64) {
 		m.gauge(name, help, func() float64 { return float64(f(s.wal.Stats())) })
 	}
-	log("varve_wal_bytes", "Bytes of the log's segments in use.", func(t wal.Stats) int64 { return t.Bytes })
+	log("varve_wal_bytes", "Bytes of the log's files, prepared ones included.", func(t wal.Stats) int64 { return t.Bytes })
 	log("varve_wal_max_bytes", "Bound of the log (wal.max.bytes).", func(t wal.Stats) int64 { return t.MaxBytes })
 	log("varve_wal_segments", "Segments of the log in use.", func(t wal.Stats) int64 { return int64(t.Segments) })
 	log("varve_wal_queue_bytes", "Bytes waiting to be written to the log.", func(t wal.Stats) int64 { return t.QueueBytes })
 	log("varve_wal_cache_bytes", "Bytes of the newest records kept in memory.", func(t wal.Stats) int64 { return t.CacheBytes })
 	log("varve_wal_index_bytes", "Memory of the log's run index.", func(t wal.Stats) int64 { return t.IndexBytes })
-	log("varve_wal_full", "1 while producers are refused because the log is at its bound.", func(t wal.Stats) int64 {
+	log("varve_wal_full", "1 while producers are refused because the log is at its bound or its disk is full.", func(t wal.Stats) int64 {
 		if t.Full {
+			return 1
+		}
+		return 0
+	})
+	log("varve_wal_disk_full", "1 while producers are refused because the log's disk is full.", func(t wal.Stats) int64 {
+		if t.DiskFull {
 			return 1
 		}
 		return 0
