@@ -19,6 +19,9 @@ type Options struct {
 	Create bool
 	// SkipCheck omits the look at the bucket on Open (also ?check=false), for credentials that may not look.
 	SkipCheck bool
+	// Away is told why a store does not answer the look on Open, which then succeeds; nil makes that an error. A store that
+	// answers and says no is always one.
+	Away func(error)
 	// Logger gets what the client libraries have to say; nil discards it.
 	Logger *slog.Logger
 	// OnRequest is told of every HTTP request sent, retries and parts included: what the store bills. May be nil.

@@ -92,6 +92,13 @@ func newRemote(ctx context.Context, d driver, loc Location, name string, o Optio
 			err = nil
 		}
 	}
+	if err != nil && o.Away != nil {
+		switch ClassOf(err) {
+		case ClassUnavailable, ClassTimeout, ClassThrottled:
+			o.Away(fmt.Errorf("open %s: %w", name, err))
+			return r, nil
+		}
+	}
 	if err != nil {
 		d.close()
 		hint := ""

@@ -5,13 +5,13 @@ package server
 
 import (
 	"context"
-
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -53,8 +53,11 @@ type Options struct {
 	Bucket objstore.Bucket
 }
 
-// errStarting is what is asked of a server too early.
-var errStarting = errors.New("the broker is starting")
+// What is asked of a server too early, and too late.
+var (
+	errStarting = errors.New("the broker is starting")
+	errStopping = errors.New("the broker is shutting down")
+)
 
 // Server is a running broker.
 type Server struct {
@@ -74,6 +77,7 @@ type Server struct {
 	memory    memory
 
 	up      atomic.Bool // everything is open and served
+	closing atomic.Bool
 	failed  chan error
 	stop    context.CancelFunc
 	wg      sync.WaitGroup
@@ -127,6 +131,13 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	// collector works harder before the bound is reached.
 	debug.SetMemoryLimit(s.memory.total / 20 * 17)
 
+	// First, so that whoever watches is told that the broker starts, however
+	// long that takes. Where the address is taken, what is said about the
+	// directories below says more: it is often the same broker twice.
+	var adminErr error
+	if c.AdminListener != "" {
+		s.admin, adminErr = admin.Open(admin.Options{Listen: c.AdminListener, Registry: s.metrics.reg, Health: s.health, Ready: s.ready, Tier: s.TierStatus, Logger: s.log})
+	}
 	store, err := s.openStore(ctx)
 	if err != nil {
 		return s, err
@@ -157,9 +168,14 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	}); err != nil {
 		return s, err
 	}
-	if s.bucket, err = s.openBucket(ctx); err != nil {
+	if adminErr != nil {
+		return s, adminErr
+	}
+	if s.bucket, err = s.openBucket(ctx, seen.Cluster != ""); err != nil {
 		return s, err
 	}
+	// Before anything of the cluster is changed: a process that cannot have its
+	// addresses must not have raised epochs or accepted a loss.
 	bound, endpoints, err := broker.Bind(c, s.log)
 	if err != nil {
 		return s, err
@@ -170,13 +186,6 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 		}
 	}()
 	s.endpoints = endpoints
-	// Before anything of the cluster is changed: a process that cannot have its
-	// addresses must not have raised epochs or accepted a loss.
-	if c.AdminListener != "" {
-		if s.admin, err = admin.Open(admin.Options{Listen: c.AdminListener, Registry: s.metrics.reg, Health: s.health, Ready: s.ready, Tier: s.TierStatus, Logger: s.log}); err != nil {
-			return s, fmt.Errorf("admin.listener: %w", err)
-		}
-	}
 	var advertised []image.Endpoint
 	for i, ep := range endpoints {
 		if c.Listeners[i].Advertised {
@@ -345,7 +354,11 @@ func used(dir string) (n int64) {
 	return n
 }
 
-func (s *Server) openBucket(ctx context.Context) (objstore.Bucket, error) {
+// openBucket opens the bucket and looks whether it is there. A store that does
+// not answer keeps a broker from its first start, for the address may be wrong,
+// and from no later one (before): while it is away the log takes what comes, as
+// it would have without the restart.
+func (s *Server) openBucket(ctx context.Context, before bool) (objstore.Bucket, error) {
 	b := s.o.Bucket
 	if b == nil {
 		url := s.o.Config.RemoteStorageURL
@@ -359,8 +372,17 @@ func (s *Server) openBucket(ctx context.Context) (objstore.Bucket, error) {
 			}
 			url = "file://" + dir
 		}
+		if strings.HasPrefix(url, "mem:") {
+			s.log.Warn("remote.storage.url names memory: what has left the local log is lost when this process ends", "remote.storage.url", url)
+		}
+		o := objstore.Options{Create: s.o.Dev, Logger: s.log.With("part", "objstore")}
+		if before {
+			o.Away = func(err error) {
+				s.log.Warn("the bucket does not answer: starting without it, uploads go on when it does", "err", err)
+			}
+		}
 		var err error
-		if b, err = objstore.Open(ctx, url, objstore.Options{Create: s.o.Dev, Logger: s.log.With("part", "objstore")}); err != nil {
+		if b, err = objstore.Open(ctx, url, o); err != nil {
 			return nil, fmt.Errorf("remote.storage.url: %w", err)
 		}
 	}
@@ -381,24 +403,36 @@ func (s *Server) AdminURL() string {
 // Failed yields the error after which the process has to end.
 func (s *Server) Failed() <-chan error { return s.failed }
 
-func (s *Server) health() error {
-	if err := s.wal.Failed(); err != nil {
-		return err
+// usable says why the parts must not be asked.
+func (s *Server) usable() error {
+	switch {
+	case s.closing.Load():
+		return errStopping
+	case !s.up.Load():
+		return errStarting
 	}
 	return nil
 }
 
+// health is about the process: one that starts or drains is well.
+func (s *Server) health() error {
+	if s.usable() != nil {
+		return nil
+	}
+	return s.wal.Failed()
+}
+
 func (s *Server) ready() error {
-	if !s.up.Load() {
-		return errStarting
+	if err := s.usable(); err != nil {
+		return err
 	}
 	return errors.Join(s.wal.Failed(), s.node.Healthy(), s.broker.Ready())
 }
 
 // TierStatus describes the partitions that this broker leads.
 func (s *Server) TierStatus(topic string) ([]admin.TierStatus, error) {
-	if !s.up.Load() {
-		return nil, errStarting
+	if err := s.usable(); err != nil {
+		return nil, err
 	}
 	if topic != "" && s.node.Image().Topic(topic) == nil {
 		return nil, fmt.Errorf("%w: %s", admin.ErrUnknownTopic, topic)
@@ -422,6 +456,7 @@ func (s *Server) Close(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("close %s: %w", what, err))
 		}
 	}
+	s.closing.Store(true)
 	if s.stop != nil {
 		s.stop()
 	}
