@@ -127,7 +127,7 @@ func (n *Node) session() {
 		default:
 			// Often enough to see that it lasts, not at every heartbeat.
 			if missed%32 == 0 {
-				n.log.Warn("heartbeat not answered", "in a row", missed+1, "error", err)
+				n.log.Warn("heartbeat not answered", "in_a_row", missed+1, "error", err)
 			}
 			missed++
 			n.mu.Lock()

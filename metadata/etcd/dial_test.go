@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -85,6 +86,28 @@ func TestDial(t *testing.T) {
 		}
 	}
 
+	// A user where nobody is asked for one is worth a warning, and not one for
+	// every attempt of the client to log in.
+	logged := new(syncBuffer)
+	o := good
+	o.User, o.Password, o.Logger = "varve", "pass", slog.New(slog.NewTextHandler(logged, nil))
+	u0, err := Dial(bg, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if _, err := u0.Get(bg, "x"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := u0.Grant(bg, 60); err != nil {
+			t.Fatal(err)
+		}
+	}
+	u0.Close()
+	if text := logged.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "etcd.user is set and etcd does not ask for it") {
+		t.Errorf("logged\n%s", text)
+	}
+
 	// Passwords.
 	auth := func(err error) {
 		t.Helper()
@@ -102,7 +125,7 @@ func TestDial(t *testing.T) {
 	auth(second(c.UserAdd(ctx, "varve", "pass")))
 	auth(second(c.UserGrantRole(ctx, "varve", "varve")))
 	auth(second(c.AuthEnable(ctx)))
-	o := good
+	o = good
 	o.User, o.Password = "varve", "wrong"
 	o.Timeout = 2 * time.Second
 	if _, err := Dial(bg, o); err == nil || !strings.Contains(err.Error(), "authentication failed") {
@@ -119,6 +142,49 @@ func TestDial(t *testing.T) {
 	}
 	if _, err := New(Options{Client: u1, Prefix: "/elsewhere"}).EnsureCluster(bg, ""); err == nil {
 		t.Fatal("wrote where the user may not")
+	}
+}
+
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+// What cannot be reached is said with the reason, and once.
+func TestDialNobody(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	logged := new(syncBuffer)
+	_, err = Dial(bg, DialOptions{Endpoints: []string{"http://" + addr}, Timeout: time.Second, Logger: slog.New(slog.NewTextHandler(logged, nil))})
+	if err == nil || !strings.Contains(err.Error(), "http://"+addr) || !strings.Contains(err.Error(), "connection refused") || !strings.Contains(err.Error(), "within 1s") {
+		t.Errorf("%v", err)
+	}
+	// The warnings of the client, of which there is one for each attempt of a
+	// call.
+	core := zapLogger(slog.New(slog.NewTextHandler(logged, nil)), new(atomic.Bool))
+	before := strings.Count(logged.String(), "level=WARN")
+	for range 5 {
+		core.Warn("an attempt failed")
+	}
+	core.Warn("something else")
+	if n := strings.Count(logged.String(), "level=WARN") - before; n != 2 {
+		t.Errorf("%d warnings, want one of each\n%s", n, logged)
 	}
 }
 

@@ -7,10 +7,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
@@ -19,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/status"
 )
 
 // ErrLocked: another process has the data directory open.
@@ -160,23 +164,67 @@ func Dial(ctx context.Context, o DialOptions) (*clientv3.Client, error) {
 	tctx, cancel := context.WithTimeout(ctx, o.Timeout)
 	defer cancel()
 	if _, err := c.Get(tctx, "/varve/probe"); err != nil {
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+			err = fmt.Errorf("no answer within %s: %w%s", o.Timeout, err, unreachable(ctx, c))
+		}
 		c.Close()
 		return nil, fmt.Errorf("connect to etcd at %v: %w", o.Endpoints, err)
 	}
+	if o.User != "" {
+		if _, err := c.Authenticate(tctx, o.User, o.Password); errors.Is(err, rpctypes.ErrAuthNotEnabled) {
+			o.Logger.Warn("etcd.user is set and etcd does not ask for it: authentication is not enabled there, whoever reaches it can change the cluster", "etcd.user", o.User)
+		}
+	}
 	return c, nil
+}
+
+// unreachable says why no connection came about. The client's own call only
+// knows that time ran out; one that does not wait for a connection is told the
+// last reason for which there is none.
+func unreachable(ctx context.Context, c *clientv3.Client) string {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	_, err := etcdserverpb.NewKVClient(c.ActiveConnection()).Range(ctx, &etcdserverpb.RangeRequest{Key: []byte("/varve/probe")}, grpc.WaitForReady(false))
+	if err == nil || ctx.Err() != nil {
+		return ""
+	}
+	return " (" + status.Convert(err).Message() + ")"
 }
 
 // zapLogger hands etcd's log to slog: its warnings as ours, everything it
 // calls information as debug. etcd logs at ERROR what a clean start and a clean
 // stop do (a missing listener, closed pipes), hence no level above Warn.
+//
+// A warning that comes again within ten seconds is debug too: the client has
+// one for every attempt of every call while an etcd is away.
 func zapLogger(l *slog.Logger, closing *atomic.Bool) *zap.Logger {
-	return zap.New(slogCore{l: l.With("component", "etcd"), closing: closing})
+	return zap.New(slogCore{l: l.With("component", "etcd"), closing: closing, warned: &warned{at: map[string]time.Time{}}})
 }
 
 type slogCore struct {
 	l       *slog.Logger
 	fields  []zapcore.Field
 	closing *atomic.Bool // everything is expected while it closes
+	warned  *warned
+}
+
+// warned remembers when each message was last a warning. Messages are constants
+// of etcd's source, so there is a bound to how many.
+type warned struct {
+	mu sync.Mutex
+	at map[string]time.Time
+}
+
+const warnEvery = 10 * time.Second
+
+func (w *warned) again(message string, now time.Time) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if now.Sub(w.at[message]) < warnEvery {
+		return true
+	}
+	w.at[message] = now
+	return false
 }
 
 func slogLevel(l zapcore.Level) slog.Level {
@@ -191,7 +239,7 @@ func (c slogCore) Enabled(l zapcore.Level) bool {
 }
 
 func (c slogCore) With(f []zapcore.Field) zapcore.Core {
-	return slogCore{c.l, append(append([]zapcore.Field(nil), c.fields...), f...), c.closing}
+	return slogCore{c.l, append(append([]zapcore.Field(nil), c.fields...), f...), c.closing, c.warned}
 }
 
 func (c slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
@@ -212,7 +260,7 @@ var expected = map[string]bool{
 
 func (c slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	level := slogLevel(e.Level)
-	if expected[e.Message] || c.closing.Load() {
+	if expected[e.Message] || c.closing.Load() || level == slog.LevelWarn && c.warned.again(e.Message, e.Time) {
 		level = slog.LevelDebug
 	}
 	enc := zapcore.NewMapObjectEncoder()
@@ -225,6 +273,10 @@ func (c slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 		if v, ok := enc.Fields[f.Key]; ok {
 			attrs = append(attrs, slog.Any(f.Key, v))
 		}
+	}
+	// Said once, by Dial.
+	if cause, ok := enc.Fields["error"].(string); ok && strings.Contains(cause, rpctypes.ErrAuthNotEnabled.Error()) {
+		level = slog.LevelDebug
 	}
 	c.l.LogAttrs(context.Background(), level, e.Message, attrs...)
 	return nil

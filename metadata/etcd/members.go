@@ -5,6 +5,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
+	"strconv"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -78,7 +80,11 @@ func (s *Store) Register(ctx context.Context, me image.Session) (revision int64,
 		case string(kv.Value) == value && kv.Lease == me.Lease:
 			return kv.ModRevision, nil // an earlier attempt of ours
 		case old.WAL != hex.EncodeToString(me.WAL[:]):
-			return 0, fmt.Errorf("%w: broker %d, incarnation %s", ErrDuplicateBroker, me.ID, old.Incarnation)
+			where := "nowhere"
+			if len(old.Endpoints) > 0 {
+				where = net.JoinHostPort(old.Endpoints[0].Host, strconv.Itoa(int(old.Endpoints[0].Port)))
+			}
+			return 0, fmt.Errorf("%w: broker %d, which clients find at %s (incarnation %s): give each broker a node.id of its own, or end that one", ErrDuplicateBroker, me.ID, where, old.Incarnation)
 		}
 		// Ends the old process's election too.
 		if err := s.Revoke(ctx, old.Lease); err != nil {

@@ -655,7 +655,7 @@ func TestRegister(t *testing.T) {
 	if _, won, err := s.Campaign(bg, first.Lease, 1, id(1)); !won || err != nil {
 		t.Fatal(err)
 	}
-	heir := image.Session{ID: 1, Incarnation: id(2), WAL: id(9), Lease: grant()}
+	heir := image.Session{ID: 1, Incarnation: id(2), WAL: id(9), Lease: grant(), Endpoints: []image.Endpoint{{Listener: "PLAINTEXT", Host: "broker-1", Port: 9092, Protocol: "PLAINTEXT"}}}
 	if r2 := must[int64](t)(s.Register(bg, heir)); r2 <= r1 {
 		t.Fatal(r2, r1)
 	}
@@ -666,7 +666,7 @@ func TestRegister(t *testing.T) {
 		t.Fatalf("the dead process still holds the election: %v", err)
 	}
 	other := image.Session{ID: 1, Incarnation: id(3), WAL: id(8), Lease: grant()}
-	if _, err := s.Register(bg, other); !errors.Is(err, ErrDuplicateBroker) {
+	if _, err := s.Register(bg, other); !errors.Is(err, ErrDuplicateBroker) || !strings.Contains(err.Error(), "broker 1, which clients find at broker-1:9092") {
 		t.Fatal(err)
 	}
 	if err := s.Revoke(bg, heir.Lease); err != nil {
