@@ -1,6 +1,8 @@
 package server
 
 import (
+	"runtime"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -99,20 +101,24 @@ func (m *metrics) counter(name, help string, f func() float64) {
 }
 
 func (m *metrics) brokerEvents() *broker.Events {
-	// Looked up once: an answer is on the hot path.
+	// Looked up once: an answer is on the hot path. And when it is first
+	// answered: most APIs of the table are not served, and each is 17 series.
 	type perAPI struct {
-		n prometheus.Counter
-		t prometheus.Observer
+		once sync.Once
+		n    prometheus.Counter
+		t    prometheus.Observer
 	}
-	apis := map[int16]perAPI{}
+	apis := map[int16]*perAPI{}
+	names := map[int16]string{}
 	for _, v := range protocol.Supported() {
-		apis[v.Key] = perAPI{m.requests.WithLabelValues(v.Name), m.responseTime.WithLabelValues(v.Name)}
+		apis[v.Key], names[v.Key] = new(perAPI), v.Name
 	}
 	return &broker.Events{
 		Connections:       func(n int) { m.connections.Set(float64(n)) },
 		ConnectionRefused: m.refusedConns.Inc,
 		Response: func(key int16, bytes int, took time.Duration) {
 			if a, ok := apis[key]; ok {
+				a.once.Do(func() { a.n, a.t = m.requests.WithLabelValues(names[key]), m.responseTime.WithLabelValues(names[key]) })
 				a.n.Inc()
 				a.t.Observe(took.Seconds())
 			}
@@ -221,6 +227,17 @@ func (m *metrics) watch(s *Server) {
 	m.counter("varve_wal_appended_bytes_total", "Bytes appended to the log.", func() float64 { return float64(s.wal.Stats().AppendedBytes) })
 	m.counter("varve_cache_hits_total", "Chunks of objects found in the cache.", func() float64 { return float64(s.chunks.Stats().MemoryHits + s.chunks.Stats().DiskHits) })
 	m.counter("varve_cache_misses_total", "Chunks of objects that had to be downloaded.", func() float64 { return float64(s.chunks.Stats().Misses) })
+	m.gauge("varve_tier_upload_lag_seconds", "Age of the oldest committed record, of all partitions led here, that is not in the bucket yet; 0 if there is none.", func() float64 {
+		lag := int64(0)
+		for _, st := range s.broker.TierStatus("") {
+			lag = max(lag, st.UploadLagMs)
+		}
+		return float64(lag) / 1000
+	})
+	m.reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "varve_build_info", Help: "1; which build this is.",
+		ConstLabels: prometheus.Labels{"version": s.o.Version, "goversion": runtime.Version()},
+	}, func() float64 { return 1 }))
 	m.gauge("varve_uptime_seconds", "Time since the broker started.", func() float64 { return time.Since(s.started).Seconds() })
 	m.gauge("varve_memory_max_bytes", "Bound of memory (memory.max.bytes).", func() float64 { return float64(s.memory.total) })
 	m.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))

@@ -3,16 +3,23 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/varve/varve/config"
 	"github.com/varve/varve/tiering/objstore"
@@ -86,6 +93,62 @@ func TestStartWithTheBucketAway(t *testing.T) {
 		if err := start(403); !errors.Is(err, objstore.ErrDenied) {
 			t.Errorf("%s: start without permission: %v", url, err)
 		}
+	}
+}
+
+// What Prometheus's own linter has to say about the names, types and help of
+// everything that is served, and that there are series only of what happened.
+func TestMetrics(t *testing.T) {
+	o := options(t, t.TempDir(), map[string]string{"remote.storage.url": "mem://", "remote.flush.interval.ms": "3600000"})
+	s, err := Open(context.Background(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close(context.Background())
+	cl, err := kgo.NewClient(kgo.SeedBrokers(fmt.Sprintf("127.0.0.1:%d", s.Endpoints()[0].Port)), kgo.AllowAutoTopicCreation())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := cl.ProduceSync(ctx, &kgo.Record{Topic: "t", Value: []byte("v")}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	// What waits for its upload has an age.
+	time.Sleep(2 * time.Millisecond)
+	_, text := body(t, s.AdminURL()+"/metrics")
+	problems, err := promlint.New(strings.NewReader(text)).Lint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		if strings.HasPrefix(p.Metric, "varve_") {
+			t.Errorf("%s: %s", p.Metric, p.Text)
+		}
+	}
+	series := map[string]float64{}
+	for line := range strings.Lines(text) {
+		name, value, ok := strings.Cut(strings.TrimSpace(line), " ")
+		if !ok || name == "#" {
+			continue
+		}
+		if !strings.HasPrefix(name, "varve_") && !strings.HasPrefix(name, "go_") && !strings.HasPrefix(name, "process_") {
+			t.Errorf("a metric of somebody else: %s", name)
+		}
+		series[name], _ = strconv.ParseFloat(value, 64)
+	}
+	if n := series[`varve_requests_total{api="Produce"}`]; n != 1 {
+		t.Errorf("%v produce requests", n)
+	}
+	if _, there := series[`varve_requests_total{api="AddRaftVoter"}`]; there {
+		t.Error("a series of an API that is not served")
+	}
+	if lag := series["varve_tier_upload_lag_seconds"]; lag <= 0 || lag > 120 {
+		t.Errorf("an upload lag of %v s", lag)
+	}
+	if v := series[`varve_build_info{goversion="`+runtime.Version()+`",version="test"}`]; v != 1 {
+		t.Error("no varve_build_info of this build")
 	}
 }
 
