@@ -38,8 +38,8 @@ func (s signalled) Error() string {
 	return "stopped by " + s.sig.String()
 }
 
-// withSignals returns a context that the first SIGINT or SIGTERM cancels; the second one kills the process in the
-// ordinary way, so that a drain that hangs can be ended from the keyboard.
+// withSignals returns a context that the first SIGINT, SIGTERM or SIGHUP cancels; the second one kills the process in
+// the ordinary way, so that a drain that hangs can be ended from the keyboard. Under nohup, SIGHUP stays ignored.
 //
 // SIGPIPE is caught (and left at that) so that a write to a closed pipe returns EPIPE and the command can end in
 // order, as a group member must leave its group.
@@ -48,6 +48,9 @@ func withSignals(parent context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, syscall.SIGINT, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) {
+		signal.Notify(c, syscall.SIGHUP)
+	}
 	go func() {
 		select {
 		case s := <-c:

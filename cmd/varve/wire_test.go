@@ -1,9 +1,13 @@
 package main
 
 import (
+	"bufio"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -57,6 +61,64 @@ func TestConfigurationFiles(t *testing.T) {
 		}
 		if c.not != "" && strings.Contains(r.errOut, c.not) {
 			t.Errorf("%s: %q is in\n%s", c.what, c.not, r.errOut)
+		}
+	}
+}
+
+// Every signal that asks a server to end drains it: exit 0, and the next one
+// has what was acknowledged. A hangup under nohup is none.
+func TestServerSignals(t *testing.T) {
+	dir := t.TempDir()
+	bin := filepath.Join(dir, "varve")
+	if out, err := exec.Command("go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	bootstrap := regexp.MustCompile(`bootstrap_server=(\S+)`)
+	for i, signals := range [][]syscall.Signal{{syscall.SIGTERM}, {syscall.SIGINT}, {syscall.SIGHUP}, {syscall.SIGHUP, syscall.SIGTERM}} {
+		command := `exec "$0" "$@"`
+		if len(signals) > 1 {
+			command = `trap "" HUP; ` + command // as nohup
+		}
+		cmd := exec.Command("bash", "-c", command, bin, "dev", "--data-dir", filepath.Join(dir, "data"), "--set", "listeners=PLAINTEXT://127.0.0.1:0",
+			"--set", "admin.listener=127.0.0.1:0", "--set", "wal.max.bytes=67108864")
+		stderr, err := cmd.StderrPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		var log strings.Builder
+		lines := bufio.NewScanner(stderr)
+		until := func(what string) string {
+			for lines.Scan() {
+				log.WriteString(lines.Text() + "\n")
+				if strings.Contains(lines.Text(), what) {
+					return lines.Text()
+				}
+			}
+			cmd.Wait()
+			t.Fatalf("%v: no %q in\n%s", signals, what, log.String())
+			return ""
+		}
+		addr := bootstrap.FindStringSubmatch(until("bootstrap_server="))[1]
+		until("serving metrics and health")
+		varve(t, "line\n", "produce", "t", "-b", addr, "-q").want(t, 0, "", "")
+		if r := varve(t, "", "consume", "t", "-b", addr, "--from-beginning", "-e", "-q"); r.out != strings.Repeat("line\n", i+1) {
+			t.Errorf("%v: exit %d, after %d of them: %q %s", signals, r.code, i, r.out, r.errOut)
+		}
+		for _, s := range signals[:len(signals)-1] {
+			if err := cmd.Process.Signal(s); err != nil {
+				t.Fatal(err)
+			}
+			varve(t, "", "topic", "list", "-b", addr).want(t, 0, "t ", "")
+		}
+		if err := cmd.Process.Signal(signals[len(signals)-1]); err != nil {
+			t.Fatal(err)
+		}
+		until("msg=stopped")
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%v: %v\n%s", signals, err, log.String())
 		}
 	}
 }
