@@ -303,6 +303,41 @@ func TestStaleBlocks(t *testing.T) {
 	}
 }
 
+// TestCheckpointOfAFullSegment damages the checkpoint with which a segment begins when the segment has no room for
+// another: the log is opened all the same, and goes on in a new segment.
+func TestCheckpointOfAFullSegment(t *testing.T) {
+	o := testOptions(vfs.NewMem())
+	o.idle = time.Hour
+	l := mustOpen(t, o)
+	p := l.Create([16]byte{1}, 0, 0, nil, nil, nil)
+	var want []byte
+	var end int64
+	for l.w.active.at.generation < 3 || l.w.active.room(0, 0) >= pageSize {
+		want = append(want, mustAppend(t, l, p, end, 1, 1000)...)
+		end++
+	}
+	fs := o.FS.(*vfs.Mem).Clone()
+	l.Close()
+	name := "wal/" + segmentName(3)
+	image := fs.Bytes(name)
+	image[segmentHeaderSize] ^= 1
+	fs.Put(name, image)
+	o.FS = fs
+	for range 2 {
+		l = mustOpen(t, o)
+		r := l.Partitions()[0]
+		if r.Suspect || r.End != end {
+			t.Fatalf("%+v, want the end at %d", r, end)
+		}
+		if got, err := readAll(l, p, 0, end, 1<<20); err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("%d bytes, want %d; %v", len(got), len(want), err)
+		}
+		want = append(want, mustAppend(t, l, p, end, 1, 1000)...)
+		end++
+		mustClose(t, l)
+	}
+}
+
 // TestSuspect follows a partition through corruption: suspect, served up to the damage, and trusted again once a
 // record says that the log ended there.
 func TestSuspect(t *testing.T) {

@@ -223,7 +223,7 @@ func (l *Log) recover() error {
 			return err
 		}
 	}
-	reclaimed, whole, err := l.replay()
+	reclaimed, last, whole, err := l.replay()
 	if err != nil {
 		return err
 	}
@@ -240,8 +240,22 @@ func (l *Log) recover() error {
 	if n := len(l.segments); n > 0 {
 		l.w.active = l.segments[n-1]
 	}
-	if l.w.active == nil || l.w.active.tail.footerLen > 0 || l.w.active.size < minSegmentBytes {
-		// Sealed, or nearly: of a seal that was not synced parts may be on disk, so it is done again.
+	// Sealed, or nearly: of a seal that was not synced parts may be on disk, so it is done again.
+	roll := l.w.active == nil || l.w.active.tail.footerLen > 0 || l.w.active.size < minSegmentBytes
+	if !roll {
+		if err := l.settle(l.w.active, last); err != nil {
+			return fmt.Errorf("wal: %w", err)
+		}
+		if !whole {
+			// The segment's own checkpoint is damaged. Where it ends is no matter of how large the control state is:
+			// it may just be full.
+			err := l.checkpoint()
+			if roll = errors.Is(err, errControlState); err != nil && !roll {
+				return fmt.Errorf("wal: %w", err)
+			}
+		}
+	}
+	if roll {
 		if len(l.spares) == 0 {
 			l.lastSpare++
 			name := spareName(l.lastSpare)
@@ -257,22 +271,34 @@ func (l *Log) recover() error {
 		if err := l.roll(); err != nil {
 			return fmt.Errorf("wal: %w", err)
 		}
-	} else {
-		// What was read may have been in the page cache only: it must be durable before anything builds on it.
-		if err := l.w.active.file.Sync(); err != nil {
-			return fmt.Errorf("wal: sync segment %d: %w", l.w.active.at.generation, err)
-		}
-		if !whole {
-			if err := l.checkpoint(); err != nil {
-				return fmt.Errorf("wal: %w", err)
-			}
-		}
 	}
 	l.space.left = l.w.active.room(0, 0)
 	l.space.update()
 	if !l.id.ready {
 		l.id.ready = true
 		return l.writeIdentity()
+	}
+	return nil
+}
+
+// settle makes durable what was read of the active segment, before anything builds on it. Its last block, which
+// begins at last, may never have reached the disk: it may be in the page cache only because the process before this
+// one was killed, or because its fsync failed. After a failed fsync file systems count the pages as clean, so a Sync
+// alone would prove nothing; the same bytes are written again, which makes them dirty, and then synced. Every block
+// before the last was synced before the last was written.
+func (l *Log) settle(g *segment, last int64) error {
+	b := make([]byte, min(readAhead, max(g.end-last, 0)))
+	for pos := last; pos < g.end; pos += int64(len(b)) {
+		b = b[:min(int64(len(b)), g.end-pos)]
+		if err := readFull(g.file, b, pos); err != nil {
+			return fmt.Errorf("read the last block of segment %d: %w", g.at.generation, err)
+		}
+		if _, err := g.file.WriteAt(b, pos); err != nil {
+			return fmt.Errorf("write the last block of segment %d again: %w", g.at.generation, err)
+		}
+	}
+	if err := g.file.Sync(); err != nil {
+		return fmt.Errorf("sync segment %d: %w", g.at.generation, err)
 	}
 	return nil
 }
@@ -321,15 +347,15 @@ func (l *Log) checkSpare(name string) error {
 
 // replay rebuilds the state of all partitions. The newest segments, back to one that has a whole checkpoint of the
 // control state, are scanned block by block; of those before it the footers say what data they hold. whole: the
-// newest segment has a checkpoint of its own.
-func (l *Log) replay() (reclaimed uint64, whole bool, err error) {
+// newest segment has a checkpoint of its own. last: where its last block begins.
+func (l *Log) replay() (reclaimed uint64, last int64, whole bool, err error) {
 	scans := make([]*scan, len(l.segments))
 	first := -1
 	for i := len(l.segments) - 1; i >= 0; i-- {
 		g := l.segments[i]
 		newest := i == len(l.segments)-1
 		if scans[i], err = l.scanSegment(g, newest); err != nil {
-			return 0, false, err
+			return 0, 0, false, err
 		}
 		if newest && len(scans[i].blocks) == 0 && !g.sealed {
 			// Begun, and nothing durable in it: the crash came before its first block. The name is free again.
@@ -345,19 +371,19 @@ func (l *Log) replay() (reclaimed uint64, whole bool, err error) {
 	}
 	if len(l.segments) == 0 {
 		if l.id.ready {
-			return 0, false, fmt.Errorf("%w: no segment of %s holds a valid block", ErrCorrupt, l.o.Dir)
+			return 0, 0, false, fmt.Errorf("%w: no segment of %s holds a valid block", ErrCorrupt, l.o.Dir)
 		}
-		return 0, true, nil
+		return 0, 0, true, nil
 	}
 	if first < 0 {
-		return 0, false, fmt.Errorf("%w: no segment of %s holds a whole checkpoint of the control state", ErrCorrupt, l.o.Dir)
+		return 0, 0, false, fmt.Errorf("%w: no segment of %s holds a whole checkpoint of the control state", ErrCorrupt, l.o.Dir)
 	}
 	for i, g := range l.segments[:first] {
 		if i > 0 && g.at.generation != l.segments[i-1].at.generation+1 {
 			l.corrupt("segments %d to %d are missing", l.segments[i-1].at.generation+1, g.at.generation-1)
 		}
 		if err := l.foldFooter(g); err != nil {
-			return 0, false, err
+			return 0, 0, false, err
 		}
 	}
 	var lastSeq uint64
@@ -389,12 +415,12 @@ func (l *Log) replay() (reclaimed uint64, whole bool, err error) {
 			l.suspectAll() // the scan has reported it
 			g.end, g.lastSeq = g.tail.blocksEnd, g.tail.lastSeq
 		}
-		lastSeq = g.lastSeq
+		lastSeq, last = g.lastSeq, s.last
 		scans[i] = nil
 		g.sealed = false // its runs are in memory, and its footer has not been looked at
 	}
 	l.w.seq = lastSeq
-	return reclaimed, first == len(l.segments)-1, nil
+	return reclaimed, last, first == len(l.segments)-1, nil
 }
 
 // suspectAll marks every partition: blocks are missing, and nobody knows of which.
@@ -524,6 +550,7 @@ type scan struct {
 	blocks     []scannedBlock
 	firstSeq   uint64 // 0: none
 	lastSeq    uint64
+	last       int64 // where the last block begins
 	end        int64 // where the next block goes
 	checkpoint bool  // a whole one is in it
 }
@@ -541,7 +568,7 @@ func (l *Log) scanSegment(g *segment, newest bool) (*scan, error) {
 	if g.sealed {
 		limit = g.tail.blocksEnd
 	}
-	s := &scan{end: segmentHeaderSize}
+	s := &scan{last: segmentHeaderSize, end: segmentHeaderSize}
 	rd := &blockReader{f: g.file, at: g.at, seed: g.seed, limit: limit, budget: 4 * g.size}
 	hole := false
 	for pos := int64(segmentHeaderSize); pos < limit; {
@@ -566,6 +593,7 @@ func (l *Log) scanSegment(g *segment, newest bool) (*scan, error) {
 			for i := range recs {
 				s.checkpoint = s.checkpoint || recs[i].kind == kindCheckpoint && s.soundCheckpoint()
 			}
+			s.last = pos
 			pos += alignUp(h.size())
 			s.end = pos
 			continue

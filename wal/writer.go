@@ -507,7 +507,10 @@ func (l *Log) roll() error {
 	return nil
 }
 
+var errControlState = errors.New("the control state does not fit")
+
 // checkpoint writes the control state of every partition into the active segment, and the mark that it is whole.
+// errControlState: there is no room for all of it. What was written of it is true and does no harm.
 func (l *Log) checkpoint() error {
 	w := &l.w
 	parts := make([]*part, 0, len(l.applied))
@@ -527,7 +530,7 @@ func (l *Log) checkpoint() error {
 	flush := func() error {
 		size := w.size()
 		if alignUp(size) > w.active.room(0, 0) {
-			return fmt.Errorf("the control state of %d partitions does not fit into a segment of %d bytes", len(parts), w.active.size)
+			return fmt.Errorf("%w: that of %d partitions, into a segment of %d bytes; larger segments (wal.segment.bytes) would hold it", errControlState, len(parts), w.active.size)
 		}
 		err := l.emit()
 		w.recs, w.vector, bytes = w.recs[:0], append(w.vector[:0], nil), 0

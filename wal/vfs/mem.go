@@ -158,6 +158,16 @@ func (m *Mem) Crash(seed uint64) *Mem {
 	return c
 }
 
+// Forget is what a failed fsync leaves on most file systems: what was written to the file since its last good Sync
+// stays visible and counts as clean, so that no later Sync makes it durable.
+func (m *Mem) Forget(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if n := m.live[filepath.Clean(name)]; n != nil {
+		n.writes = nil
+	}
+}
+
 // Bytes returns a copy of a file's content, and Put replaces it: tests damage files with them.
 func (m *Mem) Bytes(name string) []byte {
 	m.mu.Lock()
