@@ -359,6 +359,108 @@ func TestDiskFull(t *testing.T) {
 	mustClose(t, l)
 }
 
+// gate is a file system whose fsyncs can be held up, so that what is queued meanwhile comes into one block.
+func gate(fs vfs.FS) (faulty *vfs.Faulty, hold func() (release func())) {
+	faulty = vfs.NewFaulty(fs)
+	return faulty, func() func() {
+		open, held := make(chan struct{}), make(chan struct{})
+		var once sync.Once
+		faulty.Decide(func(op vfs.Op, name string) vfs.Fault {
+			if op == vfs.OpSync && strings.HasSuffix(name, segmentSuffix) {
+				once.Do(func() { close(held) })
+				<-open
+			}
+			return vfs.Fault{}
+		})
+		return func() { <-held; faulty.Decide(nil); close(open) }
+	}
+}
+
+// TestManyRecordsInOneBlock queues more behind one fsync than a reader accepts in a block.
+func TestManyRecordsInOneBlock(t *testing.T) {
+	mem := vfs.NewMem()
+	fs, hold := gate(mem)
+	o := testOptions(fs)
+	o.SegmentBytes, o.MaxBytes = 32<<20, 8*32<<20
+	l := mustOpen(t, o)
+	ids := make([]PartitionID, 2*maxBlockRecords+maxBlockRecords/4)
+	for i := range ids {
+		ids[i] = l.Create([16]byte{1}, int32(i), 0, nil, nil, nil)
+	}
+	mustAppend(t, l, ids[0], 0, 1, 100)
+	release := hold()
+	done := make(chan error, 1)
+	if err := appendAsync(l, ids[0], 1, mkBatch(1, 1, 100, 1, 1), 1, 1, func(err error) { done <- err }); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range ids {
+		l.HighWatermark(id, 7)
+	}
+	release()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, l)
+	o.FS = mem.Crash(1)
+	l = mustOpen(t, o)
+	if n := len(l.Partitions()); n != len(ids) {
+		t.Fatalf("%d partitions, want %d", n, len(ids))
+	}
+	for _, r := range l.Partitions() {
+		if r.Suspect || l.applied[r.ID].appliedHW != 7 {
+			t.Fatalf("%+v, high watermark %d in the log", r, l.applied[r.ID].appliedHW)
+		}
+	}
+	mustClose(t, l)
+}
+
+// TestSmallAppendsInOneBlock queues as many tiny appends, none of which continues the one before, as the bytes of a
+// block allow: descriptors and footer entries outweigh them, and all must fit into a segment.
+func TestSmallAppendsInOneBlock(t *testing.T) {
+	mem := vfs.NewMem()
+	fs, hold := gate(mem)
+	o := testOptions(fs)
+	l := mustOpen(t, o)
+	const partitions, each = 90, 8
+	ids := make([]PartitionID, partitions)
+	for i := range ids {
+		ids[i] = l.Create([16]byte{1}, int32(i), 0, nil, nil, nil)
+	}
+	mustAppend(t, l, ids[0], 0, 1, 100)
+	release := hold()
+	var wg sync.WaitGroup
+	put := func(p PartitionID, at int64) {
+		wg.Add(1)
+		b := mkBatch(at, 1, 61, at, byte(at))
+		if err := l.Reserve(context.Background(), ClassClient, int64(len(b))); err != nil {
+			t.Fatal(err)
+		}
+		l.Append(&Append{Partition: p, LeaderEpoch: int32(at), BaseOffset: at, LastOffset: at, Run: b, Done: func(err error) {
+			if err != nil {
+				t.Error(err)
+			}
+			wg.Done()
+		}})
+	}
+	put(ids[0], 1)
+	for at := range int64(each) {
+		for _, id := range ids[1:] {
+			put(id, at)
+		}
+	}
+	release()
+	wg.Wait()
+	mustClose(t, l)
+	o.FS = mem.Crash(1)
+	l = mustOpen(t, o)
+	for _, r := range l.Partitions()[1:] {
+		if r.Suspect || r.End != each {
+			t.Fatalf("%+v", r)
+		}
+	}
+	mustClose(t, l)
+}
+
 // TestCarry pins segments with a partition that gets a little data now and then and is never reclaimable, beside one
 // that is: the little is carried along, byte for byte, and nothing is pinned.
 func TestCarry(t *testing.T) {

@@ -11,8 +11,8 @@ const (
 	// maxBlockBytes bounds the payloads of one block: a longer one gains nothing per byte and keeps its waiters
 	// longer. A single append above it makes a block of its own.
 	maxBlockBytes = 16 << 20
-	// maxBlockRecords bounds what a reader must allocate for the descriptors of a block before it knows that they
-	// are valid.
+	// maxBlockRecords bounds the items of a block, and the high watermarks that go with them: twice as many records
+	// are what a reader accepts, who must allocate for the descriptors before it knows that they are valid.
 	maxBlockRecords = 1 << 15
 	// maxRunBytes is the length up to which appends that follow each other in a block become one record. A reader
 	// reads and verifies a record as a whole, so this is what a read costs at least.
@@ -72,12 +72,13 @@ func (l *Log) write() {
 			l.sleep(nil)
 			continue
 		case closed:
-			if !l.w.blank || len(l.w.dirty) > 0 {
-				if err := l.writeItems(); err != nil {
-					l.fail(err)
-				}
+			if l.w.blank && len(l.w.dirty) == 0 {
+				return
 			}
-			return
+			if err := l.writeItems(); err != nil {
+				l.fail(err)
+			}
+			continue
 		default:
 			// An idle log claims its last block with an empty one: else a bit that flips in the last acknowledged
 			// block would make it look torn, and it would be cut off as if nobody had been told.
@@ -107,7 +108,8 @@ func (l *Log) take() (work, blocked, closed bool) {
 	w := &l.w
 	l.mu.Lock()
 	if len(l.urgent) > 0 {
-		w.items, l.urgent = l.urgent, nil
+		n := l.oneBlock(l.urgent)
+		w.items, l.urgent = l.urgent[:n:n], l.urgent[n:]
 		l.mu.Unlock()
 		return true, false, false
 	}
@@ -127,13 +129,13 @@ func (l *Log) take() (work, blocked, closed bool) {
 	}
 	spares := l.space.spares
 	l.mu.Unlock()
-	n, bytes := 0, 0
-	for n < len(w.left) && n < maxBlockRecords && (n == 0 || bytes+len(w.left[n].payload) <= l.blockBytes) {
-		bytes += len(w.left[n].payload)
-		n++
-	}
+	n := l.oneBlock(w.left)
 	if n == 0 {
 		return false, false, closed
+	}
+	bytes := 0
+	for i := range w.left[:n] {
+		bytes += len(w.left[i].payload)
 	}
 	// With no file prepared, the rest of the active segment is for what gives segments back.
 	size := alignUp(int64(blockHeaderSize + n*descriptorSize + bytes))
@@ -149,6 +151,20 @@ func (l *Log) take() (work, blocked, closed bool) {
 	}
 	w.items, w.left = w.left[:n:n], w.left[n:]
 	return true, false, false
+}
+
+// oneBlock says how many of the items go into one block: a bounded number of them, and of bytes, counting what each
+// adds to block and footer, so that many small ones fit into a segment, too. A single one may be larger.
+func (l *Log) oneBlock(items []item) int {
+	n, bytes := 0, 0
+	for n < len(items) && n < maxBlockRecords {
+		bytes += len(items[n].payload) + descriptorSize + footerPieceSize + footerRunSize
+		if n > 0 && bytes > l.blockBytes {
+			break
+		}
+		n++
+	}
+	return n
 }
 
 // awaitSpace waits until there may be room, or something urgent to write.
@@ -363,7 +379,9 @@ func (l *Log) layOut() {
 			open = it.kind == kindData
 		}
 	}
-	for _, p := range w.dirty {
+	// As many as a reader accepts beside the rest; the others go with the next block.
+	dirty := w.dirty[:min(len(w.dirty), maxBlockRecords)]
+	for _, p := range dirty {
 		p.mu.Lock()
 		hw, dropped := p.hw, p.dropped
 		p.hwDirty = false
@@ -372,8 +390,9 @@ func (l *Log) layOut() {
 			w.recs = append(w.recs, record{descriptor: descriptor{kind: kindHighWatermark, partition: p.id, base: hw}, p: p})
 		}
 	}
-	clear(w.dirty)
-	w.dirty = w.dirty[:0]
+	n := copy(w.dirty, w.dirty[len(dirty):])
+	clear(w.dirty[n:])
+	w.dirty = w.dirty[:n]
 }
 
 // size is how long the block is that was laid out.
