@@ -292,6 +292,9 @@ func (r *replica) startLocal(ctx context.Context, state tiering.State) (*partiti
 		r.b.ev.RestartedAtRemoteEnd()
 	}
 	producers.SetLimit(r.b.conf().MaxProducersPerPartition)
+	if err := r.b.log_.AdmitPartition(lin); err != nil {
+		return nil, err
+	}
 	id := r.b.log_.Create(r.topicID, r.index, start, lin, snapshot, nil)
 	r.pid.Store(uint64(id))
 	return partition.New(r.b.opts.BrokerID, partition.Recovered{

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/varve/varve/wal/lineage"
 	"github.com/varve/varve/wal/slab"
 	"github.com/varve/varve/wal/vfs"
 )
@@ -421,7 +422,7 @@ func TestSmallAppendsInOneBlock(t *testing.T) {
 	fs, hold := gate(mem)
 	o := testOptions(fs)
 	l := mustOpen(t, o)
-	const partitions, each = 90, 8
+	const partitions, each = 90, 5
 	ids := make([]PartitionID, partitions)
 	for i := range ids {
 		ids[i] = l.Create([16]byte{1}, int32(i), 0, nil, nil, nil)
@@ -633,4 +634,55 @@ func TestCheckpointCallback(t *testing.T) {
 		t.Fatalf("snapshot %q, %d were asked for", r.Snapshot, n)
 	}
 	l.Close()
+}
+
+// TestControlStateBound creates partitions until the log asks to stop: however the last segments fall, it can still
+// roll and be opened, and the largest append that is admitted fits beside the control state.
+func TestControlStateBound(t *testing.T) {
+	mem := vfs.NewMem()
+	o := testOptions(mem)
+	l := mustOpen(t, o)
+	lin := lineage.Lineage{{Epoch: 1, Start: 0}, {Epoch: 2, Start: 5}}
+	var ids []PartitionID
+	for l.AdmitPartition(lin) == nil {
+		var id PartitionID
+		if err := wait(func(done func(error)) { id = l.Create([16]byte{1}, int32(len(ids)), 10, lin, nil, done) }); err != nil {
+			t.Fatal(err)
+		}
+		if ids = append(ids, id); len(ids) > 1000 {
+			t.Fatal("never refused")
+		}
+	}
+	if err := l.AdmitPartition(lin); !errors.Is(err, ErrNoSpace) || len(ids) < 100 {
+		t.Fatalf("refused after %d: %v", len(ids), err)
+	}
+	for life := range 3 {
+		for i := range int64(4) {
+			n := l.largest()
+			if err := l.Reserve(context.Background(), ClassClient, n+1); !errors.Is(err, ErrTooLarge) {
+				t.Fatalf("reserved %d bytes: %v", n+1, err)
+			}
+			mustAppend(t, l, ids[life], 10+i, 1, int(n))
+		}
+		mustClose(t, l)
+		mem = mem.Crash(uint64(life))
+		o.FS = mem
+		l = mustOpen(t, o)
+		if n := len(l.Partitions()); n != len(ids) {
+			t.Fatalf("%d partitions, want %d", n, len(ids))
+		}
+	}
+	if err := l.AdmitPartition(lin); !errors.Is(err, ErrNoSpace) {
+		t.Fatalf("after recovery: %v", err)
+	}
+	for _, id := range ids[3:] {
+		l.Drop(id, nil)
+	}
+	if err := wait(func(done func(error)) { l.Epoch(ids[0], 3, 14, done) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.AdmitPartition(lin); err != nil {
+		t.Fatalf("after most were dropped: %v", err)
+	}
+	mustClose(t, l)
 }

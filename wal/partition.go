@@ -42,6 +42,7 @@ type part struct {
 	snapshot     snapshotRef
 	pieces       []piece // ascending, disjoint
 	carried      int64   // bytes of pieces that were carried
+	control      int64   // its part of Log.controlSize
 
 	// Of the writer alone: where the partition's items are in the block being laid out.
 	block uint64
@@ -239,7 +240,10 @@ func (l *Log) apply(g *segment, r *record) {
 	l.maxID = max(l.maxID, r.partition)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	defer func() { p.overShare.Store(p.carried > l.share) }()
+	defer func() {
+		p.overShare.Store(p.carried > l.share)
+		p.weigh(l)
+	}()
 	switch r.kind {
 	case kindPartitionMap:
 		m, err := decodePartitionMap(r.payload)
@@ -326,6 +330,20 @@ func (l *Log) apply(g *segment, r *record) {
 	default:
 		l.corrupt("record of unknown kind %d", r.kind)
 	}
+}
+
+// weigh brings its part of the control state up to date. A partition whose PARTITION_MAP is queued counts as Create has
+// counted it.
+func (p *part) weigh(l *Log) {
+	n := p.control
+	switch {
+	case p.dropped:
+		n = 0
+	case p.known:
+		n = controlBytes(p.lineage)
+	}
+	l.controlSize.Add(n - p.control)
+	p.control = n
 }
 
 // suspect says that acknowledged records may be missing.

@@ -145,7 +145,7 @@ type Log struct {
 	deep     bool   // and for nothing else
 	closed   bool
 	dirty    []*part // partitions whose high watermark moved
-	reserved int64   // bytes of data reserved or queued and not yet durable
+	reserved int64   // cost of what is reserved or queued and not yet durable
 	waiters  []*waiter
 	cache    cache
 	space    space
@@ -169,8 +169,9 @@ type Log struct {
 	writerEnd chan struct{}
 	wg        sync.WaitGroup
 
-	indexBytes atomic.Int64
-	stats      struct {
+	indexBytes  atomic.Int64
+	controlSize atomic.Int64 // bytes of the control state, as a checkpoint writes it
+	stats       struct {
 		syncs, blocks, bytes, records, diskReads, corrupt, carried, reclaimed atomic.Int64
 	}
 }
@@ -286,12 +287,37 @@ type waiter struct {
 	ready   chan struct{}
 }
 
+// largest is how large an append may be: with the control state, which begins every segment, it must fit into one.
+func (l *Log) largest() int64 {
+	control := l.controlSize.Load()
+	return min(l.maxAppend, l.o.SegmentBytes-6*pageSize-control-control/8)
+}
+
+// AdmitPartition says whether there is room for another local partition with this lineage: ErrNoSpace when the
+// control state of all would outgrow half a segment, each of which begins with it. To be asked before Create.
+func (l *Log) AdmitPartition(lin lineage.Lineage) error {
+	if n := l.controlSize.Load() + controlBytes(lin); n > l.o.SegmentBytes/2 {
+		return fmt.Errorf("%w: the control state of %d partitions would take %d bytes of each segment of %d; larger segments (wal.segment.bytes) hold more",
+			ErrNoSpace, l.partitions()+1, n, l.o.SegmentBytes)
+	}
+	return nil
+}
+
+// controlBytes is about what a partition's PARTITION_MAP record takes.
+func controlBytes(lin lineage.Lineage) int64 {
+	return descriptorSize + mapFixed + 8 + 8*int64(len(lin))
+}
+
+// cost is about what an append takes of a segment, beside what its block takes.
+func cost(n int64) int64 { return n + descriptorSize + footerPieceSize + footerRunSize }
+
 // Reserve waits until n bytes may be queued. What it reserved is used up by the Append of n bytes that follows, or
 // given back with Unreserve. ErrNoSpace is retriable.
 func (l *Log) Reserve(ctx context.Context, class Class, n int64) error {
-	if n > l.maxAppend {
-		return fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, n, l.maxAppend)
+	if most := l.largest(); n > most {
+		return fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, n, most)
 	}
+	n = cost(n)
 	for {
 		l.mu.Lock()
 		if err := l.endedLocked(); err != nil {
@@ -380,7 +406,7 @@ func (l *Log) endedLocked() error {
 // Unreserve gives back what Reserve took.
 func (l *Log) Unreserve(n int64) {
 	l.mu.Lock()
-	l.reserved -= n
+	l.reserved -= cost(n)
 	l.grant()
 	l.mu.Unlock()
 }
@@ -403,7 +429,7 @@ func (l *Log) Admit(id PartitionID) error {
 func (l *Log) Append(a *Append) {
 	it := item{
 		kind: kindData, epoch: a.LeaderEpoch, base: a.BaseOffset, next: a.LastOffset + 1, maxTS: a.MaxTimestamp,
-		payload: a.Run, done: a.Done, reserved: int64(len(a.Run)),
+		payload: a.Run, done: a.Done, reserved: cost(int64(len(a.Run))),
 	}
 	p := l.part(a.Partition)
 	if p == nil {
@@ -497,6 +523,8 @@ func (l *Log) Create(topicID [16]byte, partition int32, start int64, lin lineage
 	l.lastID++
 	p := newPart(l.lastID)
 	p.start, p.end = start, start
+	p.control = controlBytes(lin)
+	l.controlSize.Add(p.control)
 	l.parts[p.id] = p
 	l.partsMu.Unlock()
 	m := partitionMap{topicID: topicID, index: partition, start: start, end: start, hw: start, lineage: lin, inline: snapshot}
