@@ -561,6 +561,65 @@ func TestConnectionLimits(t *testing.T) {
 	c = dial(t, b)
 	c.send([]byte{0, 0})
 	c.ends("half of a size")
+	for _, never := range []string{"-1", "0"} {
+		b = startQuiet(t, "connections.max.idle.ms", never)
+		c = dial(t, b)
+		for range 2 {
+			if ends(c) {
+				t.Fatalf("connections.max.idle.ms=%s ends a connection", never)
+			}
+		}
+	}
+}
+
+// TestConnectionRate: max.connection.creation.rate holds back, and may change
+// while the broker runs.
+func TestConnectionRate(t *testing.T) {
+	b := startQuiet(t)
+	y := newBystander(t, b)
+	// accepted is how many of some connections made at once are served.
+	accepted := func(n int, within time.Duration) (served int) {
+		var all []*client
+		for range n {
+			c := dial(t, b)
+			f, _ := c.frame(at(12, kmsg.NewPtrMetadataRequest()))
+			c.send(f)
+			all = append(all, c)
+		}
+		deadline := time.Now().Add(within)
+		for _, c := range all {
+			c.nc.SetReadDeadline(deadline)
+			var size [4]byte
+			if _, err := io.ReadFull(c.nc, size[:]); err == nil {
+				served++
+			}
+			c.nc.Close()
+		}
+		return served
+	}
+	if n := accepted(50, patience); n != 50 {
+		t.Fatalf("%d of 50 connections are served without a bound", n)
+	}
+	set := func(op kmsg.IncrementalAlterConfigOp, value *string) {
+		req := kmsg.NewPtrIncrementalAlterConfigsRequest()
+		req.Resources = []kmsg.IncrementalAlterConfigsRequestResource{{ResourceType: brokerResource,
+			Configs: []kmsg.IncrementalAlterConfigsRequestResourceConfig{{Name: "max.connection.creation.rate", Op: op, Value: value}}}}
+		if r := y.do(at(1, req)).(*kmsg.IncrementalAlterConfigsResponse).Resources[0]; r.ErrorCode != 0 {
+			t.Fatalf("%s: %v", protocol.Name(r.ErrorCode), *r.ErrorMessage)
+		}
+	}
+	set(kmsg.IncrementalAlterConfigOpSet, kmsg.StringPtr("2"))
+	// Two at once and two a second: the 50th comes after 24 s.
+	if n := accepted(50, 2*time.Second); n >= 50 {
+		t.Error("50 connections are served in 2 s at 2 a second")
+	}
+	set(kmsg.IncrementalAlterConfigOpDelete, nil)
+	servertest.Eventually(t, func() error {
+		if n := accepted(50, patience); n != 50 {
+			return fmt.Errorf("%d of 50 connections are served after the bound was taken away", n)
+		}
+		return nil
+	})
 }
 
 // TestMutations sends sound requests with a few bytes changed. Whatever they

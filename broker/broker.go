@@ -186,7 +186,12 @@ func (b *Broker) reconfigure(prev, next *image.Image) {
 		b.log.Error("settings changed while the broker runs cannot be used: the last ones stay", "err", err)
 		return
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.cfg.Store(cfg)
+	for _, l := range b.listeners {
+		l.limit(cfg)
+	}
 }
 
 // Run does what has to be done from time to time, until ctx ends: local

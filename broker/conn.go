@@ -247,11 +247,17 @@ func (c *conn) read() error {
 		if err := c.holdBack(); err != nil {
 			return err
 		}
+		var idle time.Time // zero: no deadline
+		if d := c.b.conf().ConnectionsMaxIdle; d > 0 {
+			idle = time.Now().Add(d)
+		}
+		c.nc.SetReadDeadline(idle)
+		// Only now: Close tells the readers by a deadline in the past, which
+		// the one just set may have put off.
 		if c.b.draining.Load() {
 			return errDraining
 		}
 		charge = 0
-		c.nc.SetReadDeadline(time.Now().Add(c.b.conf().ConnectionsMaxIdle))
 		buf, err := c.frames.next(c.ctx, c.b.conf().SocketRequestMaxBytes, frameStarted, admitFrame)
 		if err != nil {
 			c.b.requests.release(charge)

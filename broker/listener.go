@@ -21,10 +21,22 @@ type listener struct {
 	name     string
 	nl       net.Listener
 	endpoint image.Endpoint
-	creation *rate.Limiter // nil: no bound
+	creation *rate.Limiter // max.connection.creation.rate
 }
 
 func (l *listener) close() { l.nl.Close() }
+
+// limit takes over max.connection.creation.rate, also while the broker runs.
+func (l *listener) limit(cfg *config.BrokerConfig) {
+	if r := cfg.MaxConnectionCreationRate; r > 0 && r < 1<<30 {
+		// In this order there is at no time a rate without a burst, with
+		// which a wait would fail.
+		l.creation.SetBurst(r)
+		l.creation.SetLimit(rate.Limit(r))
+		return
+	}
+	l.creation.SetLimit(rate.Inf)
+}
 
 // Bound are listeners that are bound and accept nobody yet: what to advertise
 // has to be known before the broker registers.
@@ -50,10 +62,8 @@ func Bind(cfg *config.BrokerConfig, log *slog.Logger) (*Bound, []image.Endpoint,
 			log.Warn("a plaintext listener is reachable from other machines: whoever reaches it can read, write and delete everything",
 				"listener", ls.Name, "address", nl.Addr().String())
 		}
-		l := &listener{name: ls.Name, nl: nl, endpoint: ep}
-		if r := cfg.MaxConnectionCreationRate; r > 0 && r < 1<<30 {
-			l.creation = rate.NewLimiter(rate.Limit(r), r)
-		}
+		l := &listener{name: ls.Name, nl: nl, endpoint: ep, creation: rate.NewLimiter(rate.Inf, 0)}
+		l.limit(cfg)
 		bound.listeners = append(bound.listeners, l)
 		out = append(out, ep)
 	}
@@ -79,10 +89,11 @@ func isLoopback(host string) bool {
 func (b *Broker) Serve(bound *Bound) {
 	b.mu.Lock()
 	b.listeners = bound.listeners
-	b.mu.Unlock()
 	for _, l := range bound.listeners {
 		l.b = b
+		l.limit(b.conf()) // what was changed while brokers run counts from the start
 	}
+	b.mu.Unlock()
 	for _, l := range b.listeners {
 		b.wg.Add(1)
 		go func() {
@@ -111,10 +122,7 @@ func (l *listener) accept() {
 			continue
 		}
 		backoff = 0
-		if l.creation != nil && !l.creation.Allow() {
-			// max.connection.creation.rate: hold back rather than refuse.
-			l.creation.Wait(b.ctx)
-		}
+		l.creation.Wait(b.ctx) // hold back rather than refuse
 		setBuffers(nc, b.conf())
 		c := newConn(b, l, nc)
 		if why := b.admit(c); why != "" {

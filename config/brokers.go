@@ -56,7 +56,7 @@ func brokerDefs() []*Def {
 		text("max.connections.per.ip.overrides", "", "Other limits for some addresses, as host:count, separated by commas.", clusterWide, checked(
 			"a comma-separated list of host:count", func(v string) error { _, err := parseOverrides(v); return err })),
 		integer("max.connection.creation.rate", "2147483647", "How many connections a second each listener accepts at most.", 0, anyHigh, clusterWide),
-		long("connections.max.idle.ms", "600000", "After how long without a request a connection is closed; negative: never.", anyLow, anyHigh),
+		long("connections.max.idle.ms", "600000", "After how long without a request a connection is closed; 0 or less: never.", anyLow, anyHigh),
 		long("connections.max.reauth.ms", "0", "How long an authenticated session lasts.", anyLow, anyHigh, warned(noteNoSASL)),
 		integer("max.request.partition.size.limit", "2000", "How many partitions one DescribeTopicPartitions response lists at most.", 1, anyHigh),
 		integer("request.timeout.ms", "30000", "How long a request to another broker may take.", anyLow, anyHigh, warned(noteNoReplica)),
