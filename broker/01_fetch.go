@@ -302,7 +302,11 @@ func (f *fetch) read(res *fetchResult, room int64) {
 		}
 	}
 	if r == nil {
-		res.code = f.b.missing(p.key)
+		if f.req.Version >= 13 {
+			res.code = f.b.missingID(p.key.id, p.key.index)
+		} else {
+			res.code = f.b.missingNamed(p.key.topic, p.key.index)
+		}
 		res.view = noView
 		return
 	}
@@ -316,11 +320,9 @@ func (f *fetch) read(res *fetchResult, room int64) {
 	if res.code = partition.CheckEpoch(v.Epoch, p.currentEpoch); res.code != 0 {
 		return
 	}
-	if p.fetchOffset < v.LogStart || p.fetchOffset > v.LogEnd {
-		res.code = protocol.CodeOffsetOutOfRange
-		return
-	}
-	if p.lastFetchedEpoch >= 0 && (p.lastFetchedEpoch != v.Epoch || p.fetchOffset < v.EpochStart) {
+	// Before the range: a client that is ahead of a log that has lost records
+	// is to go on where they part, and not where its reset policy sends it.
+	if p.lastFetchedEpoch >= 0 && (p.lastFetchedEpoch != v.Epoch || p.fetchOffset < v.EpochStart || p.fetchOffset > v.LogEnd) {
 		epoch, end := r.endOfEpoch(p.lastFetchedEpoch)
 		if epoch < 0 || end < 0 {
 			// From an epoch that has not been yet: as Kafka answers it.
@@ -331,6 +333,10 @@ func (f *fetch) read(res *fetchResult, room int64) {
 			res.divergeEpoch, res.divergeEnd = epoch, end
 			return
 		}
+	}
+	if p.fetchOffset < v.LogStart || p.fetchOffset > v.LogEnd {
+		res.code = protocol.CodeOffsetOutOfRange
+		return
 	}
 	bound := v.HighWatermark
 	if f.req.IsolationLevel == 1 {

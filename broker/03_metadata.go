@@ -253,23 +253,20 @@ const (
 // isInternal says whether clients may not write to a topic.
 func isInternal(topic string) bool { return topic == offsetsTopic || topic == txnTopic }
 
-// missing is the error code for a partition that has no replica here.
-func (b *Broker) missing(k partitionKey) int16 {
-	im := b.meta.Image()
-	if k.topic == "" {
-		t := im.TopicByID(k.id)
-		switch {
-		case t == nil:
-			return protocol.CodeUnknownTopicID
-		case int(k.index) >= len(t.Partitions) || k.index < 0:
-			return protocol.CodeUnknownTopicOrPartition
-		}
-		return protocol.CodeNotLeaderOrFollower
+// missingID is the error code for a partition that has no replica here, asked
+// for by its topic's id.
+func (b *Broker) missingID(id [16]byte, index int32) int16 {
+	t := b.meta.Image().TopicByID(id)
+	switch {
+	case t == nil:
+		return protocol.CodeUnknownTopicID
+	case index < 0 || int(index) >= len(t.Partitions):
+		return protocol.CodeUnknownTopicOrPartition
 	}
-	return b.missingNamed(k.topic, k.index)
+	return protocol.CodeNotLeaderOrFollower
 }
 
-// missingNamed is missing for requests that name topics, be it by an empty
+// missingNamed is missingID for requests that name topics, be it by an empty
 // name.
 func (b *Broker) missingNamed(topic string, index int32) int16 {
 	t := b.meta.Image().Topic(topic)

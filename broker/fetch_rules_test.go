@@ -225,6 +225,17 @@ func TestFetchPartitions(t *testing.T) {
 	if !ended {
 		t.Errorf("a session of 2,000,000 partitions is kept; the heap grew by %d MiB", live>>20)
 	}
+	// A name that is none is not an id that is none: old clients do not know the code of that.
+	for version := int16(4); version <= 13; version++ {
+		want := protocol.CodeUnknownTopicOrPartition
+		if version >= 13 {
+			want = protocol.CodeUnknownTopicID
+		}
+		req := fetchReq(version, "", fetchPart(0, 0))
+		if got := only(t, y.fetch(req)); got.ErrorCode != want {
+			t.Errorf("v%d, no topic: %s", version, protocol.Name(got.ErrorCode))
+		}
+	}
 	y.unharmed("many partitions")
 }
 
@@ -679,7 +690,9 @@ func TestEpochs(t *testing.T) {
 		epoch   int32
 		code    int16
 		diverge int64
-	}{{5, first, 0, -1}, {3, first, 0, -1}, {7, first, 0, 5}, {6, first, 0, 5}, {6, now, 0, -1}, {6, now + 1, protocol.CodeOffsetOutOfRange, -1}} {
+	}{{5, first, 0, -1}, {3, first, 0, -1}, {7, first, 0, 5}, {6, first, 0, 5}, {6, now, 0, -1}, {6, now + 1, protocol.CodeOffsetOutOfRange, -1},
+		// Ahead of the log's end: records were lost, and this is where.
+		{20, first, 0, 5}, {20, now, 0, 7}, {8, now, 0, 7}, {20, now + 1, protocol.CodeOffsetOutOfRange, -1}, {20, -1, protocol.CodeOffsetOutOfRange, -1}} {
 		p := fetchPart(0, tc.offset)
 		p.LastFetchedEpoch = tc.epoch
 		req := fetchReq(12, "e", p)
