@@ -21,6 +21,11 @@ func (b *Broker) initProducerID(ctx context.Context, _ *request, in kmsg.Request
 	req := in.(*kmsg.InitProducerIDRequest)
 	resp := req.ResponseKind().(*kmsg.InitProducerIDResponse)
 	resp.ProducerID, resp.ProducerEpoch = -1, -1
+	if (req.ProducerID == -1) != (req.ProducerEpoch == -1) {
+		// As in Kafka: the one says nothing without the other.
+		resp.ErrorCode = protocol.CodeInvalidRequest
+		return resp
+	}
 	if req.TransactionalID != nil {
 		if *req.TransactionalID == "" {
 			resp.ErrorCode = protocol.CodeInvalidRequest

@@ -16,7 +16,8 @@ import (
 //
 // Behavior: topics in the order of their names, at most ResponsePartitionLimit
 // partitions an answer (and never more than max.request.partition.size.limit);
-// the cursor says where the next request goes on.
+// the cursor says where the next request goes on. A cursor that points to none of
+// the topics asked for is INVALID_REQUEST.
 
 func (b *Broker) describeTopicPartitions(_ context.Context, _ *request, in kmsg.Request) kmsg.Response {
 	req := in.(*kmsg.DescribeTopicPartitionsRequest)
@@ -38,9 +39,17 @@ func (b *Broker) describeTopicPartitions(_ context.Context, _ *request, in kmsg.
 	room := min(max(int(req.ResponsePartitionLimit), 1), b.conf().MaxRequestPartitions)
 	from, at := int32(0), ""
 	if req.Cursor != nil {
-		at, from = req.Cursor.Topic, req.Cursor.Partition
-		if from < 0 {
-			from = 0
+		at, from = req.Cursor.Topic, max(req.Cursor.Partition, 0)
+		if !all && (req.Cursor.Partition < 0 || !slices.Contains(names, at)) {
+			// No answer of ours had this cursor: to go on somewhere else would
+			// leave out topics without a word.
+			for _, name := range names {
+				out := kmsg.NewDescribeTopicPartitionsResponseTopic()
+				out.Topic, out.ErrorCode = kmsg.StringPtr(name), protocol.CodeInvalidRequest
+				out.AuthorizedOperations = math.MinInt32
+				resp.Topics = append(resp.Topics, out)
+			}
+			return resp
 		}
 	}
 	for _, name := range names {
@@ -65,8 +74,7 @@ func (b *Broker) describeTopicPartitions(_ context.Context, _ *request, in kmsg.
 			if !validTopicName(name) {
 				out.ErrorCode = protocol.CodeInvalidTopicException
 			}
-			resp.Topics = append(resp.Topics, out)
-			room--
+			resp.Topics = append(resp.Topics, out) // takes no room: the limit is one of partitions
 			continue
 		}
 		out.TopicID, out.IsInternal = t.ID, t.Internal

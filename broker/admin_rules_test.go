@@ -575,6 +575,15 @@ func TestDescribe(t *testing.T) {
 	if _, _, codes := page(100, nil, "a/b", "unknown", "unknown"); !slices.Equal(codes, []int16{protocol.CodeInvalidTopicException, protocol.CodeUnknownTopicOrPartition}) {
 		t.Errorf("unknown topics: %v", codes)
 	}
+	invalid := []int16{protocol.CodeInvalidRequest, protocol.CodeInvalidRequest}
+	for _, c := range []place{{"", 0}, {"a", -1}, {"aa", 0}, {"unknown", 0}, {"wide", 1}} {
+		if got, next, codes := page(100, &c, "b", "a"); len(got) != 0 || next != nil || !slices.Equal(codes, invalid) {
+			t.Errorf("cursor %v for the topics a and b: %v, %v, %v", c, got, next, codes)
+		}
+	}
+	if got, next, _ := page(2, nil, "0-unknown", "a"); !slices.Equal(got, []place{{"a", 0}, {"a", 1}}) || next == nil || *next != (place{"a", 2}) {
+		t.Errorf("an unknown topic counts as a partition: %v, then %v", got, next)
+	}
 	for _, kind := range []int8{-1, 0, 2, 9} {
 		req := kmsg.NewPtrDescribeClusterRequest()
 		req.EndpointType = kind
@@ -639,6 +648,19 @@ func TestInitProducerID(t *testing.T) {
 			req.TransactionalID, req.TransactionTimeoutMillis = &id, 1000
 			if r := y.do(at(version, req)).(*kmsg.InitProducerIDResponse); r.ErrorCode != want || r.ProducerID != -1 {
 				t.Errorf("v%d, transactional id %q: %+v", version, id, r)
+			}
+		}
+	}
+	for _, tc := range []struct {
+		id    int64
+		epoch int16
+		code  int16
+	}{{-1, -1, 0}, {5, 0, 0}, {5, -1, protocol.CodeInvalidRequest}, {-1, 0, protocol.CodeInvalidRequest}, {-2, -1, protocol.CodeInvalidRequest}} {
+		for version := int16(3); version <= 5; version++ {
+			req := kmsg.NewPtrInitProducerIDRequest()
+			req.ProducerID, req.ProducerEpoch = tc.id, tc.epoch
+			if r := y.do(at(version, req)).(*kmsg.InitProducerIDResponse); r.ErrorCode != tc.code || (r.ProducerID >= 0) != (tc.code == 0) {
+				t.Errorf("v%d, id %d epoch %d: %+v", version, tc.id, tc.epoch, r)
 			}
 		}
 	}
