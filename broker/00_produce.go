@@ -111,11 +111,18 @@ func (b *Broker) produce(r *request) error {
 		return nil
 	}
 	if po.left.Load() > 1 && req.TimeoutMillis >= 0 {
-		r.p.park(time.Now().Add(time.Duration(req.TimeoutMillis)*time.Millisecond), po.expire)
+		wait := max(time.Duration(req.TimeoutMillis)*time.Millisecond, minCommitWait)
+		r.p.park(time.Now().Add(wait), po.expire)
 	}
 	po.settled()
 	return nil
 }
+
+// minCommitWait is how long a commit may take, whatever the client says: its
+// timeout is meant for other replicas. Kafka does not count the leader's own
+// append, so that a client may ask for 0; here there is always a sync to wait
+// for, and REQUEST_TIMED_OUT would make that client write everything twice.
+const minCommitWait = 5 * time.Second
 
 // adminClientID is the client id with which Kafka's own tools may write to
 // internal topics.

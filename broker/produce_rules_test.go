@@ -268,7 +268,8 @@ func TestProduceRequests(t *testing.T) {
 			req := produceReq(9, acks, "p", 0, ok)
 			req.TimeoutMillis = ms
 			p := y.do(req).(*kmsg.ProduceResponse).Topics[0].Partitions[0]
-			if p.ErrorCode != 0 && (p.ErrorCode != protocol.CodeRequestTimedOut || ms > 1000) {
+			if p.ErrorCode != 0 {
+				// The timeout is for other replicas, of which there are none.
 				t.Errorf("timeout %d, acks=%d: %s", ms, acks, describe(p))
 			}
 		}
