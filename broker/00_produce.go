@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -32,14 +35,78 @@ import (
 //
 // Versions: 7 zstd, 8 record errors, 9 flexible, 10 leader hints, 13 topic ids.
 
-// produce is one Produce request whose partitions are on their way.
+// produce is one Produce request whose partitions are on their way. It is used
+// again once it was answered: a small request costs little more than what is
+// allocated for it.
 type produce struct {
-	b       *Broker
-	p       *pending
-	resp    *kmsg.ProduceResponse
-	acks    int16
-	left    atomic.Int32 // partitions not settled, and one for the request itself
-	expired atomic.Bool
+	b    *Broker
+	p    *pending
+	acks int16
+	left atomic.Int32  // partitions not settled, and one for the request itself
+	turn atomic.Uint64 // two for every request: odd once it is answered, in time or not
+
+	topics []producedTopic
+	parts  []protocol.ProducedPartition // of all topics, one after the other
+	slots  []produceSlot                // one for each of parts
+
+	encoder protocol.ProduceEncoder
+	frame   [1][]byte
+	charged int64
+}
+
+type producedTopic struct {
+	name       string
+	id         [16]byte
+	partitions int
+}
+
+// produceSlot is told what became of one partition's records.
+type produceSlot struct {
+	po  *produce
+	out *protocol.ProducedPartition
+}
+
+func (s *produceSlot) settle(code int16) {
+	if code != 0 {
+		s.out.Refuse(code)
+	}
+	s.po.settled()
+}
+
+var produces = sync.Pool{New: func() any { return new(produce) }}
+
+// begin makes room for the answer to req.
+func (po *produce) begin(b *Broker, r *request, req *protocol.ProduceRequest) {
+	po.b, po.p, po.acks = b, r.p, req.Acks
+	po.turn.Store((po.turn.Load() | 1) + 1)
+	n := 0
+	for i := range req.Topics {
+		n += len(req.Topics[i].Partitions)
+	}
+	po.topics = slices.Grow(po.topics[:0], len(req.Topics))
+	po.parts = slices.Grow(po.parts[:0], n)[:n]
+	po.slots = slices.Grow(po.slots[:0], n)[:n]
+	po.left.Store(int32(n) + 1)
+}
+
+// What a produce that is kept for the next request may hold on to.
+const keepProduced = 256
+
+// recycle is called once the answer was sent, or dropped: every partition has
+// been settled, so nobody else knows of po any more.
+func (po *produce) recycle() {
+	if po.charged != 0 {
+		po.b.responses.add(-po.charged)
+		po.charged = 0
+	}
+	po.b, po.p = nil, nil
+	po.frame[0] = nil
+	if cap(po.parts) > keepProduced || cap(po.topics) > keepProduced {
+		return
+	}
+	clear(po.topics)
+	clear(po.parts)
+	produces.Put(po)
 }
 
 func (b *Broker) produce(r *request) error {
@@ -48,74 +115,70 @@ func (b *Broker) produce(r *request) error {
 	if err := req.Decode(r.hdr.Version, r.body); err != nil {
 		return fmt.Errorf("broker: Produce v%d: %w", r.hdr.Version, err)
 	}
-	po := &produce{b: b, p: r.p, acks: req.Acks, resp: kmsg.NewPtrProduceResponse()}
-	po.resp.SetVersion(r.hdr.Version)
-	po.resp.Topics = make([]kmsg.ProduceResponseTopic, len(req.Topics))
-	n := 0
+	po := produces.Get().(*produce)
+	po.begin(b, r, req)
 	var whole int16
 	if req.Acks < -1 || req.Acks > 1 {
 		whole = protocol.CodeInvalidRequiredAcks
 	}
+	at := 0
 	for i := range req.Topics {
 		t := &req.Topics[i]
-		out := &po.resp.Topics[i]
-		*out = kmsg.NewProduceResponseTopic()
-		out.TopicID = t.ID
-		out.Partitions = make([]kmsg.ProduceResponseTopicPartition, len(t.Partitions))
-		for j := range t.Partitions {
-			out.Partitions[j] = kmsg.NewProduceResponseTopicPartition()
-			out.Partitions[j].Partition = t.Partitions[j].Index
-		}
-		n += len(t.Partitions)
+		answer := producedTopic{id: t.ID, partitions: len(t.Partitions)}
+		topic, refused := "", whole
 		if r.hdr.Version < 13 {
-			out.Topic = b.replicas.name(t.Name)
+			topic = b.replicas.name(t.Name)
+			answer.name = topic
+		} else if it := b.meta.Image().TopicByID(t.ID); it != nil {
+			topic = it.Name
+		} else if refused == 0 {
+			refused = protocol.CodeUnknownTopicID
 		}
-	}
-	po.left.Store(int32(n) + 1)
-	for i := range req.Topics {
-		t := &req.Topics[i]
-		topic, refused := po.resp.Topics[i].Topic, whole
-		if r.hdr.Version >= 13 {
-			if it := b.meta.Image().TopicByID(t.ID); it != nil {
-				topic = it.Name
-			} else if refused == 0 {
-				refused = protocol.CodeUnknownTopicID
-			}
-		}
+		po.topics = append(po.topics, answer)
 		if refused == 0 && isInternal(topic) && r.clientID() != adminClientID {
 			refused = protocol.CodeInvalidTopicException
 		}
 		for j := range t.Partitions {
-			out := &po.resp.Topics[i].Partitions[j]
+			out, slot := &po.parts[at], &po.slots[at]
+			at++
+			*out = protocol.ProducedPartition{Index: t.Partitions[j].Index, LogAppendTime: -1, LogStartOffset: -1}
+			*slot = produceSlot{po, out}
 			if refused != 0 {
-				out.ErrorCode, out.BaseOffset = refused, -1
-				po.settled()
+				slot.settle(refused)
 				continue
 			}
-			po.one(r, topic, t.Partitions[j].Index, t.Partitions[j].Records, out)
+			po.one(r, topic, t.Partitions[j].Index, t.Partitions[j].Records, slot)
 		}
 	}
 	if po.acks == 0 {
-		// Nobody is told; but nothing is read further while the log is full,
-		// and an error ends the connection.
-		for i := range po.resp.Topics {
-			for j := range po.resp.Topics[i].Partitions {
-				if code := po.resp.Topics[i].Partitions[j].ErrorCode; code != 0 {
-					r.p.complete(nil, nil)
-					return fmt.Errorf("broker: acks=0 produce to %s-%d failed with %s: closing the connection is the only way to tell",
-						po.resp.Topics[i].Topic, po.resp.Topics[i].Partitions[j].Partition, protocol.Name(code))
-				}
-			}
-		}
-		r.p.complete(nil, nil)
-		return nil
+		return po.unanswered()
 	}
 	if po.left.Load() > 1 && req.TimeoutMillis >= 0 {
 		wait := max(time.Duration(req.TimeoutMillis)*time.Millisecond, minCommitWait)
-		r.p.park(time.Now().Add(wait), po.expire)
+		turn := po.turn.Load()
+		r.p.park(time.Now().Add(wait), func() { po.expire(turn) })
 	}
 	po.settled()
 	return nil
+}
+
+// unanswered ends a request with acks=0: nobody is told; but nothing is read
+// further while the log is full, and an error ends the connection.
+func (po *produce) unanswered() error {
+	var err error
+	at := 0
+	for _, t := range po.topics {
+		for _, p := range po.parts[at : at+t.partitions] {
+			if p.ErrorCode != 0 && err == nil {
+				err = fmt.Errorf("broker: acks=0 produce to %s-%d failed with %s: closing the connection is the only way to tell",
+					t.name, p.Index, protocol.Name(p.ErrorCode))
+			}
+		}
+		at += t.partitions
+	}
+	po.p.complete(nil, nil)
+	po.recycle()
+	return err
 }
 
 // minCommitWait is how long a commit may take, whatever the client says: its
@@ -129,15 +192,14 @@ const minCommitWait = 5 * time.Second
 const adminClientID = "__admin_client"
 
 // one starts the append of one partition's records.
-func (po *produce) one(r *request, topic string, index int32, records []byte, out *kmsg.ProduceResponseTopicPartition) {
-	b := po.b
+func (po *produce) one(r *request, topic string, index int32, records []byte, slot *produceSlot) {
+	b, out := po.b, slot.out
 	fail := func(code int16, message string) {
-		out.ErrorCode, out.BaseOffset = code, -1
 		if message != "" {
 			out.ErrorMessage = &message
 		}
 		b.ev.ProduceFailed(code)
-		po.settled()
+		slot.settle(code)
 	}
 	rep := b.replicas.find(topic, index)
 	if rep == nil {
@@ -153,10 +215,7 @@ func (po *produce) one(r *request, topic string, index int32, records []byte, ou
 	h, code, message, errs := checkBatch(records, r.hdr.Version, cfg, b.conf().FullValidation)
 	if code != 0 {
 		for _, e := range errs {
-			re := kmsg.NewProduceResponseTopicPartitionErrorRecord()
-			re.RelativeOffset = e.Index
-			re.ErrorMessage = kmsg.StringPtr(e.Message)
-			out.ErrorRecords = append(out.ErrorRecords, re)
+			out.RecordErrors = append(out.RecordErrors, protocol.RecordError{Index: e.Index, Message: kmsg.StringPtr(e.Message)})
 		}
 		fail(code, message)
 		return
@@ -175,7 +234,6 @@ func (po *produce) one(r *request, topic string, index int32, records []byte, ou
 			return
 		}
 	}
-	out.LogAppendTime = -1
 	if cfg.LogAppendTime {
 		now := time.Now().UnixMilli()
 		batch.SetLogAppendTime(records, now)
@@ -193,107 +251,112 @@ func (po *produce) one(r *request, topic string, index int32, records []byte, ou
 		return
 	}
 	acks := po.acks
-	d := rep.append(&appendArgs{header: h, bytes: records, buf: buf, class: wal.ClassClient, acks: acks, done: func(code int16) {
-		if code != 0 {
-			out.ErrorCode, out.BaseOffset = code, -1
-		}
-		po.settled()
-	}, assigned: func(base int64) {
-		out.BaseOffset, out.LogStartOffset = base, v.LogStart
-	}})
+	out.LogStartOffset = v.LogStart
+	d := rep.append(&appendArgs{header: h, bytes: records, buf: buf, class: wal.ClassClient, acks: acks, to: slot, base: &out.BaseOffset})
 	switch d.Kind {
 	case partition.Append:
 		b.ev.Produced(h.RecordCount, len(records))
 		if acks == 0 {
-			po.settled()
+			slot.settle(0)
 		}
 	case partition.Duplicate:
 		b.log_.Unreserve(int64(len(records)))
-		out.BaseOffset, out.LogStartOffset = d.Base, v.LogStart
+		out.BaseOffset = d.Base
 		if cfg.LogAppendTime {
 			out.LogAppendTime = d.Timestamp
 		}
 		// The original may still be on its way to disk: the answer waits
 		// for the same commit point.
-		rep.waitCommitted(d.Base+int64(h.LastOffsetDelta)+1, acks, func(code int16) {
-			if code != 0 {
-				out.ErrorCode, out.BaseOffset = code, -1
-			}
-			po.settled()
-		})
+		rep.waitCommitted(d.Base+int64(h.LastOffsetDelta)+1, acks, slot)
 	case partition.Reject:
 		b.log_.Unreserve(int64(len(records)))
 		fail(d.Code, d.Message)
 	}
 }
 
-// settled counts one partition of the request, and completes it with the last.
+// settled counts one partition of the request, and answers with the last.
 func (po *produce) settled() {
 	if po.left.Add(-1) != 0 || po.acks == 0 {
 		return
 	}
-	if po.expired.CompareAndSwap(false, true) {
-		po.p.respond(po.resp)
+	if turn := po.turn.Load(); turn&1 == 1 || !po.turn.CompareAndSwap(turn, turn+1) {
+		return
 	}
+	po.frame[0] = po.encode(&po.encoder, po.parts)
+	if n := int64(cap(po.frame[0])); n >= countedResponse {
+		po.charged = n
+		po.b.responses.add(n)
+	}
+	po.p.complete(po.frame[:], po.recycle)
+}
+
+func (po *produce) encode(e *protocol.ProduceEncoder, parts []protocol.ProducedPartition) []byte {
+	e.Begin(po.p.hdr, len(po.topics))
+	at := 0
+	for i := range po.topics {
+		t := &po.topics[i]
+		e.Topic(t.name, t.id, t.partitions)
+		for j := range parts[at : at+t.partitions] {
+			e.Partition(&parts[at+j])
+		}
+		at += t.partitions
+	}
+	return e.Finish(0, nil)
 }
 
 // expire answers a request whose records did not become durable on all in-sync
-// replicas in time. They may still.
-func (po *produce) expire() {
-	if !po.expired.CompareAndSwap(false, true) {
+// replicas in time. They may still, and then po is what they are settled with:
+// it is not used again. turn is that of the request: a connection that ends may
+// call this when the answer was dropped and po is in use for another one.
+func (po *produce) expire(turn uint64) {
+	if !po.turn.CompareAndSwap(turn, turn+1) {
 		return
 	}
-	// The answer being built belongs to the appends that are still under way.
-	late := kmsg.NewPtrProduceResponse()
-	late.SetVersion(po.resp.Version)
-	for i := range po.resp.Topics {
-		t := kmsg.NewProduceResponseTopic()
-		t.Topic, t.TopicID = po.resp.Topics[i].Topic, po.resp.Topics[i].TopicID
-		for j := range po.resp.Topics[i].Partitions {
-			p := kmsg.NewProduceResponseTopicPartition()
-			p.Partition = po.resp.Topics[i].Partitions[j].Partition
-			p.ErrorCode, p.BaseOffset = protocol.CodeRequestTimedOut, -1
-			t.Partitions = append(t.Partitions, p)
-		}
-		late.Topics = append(late.Topics, t)
+	late := make([]protocol.ProducedPartition, len(po.parts))
+	for i := range late {
+		late[i] = protocol.ProduceError(po.parts[i].Index, protocol.CodeRequestTimedOut)
 	}
-	po.p.respond(late)
+	b := po.encode(new(protocol.ProduceEncoder), late)
+	po.p.complete(net.Buffers{b}, nil)
 }
 
-// waitCommitted calls done when everything below end is committed (acks=all),
+// waitCommitted settles w when everything below end is committed (acks=all),
 // durable here (acks=1), or at once (acks=0).
-func (r *replica) waitCommitted(end int64, acks int16, done func(code int16)) {
+func (r *replica) waitCommitted(end int64, acks int16, w settler) {
 	r.mu.Lock()
 	if !r.started {
 		r.mu.Unlock()
-		done(protocol.CodeNotLeaderOrFollower)
+		w.settle(protocol.CodeNotLeaderOrFollower)
 		return
 	}
 	v := r.st.View()
 	n := len(r.waiting)
 	if acks == 0 || end <= v.HighWatermark || n == 0 || r.waiting[n-1].end < end {
 		r.mu.Unlock()
-		done(protocol.CodeNone)
+		w.settle(protocol.CodeNone)
 		return
 	}
 	for i := range r.waiting {
-		if w := &r.waiting[i]; w.end >= end {
-			next := w.commit
-			if acks == 1 && w.durable != nil {
-				next = w.durable
-				w.durable = func(code int16) { next(code); done(code) }
+		if x := &r.waiting[i]; x.end >= end {
+			if acks == 1 && x.durable != nil {
+				x.durable = both{x.durable, w}
+			} else if x.commit != nil {
+				x.commit = both{x.commit, w}
 			} else {
-				w.commit = func(code int16) {
-					if next != nil {
-						next(code)
-					}
-					done(code)
-				}
+				x.commit = w
 			}
 			break
 		}
 	}
 	r.mu.Unlock()
+}
+
+// both are settled with the same append: a batch and its repetition.
+type both struct{ first, then settler }
+
+func (b both) settle(code int16) {
+	b.first.settle(code)
+	b.then.settle(code)
 }
 
 // checkBatch applies Kafka's rules for what a producer may send for one
@@ -416,10 +479,8 @@ func (r *replica) appendInternal(ctx context.Context, records []byte, done func(
 		done(-1, code)
 		return
 	}
-	var at int64
-	d := r.append(&appendArgs{header: h, bytes: records, class: wal.ClassInternal, origin: partition.Coordinator, acks: -1,
-		assigned: func(base int64) { at = base },
-		done:     func(code int16) { done(at, code) }})
+	in := &internalAppend{done: done}
+	d := r.append(&appendArgs{header: h, bytes: records, class: wal.ClassInternal, origin: partition.Coordinator, acks: -1, to: in, base: &in.base})
 	switch d.Kind {
 	case partition.Reject:
 		r.b.log_.Unreserve(int64(len(records)))
@@ -429,3 +490,11 @@ func (r *replica) appendInternal(ctx context.Context, records []byte, done func(
 		done(d.Base, protocol.CodeNone)
 	}
 }
+
+// internalAppend is told the outcome of an append of this broker's own.
+type internalAppend struct {
+	base int64
+	done func(base int64, code int16)
+}
+
+func (a *internalAppend) settle(code int16) { a.done(a.base, code) }

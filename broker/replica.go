@@ -61,9 +61,12 @@ type replica struct {
 type appendWait struct {
 	end     int64
 	bytes   int64
-	durable func(code int16) // acks=1: told when durable here; nil once told
-	commit  func(code int16) // acks=all: told when below the high watermark
+	durable settler // acks=1: settled when durable here; nil once it was
+	commit  settler // acks=all: settled when below the high watermark
 }
+
+// settler is told, once, what became of an append. It does not block.
+type settler interface{ settle(code int16) }
 
 func newReplica(b *Broker, t *image.Topic, index int32, rec *wal.Recovered) *replica {
 	r := &replica{
@@ -331,10 +334,10 @@ func (r *replica) resign(epoch int32, code int16) {
 
 func (w *appendWait) fail(code int16) {
 	if w.durable != nil {
-		w.durable(code)
+		w.durable.settle(code)
 	}
 	if w.commit != nil {
-		w.commit(code)
+		w.commit.settle(code)
 	}
 }
 
@@ -346,12 +349,12 @@ type appendArgs struct {
 	origin partition.Origin
 	class  wal.Class
 	acks   int16 // -1, 0, 1
-	// assigned is told the offset of the first record before the batch can
-	// become durable; it may be nil.
-	assigned func(base int64)
-	// done is told the outcome: for acks=-1 when the batch is below the high
-	// watermark, for 1 when it is durable here, for 0 at once.
-	done func(code int16)
+	// base takes the offset of the first record before the batch can become
+	// durable; it may be nil.
+	base *int64
+	// to is told the outcome: for acks=-1 when the batch is below the high
+	// watermark, for 1 when it is durable here, for 0 never.
+	to settler
 }
 
 // append gives the batch its place. Room in the log's queue has been reserved;
@@ -378,9 +381,9 @@ func (r *replica) append(a *appendArgs) partition.Decision {
 	w := appendWait{end: end, bytes: int64(len(a.bytes))}
 	switch a.acks {
 	case -1:
-		w.commit = a.done
+		w.commit = a.to
 	case 1:
-		w.durable = a.done
+		w.durable = a.to
 	}
 	r.waiting = append(r.waiting, w)
 	r.st.Appended(a.header, a.bytes)
@@ -388,8 +391,8 @@ func (r *replica) append(a *appendArgs) partition.Decision {
 	r.maxTS = max(r.maxTS, a.header.MaxTimestamp)
 	r.unsaved = r.unsaved || a.header.ProducerID >= 0
 	r.publish()
-	if a.assigned != nil {
-		a.assigned(d.Base)
+	if a.base != nil {
+		*a.base = d.Base
 	}
 	r.b.log_.Append(&wal.Append{
 		Partition: r.localID(), LeaderEpoch: v.Epoch, BaseOffset: d.Base, LastOffset: end - 1,
@@ -434,11 +437,11 @@ func (r *replica) durable(end int64, err error) {
 		r.publish()
 	}
 	r.mu.Unlock()
-	for _, f := range tell {
-		f(protocol.CodeNone)
-	}
 	if told != nil {
-		told(protocol.CodeNone)
+		told.settle(protocol.CodeNone)
+	}
+	for _, w := range tell {
+		w.settle(protocol.CodeNone)
 	}
 	if moved {
 		r.grown(bytes)
@@ -448,8 +451,8 @@ func (r *replica) durable(end int64, err error) {
 // settle takes off the queue what is below the high watermark, and returns who
 // is to be told, the first one apart so that the usual single wait costs no
 // slice. Called with mu held.
-func (r *replica) settle(durable int64) (tell []func(int16), one func(int16), bytes int64) {
-	add := func(f func(int16)) {
+func (r *replica) settle(durable int64) (tell []settler, one settler, bytes int64) {
+	add := func(f settler) {
 		if one == nil {
 			one = f
 		} else {

@@ -229,6 +229,11 @@ func ProduceError(index int32, code int16) ProducedPartition {
 	return ProducedPartition{Index: index, ErrorCode: code, BaseOffset: -1, LogAppendTime: -1, LogStartOffset: -1}
 }
 
+// Refuse makes the answer an error's; its message and record errors stay.
+func (p *ProducedPartition) Refuse(code int16) {
+	p.ErrorCode, p.BaseOffset, p.LogAppendTime, p.LogStartOffset = code, -1, -1, -1
+}
+
 // Begin starts the response to the request of that header; what Finish has returned before is overwritten.
 func (e *ProduceEncoder) Begin(h RequestHeader, topics int) {
 	if h.Version < minProduce || h.Version > maxProduce {
@@ -243,7 +248,7 @@ func (e *ProduceEncoder) Begin(h RequestHeader, topics int) {
 }
 
 // Topic starts the next topic: by name up to version 12, by id from 13 on.
-func (e *ProduceEncoder) Topic(name []byte, id [16]byte, partitions int) {
+func (e *ProduceEncoder) Topic(name string, id [16]byte, partitions int) {
 	if e.topics == 0 || e.partitions != 0 {
 		panic(fmt.Sprintf("protocol: produce response: topic %q with %d topics and %d partitions to come", name, e.topics, e.partitions))
 	}

@@ -152,7 +152,7 @@ func TestProduceEncodesAsKmsg(t *testing.T) {
 			e.Begin(h, len(r.Topics))
 			for i := range r.Topics {
 				topic := &r.Topics[i]
-				e.Topic([]byte(topic.Topic), topic.TopicID, len(topic.Partitions))
+				e.Topic(topic.Topic, topic.TopicID, len(topic.Partitions))
 				for j := range topic.Partitions {
 					p := &topic.Partitions[j]
 					if version < 10 || f.IntN(2) == 0 {
@@ -187,9 +187,9 @@ func TestProduceMiscountsPanic(t *testing.T) {
 	for name, f := range map[string]func(e *ProduceEncoder){
 		"a version below":      func(e *ProduceEncoder) { e.Begin(RequestHeader{Version: 2}, 0) },
 		"a topic missing":      func(e *ProduceEncoder) { e.Finish(0, nil) },
-		"a partition missing":  func(e *ProduceEncoder) { e.Topic(nil, [16]byte{}, 1); e.Finish(0, nil) },
-		"a topic too many":     func(e *ProduceEncoder) { e.Topic(nil, [16]byte{}, 0); e.Topic(nil, [16]byte{}, 0) },
-		"a partition too many": func(e *ProduceEncoder) { e.Topic(nil, [16]byte{}, 0); e.Partition(&ProducedPartition{}) },
+		"a partition missing":  func(e *ProduceEncoder) { e.Topic("", [16]byte{}, 1); e.Finish(0, nil) },
+		"a topic too many":     func(e *ProduceEncoder) { e.Topic("", [16]byte{}, 0); e.Topic("", [16]byte{}, 0) },
+		"a partition too many": func(e *ProduceEncoder) { e.Topic("", [16]byte{}, 0); e.Partition(&ProducedPartition{}) },
 	} {
 		func() {
 			defer func() {
@@ -209,10 +209,9 @@ func BenchmarkProduceEncode(b *testing.B) {
 	b.Run("varve-1", func(b *testing.B) {
 		b.ReportAllocs()
 		var e ProduceEncoder
-		name := []byte("a-topic")
 		for b.Loop() {
 			e.Begin(h, 1)
-			e.Topic(name, [16]byte{}, 1)
+			e.Topic("a-topic", [16]byte{}, 1)
 			e.Partition(&ProducedPartition{BaseOffset: 5, LogAppendTime: -1})
 			e.Finish(0, nil)
 		}
