@@ -21,6 +21,20 @@ const minFrame = 10
 // stream cannot be told apart, so the connection ends.
 var errFrame = errors.New("broker: impossible frame size")
 
+// spoken tells whoever reads the log what the peer takes this port for.
+func spoken(size uint32) string {
+	if size>>16 == 0x1603 { // a TLS record: handshake, version 3.x
+		return ": it begins as TLS does, and this listener has none"
+	}
+	switch text := string([]byte{byte(size >> 24), byte(size >> 16), byte(size >> 8), byte(size)}); text {
+	case "GET ", "POST", "PUT ", "HEAD", "OPTI", "DELE", "CONN", "PATC", "TRAC", "PRI ":
+		return ": it begins as HTTP does; metrics and health are at admin.listener"
+	case "SSH-":
+		return ": it begins as SSH does"
+	}
+	return ""
+}
+
 const readBufferSize = 64 << 10
 
 var readBuffers = sync.Pool{New: func() any { b := make([]byte, readBufferSize); return &b }}
@@ -119,7 +133,7 @@ func (f *frameReader) next(ctx context.Context, limit int, started func(), admit
 	}
 	size := int(int32(binary.BigEndian.Uint32((*f.buf)[f.r:])))
 	if size < minFrame || size > limit {
-		return nil, fmt.Errorf("%w: %d bytes, where %d to %d are possible (socket.request.max.bytes)", errFrame, size, minFrame, limit)
+		return nil, fmt.Errorf("%w: %d bytes, where %d to %d are possible (socket.request.max.bytes)%s", errFrame, size, minFrame, limit, spoken(uint32(size)))
 	}
 	f.r += 4
 	if f.w-f.r < size {
