@@ -32,6 +32,7 @@ type Log interface {
 	AdmitPartition(lin lineage.Lineage) error
 	Create(topicID [16]byte, partition int32, start int64, lin lineage.Lineage, snapshot []byte, done func(error)) wal.PartitionID
 	Drop(p wal.PartitionID, done func(error))
+	Skip(p wal.PartitionID, to int64) (wal.Recovered, bool)
 	Reserve(ctx context.Context, class wal.Class, bytes int64) error
 	Unreserve(bytes int64)
 	Admit(p wal.PartitionID) error

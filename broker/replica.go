@@ -148,10 +148,21 @@ func (r *replica) tryLead(ctx context.Context) error {
 	rec, st := r.recov, r.st
 	r.mu.Unlock()
 
+	if st == nil && rec != nil && rec.Suspect && rec.ClaimedEnd > state.RemoteEnd {
+		// What is damaged may be in the bucket; the rest of what was acknowledged is only here.
+		if whole, ok := r.b.log_.Skip(rec.ID, state.RemoteEnd); ok {
+			r.b.log.Warn("local log is damaged below the remote end only: it goes on above", "partition", r.String(),
+				"remote_end", state.RemoteEnd, "local_end", whole.End)
+			rec = &whole
+		} else if !r.b.opts.AcceptCorruptLog {
+			return errSuspect
+		} else {
+			r.b.log.Error("corrupt local log accepted: acknowledged records may be lost", "partition", r.String(),
+				"intact_end", rec.End, "claimed_end", rec.ClaimedEnd, "remote_end", state.RemoteEnd)
+		}
+	}
 	if st == nil && rec != nil {
 		switch {
-		case rec.Suspect && !r.b.opts.AcceptCorruptLog && rec.End > state.RemoteEnd:
-			return errSuspect
 		case rec.End < state.RemoteEnd:
 			// Everything that was committed is in the bucket; what this log
 			// holds is older than that, or of a lost history.

@@ -2,6 +2,7 @@ package wal
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -377,6 +378,92 @@ func TestSuspect(t *testing.T) {
 	got, err := readAll(l, f.ids[1], 0, 3, 1<<20)
 	if r.Suspect || r.End != 3 || err != nil || !bytes.HasSuffix(got, b) {
 		t.Fatalf("after the decision to go on: %+v, %v", r, err)
+	}
+	mustClose(t, l)
+}
+
+// TestSkip damages a partition in the middle: what is above the damage can be kept, if what is below is known to be
+// elsewhere.
+func TestSkip(t *testing.T) {
+	f := makeFixture(t, 9, true)
+	name := f.newest(t, f.fs)
+	image := f.fs.Bytes(name)
+	// The block of the fifth append, of partition index 1, whose offsets [2, 4) it holds.
+	image[f.ends[3]+200] ^= 1
+	f.fs.Put(name, image)
+	o := f.o
+	o.FS = f.fs
+	p := f.ids[1]
+	want := f.data[p][len(f.data[p])-len(f.datas[7][p])+len(f.datas[4][p]):]
+	l := mustOpen(t, o)
+	if r := l.Partitions()[1]; !r.Suspect || r.End != 2 || r.ClaimedEnd != 6 {
+		t.Fatalf("%+v", r)
+	}
+	for _, to := range []int64{1, 2, 3, 7} {
+		if r, ok := l.Skip(p, to); ok {
+			t.Fatalf("skipped to %d: %+v", to, r)
+		}
+	}
+	if r, ok := l.Skip(99, 4); ok {
+		t.Fatalf("skipped in a partition that is not there: %+v", r)
+	}
+	r, ok := l.Skip(p, 4)
+	if !ok || r.Start != 4 || r.End != 6 || r.Suspect {
+		t.Fatalf("%+v, %v", r, ok)
+	}
+	for range 2 {
+		got, err := readAll(l, p, 4, 6, 1<<20)
+		if err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("%d bytes, want %d; %v", len(got), len(want), err)
+		}
+		if _, err := l.Read(p, 3, 1, 6); !errors.Is(err, ErrOutOfRange) {
+			t.Fatalf("read of what is damaged: %v", err)
+		}
+		mustClose(t, l)
+		l = mustOpen(t, o)
+		if r := l.Partitions()[1]; r.Suspect || r.Start != 4 || r.End != 6 {
+			t.Fatalf("opened again: %+v", r)
+		}
+	}
+	mustClose(t, l)
+}
+
+// TestLostEpoch loses the block in which an epoch began and nothing else of the partition: what is written in it says
+// that there was one.
+func TestLostEpoch(t *testing.T) {
+	o := testOptions(vfs.NewMem())
+	o.idle = time.Hour
+	l := mustOpen(t, o)
+	p := l.Create([16]byte{1}, 0, 0, lineage.Lineage{{Epoch: 1, Start: 0}}, nil, nil)
+	put := func(epoch int32, at int64) {
+		t.Helper()
+		b := mkBatch(at, 1, 100, at, byte(at))
+		if err := wait(func(done func(error)) {
+			if err := l.Reserve(context.Background(), ClassClient, int64(len(b))); err != nil {
+				done(err)
+				return
+			}
+			l.Append(&Append{Partition: p, LeaderEpoch: epoch, BaseOffset: at, LastOffset: at, Run: b, Done: done})
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(1, 0)
+	damage := l.w.active.end
+	if err := wait(func(done func(error)) { l.Epoch(p, 3, 1, done) }); err != nil {
+		t.Fatal(err)
+	}
+	put(3, 1)
+	put(3, 2)
+	mustClose(t, l)
+	fs := o.FS.(*vfs.Mem)
+	image := fs.Bytes("wal/" + segmentName(1))
+	image[damage+10] ^= 1
+	fs.Put("wal/"+segmentName(1), image)
+	l = mustOpen(t, o)
+	r := l.Partitions()[0]
+	if want := (lineage.Lineage{{Epoch: 1, Start: 0}, {Epoch: 3, Start: 1}}); r.Suspect || r.End != 3 || !r.Lineage.Equal(want) {
+		t.Fatalf("%+v, want lineage %v", r, want)
 	}
 	mustClose(t, l)
 }

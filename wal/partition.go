@@ -259,6 +259,10 @@ func (l *Log) apply(g *segment, r *record) {
 		}
 		p.applyMap(l, &m)
 	case kindData:
+		if e, _ := p.lineage.Latest(); p.hole && r.epoch >= 0 && (len(p.lineage) == 0 || e.Epoch < r.epoch) {
+			// The EPOCH record is among what is missing. If no data is, the epoch began here.
+			p.lineage = p.lineage.Assign(r.epoch, r.base)
+		}
 		p.endsAt(l, r.base)
 		p.addRun(l, g, run{r.base, r.next, r.maxTS, uint32(r.pos), r.length, r.crc}, false)
 		p.claimedEnd = r.next

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"slices"
 	"strings"
 
@@ -446,7 +447,10 @@ func (l *Log) finishParts() {
 		p.start, p.end, p.hw = p.appliedStart, p.appliedEnd, p.appliedHW
 		r := Recovered{
 			ID: id, TopicID: p.topicID, Partition: p.index, Start: p.start, End: p.end, Lineage: p.lineage,
-			HighWatermark: min(p.appliedHW, p.end), Suspect: p.suspect(),
+			HighWatermark: min(p.appliedHW, p.end), Suspect: p.suspect(), ClaimedEnd: p.claimedEnd,
+		}
+		if p.hole {
+			r.ClaimedEnd = math.MaxInt64
 		}
 		if p.snapshot.length > 0 {
 			r.Snapshot, r.SnapshotOffset = l.readSnapshot(p), p.snapshot.offset

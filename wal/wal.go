@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -191,6 +192,9 @@ type Recovered struct {
 	// end at End: an append, an epoch or a truncation there, which is also how an operator's decision to go on with
 	// what is left is recorded.
 	Suspect bool
+	// ClaimedEnd is where the log ended as far as its records say: above End if something is missing in between,
+	// math.MaxInt64 if blocks are missing after the last record that says it.
+	ClaimedEnd int64
 }
 
 // Append is one run of record batches for a partition. Offsets and epochs are assigned in the bytes already.
@@ -591,6 +595,29 @@ func (l *Log) Drop(id PartitionID, done func(error)) {
 	l.partsMu.Lock()
 	delete(l.parts, id)
 	l.partsMu.Unlock()
+}
+
+// Skip lets a suspect partition go on above its damage: if all is intact from an offset on, up to where its records
+// say that the log ended, that is what it holds from now on, and it is suspect no more. What lies below must be known
+// to be elsewhere. It is for what recovery found, before anything is appended.
+func (l *Log) Skip(id PartitionID, to int64) (rec Recovered, ok bool) {
+	i := slices.IndexFunc(l.recovered, func(r Recovered) bool { return r.ID == id })
+	p := l.part(id)
+	if i < 0 || p == nil {
+		return rec, false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.dropped || p.hole || to < p.start || to > p.claimedEnd || p.contiguous(to) != p.claimedEnd {
+		return rec, false
+	}
+	rec = l.recovered[i]
+	rec.Start, rec.End, rec.HighWatermark, rec.Suspect = to, p.claimedEnd, min(p.appliedHW, p.claimedEnd), false
+	if !l.enqueue(&item{kind: kindTrim, base: to, p: p}) {
+		return rec, false
+	}
+	p.start, p.end = rec.Start, rec.End
+	return rec, true
 }
 
 // SetReclaimable tells how far a partition is in object storage, as read back from a committed manifest, or where

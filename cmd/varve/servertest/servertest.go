@@ -30,14 +30,15 @@ type Options struct {
 	Settings map[string]string
 	Bucket   objstore.Bucket // nil: one in memory that outlives restarts
 	FS       vfs.FS          // of the log; nil: the operating system's
-	// AcceptCorruptLog is what the flag of that name does.
-	AcceptCorruptLog bool
 }
 
 // Broker is a broker under test.
 type Broker struct {
-	tb   testing.TB
-	o    Options
+	tb testing.TB
+	o  Options
+	// acceptCorruptLog is what the flag of that name does.
+	acceptCorruptLog bool
+
 	dir  string
 	addr string
 	s    *server.Server
@@ -97,7 +98,7 @@ func (b *Broker) open() error {
 		w = os.Stderr
 	}
 	s, err := server.Open(context.Background(), server.Options{
-		Config: cfg, Dev: true, DataDir: b.dir, Bucket: unclosed{b.o.Bucket}, FS: b.o.FS, AcceptCorruptLog: b.o.AcceptCorruptLog,
+		Config: cfg, Dev: true, DataDir: b.dir, Bucket: unclosed{b.o.Bucket}, FS: b.o.FS, AcceptCorruptLog: b.acceptCorruptLog,
 		Logger: slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug})), Version: "test",
 	})
 	b.s = s
@@ -146,6 +147,9 @@ func (b *Broker) Restart(meanwhile func()) error {
 	}
 	return b.open()
 }
+
+// AcceptCorruptLog is what the flag of that name does, from the next restart on.
+func (b *Broker) AcceptCorruptLog() { b.acceptCorruptLog = true }
 
 // RestartOn starts the broker again on another disk, such as what a crash left
 // of the one it had.
