@@ -17,7 +17,7 @@ import (
 	"github.com/varve/varve/wal/vfs"
 )
 
-var long = flag.Bool("long", false, "run the long forms: every crash point with many seeds")
+var long = flag.Bool("long", false, "run the long forms: every byte, and every crash point with many seeds")
 
 // model is what a log should hold, as a function of the operations so far.
 type model struct {
@@ -308,9 +308,9 @@ func crashOptions(fs vfs.FS) Options {
 // log as the machine would after losing power, and compares. Then the script goes on, crashes again, and is
 // compared again: recovery leaves nothing behind that a second crash could bring up.
 func TestCrashEverywhere(t *testing.T) {
-	seeds, step := 2, 5
+	seeds, step := 2, 1
 	if *long {
-		seeds, step = 40, 1
+		seeds = 40
 	}
 	if testing.Short() {
 		seeds, step = 1, 7

@@ -196,16 +196,17 @@ func wholeBlock(b []byte, f *fixture, t *testing.T) bool {
 	return err == nil
 }
 
-// TestBitFlips flips a bit in every byte of every file of a closed log, one at a time. Close has claimed the last
+// TestBitFlips flips a bit in every byte of every file of a closed log, one at a time (of a log of several segments, in
+// its short form, in every byte of headers and descriptors and in some of the payloads). Close has claimed the last
 // block, so whatever is flipped, a partition that is not suspect has everything.
 func TestBitFlips(t *testing.T) {
 	for _, tc := range []struct {
-		appends int
-		what    string
-	}{{8, "one segment"}, {45, "several segments"}} {
+		appends, step int
+		what          string
+	}{{8, 1, "one segment"}, {45, 41, "several segments"}} {
 		f := makeFixture(t, tc.appends, true)
 		names, _ := f.fs.List("wal")
-		step := 41
+		step := tc.step
 		if *long {
 			step = 1
 		}
@@ -255,6 +256,118 @@ func TestBitFlips(t *testing.T) {
 			}
 		}
 		t.Logf("%s: %d flips, %d logs refused, %d with suspect partitions", tc.what, flips, refused, suspect)
+	}
+}
+
+// TestFooterFlips flips a bit in every byte of every footer (in its short form in every fifth). A footer is derived from the blocks: none of this may
+// cost anything.
+func TestFooterFlips(t *testing.T) {
+	f := makeFixture(t, 45, true)
+	id, err := decodeIdentity(f.fs.Bytes("wal/identity"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, _ := f.fs.List("wal")
+	flips := 0
+	for _, name := range names {
+		generation, ok := parseName(name, segmentSuffix)
+		if !ok {
+			continue
+		}
+		image := f.fs.Bytes("wal/" + name)
+		end := int64(len(image)) - segmentTailSize
+		tail, err := decodeTail(image[end:], place{id.uuid, generation}, int64(len(image)))
+		if err != nil {
+			continue // the active segment
+		}
+		at := func(i int64) {
+			b := slices.Clone(image)
+			b[i] ^= 1 << (i % 8)
+			fs := f.fs.Clone()
+			fs.Put("wal/"+name, b)
+			o := f.o
+			o.FS = fs
+			l := mustOpen(t, o)
+			for _, p := range f.ids {
+				start, end := l.Bounds(p)
+				if got, err := readAll(l, p, start, end, 1000); err != nil || !bytes.Equal(got, f.data[p]) {
+					t.Fatalf("%s, byte %d: partition %d: %d bytes, want %d; %v", name, i, p, len(got), len(f.data[p]), err)
+				}
+				if _, found, err := l.Find(p, 1000+end-2, start, end); err != nil || !found {
+					t.Fatalf("%s, byte %d: partition %d: last record not found by time: %v", name, i, p, err)
+				}
+			}
+			mustClose(t, l)
+			flips++
+		}
+		step := int64(5)
+		if *long {
+			step = 1
+		}
+		for i := tail.footerAt + int64(flips)%step; i < tail.footerAt+tail.footerLen; i += step {
+			at(i)
+		}
+		for i := end; i < end+80; i += step {
+			at(i)
+		}
+	}
+	if flips < 200 {
+		t.Errorf("only %d flips", flips)
+	}
+}
+
+// TestRunsFromBlocks puts the runs of every piece together from the blocks, and compares them with those in the
+// footer, in a log with truncations and copies.
+func TestRunsFromBlocks(t *testing.T) {
+	fs := vfs.NewMem()
+	s := newScript(4)
+	data, carried := 0, 0
+	for life := range 6 {
+		l := mustOpen(t, crashOptions(fs))
+		s.l, s.failed = l, false
+		for _, p := range l.applied {
+			for i := range p.pieces {
+				x := &p.pieces[i]
+				if !x.seg.sealed || x.foot.runs == 0 {
+					continue
+				}
+				want, err := x.seg.loadRuns(&x.foot)
+				if err != nil {
+					t.Fatal(err)
+				}
+				sc, err := l.scanSegment(x.seg, false)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got := sc.runsOf(&x.foot)
+				clip := func(runs []run) (out []run) {
+					for _, r := range runs {
+						if r.base, r.next = max(r.base, x.foot.base), min(r.next, x.foot.next); r.base < r.next {
+							out = append(out, r)
+						}
+					}
+					return out
+				}
+				if !slices.Equal(clip(got), clip(want)) {
+					t.Fatalf("life %d, partition %d, carried %v, [%d, %d):\ngot  %v\nwant %v", life, p.id, x.carried, x.foot.base, x.foot.next, clip(got), clip(want))
+				}
+				if x.carried {
+					carried++
+				} else {
+					data++
+				}
+			}
+		}
+		for id, below := range s.below {
+			l.SetReclaimable(id, below)
+		}
+		s.run(200)
+		mustClose(t, l)
+		fs = fs.Clone()
+	}
+	t.Logf("%d pieces of data, %d of copies", data, carried)
+	if data < 20 || carried == 0 {
+		t.Errorf("%d pieces of data, %d of copies: the script does not reach what it is there for", data, carried)
 	}
 }
 

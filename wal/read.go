@@ -121,7 +121,7 @@ func (l *Log) Read(id PartitionID, offset int64, maxBytes int, upTo int64) (Run,
 		}
 		p.mu.Unlock()
 		if !resident {
-			got, err := x.seg.loadRuns(&x.foot)
+			got, err := l.runsOf(x.seg, &x.foot)
 			x.seg.release()
 			if err != nil {
 				l.corrupt("%v", err)
@@ -294,7 +294,7 @@ func (l *Log) spans(id PartitionID, from, upTo int64) ([]span, error) {
 		if missing == nil {
 			return out, nil
 		}
-		runs, err := missing.seg.loadRuns(&missing.foot)
+		runs, err := l.runsOf(missing.seg, &missing.foot)
 		if err == nil {
 			p.mu.Lock()
 			for i := range p.pieces {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"path/filepath"
 	"slices"
+	"sort"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -178,6 +179,70 @@ func (g *segment) loadRuns(foot *footerPiece) ([]run, error) {
 		return nil, fmt.Errorf("%w: footer of segment %d, runs of local partition %d", ErrCorrupt, g.at.generation, foot.partition)
 	}
 	return runs, nil
+}
+
+// runsOf reads the runs of a piece whose runs are not in memory: from the footer, or, if that is damaged, from the
+// blocks, which it was made of. The caller holds a reference to the segment.
+func (l *Log) runsOf(g *segment, foot *footerPiece) ([]run, error) {
+	runs, err := g.loadRuns(foot)
+	if !errors.Is(err, ErrCorrupt) {
+		return runs, err
+	}
+	l.corrupt("%v; its blocks are scanned", err)
+	s, serr := l.scanSegment(g, false)
+	if serr != nil {
+		return nil, serr
+	}
+	if runs := s.runsOf(foot); runs != nil {
+		return runs, nil
+	}
+	return nil, err
+}
+
+// runsOf puts together the runs of a piece. nil: not all of it is there.
+func (s *scan) runsOf(foot *footerPiece) []run {
+	want := kindData
+	if foot.carried {
+		want = kindCarry
+	}
+	var all []run // ascending; the later record counts
+	for _, b := range s.blocks {
+		for i := range b.recs {
+			r := &b.recs[i]
+			if r.partition != foot.partition || r.kind != want && r.kind != kindTruncate {
+				continue
+			}
+			// What begins before goes up to here. What begins here or behind is cut off, but a copy replaces only what
+			// it covers.
+			n := sort.Search(len(all), func(i int) bool { return all[i].base >= r.base })
+			if n > 0 {
+				all[n-1].next = min(all[n-1].next, r.base)
+			}
+			var behind []run
+			if r.kind == kindCarry {
+				behind = slices.DeleteFunc(slices.Clone(all[n:]), func(x run) bool { return x.next <= r.next })
+			}
+			all = all[:n]
+			if r.kind == want {
+				all = append(all, run{r.base, r.next, r.maxTS, uint32(r.pos), r.length, r.crc})
+			}
+			all = append(all, behind...)
+		}
+	}
+	lo := sort.Search(len(all), func(i int) bool { return all[i].next > foot.base })
+	hi := sort.Search(len(all), func(i int) bool { return all[i].base >= foot.next })
+	all = all[lo:max(lo, hi)]
+	at := foot.base
+	for i := range all {
+		if all[i].base > at {
+			return nil
+		}
+		at = all[i].next
+	}
+	if len(all) == 0 || at < foot.next {
+		return nil
+	}
+	return all
 }
 
 var zeros [1 << 20]byte

@@ -413,7 +413,7 @@ func (l *Log) carry(g *segment, hs []holding) error {
 			runs := x.runs
 			if runs == nil {
 				var err error
-				if runs, err = g.loadRuns(&x.foot); err != nil {
+				if runs, err = l.runsOf(g, &x.foot); err != nil {
 					return err
 				}
 			}
