@@ -250,8 +250,10 @@ func (p *process) start() error {
 		return err
 	}
 	defer f.Close()
+	// A small log of small files: the kills also come while files are begun,
+	// sealed, carried from and given back.
 	p.cmd = exec.Command(p.varve, "dev", "--data-dir", filepath.Join(p.dir, "data"),
-		"--set", "listeners=PLAINTEXT://"+p.addr, "--set", "admin.listener=127.0.0.1:0", "--set", "wal.max.bytes=4294967296")
+		"--set", "listeners=PLAINTEXT://"+p.addr, "--set", "admin.listener=127.0.0.1:0", "--set", "wal.segment.bytes=4194304", "--set", "wal.max.bytes=67108864")
 	p.cmd.Stdout, p.cmd.Stderr = f, f
 	if err := p.cmd.Start(); err != nil {
 		return err
