@@ -154,10 +154,11 @@ func (t *Tier) page(ctx context.Context, key partitionKey, ref manifest.PageRef)
 // read runs one small read of the bucket in the pool of reads, with a deadline;
 // what was damaged on its way is read once more.
 func (t *Tier) read(ctx context.Context, f func(context.Context) error) (err error) {
-	if err := t.reads.Acquire(ctx, 1); err != nil {
+	reads := t.reads.Load()
+	if err := reads.Acquire(ctx, 1); err != nil {
 		return err
 	}
-	defer t.reads.Release(1)
+	defer reads.Release(1)
 	for range 2 {
 		c, cancel := context.WithTimeout(ctx, t.o.RequestTimeout)
 		err = f(c)

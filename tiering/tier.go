@@ -102,6 +102,15 @@ type State struct {
 	LastError                        error         // why the last upload failed; nil once one has succeeded
 }
 
+// Limits are the options that may change while a Tier runs.
+type Limits struct {
+	Uploads            int           // objects on their way at once; 4
+	UploadRate         int64         // bytes per second; 0: no bound
+	Reads              int           // reads of footers and pages at once; 16
+	ReadRate           int64         // bytes per second from the bucket for cold reads; 0: no bound
+	ProducerExpiration time.Duration // producer.id.expiration.ms; 24 h
+}
+
 // Options configure a Tier. Zero values take the defaults named.
 type Options struct {
 	Bucket    objstore.Bucket
@@ -110,12 +119,9 @@ type Options struct {
 	ClusterID string
 	BrokerID  int32
 
-	Uploads     int   // objects on their way at once; 4
+	Limits            // what SetLimits can change
 	UploadBytes int64 // memory for objects on their way; 256 MiB
-	UploadRate  int64 // bytes per second; 0: no bound
 	Commits     int   // heads committed at once for one mixed object; 16
-	Reads       int   // reads of footers and pages at once; 16
-	ReadRate    int64 // bytes per second from the bucket for cold reads; 0: no bound
 	MetaBytes   int64 // footers and pages kept in memory; 32 MiB
 
 	FlushInterval time.Duration // what is older is sealed; 1 minute
@@ -126,18 +132,17 @@ type Options struct {
 	BlockBytes    int           // 256 KiB
 	ChunkBytes    int           // blocks are cached together up to this; 1 MiB
 
-	UploadTimeout      time.Duration // one PUT; 2 minutes
-	RequestTimeout     time.Duration // any other request; 30 s
-	MinBackoff         time.Duration // after a failed upload; 200 ms
-	MaxBackoff         time.Duration // 30 s
-	RetentionInterval  time.Duration // 1 minute
-	CollectInterval    time.Duration // 10 s
-	SweepInterval      time.Duration // listing of the bucket for orphans; 1 hour, first after a tenth of it
-	Grace              time.Duration // from retirement to deletion, at least; 1 minute
-	PublishInterval    time.Duration // changed heads to the bucket; 1 minute
-	FullInterval       time.Duration // all heads to the bucket; 1 hour
-	ViewAge            time.Duration // how long the head of a partition led elsewhere is believed; 5 s
-	ProducerExpiration time.Duration // producer.id.expiration.ms; 24 h
+	UploadTimeout     time.Duration // one PUT; 2 minutes
+	RequestTimeout    time.Duration // any other request; 30 s
+	MinBackoff        time.Duration // after a failed upload; 200 ms
+	MaxBackoff        time.Duration // 30 s
+	RetentionInterval time.Duration // 1 minute
+	CollectInterval   time.Duration // 10 s
+	SweepInterval     time.Duration // listing of the bucket for orphans; 1 hour, first after a tenth of it
+	Grace             time.Duration // from retirement to deletion, at least; 1 minute
+	PublishInterval   time.Duration // changed heads to the bucket; 1 minute
+	FullInterval      time.Duration // all heads to the bucket; 1 hour
+	ViewAge           time.Duration // how long the head of a partition led elsewhere is believed; 5 s
 
 	// Urgent tells that the log needs room: copy lag is ignored and what is there
 	// is flushed. May be nil.
@@ -147,11 +152,16 @@ type Options struct {
 	Events Events
 }
 
+func (l *Limits) defaults() {
+	def(&l.Uploads, 4)
+	def(&l.Reads, 16)
+	def(&l.ProducerExpiration, 24*time.Hour)
+}
+
 func (o *Options) defaults() {
-	def(&o.Uploads, 4)
+	o.Limits.defaults()
 	def(&o.UploadBytes, 256<<20)
 	def(&o.Commits, 16)
-	def(&o.Reads, 16)
 	def(&o.MetaBytes, 32<<20)
 	def(&o.FlushInterval, time.Minute)
 	def(&o.TargetBytes, 64<<20)
@@ -171,7 +181,6 @@ func (o *Options) defaults() {
 	def(&o.PublishInterval, time.Minute)
 	def(&o.FullInterval, time.Hour)
 	def(&o.ViewAge, 5*time.Second)
-	def(&o.ProducerExpiration, 24*time.Hour)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -207,11 +216,13 @@ type Tier struct {
 	wake   chan struct{}   // the scheduler: look now
 	limits manifest.Limits // zero: the defaults
 
-	slots     *semaphore.Weighted // uploads
-	memory    *semaphore.Weighted // bytes of objects on their way
-	reads     *semaphore.Weighted
+	slots     atomic.Pointer[semaphore.Weighted] // uploads; SetLimits puts another one in its place
+	memory    *semaphore.Weighted                // bytes of objects on their way
+	reads     atomic.Pointer[semaphore.Weighted]
 	upRate    *rate.Limiter
 	readRate  *rate.Limiter
+	expiryMs  atomic.Int64           // producer.id.expiration.ms
+	running   atomic.Pointer[Limits] // what SetLimits was last called with
 	ownsCache bool
 
 	mu      sync.Mutex
@@ -273,14 +284,13 @@ func Open(o Options) (*Tier, error) {
 	t := &Tier{
 		o: o, log: o.Logger, ev: o.Events.filled(), bucket: o.Bucket, store: o.Manifests, chunks: o.Cache,
 		wake:   make(chan struct{}, 1),
-		slots:  semaphore.NewWeighted(int64(o.Uploads)),
 		memory: semaphore.NewWeighted(o.UploadBytes),
-		reads:  semaphore.NewWeighted(int64(o.Reads)),
 		led:    make(map[partitionKey]*leader),
 		views:  make(map[partitionKey]*view),
 		seen:   make(map[partitionKey]int64),
 	}
-	t.upRate, t.readRate = limiter(o.UploadRate), limiter(o.ReadRate)
+	t.upRate, t.readRate = rate.NewLimiter(rate.Inf, 0), rate.NewLimiter(rate.Inf, 0)
+	t.SetLimits(o.Limits)
 	if t.chunks == nil {
 		c, err := cache.Open(cache.Options{Logger: o.Logger})
 		if err != nil {
@@ -304,21 +314,43 @@ func Open(o Options) (*Tier, error) {
 	return t, nil
 }
 
-func limiter(bytes int64) *rate.Limiter {
-	if bytes <= 0 {
-		return nil
+// SetLimits takes over other limits. Uploads and reads that have begun end
+// under the old ones, so for a moment there can be as many as both allow.
+func (t *Tier) SetLimits(l Limits) {
+	l.defaults()
+	setRate(t.upRate, l.UploadRate)
+	setRate(t.readRate, l.ReadRate)
+	t.expiryMs.Store(l.ProducerExpiration.Milliseconds())
+	old := t.running.Swap(&l)
+	if old == nil || old.Uploads != l.Uploads {
+		t.slots.Store(semaphore.NewWeighted(int64(l.Uploads)))
 	}
-	return rate.NewLimiter(rate.Limit(bytes), int(min(bytes, 1<<30)))
+	if old == nil || old.Reads != l.Reads {
+		t.reads.Store(semaphore.NewWeighted(int64(l.Reads)))
+	}
+	t.kick()
+}
+
+func setRate(l *rate.Limiter, bytes int64) {
+	if bytes <= 0 {
+		l.SetLimit(rate.Inf)
+		return
+	}
+	l.SetBurst(int(min(bytes, 1<<30)))
+	l.SetLimit(rate.Limit(bytes))
 }
 
 // throttle waits until n bytes may go.
 func throttle(ctx context.Context, l *rate.Limiter, n int64) error {
-	if l == nil {
-		return nil
-	}
 	for n > 0 {
-		part := min(n, int64(l.Burst()))
+		part := n
+		if l.Limit() != rate.Inf {
+			part = min(n, int64(l.Burst()))
+		}
 		if err := l.WaitN(ctx, int(part)); err != nil {
+			if ctx.Err() == nil && part > int64(l.Burst()) {
+				continue // the bound has just been lowered
+			}
 			return err
 		}
 		n -= part

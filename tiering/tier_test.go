@@ -1,6 +1,7 @@
 package tiering
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -417,6 +418,71 @@ func TestCopyLag(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		if s, _ := x.State(byTime.id, 0); s.RemoteEnd != byTime.hw {
 			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// The limits hold, and may change while there are uploads and reads.
+func TestLimits(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		var running, most atomic.Int64
+		w.opts.Limits, w.opts.OwnBytes = Limits{Uploads: 1}, 1000
+		w.bucket.Inject(objstore.Fault{Op: objstore.OpPut, Key: "data/", Kind: objstore.Delay, Do: func(context.Context, objstore.Op, string) error {
+			most.Store(max(most.Load(), running.Add(1)))
+			time.Sleep(5 * time.Second)
+			running.Add(-1)
+			return nil
+		}})
+		x := w.open()
+		var logs []*fakeLog
+		for i := range int32(6) {
+			logs = append(logs, newLog(1, i))
+		}
+		w.lead(x, logs...)
+		for _, uploads := range []int{1, 3, 2} {
+			x.SetLimits(Limits{Uploads: uploads})
+			most.Store(0)
+			for _, f := range logs {
+				f.plain(t, 1, 20, 1000)
+			}
+			w.drained(x, logs...)
+			if n := int(most.Load()); n != uploads {
+				t.Errorf("%d uploads at once where %d may be", n, uploads)
+			}
+		}
+
+		// 20 KB at 200 bytes a second are on their way for 100 s.
+		f := logs[0]
+		remote := func() int64 { s, _ := x.State(f.id, f.index); return s.RemoteEnd }
+		x.SetLimits(Limits{UploadRate: 200})
+		f.plain(t, 1, 20, 1000)
+		time.Sleep(60 * time.Second)
+		if remote() >= f.hw {
+			t.Error("20 KB are uploaded in a minute at 200 bytes a second")
+		}
+		time.Sleep(2 * time.Minute)
+		if remote() != f.hw {
+			t.Error("20 KB are not uploaded in three minutes at 200 bytes a second")
+		}
+		f.plain(t, 1, 20, 1000)
+		time.Sleep(20 * time.Second)
+		x.SetLimits(Limits{})
+		time.Sleep(20 * time.Second)
+		if remote() != f.hw {
+			t.Error("an upload under way goes on at the old rate")
+		}
+
+		took := func(l Limits) time.Duration {
+			y := w.open()
+			y.SetLimits(l)
+			begin := time.Now()
+			f.compare(t, y, 0, f.hw, 1<<20)
+			return time.Since(begin)
+		}
+		free, bounded := took(Limits{}), took(Limits{ReadRate: 10_000})
+		// Five times 20 KB, of which one second's worth may go at once.
+		if free > time.Second || bounded < 8*time.Second {
+			t.Errorf("100 KB read in %v, at 10 KB a second in %v", free, bounded)
 		}
 	})
 }

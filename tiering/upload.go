@@ -149,16 +149,17 @@ func (t *Tier) start(pause *pauser, now time.Time, group []candidate) bool {
 		need += min(c.bytes, c.limit)
 	}
 	need = min(need, t.o.UploadBytes)
-	if !t.slots.TryAcquire(1) {
+	slots := t.slots.Load()
+	if !slots.TryAcquire(1) {
 		return false
 	}
 	if !t.memory.TryAcquire(need) {
-		t.slots.Release(1)
+		slots.Release(1)
 		return false
 	}
 	if !pause.begin(now) {
 		t.memory.Release(need)
-		t.slots.Release(1)
+		slots.Release(1)
 		return false
 	}
 	for _, c := range group {
@@ -169,7 +170,7 @@ func (t *Tier) start(pause *pauser, now time.Time, group []candidate) bool {
 		for _, c := range group {
 			c.l.busy.Store(false)
 		}
-		t.slots.Release(1)
+		slots.Release(1)
 		if uploaded {
 			t.kick() // there may be more; without progress the next tick is soon enough
 		}
@@ -427,7 +428,7 @@ func (t *Tier) seal(b *builder, c candidate) (*sectionBuilder, error) {
 	if base > end {
 		t.skip(l, &fo, base)
 	}
-	fo.state.Expire(time.Now().UnixMilli(), t.o.ProducerExpiration.Milliseconds())
+	fo.state.Expire(time.Now().UnixMilli(), t.expiryMs.Load())
 	p := l.r.Policy()
 	f := Footer{TopicID: l.key.topic, Partition: l.key.index, Base: base, Epoch: l.epoch, Created: time.Now().UnixMilli()}
 	if newest, ok := v.head.Newest(); ok {

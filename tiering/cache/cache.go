@@ -250,6 +250,14 @@ func (c *Cache) Close() error {
 	return nil
 }
 
+// SetLoads changes how many loads run at once. Those that run go on.
+func (c *Cache) SetLoads(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.o.Loads = max(n, 1)
+	c.dispatch()
+}
+
 // Stats returns the counters so far.
 func (c *Cache) Stats() Stats {
 	c.mu.Lock()

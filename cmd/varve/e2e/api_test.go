@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/IBM/sarama"
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -226,6 +227,34 @@ func TestConfigs(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
+}
+
+// TestLimitsWhileRunning: what is changed for all brokers reaches the object
+// storage part of one that runs.
+func TestLimitsWhileRunning(t *testing.T) {
+	t.Parallel()
+	b := servertest.Start(t, servertest.Options{})
+	b.CreateTopic("l", 1)
+	adm, ctx := admin(t, b), patience(t)
+	alter := func(c kadm.AlterConfig) {
+		t.Helper()
+		if rs, err := adm.AlterBrokerConfigs(ctx, []kadm.AlterConfig{c}); err != nil || rs[0].Err != nil {
+			t.Fatalf("%s: %v %v", c.Name, rs, err)
+		}
+	}
+	const rate = "remote.log.manager.copy.max.bytes.per.second"
+	alter(kadm.AlterConfig{Op: kadm.SetConfig, Name: rate, Value: ptr("1")})
+	if err := b.Client().ProduceSync(ctx, &kgo.Record{Topic: "l", Value: make([]byte, 1000)}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	// Ten flush intervals. The record takes a quarter of an hour at this rate.
+	time.Sleep(time.Second)
+	list, err := b.Server().TierStatus("l")
+	if err != nil || len(list) != 1 || list[0].HighWatermark != 1 || list[0].RemoteEnd != 0 {
+		t.Errorf("with %s=1: %+v, %v", rate, list, err)
+	}
+	alter(kadm.AlterConfig{Op: kadm.DeleteConfig, Name: rate})
+	b.Remote("l", false)
 }
 
 func TestSaramaClusterAdmin(t *testing.T) {

@@ -253,6 +253,8 @@ func (s *Server) reconfigure(cluster, own map[string]string) (*config.BrokerConf
 	}
 	// Decided once, at start.
 	next.Listeners, next.Static, next.MemoryMaxBytes, next.ClusterID = c.Listeners, c.Static, c.MemoryMaxBytes, c.ClusterID
+	s.tier.SetLimits(tierLimits(next))
+	s.chunks.SetLoads(next.RemoteReads)
 	return next, nil
 }
 

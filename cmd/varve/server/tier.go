@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/varve/varve/config"
 	"github.com/varve/varve/metadata/etcd"
 	"github.com/varve/varve/tiering"
 	"github.com/varve/varve/tiering/cache"
@@ -30,8 +31,7 @@ func (s *Server) openTier(clusterID string) (*tiering.Tier, error) {
 	s.chunks = chunks
 	t, err := tiering.Open(tiering.Options{
 		Bucket: s.bucket, Manifests: manifests{s.node.Manifests()}, Cache: chunks, ClusterID: clusterID, BrokerID: c.NodeID,
-		Uploads: c.RemoteUploads, UploadBytes: max(s.memory.total/10, 16<<20), Reads: c.RemoteReads,
-		UploadRate: unbounded(c.RemoteCopyMaxBytesPerSecond), ReadRate: unbounded(c.RemoteFetchMaxBytesPerSecond),
+		Limits: tierLimits(c), UploadBytes: max(s.memory.total/10, 16<<20),
 		MetaBytes:     max(s.memory.total/50, 4<<20),
 		FlushInterval: c.RemoteFlushInterval, TargetBytes: c.RemoteObjectBytes, Grace: c.RemoteDeleteGrace,
 		RequestTimeout: c.RemoteRequestTimeout, RetentionInterval: c.RetentionCheckInterval,
@@ -42,7 +42,6 @@ func (s *Server) openTier(clusterID string) (*tiering.Tier, error) {
 		CollectInterval: min(max(c.RemoteDeleteGrace/6, 100*time.Millisecond), 10*time.Second),
 		PublishInterval: min(max(c.RemoteDeleteGrace/2, 500*time.Millisecond), time.Minute),
 
-		ProducerExpiration: c.ProducerIDExpiration,
 		Urgent: func() bool {
 			// Uploads hurry before producers have to be refused.
 			st := s.wal.Stats()
@@ -54,6 +53,16 @@ func (s *Server) openTier(clusterID string) (*tiering.Tier, error) {
 		return nil, fmt.Errorf("tiering: %w", err)
 	}
 	return t, nil
+}
+
+// tierLimits are the settings of object storage that may change while the
+// broker runs.
+func tierLimits(c *config.BrokerConfig) tiering.Limits {
+	return tiering.Limits{
+		Uploads: c.RemoteUploads, UploadRate: unbounded(c.RemoteCopyMaxBytesPerSecond),
+		Reads: c.RemoteReads, ReadRate: unbounded(c.RemoteFetchMaxBytesPerSecond),
+		ProducerExpiration: c.ProducerIDExpiration,
+	}
 }
 
 // unbounded turns Kafka's largest number into tiering's 0.
