@@ -170,8 +170,8 @@ func (po *produce) unanswered() error {
 	for _, t := range po.topics {
 		for _, p := range po.parts[at : at+t.partitions] {
 			if p.ErrorCode != 0 && err == nil {
-				err = fmt.Errorf("broker: acks=0 produce to %s-%d failed with %s: closing the connection is the only way to tell",
-					t.name, p.Index, protocol.Name(p.ErrorCode))
+				err = fmt.Errorf("%w: acks=0 produce to %s-%d: %s: closing the connection is the only way to tell",
+					errUnanswerable, t.name, p.Index, protocol.Name(p.ErrorCode))
 			}
 		}
 		at += t.partitions

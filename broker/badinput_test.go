@@ -14,6 +14,7 @@ import (
 	"os"
 	"reflect"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -398,6 +399,35 @@ func TestPackets(t *testing.T) {
 		c.send(all[i : i+1])
 	}
 	check("one byte in each packet")
+
+	// What came before a request that ends the connection is answered.
+	metadata, _ := c.frame(at(12, kmsg.NewPtrMetadataRequest()))
+	nobody, _ := c.frame(produceReq(9, 0, "unknown", 0, plain(1).bytes()))
+	for what, bad := range map[string][]byte{
+		"impossible size":     be32(-1),
+		"unknown key":         framed(header(999, 0, 1, nil)),
+		"unsupported version": framed(header(3, 99, 1, []byte{0})),
+		"malformed header":    framed(make([]byte, 5), be32(-1)),
+		"malformed body":      framed(header(3, 12, 1, []byte{0}), []byte{0xff, 0xff}),
+		"malformed produce":   framed(header(0, 9, 1, []byte{0}), []byte{0xff}),
+		"malformed fetch":     framed(header(1, 12, 1, []byte{0}), []byte{0xff}),
+		"acks=0":              nobody,
+	} {
+		c = dial(t, b)
+		all, reqs, ids = nil, nil, nil
+		for _, req := range []kmsg.Request{produceReq(9, -1, "packets", 0, plain(1).bytes()), at(12, kmsg.NewPtrMetadataRequest()), produceReq(9, 1, "packets", 0, plain(1).bytes())} {
+			f, id := c.frame(req)
+			all, reqs, ids = append(all, f...), append(reqs, req), append(ids, id)
+		}
+		// A fetch that waits is answered now, and not in its time.
+		far := fetchReq(12, "packets", fetchPart(0, 0))
+		far.MinBytes, far.MaxWaitMillis = math.MaxInt32, math.MaxInt32
+		f, id := c.frame(far)
+		reqs, ids = append(reqs, far), append(ids, id)
+		c.send(slices.Concat(all, f, bad, metadata))
+		check("before " + what)
+		c.ends("after " + what)
+	}
 
 	// Somebody who asks and does not read is not read from in turn: requests
 	// stay in the sockets, and what is pending is bounded.

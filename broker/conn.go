@@ -196,7 +196,7 @@ func (c *conn) serve() {
 	if err != nil && !errors.Is(err, errDraining) {
 		c.logEnd(err)
 	}
-	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, errDraining) {
+	if err != nil && !owesAnswers(err) {
 		// The stream is broken: nobody reads the answers.
 		c.cancel()
 		c.nc.Close()
@@ -206,6 +206,21 @@ func (c *conn) serve() {
 	c.nc.Close()
 	c.frames.drop()
 }
+
+// owesAnswers tells whether a reader that ended with err leaves a peer that
+// still reads: what it asked for before is answered then. To drop the answer to
+// a produce that was committed would make its client write it again.
+func owesAnswers(err error) bool {
+	for _, e := range []error{io.EOF, errDraining, errFrame, errUnanswerable, protocol.ErrMalformed, protocol.ErrUnknownKey, protocol.ErrUnsupportedVersion, protocol.ErrTooCostly} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// errUnanswerable is a request that failed and has no answer (acks=0).
+var errUnanswerable = errors.New("broker: a request without an answer failed")
 
 func (c *conn) logEnd(err error) {
 	switch {
@@ -304,8 +319,14 @@ func (c *conn) handle(buf *slab.Buf, charge int64) (err error) {
 		if r := recover(); r != nil {
 			err = c.failed(p, r)
 		}
-		if err != nil {
-			p.uncharge()
+		if err == nil {
+			return
+		}
+		p.uncharge()
+		if owesAnswers(err) && !p.isReady() {
+			// Nothing follows the answers to what came before it.
+			p.closeIt = true
+			p.complete(nil, nil)
 		}
 	}()
 	hdr, body, err := protocol.ParseHeaderAfter(buf.Bytes(), c.clientID)
