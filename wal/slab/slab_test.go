@@ -26,16 +26,16 @@ func TestClasses(t *testing.T) {
 }
 
 func TestReleaseBelowZeroPanics(t *testing.T) {
-	b := Get(MaxPooled + 1) // not pooled, so nobody else can be handed it
-	b.Release()
-	for name, f := range map[string]func(){"release": b.Release, "retain": b.Retain} {
+	for name, f := range map[string]func(*Buf){"release": (*Buf).Release, "retain": (*Buf).Retain} {
+		b := Get(MaxPooled + 1) // not pooled, so nobody else can be handed it
+		b.Release()
 		func() {
 			defer func() {
 				if recover() == nil {
 					t.Errorf("%s of a released buffer did not panic", name)
 				}
 			}()
-			f()
+			f(b)
 		}()
 	}
 }
