@@ -14,6 +14,7 @@ import (
 	"github.com/varve/varve/broker/protocol"
 	"github.com/varve/varve/cmd/varve/servertest"
 	"github.com/varve/varve/wal/batch"
+	"github.com/varve/varve/wal/vfs"
 )
 
 func fetchPart(index int32, offset int64) kmsg.FetchRequestTopicPartition {
@@ -785,4 +786,95 @@ func TestTransactionalBatches(t *testing.T) {
 		t.Errorf("read_committed sees up to %d", p.LastStableOffset)
 	}
 	y.unharmed("transactional batches")
+}
+
+// TestUnsynced: while the disk holds back its fsync, nobody is told of what was
+// written, neither its producer nor a consumer, whichever way it asks.
+func TestUnsynced(t *testing.T) {
+	disk := vfs.NewFaulty(vfs.NewMem())
+	b := servertest.Start(t, servertest.Options{FS: disk})
+	y := newBystander(t, b)
+	b.CreateTopic("u", 1)
+	y.must("u", 0, 3)
+	time.Sleep(2 * time.Millisecond)
+	since := time.Now().UnixMilli() // later than the first three, not later than what follows
+	held, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	letGo := sync.OnceFunc(func() { close(release) })
+	t.Cleanup(letGo) // before the broker's own, which waits for the log
+	disk.Decide(func(op vfs.Op, name string) vfs.Fault {
+		if op == vfs.OpSync && strings.HasSuffix(name, ".wal") {
+			once.Do(func() { close(held) })
+			<-release
+		}
+		return vfs.Fault{}
+	})
+	type parked struct {
+		*client
+		req kmsg.Request
+		id  int32
+	}
+	var waiting []parked
+	park := func(req kmsg.Request) {
+		c := dial(t, b)
+		f, id := c.frame(req)
+		c.send(f)
+		waiting = append(waiting, parked{c, req, id})
+	}
+	for _, acks := range []int16{-1, 1} {
+		park(produceReq(9, acks, "u", 0, plain(1).bytes()))
+	}
+	tail := fetchReq(12, "u", fetchPart(0, 3))
+	park(tail)
+	<-held
+	// The batches are assigned their offsets before or while the disk is held;
+	// what is told must not depend on which of them have come so far.
+	for range 20 {
+		now := fetchReq(12, "u", fetchPart(0, 3))
+		now.MaxWaitMillis = 0
+		if p := only(t, y.fetch(now)); p.ErrorCode != 0 || len(p.RecordBatches) > 0 || p.HighWatermark != 3 || p.LastStableOffset != 3 {
+			t.Fatalf("not synced, and fetched: %s, %d bytes, high watermark %d, last stable offset %d", protocol.Name(p.ErrorCode), len(p.RecordBatches), p.HighWatermark, p.LastStableOffset)
+		}
+		if end := y.latest("u", 0); end != 3 {
+			t.Fatalf("not synced, and the latest offset is %d", end)
+		}
+		if p := y.listOffset("u", 0, since); p.Offset != -1 {
+			t.Fatalf("not synced, and found by its time: %+v", p)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	for _, w := range waiting {
+		w.nc.SetReadDeadline(time.Now().Add(time.Millisecond))
+		if n, err := w.r.Peek(1); err == nil {
+			t.Errorf("%s is answered before the fsync: %x", kmsg.NameForKey(w.req.Key()), n)
+		}
+	}
+	letGo()
+	for _, w := range waiting {
+		got, err := w.answer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := decode(w.req, got, w.id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch r := resp.(type) {
+		case *kmsg.ProduceResponse:
+			if p := r.Topics[0].Partitions[0]; p.ErrorCode != 0 || p.BaseOffset < 3 {
+				t.Errorf("synced: %s at %d", describe(p), p.BaseOffset)
+			}
+		case *kmsg.FetchResponse:
+			if p := only(t, r); len(p.RecordBatches) == 0 {
+				t.Errorf("synced, and the fetch that waited is told %+v", p)
+			}
+		}
+	}
+	if end := y.latest("u", 0); end != 5 {
+		t.Errorf("synced, and the latest offset is %d", end)
+	}
+	if p := y.listOffset("u", 0, since); p.Offset != 3 {
+		t.Errorf("synced, and by its time found at %d", p.Offset)
+	}
+	y.unharmed("a slow disk")
 }

@@ -541,6 +541,88 @@ func TestPublish(t *testing.T) {
 	})
 }
 
+// What no head names any more stays for the grace at least: a reader may still go
+// by an older head. It stays until the published state lacks it, too.
+func TestGrace(t *testing.T) {
+	const grace = time.Minute
+	// gone measures how long an object is still there.
+	gone := func(t *testing.T, w *world, atMost time.Duration) time.Duration {
+		t.Helper()
+		began, n := time.Now(), w.objects()
+		if n == 0 {
+			t.Fatal("there was nothing to delete")
+		}
+		for w.objects() == n {
+			if time.Since(began) > atMost {
+				t.Fatalf("%d objects are still there after %v", n, atMost)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		return time.Since(began)
+	}
+	for _, c := range []struct {
+		name    string
+		atMost  time.Duration
+		atLeast time.Duration
+		retire  func(t *testing.T, w *world, x *Tier, f *fakeLog)
+	}{
+		{"records are deleted", 2 * grace, grace, func(t *testing.T, w *world, x *Tier, f *fakeLog) {
+			if _, err := x.AdvanceLogStart(bg, f.id, 0, f.hw); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"file.delete.delay.ms is longer", 6 * grace, 5 * grace, func(t *testing.T, w *world, x *Tier, f *fakeLog) {
+			f.set(func(p *Policy) { p.DeleteDelayMs = 5 * grace.Milliseconds() })
+			if _, err := x.AdvanceLogStart(bg, f.id, 0, f.hw); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"retention by size", 2 * grace, grace, func(t *testing.T, w *world, x *Tier, f *fakeLog) {
+			f.set(func(p *Policy) { p.RetentionBytes = 1 })
+			for {
+				if s, _ := x.State(f.id, 0); s.LogStart > 0 {
+					return
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+		}},
+		{"the topic is deleted", 2 * grace, grace, func(t *testing.T, w *world, x *Tier, f *fakeLog) {
+			x.Resign(f.id, 0)
+			w.store.DeleteTopic(f.id, f.name, 1)
+		}},
+		{"publishing fails for ten minutes", 13 * grace, 10 * grace, func(t *testing.T, w *world, x *Tier, f *fakeLog) {
+			remove := w.bucket.Inject(objstore.Fault{Op: objstore.OpPut, Key: "state/", Kind: objstore.FailBefore})
+			if _, err := x.AdvanceLogStart(bg, f.id, 0, f.hw); err != nil {
+				t.Fatal(err)
+			}
+			time.AfterFunc(10*grace, remove)
+		}},
+		{"a topic is deleted and publishing fails for ten minutes", 13 * grace, 10 * grace, func(t *testing.T, w *world, x *Tier, f *fakeLog) {
+			remove := w.bucket.Inject(objstore.Fault{Op: objstore.OpPut, Key: "state/", Kind: objstore.FailBefore})
+			x.Resign(f.id, 0)
+			w.store.DeleteTopic(f.id, f.name, 1)
+			time.AfterFunc(10*grace, remove)
+		}},
+	} {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.opts.Grace, w.opts.TargetBytes, w.opts.ViewAge = grace, 1000, grace/2
+			x, f := w.open(), newLog(1, 0)
+			w.lead(x, f)
+			f.plain(t, 20, 1, 500)
+			w.drained(x, f)
+			y := w.open()
+			f.compare(t, y, 0, f.hw, 1)  // y knows this head
+			time.Sleep(10 * time.Second) // and it is published
+			c.retire(t, w, x, f)
+			y.meta = newMeta(1 << 20)
+			f.compare(t, y, 0, f.hw, 1)
+			if d := gone(t, w, c.atMost); d < c.atLeast-time.Second {
+				t.Errorf("%s: an object went after %v", c.name, d)
+			}
+		})
+	}
+}
+
 func TestDeletedTopics(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.opts.TargetBytes = 1000
