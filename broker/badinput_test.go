@@ -728,6 +728,14 @@ func TestNames(t *testing.T) {
 			t.Errorf("Produce %s: %s", name(n), protocol.Name(code))
 		}
 	}
+	// The longest name there may be is one all the way to the bucket.
+	long := strings.Repeat("x", 249)
+	b.CreateTopic(long, 1)
+	y.must(long, 0, 3)
+	b.Remote(long, false)
+	if !bytes.Contains(y.stored(long, 0, 0), []byte("value 2")) {
+		t.Error("a topic with a name of 249 characters does not return what was written")
+	}
 	// Kafka refuses names that metrics cannot tell apart.
 	b.CreateTopic("one.two", 1)
 	ct := kmsg.NewPtrCreateTopicsRequest()

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/snappy"
 	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -97,6 +98,8 @@ func squeeze(codec batch.Codec, b []byte) []byte {
 		w = lz4.NewWriter(&out)
 	case batch.Zstd:
 		w, _ = zstd.NewWriter(&out, zstd.WithEncoderConcurrency(1))
+	case batch.Snappy:
+		return snappy.Encode(nil, b)
 	}
 	w.Write(b)
 	w.Close()
@@ -579,7 +582,7 @@ func unsound() map[string][]byte {
 		"-1 headers":                    around(0, 1, record(byte(0), 0, 0, 1, "k", 1, "v", -1)),
 		"varint without end":            around(0, 1, bytes.Repeat([]byte{0xff}, 50)),
 	}
-	for _, codec := range []batch.Codec{batch.Gzip, batch.LZ4, batch.Zstd} {
+	for codec := batch.Gzip; codec <= batch.Zstd; codec++ {
 		s := plain(100)
 		s.Codec = codec
 		whole := s.bytes()
