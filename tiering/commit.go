@@ -333,9 +333,10 @@ func (t *Tier) commit(ctx context.Context, l *leader, change edit) error {
 			if fresh.rev < v.rev {
 				return fmt.Errorf("manifest of %s: %w: revision %d, was %d", l.key, ErrRegressed, fresh.rev, v.rev)
 			}
-			t.adoptView(l, fresh)
-			// Another leader or the compaction worker got in between: what it
-			// did stands, ours is made again on top of it.
+			// Another leader or the compaction worker got in between, or an earlier
+			// request of ours whose answer was lost: what it did stands, ours is
+			// made again on top of it.
+			t.tell(l, fresh)
 			if fresh.rev == v.rev {
 				if !sleep(ctx, jittered(backoff)) {
 					return ctx.Err()
@@ -384,7 +385,11 @@ func (t *Tier) send(ctx context.Context, req CommitRequest) (int64, error) {
 		c, cancel := context.WithTimeout(ctx, t.o.RequestTimeout)
 		rev, err := t.store.Commit(c, req)
 		cancel()
-		if err == nil || errors.Is(err, ErrConflict) || errors.Is(err, ErrFenced) || ctx.Err() != nil {
+		if err == nil || errors.Is(err, ErrConflict) || errors.Is(err, ErrFenced) {
+			t.outcome(Commit, nil) // the store answers
+			return rev, err
+		}
+		if ctx.Err() != nil {
 			return rev, err
 		}
 		// Not applied, or not known to be: in both cases the same request is the
@@ -417,7 +422,6 @@ func (t *Tier) putPage(ctx context.Context, key partitionKey, w manifest.Write) 
 // committed takes over a head that was just committed, reads it back, and hands
 // over to the collector what it no longer names.
 func (t *Tier) committed(ctx context.Context, l *leader, old *view, res *manifest.Result, rev int64, added int) {
-	t.outcome(Commit, nil)
 	v := t.newView(l.key, res.Head, rev)
 	l.unread.Store(true)
 	t.adoptView(l, v)
@@ -455,6 +459,13 @@ func (t *Tier) readBack(ctx context.Context, l *leader) {
 		t.outcome(Commit, fmt.Errorf("manifest of %s: %w: revision %d, committed %d", l.key, ErrRegressed, v.rev, have.rev))
 		return
 	}
+	t.outcome(Commit, nil)
+	t.tell(l, v)
+}
+
+// tell takes over a head that was loaded from the store, and tells the replica.
+// The caller edits the head.
+func (t *Tier) tell(l *leader, v *view) {
 	t.adoptView(l, v)
 	l.unread.Store(false)
 	if l.ctx.Err() == nil {

@@ -167,6 +167,8 @@ func (o *Options) defaults() {
 	def(&o.TargetBytes, 64<<20)
 	def(&o.OwnBytes, 4<<20)
 	def(&o.MixedBytes, 32<<20)
+	// An object is in memory whole until it is in the bucket.
+	o.TargetBytes, o.MixedBytes = min(o.TargetBytes, o.UploadBytes), min(o.MixedBytes, o.UploadBytes)
 	def(&o.MixedSections, 4096)
 	def(&o.BlockBytes, 256<<10)
 	def(&o.ChunkBytes, 1<<20)
@@ -257,6 +259,7 @@ type leader struct {
 
 	mu      sync.Mutex
 	err     error // of the last upload
+	logged  time.Time
 	retryAt time.Time
 	fails   int
 	fold    *fold // producer state at the remote end; owned by who holds busy
@@ -502,8 +505,19 @@ func (t *Tier) State(topicID [16]byte, partition int32) (State, bool) {
 	return s, true
 }
 
-// Healthy is nil, or why uploading, publishing or collecting has been failing.
-func (t *Tier) Healthy() error { return t.bad.get() }
+// Healthy is nil, or why uploading, publishing or collecting has been failing, or
+// why one partition cannot be uploaded.
+func (t *Tier) Healthy() error {
+	if err := t.bad.get(); err != nil {
+		return err
+	}
+	for _, l := range t.leaders() {
+		if err := l.stuck(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // kick makes the scheduler look at once.
 func (t *Tier) kick() {

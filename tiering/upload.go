@@ -108,7 +108,7 @@ func (t *Tier) schedule(pause *pauser) {
 		c.bytes, c.oldestMs = l.r.Pending(next)
 		p := l.r.Policy()
 		c.verdict = decide(p, &t.o, c.pending, now.UnixMilli(), l.jitter(next), urgent)
-		c.limit = target(p, &t.o)
+		c.limit = min(target(p, &t.o), c.bytes) // what arrives before it is sealed has no memory reserved
 		switch c.verdict {
 		case own:
 			big = append(big, c)
@@ -146,7 +146,7 @@ func (t *Tier) schedule(pause *pauser) {
 func (t *Tier) start(pause *pauser, now time.Time, group []candidate) bool {
 	need := int64(maxBodyBuf)
 	for _, c := range group {
-		need += min(c.bytes, c.limit)
+		need += c.limit
 	}
 	need = min(need, t.o.UploadBytes)
 	slots := t.slots.Load()
@@ -210,6 +210,36 @@ func (l *leader) outcome(err error, o *Options) {
 	}
 }
 
+// stuck notes a failure that concerns one partition alone. It stands until that
+// partition's next upload succeeds, however well others do.
+func (t *Tier) stuck(l *leader, d Duty, err error) {
+	l.outcome(err, &t.o)
+	t.ev.Failed(d, fmt.Errorf("%s: %w", l.key, err))
+	l.mu.Lock()
+	say := l.logged.IsZero() || time.Since(l.logged) >= logEvery
+	if say {
+		l.logged = time.Now()
+	}
+	l.mu.Unlock()
+	if say {
+		t.log.Error("partition cannot be uploaded and is tried again", "topic", l.name, "partition", l.key.index, "duty", string(d), "err", err)
+	}
+}
+
+// stuck is why records of the partition that should be in the bucket are not, or nil.
+func (l *leader) stuck() error {
+	l.mu.Lock()
+	err := l.err
+	l.mu.Unlock()
+	if err == nil || l.ctx.Err() != nil || l.r.Policy().CopyDisabled {
+		return nil
+	}
+	if _, _, hw, _ := l.r.Extent(); hw <= l.view.Load().head.NextBase() {
+		return nil // they have expired meanwhile
+	}
+	return fmt.Errorf("upload of %s (topic %q): %w", l.key, l.name, err)
+}
+
 // jitter is a number in [0, 1) that differs between partitions and objects.
 func (l *leader) jitter(base int64) float64 {
 	h := fnv.New32a()
@@ -261,8 +291,8 @@ func (t *Tier) upload(group []candidate, freed func()) (uploaded bool, err error
 		if l.ctx.Err() != nil {
 			return // resigned meanwhile
 		}
-		l.outcome(err, &t.o)
 		first = err
+		t.stuck(l, Upload, fmt.Errorf("seal: %w", err))
 	}
 	for _, c := range group {
 		if t.ctx.Err() != nil {
@@ -273,14 +303,12 @@ func (t *Tier) upload(group []candidate, freed func()) (uploaded bool, err error
 		if err != nil {
 			if bodyTouched := b.reset(mark); !bodyTouched {
 				fail(c.l, err)
-				t.outcome(Upload, fmt.Errorf("seal %s: %w", c.l.key, err))
 				continue
 			}
 			// Bytes of the failed section are in the body already and cannot be
 			// told from good ones later: leave them out by starting over without
 			// this partition.
 			fail(c.l, err)
-			t.outcome(Upload, fmt.Errorf("seal %s: %w", c.l.key, err))
 			rest := slices.DeleteFunc(slices.Clone(group), func(o candidate) bool { return o.l == c.l })
 			if len(rest) == 0 {
 				return false, err
@@ -301,7 +329,7 @@ func (t *Tier) upload(group []candidate, freed func()) (uploaded bool, err error
 	dataEnd := b.body.size
 	if err := b.finish(); err != nil {
 		for _, p := range parts {
-			fail(p.l, err)
+			p.l.outcome(err, &t.o)
 		}
 		t.outcome(Upload, err)
 		return false, err
@@ -330,7 +358,9 @@ func (t *Tier) upload(group []candidate, freed func()) (uploaded bool, err error
 	}
 	if err != nil {
 		for _, p := range parts {
-			fail(p.l, err)
+			if p.l.ctx.Err() == nil {
+				p.l.outcome(err, &t.o)
+			}
 		}
 		if ctx.Err() == nil {
 			t.outcome(Upload, err)
@@ -349,20 +379,21 @@ func (t *Tier) upload(group []candidate, freed func()) (uploaded bool, err error
 	for _, p := range parts {
 		g.Go(func() error {
 			err := t.append(p.l, p.s.entry(kind, suffix))
-			p.l.outcome(err, &t.o)
 			switch {
 			case err == nil:
+				p.l.outcome(nil, &t.o)
 				p.l.mu.Lock()
 				f := p.s.fold
 				p.l.fold = &f
 				p.l.mu.Unlock()
 			case errors.Is(err, errSuperseded), errors.Is(err, ErrFenced), errors.Is(err, manifest.ErrFenced):
 				// Somebody else's object took the place. This one is an orphan.
+				p.l.outcome(err, &t.o)
 				t.gc.condemn(condemned{name: p.s.entry(kind, suffix).Name(p.l.key.topic, p.l.key.index)})
 				t.log.Info("object not committed", "partition", p.l.key.String(), "err", err)
 			case p.l.ctx.Err() == nil:
 				t.gc.condemn(condemned{name: p.s.entry(kind, suffix).Name(p.l.key.topic, p.l.key.index)})
-				t.outcome(Commit, err)
+				t.stuck(p.l, Commit, err)
 			}
 			return nil
 		})

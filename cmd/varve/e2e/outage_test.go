@@ -320,8 +320,8 @@ func TestDeniedWrites(t *testing.T) {
 		remove := faulty.Inject(objstore.Fault{Kind: kind})
 		kgoProduce(t, b.Addr(), "d", []rec{{value: []byte("x")}})
 		servertest.Eventually(t, func() error {
-			if m := metrics(t, b); m["varve_tier_failures_total"] < 2 {
-				return fmt.Errorf("failures %v", m["varve_tier_failures_total"])
+			if m := metrics(t, b); m["varve_tier_failures_total"] < 2 || m["varve_tier_failing"] != 1 {
+				return fmt.Errorf("failures %v, failing %v", m["varve_tier_failures_total"], m["varve_tier_failing"])
 			}
 			return nil
 		})
@@ -331,5 +331,11 @@ func TestDeniedWrites(t *testing.T) {
 		remove()
 		b.Remote("d", false)
 		b.Remote("d2", false)
+		servertest.Eventually(t, func() error {
+			if m := metrics(t, b); m["varve_tier_failing"] != 0 {
+				return fmt.Errorf("the alarm stands although everything is uploaded")
+			}
+			return nil
+		})
 	}
 }

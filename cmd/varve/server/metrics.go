@@ -238,6 +238,12 @@ func (m *metrics) watch(s *Server) {
 		Name: "varve_build_info", Help: "1; which build this is.",
 		ConstLabels: prometheus.Labels{"version": s.o.Version, "goversion": runtime.Version()},
 	}, func() float64 { return 1 }))
+	m.gauge("varve_tier_failing", "1 while uploading, committing, publishing, retention or collecting fails, or a partition cannot be uploaded.", func() float64 {
+		if s.tier.Healthy() != nil {
+			return 1
+		}
+		return 0
+	})
 	m.gauge("varve_uptime_seconds", "Time since the broker started.", func() float64 { return time.Since(s.started).Seconds() })
 	m.gauge("varve_memory_max_bytes", "Bound of memory (memory.max.bytes).", func() float64 { return float64(s.memory.total) })
 	m.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))

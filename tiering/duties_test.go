@@ -1,0 +1,131 @@
+package tiering
+
+import (
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/varve/varve/tiering/manifest"
+)
+
+// A commit whose answer was lost, and which a later request finds in the head: the
+// log of a partition that says nothing more must hear of it, or it keeps for ever
+// what is in the bucket.
+func TestLostAnswerFreesTheLog(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		var lose atomic.Int32
+		w.store.Hook = func(op string, _ [16]byte, _ int32, after bool) error {
+			if op == "commit" && after && lose.Add(-1) >= 0 {
+				return fmt.Errorf("%w: answer lost", ErrAmbiguous)
+			}
+			return nil
+		}
+		x, f := w.open(), newLog(1, 0)
+		w.lead(x, f)
+		lose.Store(1)
+		f.plain(t, 1, 10, 100)
+		w.drained(x, f)
+		if f.local != 10 {
+			t.Errorf("the log was told that it may reclaim up to %d of 10", f.local)
+		}
+		if err := x.Healthy(); err != nil {
+			t.Errorf("alarm: %v", err)
+		}
+		lose.Store(1)
+		if s, err := x.AdvanceLogStart(bg, f.id, 0, 5); err != nil || s != 5 {
+			t.Fatal(s, err)
+		}
+		if f.start != 5 {
+			t.Errorf("the replica was told of log start %d", f.start)
+		}
+		w.clean(x, f)
+	})
+}
+
+// An alarm ends with its cause: a head that could not be read back once, and then
+// was, is no failure any more, also if nothing is committed afterwards.
+func TestReadBackAlarmEnds(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		var fail atomic.Bool
+		w.store.Hook = func(op string, _ [16]byte, _ int32, after bool) error {
+			if op == "load" && fail.Load() {
+				return errInjected
+			}
+			return nil
+		}
+		x, f := w.open(), newLog(1, 0)
+		w.lead(x, f)
+		fail.Store(true)
+		f.plain(t, 1, 10, 100)
+		time.Sleep(5 * time.Second)
+		if f.local != 0 || x.Healthy() == nil {
+			t.Errorf("local start %d, alarm %v, while the head could not be read back", f.local, x.Healthy())
+		}
+		fail.Store(false)
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		if f.local != 10 || x.Healthy() != nil {
+			t.Errorf("local start %d, alarm %v", f.local, x.Healthy())
+		}
+	})
+}
+
+// What is sealed fits the memory that was reserved for it, whatever arrives
+// between the two.
+func TestSealTakesWhatWasReserved(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		x, f := w.open(), newLog(1, 0)
+		w.lead(x, f)
+		// Nobody may look at the bucket for a while: the upload stands before
+		// its first read of the log.
+		<-x.adopting
+		x.ours.Store(false)
+		f.plain(t, 1, 1, 1000)
+		time.Sleep(3 * time.Second)
+		f.plain(t, 100, 1, 1000)
+		x.adopting <- struct{}{}
+		w.drained(x, f)
+		raw, _, _ := w.store.Load(bg, f.id, 0)
+		h, err := manifest.DecodeHead(raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if first := h.Tail[0]; first.Bytes > 3000 {
+			t.Errorf("%d bytes in an object for which a record's room was reserved", first.Bytes)
+		}
+		w.clean(x, f)
+	})
+	o := Options{UploadBytes: 16 << 20}
+	o.defaults()
+	if o.TargetBytes > o.UploadBytes || o.MixedBytes > o.UploadBytes {
+		t.Errorf("objects of %d and %d bytes in %d bytes of memory", o.TargetBytes, o.MixedBytes, o.UploadBytes)
+	}
+}
+
+// A partition that cannot be uploaded is an alarm that stands, however well
+// others do.
+func TestStuckPartitionKeepsTheAlarm(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		x, stuck, fine := w.open(), newLog(1, 0), newLog(2, 0)
+		w.lead(x, stuck, fine)
+		stuck.plain(t, 1, 1, 100)
+		stuck.damage(0)
+		fine.plain(t, 1, 1, 100)
+		time.Sleep(10 * time.Second)
+		for range 50 {
+			fine.plain(t, 1, 1, 100)
+			time.Sleep(700 * time.Millisecond)
+			if x.Healthy() == nil {
+				t.Fatal("no alarm while a partition is stuck")
+			}
+		}
+		stuck.damage(0)
+		w.drained(x, stuck, fine)
+		time.Sleep(5 * time.Second)
+		if err := x.Healthy(); err != nil {
+			t.Errorf("alarm: %v", err)
+		}
+	})
+}
