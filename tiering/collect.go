@@ -24,6 +24,7 @@ type condemned struct {
 	rev   int64         // of the head that no longer names it; 0: never named
 	delay time.Duration // at least, from since on
 	since time.Time
+	dead  time.Time // first found dead, with sections of partitions led elsewhere
 	again time.Time // undecided: not before
 	tries int
 }
@@ -81,10 +82,22 @@ func (g *collector) forget(keys ...string) {
 	}
 }
 
-func (g *collector) later(key string, d time.Duration) {
+// spare takes an object off the list that was found to be named, unless it was
+// proposed again while it was judged.
+func (g *collector) spare(key string, c condemned) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if c, ok := g.list[key]; ok {
+	if g.list[key].since.Equal(c.since) {
+		delete(g.list, key)
+	}
+}
+
+// later asks about an object again after d, unless it was proposed again while it
+// was judged.
+func (g *collector) later(key string, c condemned, d time.Duration) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if now, ok := g.list[key]; ok && now.since.Equal(c.since) {
 		c.again, c.tries = time.Now().Add(d), c.tries+1
 		g.list[key] = c
 	}
@@ -259,28 +272,36 @@ func (t *Tier) collect(ctx context.Context) error {
 			continue
 		}
 		var f fate
+		var elsewhere bool
 		var err error
 		switch {
 		case c.name.Page:
 			f, err = b.judgePage(ctx, c.name)
 		case c.name.Kind == manifest.Mixed:
-			f, err = t.judgeMixed(ctx, b, c)
+			f, elsewhere, err = t.judgeMixed(ctx, b, c)
 		default:
 			f, err = b.judge(ctx, partitionKey{c.name.TopicID, c.name.Partition}, c.name.Base, c.name.Epoch, c.name.Kind, c.name.Suffix)
 		}
 		switch {
 		case vanished(err) && c.name.Kind == manifest.Mixed && !c.name.Page:
-			t.gc.forget(k) // never arrived, or gone already
+			t.gc.spare(k, c) // never arrived, or gone already
 		case err != nil:
 			failed = fmt.Errorf("judge %s: %w", k, err)
 		case f == named:
-			t.gc.forget(k)
+			t.gc.spare(k, c) // who lets go of it proposes it again
+		case f == dead && elsewhere && (c.dead.IsZero() || now.Sub(c.dead) < t.elsewhere(c)):
+			// Another broker may have let go of its section a moment ago: its readers
+			// and what it publishes need their time from now on.
+			if c.dead.IsZero() {
+				c.dead = now
+				t.gc.later(k, c, t.elsewhere(c))
+			}
 		case f == dead:
 			keys = append(keys, k)
 		default:
-			// Asked about less and less often: most are mixed objects that wait for
-			// other sections to die.
-			t.gc.later(k, jittered(min(t.o.CollectInterval<<min(c.tries, 16), t.o.SweepInterval)))
+			// Asked about less and less often: it waits for a remote end or an epoch
+			// to move.
+			t.gc.later(k, c, jittered(min(t.o.CollectInterval<<min(c.tries, 16), t.o.SweepInterval)))
 		}
 	}
 	if err := t.remove(ctx, keys); err != nil {
@@ -314,38 +335,42 @@ func (t *Tier) remove(ctx context.Context, keys []string) error {
 }
 
 // published tells whether the published state lacks what is to be deleted: a
-// cluster rebuilt from the bucket must not name it. Partitions that are led
-// elsewhere are published there; their objects wait two intervals instead.
+// cluster rebuilt from the bucket must not name it. An object is proposed once a
+// committed head lacks it, so a publication that began later lacks it as well,
+// whether or not a head ever named it: after a restart nobody knows.
+// Partitions that are led elsewhere are published there; their objects wait two
+// intervals besides, mixed ones as judgeMixed finds them.
 func (t *Tier) published(c condemned) bool {
-	if c.rev == 0 {
-		return true
+	if !t.pub.since(c.since) {
+		return false
 	}
-	if c.name.Kind == manifest.Mixed && !c.name.Page {
-		return t.pub.upTo() >= c.rev || time.Since(c.since) >= max(t.o.Grace, c.delay)+2*t.o.PublishInterval
-	}
-	key := partitionKey{c.name.TopicID, c.name.Partition}
-	if t.leader(key) == nil {
-		return time.Since(c.since) >= max(t.o.Grace, c.delay)+2*t.o.PublishInterval
-	}
-	return t.pub.rev(key) >= c.rev
+	mixed := c.name.Kind == manifest.Mixed && !c.name.Page
+	return mixed || c.rev == 0 || t.leader(partitionKey{c.name.TopicID, c.name.Partition}) != nil || time.Since(c.since) >= t.elsewhere(c)
+}
+
+// elsewhere is how long an object waits that partitions led by other brokers may
+// have named: they publish on their own.
+func (t *Tier) elsewhere(c condemned) time.Duration {
+	return max(t.o.Grace, c.delay) + 2*t.o.PublishInterval
 }
 
 // judgeMixed reads the directory of a mixed object and then the head of every
-// partition in it.
-func (t *Tier) judgeMixed(ctx context.Context, b *bench, c condemned) (fate, error) {
+// partition in it, until one names it. elsewhere tells whether some of them are
+// led by other brokers.
+func (t *Tier) judgeMixed(ctx context.Context, b *bench, c condemned) (res fate, elsewhere bool, err error) {
 	t.gc.mu.Lock()
 	hint, ok := t.gc.mixed[c.name.Suffix]
 	t.gc.mu.Unlock()
 	if ok {
 		if f, err := b.judge(ctx, hint.key, hint.base, 0, manifest.Mixed, c.name.Suffix); err != nil {
-			return undecided, err
+			return undecided, false, err
 		} else if f == named {
-			return undecided, nil // it stays proposed: its other sections die without being asked about
+			return named, false, nil
 		}
 	}
 	var list []Section
 	key := c.name.Key()
-	err := t.read(ctx, func(ctx context.Context) (err error) {
+	err = t.read(ctx, func(ctx context.Context) (err error) {
 		list, err = ReadDirectory(ctx, t.bucket, key)
 		if errors.Is(err, ErrCorrupt) {
 			t.ev.Corrupt(key, err)
@@ -353,31 +378,34 @@ func (t *Tier) judgeMixed(ctx context.Context, b *bench, c condemned) (fate, err
 		return err
 	})
 	if err != nil {
-		return undecided, err
+		return undecided, false, err
 	}
-	res := dead
+	res = dead
 	for _, s := range list {
 		k := partitionKey{s.TopicID, s.Partition}
 		f, err := b.judge(ctx, k, s.Base, s.Epoch, manifest.Mixed, c.name.Suffix)
 		if err != nil {
-			return undecided, err
+			return undecided, false, err
 		}
-		if f == named {
+		switch f {
+		case named:
 			t.gc.mu.Lock()
 			if len(t.gc.mixed) >= maxHints {
 				clear(t.gc.mixed)
 			}
 			t.gc.mixed[c.name.Suffix] = mixedHint{k, s.Base}
 			t.gc.mu.Unlock()
-		}
-		if f != dead {
-			return undecided, nil
+			return named, false, nil
+		case undecided:
+			res = undecided
+		case dead:
+			elsewhere = elsewhere || b.epoch[k] >= 0 && t.leader(k) == nil
 		}
 	}
 	t.gc.mu.Lock()
 	delete(t.gc.mixed, c.name.Suffix)
 	t.gc.mu.Unlock()
-	return res, nil
+	return res, elsewhere, nil
 }
 
 // bury deletes the objects of deleted topics, then their heads, then the
@@ -392,6 +420,7 @@ func (t *Tier) bury(ctx context.Context) error {
 	}
 	now := time.Now()
 	present := make(map[[16]byte]bool)
+	var failed error
 	for _, d := range list {
 		present[d.TopicID] = true
 		t.gc.mu.Lock()
@@ -413,10 +442,20 @@ func (t *Tier) bury(ctx context.Context) error {
 		if err := t.adopt(ctx); err != nil {
 			return err
 		}
+		whole := true
 		for p := range d.Partitions {
-			if err := t.buryPartition(ctx, partitionKey{d.TopicID, p}); err != nil {
-				return fmt.Errorf("objects of deleted topic %q: %w", d.Name, err)
+			err := t.buryPartition(ctx, partitionKey{d.TopicID, p})
+			if err == nil {
+				continue
 			}
+			err = fmt.Errorf("objects of deleted topic %q: %w", d.Name, err)
+			if !damaged(err) {
+				return err
+			}
+			failed, whole = err, false // what cannot be read keeps nobody else
+		}
+		if !whole {
+			continue
 		}
 		if err := t.store.DropTombstone(ctx, d.TopicID); err != nil {
 			return fmt.Errorf("forget deleted topic %q: %w", d.Name, err)
@@ -430,7 +469,13 @@ func (t *Tier) bury(ctx context.Context) error {
 		}
 	}
 	t.gc.mu.Unlock()
-	return nil
+	return failed
+}
+
+// damaged tells whether an error is about the bytes of one manifest, not about
+// the store or the bucket.
+func damaged(err error) bool {
+	return errors.Is(err, ErrCorrupt) || errors.Is(err, manifest.ErrCorrupt) || vanished(err)
 }
 
 func (t *Tier) buryPartition(ctx context.Context, key partitionKey) error {
@@ -520,6 +565,7 @@ func (t *Tier) sweep(ctx context.Context) error {
 	}
 	found, unknown := 0, 0
 	gone := make(map[partitionKey]bool) // partitions that do not exist, by what was asked in this sweep
+	bad := make(map[partitionKey]error) // whose manifest cannot be read: nothing of them is judged
 	for _, prefix := range []string{manifest.DataPrefix, manifest.PagePrefix} {
 		for after := ""; ; {
 			c, cancel := context.WithTimeout(ctx, t.o.RequestTimeout)
@@ -533,7 +579,15 @@ func (t *Tier) sweep(ctx context.Context) error {
 				if !ok || time.Since(info.Modified) < t.o.Grace {
 					continue
 				}
+				key := partitionKey{n.TopicID, n.Partition}
+				if bad[key] != nil {
+					continue
+				}
 				suspect, err := t.suspect(ctx, n, gone)
+				if damaged(err) && n.Kind != manifest.Mixed {
+					bad[key] = fmt.Errorf("manifest of %s: %w", key, err)
+					continue
+				}
 				if err != nil {
 					return err
 				}
@@ -560,6 +614,9 @@ func (t *Tier) sweep(ctx context.Context) error {
 			return fmt.Errorf("abort incomplete uploads: %w", err)
 		}
 	}
+	for _, err := range bad {
+		return err
+	}
 	return nil
 }
 
@@ -573,8 +630,14 @@ func (t *Tier) suspect(ctx context.Context, n manifest.Name, gone map[partitionK
 		if ok {
 			if l := t.leader(hint.key); l != nil {
 				alive, err := t.names(ctx, hint.key, l.view.Load().head, hint.base, n.Suffix)
+				if damaged(err) {
+					return false, nil // nothing of that partition is judged
+				}
 				return !alive, err
 			}
+			// Whoever leads that partition proposes the object when it lets go of
+			// it, and whoever leads it next knows no hint.
+			return t.missing(ctx, hint.key, gone)
 		}
 		return true, nil // judged once by its directory, which leaves a hint
 	}
@@ -588,6 +651,11 @@ func (t *Tier) suspect(ctx context.Context, n manifest.Name, gone map[partitionK
 		is, err := t.names(ctx, key, h, n.Base, n.Suffix)
 		return !is, err
 	}
+	return t.missing(ctx, key, gone)
+}
+
+// missing tells whether a partition does not exist; gone remembers the answers.
+func (t *Tier) missing(ctx context.Context, key partitionKey, gone map[partitionKey]bool) (bool, error) {
 	is, known := gone[key]
 	if !known {
 		c, cancel := context.WithTimeout(ctx, t.o.RequestTimeout)

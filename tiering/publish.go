@@ -127,7 +127,7 @@ func DecodePublication(b []byte) (*Publication, error) {
 type publisher struct {
 	mu    sync.Mutex
 	revs  map[partitionKey]int64 // of led partitions: published
-	all   int64                  // every change of a led partition up to this revision is published
+	began time.Time              // of the last publication that succeeded, or had nothing to say
 	tombs map[[16]byte]bool
 	full  time.Time // last time this process saw or made a full publication
 }
@@ -137,16 +137,12 @@ func (p *publisher) init() {
 	p.tombs = make(map[[16]byte]bool)
 }
 
-func (p *publisher) rev(key partitionKey) int64 {
+// since tells whether what was committed for led partitions before a moment is
+// published.
+func (p *publisher) since(then time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.revs[key]
-}
-
-func (p *publisher) upTo() int64 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.all
+	return p.began.After(then)
 }
 
 func (p *publisher) buried(topic [16]byte) bool {
@@ -170,6 +166,7 @@ func (t *Tier) publishLoop() {
 // publish writes the heads of led partitions that changed since they were
 // published last, and what topics were deleted.
 func (t *Tier) publish(ctx context.Context) error {
+	began := time.Now()
 	c, cancel := context.WithTimeout(ctx, t.o.RequestTimeout)
 	deleted, err := t.store.Deleted(c)
 	cancel()
@@ -177,14 +174,12 @@ func (t *Tier) publish(ctx context.Context) error {
 		return fmt.Errorf("deleted topics: %w", err)
 	}
 	p := &Publication{ClusterID: t.o.ClusterID, BrokerID: t.o.BrokerID, Created: time.Now().UnixMilli()}
-	all := int64(0)
 	led := make(map[partitionKey]bool)
 	leaders := t.leaders()
 	t.pub.mu.Lock()
 	for _, l := range leaders {
 		led[l.key] = true
 		v := l.view.Load()
-		all = max(all, v.rev)
 		if v.rev > t.pub.revs[l.key] {
 			p.Heads = append(p.Heads, PublishedHead{StoredHead{l.key.topic, l.key.index, v.head.Encode(), v.rev}, l.name})
 		}
@@ -228,7 +223,7 @@ func (t *Tier) publish(ctx context.Context) error {
 	for _, d := range p.Deleted {
 		t.pub.tombs[d.TopicID] = true
 	}
-	t.pub.all = max(t.pub.all, all)
+	t.pub.began = began
 	t.pub.mu.Unlock()
 	return nil
 }

@@ -1,6 +1,7 @@
 package tiering
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -218,6 +219,7 @@ func (m *MemManifests) Deleted(ctx context.Context) (list []Tombstone, err error
 		for _, d := range m.dead {
 			list = append(list, d)
 		}
+		slices.SortFunc(list, func(a, b Tombstone) int { return bytes.Compare(a.TopicID[:], b.TopicID[:]) })
 		return nil
 	})
 	return list, err

@@ -1,0 +1,205 @@
+package tiering
+
+import (
+	"bytes"
+	"io"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/varve/varve/tiering/manifest"
+	"github.com/varve/varve/tiering/objstore"
+)
+
+// Mixed objects that are alive do not fill the list of what may be garbage: there
+// are as many of them as there were flushes, and a full list takes no more.
+func TestLiveObjectsAreNotCondemned(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		x, f, g := w.open(), newLog(1, 0), newLog(2, 0)
+		w.lead(x, f, g)
+		for range 40 {
+			f.plain(t, 1, 1, 10)
+			g.plain(t, 1, 1, 10)
+			w.drained(x, f, g)
+		}
+		time.Sleep(3 * time.Minute)
+		synctest.Wait()
+		listed := func() int {
+			x.gc.mu.Lock()
+			defer x.gc.mu.Unlock()
+			return len(x.gc.list)
+		}
+		if n := listed(); n != 0 || w.objects() != 40 {
+			t.Errorf("%d of %d live objects are listed as garbage", n, w.objects())
+		}
+		// They go all the same once their last section has, whichever it is.
+		f.set(func(p *Policy) { p.RetentionMs = 1 })
+		w.clean(x, f, g)
+		if n := listed(); n != 0 || w.objects() != 40 {
+			t.Errorf("%d of %d live objects are listed as garbage", n, w.objects())
+		}
+		g.set(func(p *Policy) { p.RetentionMs = 1 })
+		w.clean(x, f, g)
+		if n := w.objects(); n != 1 {
+			t.Errorf("%d objects, the one with the newest footers was to stay", n)
+		}
+	})
+}
+
+// What a process that ended had retired but not published is found by the next
+// one's sweep, which must wait for a published state without it as well: until
+// then a cluster rebuilt from the bucket would name what is gone.
+func TestSweepWaitsForPublication(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.opts.TargetBytes, w.opts.PublishInterval = 1000, 2*time.Second
+		x, f, g := w.open(), newLog(1, 0), newLog(2, 0)
+		w.lead(x, f, g)
+		f.plain(t, 20, 1, 1000)
+		f.plain(t, 1, 1, 10)
+		g.plain(t, 1, 1, 10)
+		w.drained(x, f, g)
+		f.plain(t, 1, 1, 10)
+		g.plain(t, 1, 1, 10)
+		w.drained(x, f, g)
+		time.Sleep(10 * time.Second)
+		w.bucket.Inject(objstore.Fault{Op: objstore.OpPut, Key: "state/", Kind: objstore.Throttle})
+		for _, l := range []*fakeLog{f, g} {
+			if _, err := x.AdvanceLogStart(bg, l.id, 0, l.hw-1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		x.Close()
+		y := w.open()
+		w.lead(y, f, g)
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		list, err := ReadPublished(bg, w.mem)
+		if err != nil || len(list) != 2 {
+			t.Fatal(len(list), err)
+		}
+		rebuilt := NewMemManifests()
+		for _, h := range list {
+			rebuilt.heads[partitionKey{h.TopicID, h.Partition}] = h.StoredHead
+		}
+		if a, err := Check(bg, w.mem, rebuilt, AuditOptions{}); err != nil || a.Err() != nil {
+			t.Errorf("what is published names what is gone: %v %v", err, a.Err())
+		}
+		w.bucket.Clear()
+		w.clean(y, f, g)
+		if n := w.objects(); n != 1 {
+			t.Errorf("%d objects", n)
+		}
+	})
+}
+
+// One deleted topic whose page is damaged keeps no other from being buried, and
+// one partition's damaged page nobody's garbage from being found.
+func TestDamagedPageStopsOnlyItself(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		x, bad, next, alive := w.open(), newLog(1, 0), newLog(2, 0), newLog(3, 0)
+		x.limits = manifest.Limits{Tail: 3, Keep: 1, Page: 3, Pages: 2, Index: 1000}
+		logs := []*fakeLog{bad, next, alive}
+		w.lead(x, logs...)
+		for range 10 {
+			for _, f := range logs {
+				f.plain(t, 1, 1, 10)
+				w.drained(x, f)
+			}
+		}
+		time.Sleep(10 * time.Second)
+		damage := func(f *fakeLog) {
+			raw, _, _ := w.store.Load(bg, f.id, 0)
+			h, err := manifest.DecodeHead(raw)
+			if err != nil || len(h.Pages) == 0 {
+				t.Fatal("no page", err)
+			}
+			key := h.Pages[0].Key(f.id, 0)
+			b, _ := objstore.ReadRange(bg, w.mem, key, 0, int64(h.Pages[0].Size))
+			b[len(b)/2] ^= 1
+			w.mem.Delete(bg, []string{key})
+			if err := w.mem.Put(bg, key, bytesReader(b), int64(len(b)), objstore.CRC32C(b)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		damage(bad)
+		damage(alive)
+		x.Close()
+		y := w.open()
+		y.limits = x.limits
+		w.lead(y, alive)
+		w.store.DeleteTopic(bad.id, bad.name, 1)
+		w.store.DeleteTopic(next.id, next.name, 1)
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		if _, rev, _ := w.store.Load(bg, next.id, 0); rev != 0 {
+			t.Error("a deleted topic is not buried because of another's damaged page")
+		}
+		if _, rev, _ := w.store.Load(bg, bad.id, 0); rev == 0 {
+			t.Error("the head of a topic whose page cannot be read is gone, and with it the names of what is left")
+		}
+		if y.Healthy() == nil {
+			t.Error("no alarm")
+		}
+		// Garbage of others, behind the partition that cannot be judged.
+		n := manifest.Name{TopicID: next.id, Base: 5, Epoch: 1, Suffix: newSuffix()}
+		for {
+			if n.Key() > (manifest.DataPrefix + "f0") {
+				break
+			}
+			n.Suffix = newSuffix()
+		}
+		if err := w.mem.Put(bg, n.Key(), bytesReader([]byte("x")), 1, objstore.CRC32C([]byte("x"))); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		if _, err := w.mem.Head(bg, n.Key()); err == nil {
+			t.Error("garbage is not found because of another partition's damaged page")
+		}
+	})
+}
+
+func bytesReader(b []byte) io.ReadSeeker { return bytes.NewReader(b) }
+
+// A mixed object whose sections are led by two brokers: the grace of one does not
+// stand for that of the other, which let go of its section later.
+func TestMixedObjectOfTwoBrokers(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		x, y, f, g := w.open(), w.open(), newLog(1, 0), newLog(2, 0)
+		w.lead(x, f, g)
+		for range 2 {
+			f.plain(t, 1, 1, 10)
+			g.plain(t, 1, 1, 10)
+			w.drained(x, f, g)
+		}
+		x.Resign(g.id, 0)
+		g.newEpoch()
+		w.lead(y, g)
+		raw, _, _ := w.store.Load(bg, g.id, 0)
+		h, err := manifest.DecodeHead(raw)
+		if err != nil || len(h.Tail) != 2 || h.Tail[0].Kind != manifest.Mixed {
+			t.Fatalf("%+v %v", h, err)
+		}
+		key := h.Tail[0].Key(g.id, 0)
+		time.Sleep(10 * time.Second)
+		if _, err := x.AdvanceLogStart(bg, f.id, 0, 1); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(w.opts.Grace - 500*time.Millisecond)
+		if _, err := y.AdvanceLogStart(bg, g.id, 0, 1); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(w.opts.Grace - time.Second)
+		synctest.Wait()
+		if _, err := w.mem.Head(bg, key); err != nil {
+			t.Errorf("gone while readers of the other broker's head may still want it: %v", err)
+		}
+		time.Sleep(5 * time.Minute)
+		synctest.Wait()
+		if _, err := w.mem.Head(bg, key); err == nil {
+			t.Error("never deleted")
+		}
+		w.check(x, f)
+		w.check(y, g)
+	})
+}
