@@ -544,6 +544,7 @@ func (r *replica) Pending(from int64) (bytes int64, oldestMs int64) {
 		return 0, 0
 	}
 	r.mu.Lock()
+	r.rewind(time.Now().UnixMilli())
 	for len(r.ages) > 1 && r.ages[1].offset <= from {
 		r.ages = r.ages[1:]
 	}
@@ -567,6 +568,7 @@ const (
 
 // mark notes the time of an append at offset. Called with mu held.
 func (r *replica) mark(offset, now int64) {
+	r.rewind(now)
 	if n := len(r.ages); n > 0 && now-r.ages[n-1].ms < ageStep {
 		return
 	}
@@ -578,6 +580,15 @@ func (r *replica) mark(offset, now int64) {
 		r.ages = r.ages[:maxAges/2]
 	}
 	r.ages = append(r.ages, ageMark{offset, now})
+}
+
+// rewind takes marks of a time that has yet to come for marks of now: the clock was
+// set back, and what was appended before would not get old enough to be uploaded
+// until it has caught up. Called with mu held.
+func (r *replica) rewind(now int64) {
+	for i := len(r.ages) - 1; i >= 0 && r.ages[i].ms > now; i-- {
+		r.ages[i].ms = now
+	}
 }
 
 func (r *replica) Read(offset int64, maxBytes int, upTo int64) (tiering.Run, error) {
