@@ -72,6 +72,7 @@ func (h *harness) minio(ctx context.Context, varve string) {
 		f    func(context.Context) error
 	}{
 		{"a broker on a bucket of a MinIO server", t.start},
+		{"both client libraries pass the acceptance test of buckets", t.accept},
 		{"records are acknowledged and read back from local disk", t.produceLocally},
 		{"they are uploaded and leave local disk", t.tier},
 		{"the replay from object storage has the same bytes", t.replay},
@@ -88,6 +89,24 @@ func (h *harness) minio(ctx context.Context, varve string) {
 			return
 		}
 	}
+}
+
+// accept runs the acceptance test of buckets, which `make test` runs against a server in process, against this one.
+func (t *tiered) accept(ctx context.Context) error {
+	const test = "TestAcceptRealMinio"
+	cmd := exec.CommandContext(ctx, "go", "test", "-count=1", "-v", "-run", "^"+test+"$", "github.com/varve/varve/tiering/objstore")
+	cmd.Env = append(os.Environ(), "VARVE_TEST_MINIO="+t.minioAddr, "AWS_ACCESS_KEY_ID="+minioUser, "AWS_SECRET_ACCESS_KEY="+minioPassword,
+		"MINIO_ROOT_USER="+minioUser, "MINIO_ROOT_PASSWORD="+minioPassword)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%w\n%s", err, out)
+	}
+	for _, library := range []string{"minio", "s3"} {
+		if !bytes.Contains(out, []byte("--- PASS: "+test+"/"+library)) {
+			return fmt.Errorf("the test says nothing of %s:\n%s", library, out)
+		}
+	}
+	return nil
 }
 
 func (t *tiered) close() {
