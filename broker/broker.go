@@ -235,7 +235,7 @@ func (b *Broker) admitted(im *image.Image) bool {
 	return br != nil && !br.Fenced && br.Incarnation == b.meta.Incarnation()
 }
 
-// Ready says why the broker cannot serve all of its partitions, or nil.
+// Ready says why the broker does not serve yet, or nil.
 func (b *Broker) Ready() error {
 	if !b.admitted(b.meta.Image()) {
 		return errors.New("not admitted to the cluster yet")
@@ -243,7 +243,9 @@ func (b *Broker) Ready() error {
 	waiting, example := 0, ""
 	for _, r := range b.replicas.all() {
 		r.mu.Lock()
-		if r.lead != nil && !r.started {
+		// A suspect partition waits for an operator, and the others must not
+		// wait with it.
+		if r.lead != nil && !r.started && !errors.Is(r.offline, errSuspect) {
 			waiting++
 			example = r.String()
 			if r.offline != nil {

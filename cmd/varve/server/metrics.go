@@ -238,6 +238,12 @@ func (m *metrics) watch(s *Server) {
 		Name: "varve_build_info", Help: "1; which build this is.",
 		ConstLabels: prometheus.Labels{"version": s.o.Version, "goversion": runtime.Version()},
 	}, func() float64 { return 1 }))
+	m.gauge("varve_metadata_failing", "1 while metadata cannot be changed: etcd is away, full, or was set back.", func() float64 {
+		if s.node.Healthy() != nil {
+			return 1
+		}
+		return 0
+	})
 	m.gauge("varve_tier_failing", "1 while uploading, committing, publishing, retention or collecting fails, or a partition cannot be uploaded.", func() float64 {
 		if s.tier.Healthy() != nil {
 			return 1
