@@ -260,14 +260,15 @@ func (l *Log) recover() error {
 		if len(l.spares) == 0 {
 			l.lastSpare++
 			name := spareName(l.lastSpare)
-			if err := l.makeSpare(name); err != nil {
+			made, err := l.makeSpare(name)
+			if err != nil {
 				if isNoSpace(err) {
 					return fmt.Errorf("%w: %w", ErrNoSpace, err)
 				}
 				return fmt.Errorf("wal: %w", err)
 			}
 			l.space.files++
-			l.addSpare(name)
+			l.addSpare(made)
 		}
 		if err := l.roll(); err != nil {
 			return fmt.Errorf("wal: %w", err)
@@ -337,7 +338,7 @@ func (l *Log) checkSpare(name string) error {
 		return fmt.Errorf("wal: size of %s: %w", name, err)
 	}
 	if size == l.o.SegmentBytes {
-		l.spares = append(l.spares, name)
+		l.spares = append(l.spares, spare{name: name})
 		return nil
 	}
 	if err := l.fs.Remove(l.path(name)); err != nil {

@@ -247,15 +247,25 @@ func (s *scan) runsOf(foot *footerPiece) []run {
 
 var zeros [1 << 20]byte
 
-// makeSpare makes a file of zeros and syncs it: written, so that a later sync of its data need not write metadata, or
-// only allocated, if it is needed at once.
-func (l *Log) makeSpare(name string) error {
+// spare is a prepared file. raw: only allocated, so that a sync of what is written to it has metadata to write too.
+type spare struct {
+	name string
+	raw  bool
+}
+
+// makeSpare makes a file of zeros and syncs it: allocated, and written too if there is time for it.
+func (l *Log) makeSpare(name string) (spare, error) {
 	tmp := l.path(name + tempSuffix)
 	f, err := l.fs.Create(tmp)
 	if err != nil {
-		return err
+		return spare{}, err
 	}
-	err = l.fill(f)
+	raw := false
+	// Asking for the space first finds a full disk before anything is written.
+	err = f.Allocate(l.o.SegmentBytes)
+	if err == nil {
+		raw, err = l.fill(f)
+	}
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
@@ -269,9 +279,9 @@ func (l *Log) makeSpare(name string) error {
 		if rerr := l.fs.Remove(tmp); rerr != nil && !errors.Is(rerr, vfs.ErrNotExist) {
 			l.log.Warn("temporary file not removed", "name", tmp, "err", rerr)
 		}
-		return fmt.Errorf("prepare segment file: %w", err)
+		return spare{}, fmt.Errorf("prepare segment file: %w", err)
 	}
-	return nil
+	return spare{name, raw}, nil
 }
 
 // largeBlock is the size of blocks from which zeros cost more than they gain: a sync of 64 KiB takes 0.2 ms in a file that
@@ -279,55 +289,87 @@ func (l *Log) makeSpare(name string) error {
 const largeBlock = 32 << 10
 
 // fill writes zeros, in the background of what clients write. They are a second copy of everything on its way through
-// the page cache to the disk, and make syncs of small blocks a third cheaper. While blocks are large, or files are taken
-// faster than they can be filled, a file is left as allocated, which reads as zeros too: the data will write it, and it is
-// as good as any other when it is recycled.
-func (l *Log) fill(f vfs.File) error {
-	// Asking for the space first finds a full disk before anything is written.
-	if err := f.Allocate(l.o.SegmentBytes); err != nil {
-		return err
-	}
+// the page cache to the disk, and make syncs of small blocks a third cheaper. So while blocks are large, or files are
+// needed, one that is allocated is left at that: it reads as zeros too, improve may fill it later, and once its data has
+// written it, it is as good as any other. raw says that it was left.
+func (l *Log) fill(f vfs.File) (raw bool, err error) {
 	size, err := f.Size()
 	if err != nil {
-		return err
+		return false, err
 	}
 	allocated := size >= l.o.SegmentBytes // else the file system cannot
 	begin := time.Now()
 	blocks, written := l.stats.blocks.Load(), l.stats.bytes.Load()
 	for off, synced := int64(0), int64(0); off < l.o.SegmentBytes; {
 		l.mu.Lock()
-		hurry := l.space.spares <= reserveSegments
+		starting := !l.keeping // nobody writes yet, and the first file is worth waiting for
+		hurry := !starting && l.space.spares <= reserveSegments
 		l.mu.Unlock()
-		n := l.stats.blocks.Load() - blocks
-		if large := n > 0 && (l.stats.bytes.Load()-written)/n >= largeBlock; allocated && (hurry || large) {
-			return f.Sync()
+		if n := l.stats.blocks.Load() - blocks; allocated && (hurry || n > 0 && (l.stats.bytes.Load()-written)/n >= largeBlock) {
+			return true, f.Sync()
 		}
 		step := min(int64(len(zeros)), l.o.SegmentBytes-off)
 		if _, err := f.WriteAt(zeros[:step], off); err != nil {
-			return err
+			return false, err
 		}
 		// Synced in steps, and with pauses unless the file is needed at once: one long flush would hold up the fsync
 		// of the block that somebody waits for.
 		if off += step; off-synced >= 2<<20 || off == l.o.SegmentBytes {
 			if err := f.Sync(); err != nil {
-				return err
+				return false, err
 			}
 			synced = off
 			pause := time.Since(begin)
-			if hurry {
+			if hurry || starting {
 				pause = 0
 			}
 			if off < l.o.SegmentBytes {
 				select {
 				case <-time.After(pause):
 				case <-l.stop:
-					return ErrClosed
+					return false, ErrClosed
 				}
 			}
 			begin = time.Now()
 		}
 	}
-	return nil
+	return false, nil
+}
+
+// improve fills a spare that was only allocated, when nobody needs it. It says whether it did. Meanwhile the file is
+// nobody's: whoever takes a spare takes another one.
+func (l *Log) improve() bool {
+	l.segMu.Lock()
+	i := slices.IndexFunc(l.spares, func(s spare) bool { return s.raw })
+	if i < 0 || len(l.spares) < spareTarget {
+		l.segMu.Unlock()
+		return false
+	}
+	s := l.spares[i]
+	l.spares = slices.Delete(l.spares, i, i+1)
+	n := len(l.spares)
+	l.segMu.Unlock()
+	l.mu.Lock()
+	l.space.spares = n
+	l.space.update()
+	l.mu.Unlock()
+	f, err := l.fs.Open(l.path(s.name))
+	if err == nil {
+		s.raw, err = l.fill(f)
+		if cerr := f.Close(); err == nil {
+			err = cerr
+		}
+	}
+	switch {
+	case err == nil:
+	case errors.Is(err, ErrClosed), isNoSpace(err): // of a file system that does not write in place
+		s.raw = true
+	default:
+		l.fail(fmt.Errorf("fill segment file: %w", err))
+		return false
+	}
+	l.addSpare(s)
+	return !s.raw
 }
 
 // begin makes a spare file the segment of a generation. Its header is durable with the first block.

@@ -75,10 +75,13 @@ func (l *Log) pressed() bool {
 // keeper is the goroutine that keeps files prepared and gives segments back.
 func (l *Log) keeper() {
 	defer l.wg.Done()
+	l.mu.Lock()
+	l.keeping = true
+	l.mu.Unlock()
 	retry := time.NewTimer(l.o.retry)
 	defer retry.Stop()
 	for {
-		for l.failed.Load() == nil && (l.recycle() || l.reclaimOldest() || l.prepare()) {
+		for l.failed.Load() == nil && (l.recycle() || l.reclaimOldest() || l.prepare() || l.improve()) {
 			l.tellFull()
 			select {
 			case <-l.stop:
@@ -140,9 +143,9 @@ func (l *Log) prepare() bool {
 	l.lastSpare++
 	name := spareName(l.lastSpare)
 	l.segMu.Unlock()
-	err := l.makeSpare(name)
+	made, err := l.makeSpare(name)
 	if err == nil {
-		l.addSpare(name)
+		l.addSpare(made)
 		return true
 	}
 	l.mu.Lock()
@@ -157,9 +160,9 @@ func (l *Log) prepare() bool {
 }
 
 // addSpare counts a file that is ready; it is in space.files already.
-func (l *Log) addSpare(name string) {
+func (l *Log) addSpare(s spare) {
 	l.segMu.Lock()
-	l.spares = append(l.spares, name)
+	l.spares = append(l.spares, s)
 	n := len(l.spares)
 	l.segMu.Unlock()
 	l.mu.Lock()
@@ -181,12 +184,12 @@ func (l *Log) recycle() bool {
 	// A few more than are made: what is removed would have to be filled with zeros again.
 	keep := g.size == l.o.SegmentBytes && len(l.spares) < spareTarget+spareExtra
 	l.lastSpare++
-	spare := spareName(l.lastSpare)
+	free := spareName(l.lastSpare)
 	l.segMu.Unlock()
 	name := l.path(segmentName(g.at.generation))
 	var err error
 	if keep {
-		err = l.fs.Rename(name, l.path(spare))
+		err = l.fs.Rename(name, l.path(free))
 	} else {
 		err = l.fs.Remove(name)
 	}
@@ -199,7 +202,7 @@ func (l *Log) recycle() bool {
 		return false
 	}
 	if keep {
-		l.addSpare(spare)
+		l.addSpare(spare{name: free})
 		return true
 	}
 	l.mu.Lock()

@@ -150,6 +150,7 @@ type Log struct {
 	waiters  []*waiter
 	cache    cache
 	space    space
+	keeping  bool // the keeper runs
 	wake     chan struct{}
 
 	failed   atomic.Pointer[error]
@@ -157,7 +158,7 @@ type Log struct {
 
 	segMu     sync.Mutex
 	segments  []*segment // ascending by generation; the last is active
-	spares    []string   // zero-filled or recycled files, ready for use
+	spares    []spare    // prepared or recycled files, ready for use
 	retired   []*segment // reclaimed and not read any more
 	lastSpare uint64     // number given to a prepared file
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 )
 
@@ -493,7 +494,7 @@ func (l *Log) roll() error {
 			return err
 		}
 	}
-	spare, err := l.takeSpare()
+	file, err := l.takeSpare()
 	if err != nil {
 		return err
 	}
@@ -501,7 +502,7 @@ func (l *Log) roll() error {
 	if w.active != nil {
 		generation = w.active.at.generation + 1
 	}
-	g, err := l.begin(spare, generation, w.seq+1)
+	g, err := l.begin(file, generation, w.seq+1)
 	if err != nil {
 		return err
 	}
@@ -594,8 +595,9 @@ func (l *Log) takeSpare() (string, error) {
 		l.mu.Unlock()
 		l.segMu.Lock()
 		if len(l.spares) > 0 {
-			name := l.spares[0]
-			l.spares = l.spares[1:]
+			i := max(0, slices.IndexFunc(l.spares, func(s spare) bool { return !s.raw }))
+			name := l.spares[i].name
+			l.spares = slices.Delete(l.spares, i, i+1)
 			n := len(l.spares)
 			l.segMu.Unlock()
 			l.mu.Lock()
