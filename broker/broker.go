@@ -29,6 +29,7 @@ import (
 // Log is what the broker asks of the write-ahead log; see package wal.
 type Log interface {
 	Partitions() []wal.Recovered
+	Damaged() bool
 	AdmitPartition(lin lineage.Lineage) error
 	Create(topicID [16]byte, partition int32, start int64, lin lineage.Lineage, snapshot []byte, done func(error)) wal.PartitionID
 	Drop(p wal.PartitionID, done func(error))

@@ -145,7 +145,7 @@ func (r *replica) tryLead(ctx context.Context) error {
 		return fmt.Errorf("read manifest head: %w", err)
 	}
 	r.mu.Lock()
-	rec, st := r.recov, r.st
+	rec, st, epoch := r.recov, r.st, r.term.Epoch
 	r.mu.Unlock()
 
 	if st == nil && rec != nil && rec.Suspect && rec.ClaimedEnd > state.RemoteEnd {
@@ -160,6 +160,14 @@ func (r *replica) tryLead(ctx context.Context) error {
 			r.b.log.Error("corrupt local log accepted: acknowledged records may be lost", "partition", r.String(),
 				"intact_end", rec.End, "claimed_end", rec.ClaimedEnd, "remote_end", state.RemoteEnd)
 		}
+	}
+	if st == nil && rec == nil && epoch > 0 && r.b.log_.Damaged() {
+		// It has been led before, and that it has no log here may be the damage.
+		if !r.b.opts.AcceptCorruptLog {
+			return errSuspect
+		}
+		r.b.log.Error("corrupt local log accepted: it may have held this partition, and acknowledged records may be lost",
+			"partition", r.String(), "remote_end", state.RemoteEnd)
 	}
 	if st == nil && rec != nil {
 		switch {

@@ -427,6 +427,7 @@ func (l *Log) replay() (reclaimed uint64, last int64, whole bool, err error) {
 
 // suspectAll marks every partition: blocks are missing, and nobody knows of which.
 func (l *Log) suspectAll() {
+	l.damaged = true
 	for _, p := range l.applied {
 		p.hole = true
 	}

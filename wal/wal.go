@@ -126,6 +126,7 @@ type Log struct {
 
 	fresh      bool
 	cutTail    bool // recovery cut off a block that was not blank
+	damaged    bool // recovery missed blocks that had been durable
 	recovered  []Recovered
 	maxAppend  int64 // bytes of one append
 	blockBytes int   // of payloads in a block, unless one append is larger
@@ -221,6 +222,10 @@ func (l *Log) Fresh() bool { return l.fresh }
 // CutTail says that recovery cut off a block that had been written in part. Nothing in it was acknowledged by this
 // broker; a replica that did this should be elected only after those that did not.
 func (l *Log) CutTail() bool { return l.cutTail }
+
+// Damaged says that recovery missed blocks that had been durable. Then a partition that is not among Partitions may
+// have been here all the same: its PARTITION_MAP record may be what is missing.
+func (l *Log) Damaged() bool { return l.damaged }
 
 // Partitions returns what recovery found, in the order of local ids.
 func (l *Log) Partitions() []Recovered { return l.recovered }

@@ -14,6 +14,71 @@ import (
 	"github.com/varve/varve/tiering/objstore"
 )
 
+// TestForgottenPartition damages the record with which a partition begins, so
+// that the log knows nothing of it any more. It is not begun anew as if it had
+// never been, until an operator says so; other topics can be made.
+func TestForgottenPartition(t *testing.T) {
+	t.Parallel()
+	faulty := objstore.NewFaulty(objstore.NewMem(), 1)
+	b := servertest.Start(t, servertest.Options{Bucket: faulty})
+	b.CreateTopic("f", 1, "retention.ms", "-1")
+	kgoProduce(t, b.Addr(), "f", []rec{{value: []byte("uploaded")}})
+	b.Remote("f", false)
+	faulty.Inject(objstore.Fault{Op: objstore.OpPut, Kind: objstore.Deny})
+	kgoProduce(t, b.Addr(), "f", []rec{{value: []byte("not uploaded")}})
+	topics, err := admin(t, b).ListTopics(patience(t), "f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := topics["f"].ID
+	if err := b.Restart(func() { flipInLog(t, b, id[:]) }); err != nil {
+		t.Fatal(err)
+	}
+	cl := b.Client()
+	for range 5 {
+		if run, err := fetchOnce(patience(t), cl, "f", 0, 0, 1<<20); !errors.Is(err, kerr.KafkaStorageError) {
+			t.Fatalf("%d bytes and %v from a partition that lacks an acknowledged record", len(run), err)
+		}
+	}
+	b.CreateTopic("g", 1)
+	kgoProduce(t, b.Addr(), "g", []rec{{value: []byte("new")}})
+	b.AcceptCorruptLog()
+	if err := b.Restart(nil); err != nil {
+		t.Fatal(err)
+	}
+	kgoProduce(t, b.Addr(), "f", []rec{{value: []byte("more")}})
+	got := kgoConsume(t, b.Addr(), "f", 2)
+	if string(got[0].value) != "uploaded" || string(got[1].value) != "more" {
+		t.Fatalf("%q and %q", got[0].value, got[1].value)
+	}
+	if got := kgoConsume(t, b.Addr(), "g", 1); string(got[0].value) != "new" {
+		t.Fatalf("%q", got[0].value)
+	}
+}
+
+// flipInLog flips a bit of the first place in the log that holds these bytes.
+func flipInLog(t *testing.T, b *servertest.Broker, what []byte) {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(b.Dir(), "wal", "*.wal"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		image, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if at := bytes.Index(image, what); at >= 0 {
+			image[at] ^= 1
+			if err := os.WriteFile(name, image, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return
+		}
+	}
+	t.Fatalf("%q is not in the log", what)
+}
+
 // TestDamagedLog flips a bit in the local log of a broker that is the only
 // replica, in a record that the bucket has, or in one that only the log has
 // with acknowledged records behind it. What the bucket has is no loss, and all
@@ -37,27 +102,7 @@ func TestDamagedLog(t *testing.T) {
 				// Each is a block of its own.
 				kgoProduce(t, b.Addr(), "d", []rec{{value: value(i)}})
 			}
-			flip := func() {
-				names, err := filepath.Glob(filepath.Join(b.Dir(), "wal", "*.wal"))
-				if err != nil {
-					t.Fatal(err)
-				}
-				for _, name := range names {
-					image, err := os.ReadFile(name)
-					if err != nil {
-						t.Fatal(err)
-					}
-					if at := bytes.Index(image, value(damaged)); at >= 0 {
-						image[at] ^= 1
-						if err := os.WriteFile(name, image, 0o600); err != nil {
-							t.Fatal(err)
-						}
-						return
-					}
-				}
-				t.Fatalf("record %d is not in the log", damaged)
-			}
-			if err := b.Restart(flip); err != nil {
+			if err := b.Restart(func() { flipInLog(t, b, value(damaged)) }); err != nil {
 				t.Fatal(err)
 			}
 			check := func(n int) {
