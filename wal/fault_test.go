@@ -330,37 +330,71 @@ func TestBound(t *testing.T) {
 	}
 }
 
-// TestDiskFull is a disk that is full while the log's own bound is far: produce is refused, reads and control
-// records go on, and it passes when there is space again.
+// lazy is a file system that cannot set space aside: a full disk is met by a write in the middle of a file.
+type lazy struct{ vfs.FS }
+
+type lazyFile struct{ vfs.File }
+
+func (lazyFile) Allocate(int64) error { return nil }
+
+func (f lazy) Create(name string) (vfs.File, error) {
+	file, err := f.FS.Create(name)
+	if err != nil {
+		return nil, err
+	}
+	return lazyFile{file}, nil
+}
+
+// TestDiskFull is a disk that is full while the log's own bound is far, at every size that matters, so that it fills
+// at a roll as well as between two: produce is refused, reads and control records go on, so does a restart on the full
+// disk, and it passes when there is space again.
 func TestDiskFull(t *testing.T) {
-	mem := vfs.NewMem()
-	o := testOptions(mem)
-	mem.SetLimit(7 * o.SegmentBytes)
-	l := mustOpen(t, o)
-	p := l.Create([16]byte{1}, 0, 0, nil, nil, nil)
-	end := fill(t, l, p, 0, ClassClient)
-	if l.Failed() != nil {
-		t.Fatal(l.Failed())
-	}
-	if _, err := readAll(l, p, 0, end, 1<<20); err != nil {
-		t.Fatal(err)
-	}
-	if err := wait(func(done func(error)) { l.Trim(p, 1, done) }); err != nil {
-		t.Fatal(err)
-	}
-	mem.SetLimit(0)
-	for range 5000 {
-		if l.Reserve(context.Background(), ClassClient, 10) == nil {
-			l.Unreserve(10)
-			break
+	for _, allocates := range []bool{true, false} {
+		for thirds := range int64(15) {
+			mem := vfs.NewMem()
+			o := testOptions(mem)
+			if !allocates {
+				o.FS = lazy{mem}
+			}
+			limit := 4*o.SegmentBytes + thirds*o.SegmentBytes/3
+			what := fmt.Sprintf("disk of %d bytes, allocating %v", limit, allocates)
+			mem.SetLimit(limit)
+			l := mustOpen(t, o)
+			p := l.Create([16]byte{1}, 0, 0, nil, nil, nil)
+			var end int64
+			for range 3 {
+				// Reserve waits while the log hopes for another file.
+				end = fill(t, l, p, end, ClassClient)
+				if l.Failed() != nil {
+					t.Fatalf("%s: %v", what, l.Failed())
+				}
+				if got, err := readAll(l, p, 0, end, 1<<20); err != nil || len(got) != int(end)*3000 {
+					t.Fatalf("%s: %d bytes of %d records, %v", what, len(got), end, err)
+				}
+				if err := wait(func(done func(error)) { l.Epoch(p, 1, end, done) }); err != nil {
+					t.Fatalf("%s: %v", what, err)
+				}
+				mustClose(t, l)
+				l = mustOpen(t, o)
+				if _, e := l.Bounds(p); e != end {
+					t.Fatalf("%s: ends at %d after a restart, want %d", what, e, end)
+				}
+			}
+			mem.SetLimit(0)
+			for range 5000 {
+				if l.Reserve(context.Background(), ClassClient, 10) == nil {
+					l.Unreserve(10)
+					break
+				}
+				time.Sleep(time.Millisecond)
+			}
+			for range 20 {
+				mustAppend(t, l, p, end, 1, 3000)
+				end++
+			}
+			mustClose(t, l)
 		}
-		time.Sleep(time.Millisecond)
 	}
-	for range 20 {
-		mustAppend(t, l, p, end, 1, 3000)
-		end++
-	}
-	mustClose(t, l)
 }
 
 // gate is a file system whose fsyncs can be held up, so that what is queued meanwhile comes into one block.
