@@ -27,9 +27,9 @@ func TestClasses(t *testing.T) {
 
 func TestReleaseBelowZeroPanics(t *testing.T) {
 	for name, f := range map[string]func(*Buf){"release": (*Buf).Release, "retain": (*Buf).Retain} {
-		b := Get(MaxPooled + 1) // not pooled, so nobody else can be handed it
-		b.Release()
 		func() {
+			b := Get(MaxPooled + 1) // not pooled, so nobody else can be handed it
+			b.Release()
 			defer func() {
 				if recover() == nil {
 					t.Errorf("%s of a released buffer did not panic", name)
