@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -249,6 +250,10 @@ func TestHostileLengths(t *testing.T) {
 			"offsets backwards":  func(b []byte) { le.PutUint64(b[blockHeaderSize+24:], 0) },
 			"base negative":      func(b []byte) { le.PutUint64(b[blockHeaderSize+16:], 1<<63) },
 			"unknown kind":       func(b []byte) { b[blockHeaderSize] = 200 },
+			"truncation below 0": func(b []byte) {
+				b[blockHeaderSize] = byte(kindTruncate)
+				le.PutUint64(b[blockHeaderSize+16:], 1<<63)
+			},
 		} {
 			image := f.fs.Bytes(name)
 			b := image[block:]
@@ -264,8 +269,19 @@ func TestHostileLengths(t *testing.T) {
 			if l == nil {
 				continue
 			}
-			if l.Stats().CorruptReads == 0 && !strings.Contains(what, "unknown") {
+			if l.Stats().CorruptReads == 0 {
 				t.Errorf("block at %d, %s: not reported", block, what)
+			}
+			for _, r := range l.Partitions() {
+				// What was written before the damage is there, and nothing that was not written.
+				var before []byte
+				if i := slices.Index(f.ends, block); i >= 0 {
+					before = f.datas[i][r.ID]
+				}
+				got, err := readAll(l, r.ID, r.Start, r.End, 1<<20)
+				if err != nil || r.Start != 0 || !bytes.HasPrefix(got, before) || !bytes.HasPrefix(f.data[r.ID], got) {
+					t.Errorf("block at %d, %s: partition %d from %d: %d bytes, %d were written before; %v", block, what, r.ID, r.Start, len(got), len(before), err)
+				}
 			}
 			l.Close()
 		}

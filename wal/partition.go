@@ -237,6 +237,10 @@ func (l *Log) apply(g *segment, r *record) {
 			l.applied[r.partition] = p
 		}
 	}
+	if r.base < 0 && r.kind != kindEpoch { // of an EPOCH it says that there is nothing to note
+		l.corrupt("%v record of local partition %d at offset %d", r.kind, r.partition, r.base)
+		return
+	}
 	l.maxID = max(l.maxID, r.partition)
 	p.mu.Lock()
 	defer p.mu.Unlock()

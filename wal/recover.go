@@ -478,7 +478,7 @@ func (l *Log) readSnapshot(p *part) []byte {
 		if g.at.generation != ref.generation {
 			continue
 		}
-		if ref.pos < segmentHeaderSize || ref.pos+int64(ref.length) > g.size {
+		if ref.pos < segmentHeaderSize || ref.pos > g.size-int64(ref.length) {
 			break
 		}
 		buf, err := l.readVerified(g, ref.pos, ref.length, ref.crc)
