@@ -2,6 +2,7 @@ package wal
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/varve/varve/wal/lineage"
 	"github.com/varve/varve/wal/vfs"
@@ -17,7 +19,7 @@ import (
 
 var rewriteSamples = flag.Bool("rewrite-samples", false, "write testdata/v1 anew: only when a format version is added")
 
-// sample writes a log with every kind of record into fs.
+// sample writes a log with every kind of record into fs, but those of reclaim.
 func sample(t *testing.T, fs vfs.FS) {
 	o := testOptions(fs)
 	o.ClusterID, o.BrokerID, o.MaxBytes = "sample", 7, 8*o.SegmentBytes
@@ -41,13 +43,41 @@ func sample(t *testing.T, fs vfs.FS) {
 	mustClose(t, l)
 }
 
-// TestSamples opens files of every format version that was ever released.
-func TestSamples(t *testing.T) {
-	dir := filepath.Join("testdata", "v1")
+// sampleReclaimed writes a log that gave segments back and carried what was still needed of them: CARRY and RECLAIM
+// records, and pieces of copies in a footer.
+func sampleReclaimed(t *testing.T, fs vfs.FS) {
+	o := testOptions(fs)
+	o.ClusterID, o.BrokerID, o.MaxBytes = "sample", 7, 8*o.SegmentBytes
+	l := mustOpen(t, o)
+	busy := l.Create([16]byte{0xD}, 0, 0, nil, nil, nil)
+	slow := l.Create([16]byte{0xE}, 0, 0, nil, []byte("carried along"), nil)
+	for i := range int64(4) {
+		mustAppend(t, l, slow, i, 1, 300)
+	}
+	for end := int64(0); l.Stats().Reclaimed < 2 || l.w.active.at.generation < l.segments[0].at.generation+4; end++ {
+		for l.Reserve(context.Background(), ClassClient, 4000) != nil {
+			l.SetReclaimable(busy, end)
+			time.Sleep(time.Millisecond)
+		}
+		l.Unreserve(4000)
+		mustAppend(t, l, busy, end, 1, 3900)
+	}
+	if l.Stats().CarriedBytes == 0 {
+		t.Fatal("nothing was carried")
+	}
+	mustClose(t, l)
+}
+
+// openSample brings the files of a sample, or writes them first.
+func openSample(t *testing.T, name string, write func(t *testing.T, fs vfs.FS)) *vfs.Mem {
+	t.Helper()
+	dir := filepath.Join("testdata", name)
 	if *rewriteSamples {
 		mem := vfs.NewMem()
-		sample(t, mem)
-		os.MkdirAll(dir, 0o755)
+		write(t, mem)
+		if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o755)); err != nil {
+			t.Fatal(err)
+		}
 		names, _ := mem.List("wal")
 		for _, n := range names {
 			if !strings.HasSuffix(n, spareSuffix) {
@@ -69,6 +99,49 @@ func TestSamples(t *testing.T) {
 		}
 		mem.Put("wal/"+e.Name(), b)
 	}
+	return mem
+}
+
+// TestSampleReclaimed opens a log of format version 1 that has given segments back.
+func TestSampleReclaimed(t *testing.T) {
+	o := testOptions(openSample(t, "v1-reclaimed", sampleReclaimed))
+	o.ClusterID, o.BrokerID, o.MaxBytes = "sample", 7, 8*o.SegmentBytes
+	for range 2 {
+		l := mustOpen(t, o)
+		rec := l.Partitions()
+		if len(rec) != 2 || rec[0].Suspect || rec[1].Suspect || string(rec[1].Snapshot) != "carried along" {
+			t.Fatalf("%+v", rec)
+		}
+		busy, slow := rec[0], rec[1]
+		if busy.Start == 0 || busy.End-busy.Start < 10 || slow.Start != 0 || slow.End != 4 {
+			t.Fatalf("%+v", rec)
+		}
+		carried := false
+		for _, x := range l.applied[slow.ID].pieces {
+			carried = carried || x.carried
+		}
+		if !carried || l.segments[0].at.generation == 1 {
+			t.Fatalf("the sample lacks what it is there for: copies %v, oldest segment %d", carried, l.segments[0].at.generation)
+		}
+		for _, c := range []struct {
+			r    Recovered
+			size int
+		}{{busy, 3900}, {slow, 300}} {
+			var want []byte
+			for i := c.r.Start; i < c.r.End; i++ {
+				want = append(want, mkBatch(i, 1, c.size, 1000+i, byte(i))...)
+			}
+			if got, err := readAll(l, c.r.ID, c.r.Start, c.r.End, 1<<20); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("partition %d: %d bytes, want %d; %v", c.r.ID, len(got), len(want), err)
+			}
+		}
+		mustClose(t, l)
+	}
+}
+
+// TestSamples opens files of every format version that was ever released.
+func TestSamples(t *testing.T) {
+	mem := openSample(t, "v1", sample)
 	o := testOptions(mem)
 	o.ClusterID, o.BrokerID, o.MaxBytes = "sample", 7, 8*o.SegmentBytes
 	for range 2 {
