@@ -325,12 +325,18 @@ func TestRunsFromBlocks(t *testing.T) {
 	for life := range 6 {
 		l := mustOpen(t, crashOptions(fs))
 		s.l, s.failed = l, false
-		for _, p := range l.applied {
-			for i := range p.pieces {
-				x := &p.pieces[i]
-				if !x.seg.sealed || x.foot.runs == 0 {
-					continue
-				}
+		newest := l.Stats().NewestGenration
+		for _, r := range l.Partitions() {
+			p := l.part(r.ID)
+			p.mu.Lock()
+			pieces := slices.DeleteFunc(slices.Clone(p.pieces), func(x piece) bool { return x.foot.runs == 0 || x.seg.at.generation >= newest })
+			for i := range pieces {
+				pieces[i].seg.retain()
+			}
+			p.mu.Unlock()
+			for i := range pieces {
+				x := &pieces[i]
+				defer x.seg.release()
 				want, err := x.seg.loadRuns(&x.foot)
 				if err != nil {
 					t.Fatal(err)

@@ -445,8 +445,12 @@ func TestManyRecordsInOneBlock(t *testing.T) {
 		t.Fatalf("%d partitions, want %d", n, len(ids))
 	}
 	for _, r := range l.Partitions() {
-		if r.Suspect || l.applied[r.ID].appliedHW != 7 {
-			t.Fatalf("%+v, high watermark %d in the log", r, l.applied[r.ID].appliedHW)
+		p := l.part(r.ID)
+		p.mu.Lock()
+		hw := p.appliedHW
+		p.mu.Unlock()
+		if r.Suspect || hw != 7 {
+			t.Fatalf("%+v, high watermark %d in the log", r, hw)
 		}
 	}
 	mustClose(t, l)
