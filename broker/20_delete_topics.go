@@ -5,6 +5,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/varve/varve/broker/protocol"
 	"github.com/varve/varve/metadata/controller"
 )
 
@@ -13,7 +14,7 @@ import (
 // Behavior: a topic is gone from the metadata when the answer leaves; its
 // objects are deleted by the collector afterwards. The name is free at once.
 //
-// Versions: 5 error messages, 6 by id.
+// Versions: 3 the code of deletion being disabled, 5 error messages, 6 by id.
 
 func (b *Broker) deleteTopics(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
 	req := in.(*kmsg.DeleteTopicsRequest)
@@ -42,6 +43,9 @@ func (b *Broker) deleteTopics(ctx context.Context, _ *request, in kmsg.Request) 
 				name = refs[i].Name
 			}
 			t.Topic = kmsg.StringPtr(name)
+		}
+		if res.ErrorCode == protocol.CodeTopicDeletionDisabled && req.Version < 3 {
+			t.ErrorCode = protocol.CodeInvalidRequest // they do not know the other one
 		}
 		if res.ErrorCode != 0 {
 			t.ErrorMessage = kmsg.StringPtr(res.Message)

@@ -129,19 +129,33 @@ func (b *Broker) offsetCommit(ctx context.Context, _ *request, in kmsg.Request) 
 	req := in.(*kmsg.OffsetCommitRequest)
 	im := b.meta.Image()
 	known := req.Topics[:0:0]
-	var unknown []kmsg.OffsetCommitResponseTopic
+	var refused []kmsg.OffsetCommitResponseTopic
 	for _, t := range req.Topics {
+		it, code := im.Topic(t.Topic), protocol.CodeUnknownTopicOrPartition
 		if req.Version >= 10 {
-			it := im.TopicByID(t.TopicID)
-			if it == nil {
-				unknown = append(unknown, refusedCommit(t, protocol.CodeUnknownTopicID))
-				continue
-			}
-			t.Topic = it.Name
-		} else if im.Topic(t.Topic) == nil {
-			unknown = append(unknown, refusedCommit(t, protocol.CodeUnknownTopicOrPartition))
+			it, code = im.TopicByID(t.TopicID), protocol.CodeUnknownTopicID
+		}
+		if it == nil {
+			refused = append(refused, refusedCommit(t, t.Partitions, code))
 			continue
 		}
+		t.Topic, t.TopicID = it.Name, it.ID
+		// An offset of a partition that does not exist would be kept for good.
+		var exist, missing []kmsg.OffsetCommitRequestTopicPartition
+		for _, p := range t.Partitions {
+			if p.Partition < 0 || int(p.Partition) >= len(it.Partitions) {
+				missing = append(missing, p)
+			} else {
+				exist = append(exist, p)
+			}
+		}
+		if len(missing) > 0 {
+			refused = append(refused, refusedCommit(t, missing, protocol.CodeUnknownTopicOrPartition))
+			if len(exist) == 0 {
+				continue
+			}
+		}
+		t.Partitions = exist
 		known = append(known, t)
 	}
 	req.Topics = known
@@ -156,14 +170,14 @@ func (b *Broker) offsetCommit(ctx context.Context, _ *request, in kmsg.Request) 
 			}
 		}
 	}
-	resp.Topics = append(resp.Topics, unknown...)
+	resp.Topics = append(resp.Topics, refused...)
 	return resp
 }
 
-func refusedCommit(t kmsg.OffsetCommitRequestTopic, code int16) kmsg.OffsetCommitResponseTopic {
+func refusedCommit(t kmsg.OffsetCommitRequestTopic, partitions []kmsg.OffsetCommitRequestTopicPartition, code int16) kmsg.OffsetCommitResponseTopic {
 	out := kmsg.NewOffsetCommitResponseTopic()
 	out.Topic, out.TopicID = t.Topic, t.TopicID
-	for _, p := range t.Partitions {
+	for _, p := range partitions {
 		rp := kmsg.NewOffsetCommitResponseTopicPartition()
 		rp.Partition, rp.ErrorCode = p.Partition, code
 		out.Partitions = append(out.Partitions, rp)

@@ -104,7 +104,8 @@ func (b *Broker) Serve(bound *Bound) {
 }
 
 // accept admits connections within the limits. One that is over a limit is
-// closed at once, as Kafka does; nothing is read from it.
+// closed at once; nothing is read from it. (Kafka does the same at
+// max.connections.per.ip, and lets clients wait at max.connections.)
 func (l *listener) accept() {
 	b := l.b
 	backoff := time.Duration(0)

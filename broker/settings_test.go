@@ -1,0 +1,178 @@
+package broker_test
+
+import (
+	"bytes"
+	"fmt"
+	"math"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/varve/varve/broker/protocol"
+	"github.com/varve/varve/wal/batch"
+)
+
+// TestSettings: settings of the broker that other tests leave at their
+// defaults do what they say.
+func TestSettings(t *testing.T) {
+	b := startQuiet(t,
+		"delete.topic.enable", "false",
+		"max.request.partition.size.limit", "3",
+		"fetch.max.bytes", "1024",
+		"max.incremental.fetch.session.cache.slots", "1",
+		"offset.metadata.max.bytes", "10",
+		"offsets.topic.num.partitions", "3",
+		"offsets.topic.segment.bytes", "2000000",
+		"group.min.session.timeout.ms", "7000",
+		"group.max.session.timeout.ms", "8000",
+		"group.max.size", "1",
+		"log.message.timestamp.after.max.ms", "60000",
+		"log.message.timestamp.before.max.ms", "90000",
+		"max.connections.per.ip", "0",
+		"max.connections.per.ip.overrides", "127.0.0.1:30",
+	)
+	y := newBystander(t, b) // max.connections.per.ip.overrides: or nobody is let in
+	b.CreateTopic("s", 4)
+
+	for version := int16(1); version <= 6; version++ {
+		req := kmsg.NewPtrDeleteTopicsRequest()
+		topic := kmsg.NewDeleteTopicsRequestTopic()
+		topic.Topic = kmsg.StringPtr("s")
+		req.TopicNames, req.Topics = []string{"s"}, []kmsg.DeleteTopicsRequestTopic{topic}
+		want := protocol.CodeTopicDeletionDisabled
+		if version < 3 {
+			want = protocol.CodeInvalidRequest
+		}
+		if r := y.do(at(version, req)).(*kmsg.DeleteTopicsResponse).Topics; len(r) != 1 || r[0].ErrorCode != want {
+			t.Errorf("delete.topic.enable, v%d: %+v", version, r)
+		}
+	}
+
+	dp := kmsg.NewPtrDescribeTopicPartitionsRequest()
+	dp.ResponsePartitionLimit, dp.Topics = math.MaxInt32, []kmsg.DescribeTopicPartitionsRequestTopic{{Topic: "s"}}
+	if r := y.do(dp).(*kmsg.DescribeTopicPartitionsResponse); len(r.Topics) != 1 || len(r.Topics[0].Partitions) != 3 || r.NextCursor == nil || r.NextCursor.Partition != 3 {
+		t.Errorf("max.request.partition.size.limit: %+v", r)
+	}
+
+	large := sent{batch.NewBuilder()}
+	large.Add(time.Now().UnixMilli(), nil, make([]byte, 300))
+	for range 10 {
+		if p := produceTo(y.client, 9, -1, "s", 0, large.bytes()); p.ErrorCode != 0 {
+			t.Fatal(describe(p))
+		}
+	}
+	req := fetchReq(12, "s", fetchPart(0, 0))
+	if n := len(only(t, y.fetch(req)).RecordBatches); n == 0 || n > 1024 {
+		t.Errorf("fetch.max.bytes: %d bytes", n)
+	}
+	req.SessionEpoch = 0
+	if first, second := y.fetch(req).SessionID, y.fetch(req).SessionID; first == 0 || second != 0 {
+		t.Errorf("max.incremental.fetch.session.cache.slots: sessions %d and %d", first, second)
+	}
+
+	for _, tc := range []struct {
+		off  time.Duration
+		code int16
+	}{{0, 0}, {50 * time.Second, 0}, {70 * time.Second, protocol.CodeInvalidTimestamp}, {-80 * time.Second, 0}, {-100 * time.Second, protocol.CodeInvalidTimestamp}} {
+		s := sent{batch.NewBuilder()}
+		s.Add(time.Now().Add(tc.off).UnixMilli(), nil, []byte("v"))
+		if p := produceTo(y.client, 9, -1, "s", 1, s.bytes()); p.ErrorCode != tc.code {
+			t.Errorf("log.message.timestamp.*.max.ms: %v from now: %s", tc.off, describe(p))
+		}
+	}
+
+	fc := kmsg.NewPtrFindCoordinatorRequest()
+	fc.CoordinatorKeys = []string{"g"}
+	if r := y.do(at(4, fc)).(*kmsg.FindCoordinatorResponse); r.Coordinators[0].ErrorCode != 0 {
+		t.Fatalf("no coordinator: %s", protocol.Name(r.Coordinators[0].ErrorCode))
+	}
+	md := kmsg.NewPtrMetadataRequest()
+	md.Topics = []kmsg.MetadataRequestTopic{{Topic: kmsg.StringPtr("__consumer_offsets")}}
+	if r := y.do(at(12, md)).(*kmsg.MetadataResponse).Topics[0]; len(r.Partitions) != 3 {
+		t.Errorf("offsets.topic.num.partitions: %d", len(r.Partitions))
+	}
+	dc := kmsg.NewPtrDescribeConfigsRequest()
+	dc.Resources = []kmsg.DescribeConfigsRequestResource{{ResourceType: topicResource, ResourceName: "__consumer_offsets", ConfigNames: []string{"segment.bytes"}}}
+	if r := y.do(at(4, dc)).(*kmsg.DescribeConfigsResponse).Resources[0].Configs; len(r) != 1 || *r[0].Value != "2000000" {
+		t.Errorf("offsets.topic.segment.bytes: %+v", r)
+	}
+
+	commit := func(version int16, metadata string, partition int32) int16 {
+		req := kmsg.NewPtrOffsetCommitRequest()
+		req.Group, req.Generation = "g", -1
+		p := kmsg.NewOffsetCommitRequestTopicPartition()
+		p.Partition, p.Offset, p.Metadata = partition, 1, &metadata
+		req.Topics = []kmsg.OffsetCommitRequestTopic{{Topic: "s", TopicID: y.topicID("s"), Partitions: []kmsg.OffsetCommitRequestTopicPartition{p}}}
+		r := y.do(at(version, req)).(*kmsg.OffsetCommitResponse).Topics
+		if len(r) != 1 || len(r[0].Partitions) != 1 || r[0].Partitions[0].Partition != partition || version >= 10 && r[0].TopicID != y.topicID("s") {
+			t.Fatalf("commit for partition %d: %+v", partition, r)
+		}
+		return r[0].Partitions[0].ErrorCode
+	}
+	for version := int16(2); version <= 10; version++ {
+		if code := commit(version, "0123456789", 0); code != 0 {
+			t.Errorf("offset.metadata.max.bytes, v%d: %s", version, protocol.Name(code))
+		}
+		if code := commit(version, "0123456789x", 0); code != protocol.CodeOffsetMetadataTooLarge {
+			t.Errorf("offset.metadata.max.bytes, v%d: %s", version, protocol.Name(code))
+		}
+		for _, partition := range []int32{4, -1, math.MaxInt32, math.MinInt32} {
+			if code := commit(version, "", partition); code != protocol.CodeUnknownTopicOrPartition {
+				t.Errorf("commit for partition %d of 4, v%d: %s", partition, version, protocol.Name(code))
+			}
+		}
+	}
+
+	join := func(group string, session int32) int16 {
+		req := kmsg.NewPtrJoinGroupRequest()
+		req.Group, req.SessionTimeoutMillis, req.RebalanceTimeoutMillis, req.ProtocolType = group, session, 1000, "consumer"
+		req.Protocols = []kmsg.JoinGroupRequestProtocol{{Name: "range"}}
+		return y.do(at(3, req)).(*kmsg.JoinGroupResponse).ErrorCode
+	}
+	for session, want := range map[int32]int16{6999: protocol.CodeInvalidSessionTimeout, 7000: 0, 8000: 0, 8001: protocol.CodeInvalidSessionTimeout} {
+		if code := join(fmt.Sprint("j", session), session); code != want {
+			t.Errorf("group.*.session.timeout.ms: %d ms: %s", session, protocol.Name(code))
+		}
+	}
+	if code := join("j7000", 7000); code != protocol.CodeGroupMaxSizeReached {
+		t.Errorf("group.max.size: %s", protocol.Name(code))
+	}
+	y.unharmed("settings")
+}
+
+// TestCompressionLevels: the level of a topic's codec counts where batches are
+// recompressed.
+func TestCompressionLevels(t *testing.T) {
+	b := startQuiet(t, "message.max.bytes", "2000000")
+	y := newBystander(t, b)
+	// Words of a small vocabulary: what a better search for matches finds.
+	var text bytes.Buffer
+	for i := uint32(1); text.Len() < 500_000; i = i*1664525 + 1013904223 {
+		fmt.Fprintf(&text, "w%d ", i>>16%1000)
+	}
+	s := sent{batch.NewBuilder()}
+	s.Add(time.Now().UnixMilli(), nil, text.Bytes())
+	size := func(codec, low, high string) (sizes [2]int) {
+		for i, level := range []string{low, high} {
+			name := codec + fmt.Sprint(i)
+			b.CreateTopic(name, 1, "compression.type", codec, "compression."+codec+".level", level)
+			if p := produceTo(y.client, 9, -1, name, 0, s.bytes()); p.ErrorCode != 0 {
+				t.Fatalf("%s: %s", name, describe(p))
+			}
+			got := y.stored(name, 0, 0)
+			h, err := batch.ParseHeader(got)
+			if err != nil || h.Codec().String() != codec {
+				t.Fatalf("%s: stored as %v, %v", name, h.Codec(), err)
+			}
+			sizes[i] = len(got)
+		}
+		return sizes
+	}
+	// lz4's default of 9 is its fast compressor, as in Kafka.
+	for codec, levels := range map[string][2]string{"gzip": {"1", "9"}, "lz4": {"9", "17"}, "zstd": {"1", "19"}} {
+		if n := size(codec, levels[0], levels[1]); n[1] >= n[0] {
+			t.Errorf("compression.%s.level: %d bytes at %s, %d bytes at %s", codec, n[0], levels[0], n[1], levels[1])
+		}
+	}
+}
