@@ -160,6 +160,9 @@ func (rs *replicas) apply(prev, next *image.Image) {
 				resolved[t.ID] = rs.b.resolveTopic(next, t)
 			}
 			r.config.Store(resolved[t.ID])
+			if int(r.index) < len(t.Partitions) && t.Partitions[r.index] != nil {
+				rs.follow(r, t.Partitions[r.index], resolved[t.ID].MinInsyncReplicas)
+			}
 		}
 	}
 	if admitted {

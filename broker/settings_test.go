@@ -141,6 +141,34 @@ func TestSettings(t *testing.T) {
 	y.unharmed("settings")
 }
 
+// TestMinInsyncReplicas: what the topic has no replicas for is not waited for,
+// as in Kafka: neither records nor groups would ever get on.
+func TestMinInsyncReplicas(t *testing.T) {
+	b := startQuiet(t, "min.insync.replicas", "2")
+	y := newBystander(t, b)
+	b.CreateTopic("default", 1)
+	b.CreateTopic("own", 1, "min.insync.replicas", "3")
+	for _, topic := range []string{"default", "own"} {
+		for i, acks := range []int16{1, -1} {
+			if p := produceTo(y.client, 9, acks, topic, 0, plain(1).bytes()); p.ErrorCode != 0 {
+				t.Errorf("%s, acks=%d: %s", topic, acks, describe(p))
+			}
+			if end := y.latest(topic, 0); end != int64(i)+1 {
+				t.Errorf("%s, acks=%d: high watermark %d", topic, acks, end)
+			}
+		}
+	}
+	fc := kmsg.NewPtrFindCoordinatorRequest()
+	fc.CoordinatorKeys = []string{"g"}
+	y.do(at(4, fc))
+	req := kmsg.NewPtrOffsetCommitRequest()
+	req.Group, req.Generation = "g", -1
+	req.Topics = []kmsg.OffsetCommitRequestTopic{{Topic: "own", Partitions: []kmsg.OffsetCommitRequestTopicPartition{kmsg.NewOffsetCommitRequestTopicPartition()}}}
+	if r := y.do(at(9, req)).(*kmsg.OffsetCommitResponse).Topics[0].Partitions[0]; r.ErrorCode != 0 {
+		t.Errorf("commit: %s", protocol.Name(r.ErrorCode))
+	}
+}
+
 // TestCompressionLevels: the level of a topic's codec counts where batches are
 // recompressed.
 func TestCompressionLevels(t *testing.T) {

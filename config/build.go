@@ -356,13 +356,8 @@ func (b *builder) contradictions(c *BrokerConfig, m Machine) {
 		}
 		b.bad.add(b.origin(name), name, "%v", err)
 	}
-	// In-sync replicas that cannot be had refuse every produce with acks=all, silently and for good.
-	minISR := b.num("min.insync.replicas")
-	switch {
-	case m.Brokers > 0 && minISR > int64(m.Brokers):
-		bad("min.insync.replicas", "the cluster has %d broker(s), so nothing could be produced with acks=all", m.Brokers)
-	case minISR > int64(c.DefaultReplicationFactor):
-		b.warn.add(b.origin("min.insync.replicas"), "min.insync.replicas", "min.insync.replicas=%d is more than default.replication.factor=%d: topics created without a replication factor will refuse acks=all",
+	if minISR := b.num("min.insync.replicas"); minISR > int64(c.DefaultReplicationFactor) {
+		b.warn.add(b.origin("min.insync.replicas"), "min.insync.replicas", "min.insync.replicas=%d is more than default.replication.factor=%d: topics created without a replication factor acknowledge with fewer copies",
 			minISR, c.DefaultReplicationFactor)
 	}
 	if m.Brokers > 0 && int(c.DefaultReplicationFactor) > m.Brokers {

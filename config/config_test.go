@@ -410,6 +410,9 @@ func TestValidateBroker(t *testing.T) {
 		{one("process.roles", "x"), false, "etcd"},
 		{one("max.conections", "5"), false, "did you mean max.connections?"},
 		{map[string]string{"log.local.retention.ms": "10", "log.retention.ms": "9"}, false, "must not be more"},
+		{one("log.retention.ms", "0"), false, "gone at once"},
+		{one("max.connections.per.ip", "0"), false, "nobody could connect"},
+		{map[string]string{"max.connections.per.ip": "0", "max.connections.per.ip.overrides": "127.0.0.1:5"}, false, ""},
 	} {
 		err := ValidateBroker(tc.in, tc.perBroker)
 		if (err == nil) != (tc.want == "") || (err != nil && !strings.Contains(err.Error(), tc.want)) {

@@ -390,6 +390,14 @@ func ValidateBroker(values map[string]string, perBroker bool) error {
 			return err
 		}
 	}
+	// What a broker refuses in its file it could not take over while it runs either, and nothing else that is
+	// changed along with it.
+	if v, ok := values["max.connections.per.ip"]; ok && strings.TrimSpace(v) == "0" && values["max.connections.per.ip.overrides"] == "" {
+		return &ConflictError{"max.connections.per.ip", "max.connections.per.ip=0: nobody could connect; 0 goes with max.connections.per.ip.overrides"}
+	}
+	if v, ok := values["log.retention.ms"]; ok && strings.TrimSpace(v) == "0" {
+		return &ConflictError{"log.retention.ms", "log.retention.ms=0: records would be gone at once: it is -1 (for ever) or at least 1"}
+	}
 	// The same rules hold among defaults of topics as among topics' own.
 	return Resolver{ClusterDynamic: values}.ValidateTopic(nil)
 }

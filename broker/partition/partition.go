@@ -80,6 +80,11 @@ type Term struct {
 	MinISR         int
 }
 
+// needed is how many replicas must be in sync: min.insync.replicas, but no more
+// than there are, as in Kafka. A file made for three brokers must not stop the
+// topics that have one replica, nor the groups.
+func (t *Term) needed() int { return max(1, min(t.MinISR, len(t.Replicas))) }
+
 // State is one partition on this broker.
 type State struct {
 	self      int32
@@ -193,7 +198,7 @@ func (s *State) Decide(h batch.Header, origin Origin, acksAll bool, nowMs int64)
 	if s.role != Leader {
 		return Decision{Kind: Reject, Code: codeNotLeader, Message: "this broker does not lead the partition"}
 	}
-	if acksAll && len(s.term.ISR) < s.term.MinISR {
+	if acksAll && len(s.term.ISR) < s.term.needed() {
 		return Decision{Kind: Reject, Code: codeNotEnoughReplicas,
 			Message: fmt.Sprintf("%d in-sync replicas of min.insync.replicas=%d", len(s.term.ISR), s.term.MinISR)}
 	}
@@ -257,7 +262,7 @@ func (s *State) FollowerDurable(id int32, end int64) bool {
 // replicas. It never goes back (I3), and it is frozen while fewer replicas
 // are in sync than min.insync.replicas (KIP-966).
 func (s *State) advance() bool {
-	if s.role != Leader || len(s.term.ISR) < s.term.MinISR {
+	if s.role != Leader || len(s.term.ISR) < s.term.needed() {
 		return false
 	}
 	hw := int64(math.MaxInt64)

@@ -107,7 +107,7 @@ func (res AlterResource) alter(im *image.Image, env Env, incremental bool, added
 		return r, nil
 	}
 	if res.Type == image.TopicResource {
-		if err := validateTopicConfig(env, next, int(replicationFactor(topic))); err != nil {
+		if err := validateTopicConfig(env, next); err != nil {
 			return r.fail(codeInvalidConfig, err.Error()), nil
 		}
 		if len(next) == 0 {
@@ -256,7 +256,7 @@ func checkSize(env Env, values map[string]string) error {
 	return nil
 }
 
-func validateTopicConfig(env Env, overrides map[string]string, rf int) error {
+func validateTopicConfig(env Env, overrides map[string]string) error {
 	if err := checkSize(env, overrides); err != nil {
 		return err
 	}
@@ -264,11 +264,6 @@ func validateTopicConfig(env Env, overrides map[string]string, rf int) error {
 		if err := env.ValidateTopic(overrides); err != nil {
 			return err
 		}
-	}
-	// More in-sync replicas than replicas would refuse every acks=all produce,
-	// silently and for good.
-	if v, err := strconv.Atoi(overrides["min.insync.replicas"]); err == nil && rf > 0 && v > rf {
-		return refuse("min.insync.replicas=%d is more than the topic's %d replica(s).", v, rf)
 	}
 	return nil
 }

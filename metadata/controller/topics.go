@@ -202,7 +202,7 @@ func (t NewTopic) create(im *image.Image, env Env, p *placer, budget int, r Resu
 		}
 		overrides[e.Name] = *e.Value
 	}
-	if err := validateTopicConfig(env, overrides, int(r.ReplicationFactor)); err != nil {
+	if err := validateTopicConfig(env, overrides); err != nil {
 		return r.fail(codeInvalidConfig, err.Error()), nil
 	}
 
