@@ -239,6 +239,9 @@ func (l *Log) apply(g *segment, r *record) {
 	}
 	if r.base < 0 && r.kind != kindEpoch { // of an EPOCH it says that there is nothing to note
 		l.corrupt("%v record of local partition %d at offset %d", r.kind, r.partition, r.base)
+		p.mu.Lock()
+		p.hole = true // whatever it said is missing
+		p.mu.Unlock()
 		return
 	}
 	l.maxID = max(l.maxID, r.partition)
@@ -336,6 +339,7 @@ func (l *Log) apply(g *segment, r *record) {
 		p.pieces, p.snapshot = nil, snapshotRef{}
 		delete(l.applied, p.id)
 	default:
+		p.hole = true // whatever it said is missing
 		l.corrupt("record of unknown kind %d", r.kind)
 	}
 }

@@ -581,7 +581,7 @@ func (l *Log) scanSegment(g *segment, newest bool) (*scan, error) {
 		h, recs, err := rd.block(pos)
 		if err == nil && s.firstSeq != 0 && h.seq != s.lastSeq+1 {
 			err = errInvalid
-			if h.seq > s.lastSeq {
+			if h.seq > s.lastSeq && h.durable > s.lastSeq { // else it says itself that there was nothing between
 				l.corrupt("block %d follows block %d in segment %d", h.seq, s.lastSeq, g.at.generation)
 				hole, err = true, nil
 			}
