@@ -29,7 +29,8 @@ const (
 	minioPassword   = "varve-interop-secret"
 	tieredTopic     = "interop-tiered"
 	tieredParts     = 4
-	tieredRecords   = 20_000 // of about 1 KiB
+	tieredRecords   = 20_000    // of about 1 KiB
+	tieredLogBytes  = 128 << 20 // of the broker's log
 	tierPatience    = 2 * time.Minute
 	outageRecords   = 200 // a second
 	outageInSeconds = "VARVE_INTEROP_OUTAGE_SECONDS"
@@ -78,6 +79,7 @@ func (h *harness) minio(ctx context.Context, varve string) {
 		{"the replay from object storage has the same bytes", t.replay},
 		{"a second replay is served from the chunk cache", t.replayAgain},
 		{"while MinIO is away, producing goes on", t.outage},
+		{"with the log at its bound, producers are told to try again, and nothing else breaks", t.bound},
 		{"when it is back, the backlog drains by itself", t.drain},
 		{"every record is there, once, in order", t.everything},
 		{"SIGTERM drains and exits 0", func(context.Context) error { return t.broker.stop() }},
@@ -154,7 +156,8 @@ func (t *tiered) start(ctx context.Context) (err error) {
 		return err
 	}
 	if t.broker, err = startVarve(ctx, t.varve, filepath.Join(t.dir, "broker"),
-		"remote.storage.url=minio://"+t.minioAddr+"/interop/log?create=true&credentials_file="+creds); err != nil {
+		"remote.storage.url=minio://"+t.minioAddr+"/interop/log?create=true&credentials_file="+creds,
+		"wal.max.bytes="+strconv.Itoa(tieredLogBytes)); err != nil {
 		return err
 	}
 	if t.cl, err = kgo.NewClient(kgo.SeedBrokers(t.broker.addr), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.RequiredAcks(kgo.AllISRAcks()),
@@ -343,7 +346,7 @@ func (t *tiered) cache() (hits, misses int64, err error) {
 // outage stops MinIO and produces for a while.
 func (t *tiered) outage(ctx context.Context) error {
 	t.server.kill()
-	seconds := 15
+	seconds := 60
 	if s := os.Getenv(outageInSeconds); s != "" {
 		n, err := strconv.Atoi(s)
 		if err != nil {
@@ -370,6 +373,70 @@ func (t *tiered) outage(ctx context.Context) error {
 		}
 		return nil
 	})
+}
+
+// bound fills the log until nothing is taken any more, however small.
+func (t *tiered) bound(ctx context.Context) error {
+	const p = 0
+	cl, err := kgo.NewClient(kgo.SeedBrokers(t.broker.addr), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.RequiredAcks(kgo.AllISRAcks()),
+		kgo.DisableIdempotentWrite(), kgo.RecordRetries(0), kgo.ProducerBatchCompression(kgo.NoCompression()))
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	before, taken := len(t.sent[p]), 0
+	for size := 500_000; size > 0; size /= 4 {
+		for {
+			v := fmt.Sprintf("bound %d %s", len(t.sent[p]), strings.Repeat("x", size))
+			err := cl.ProduceSync(ctx, &kgo.Record{Topic: tieredTopic, Partition: p, Value: []byte(v)}).FirstErr()
+			if err == nil {
+				t.sent[p] = append(t.sent[p], v)
+				if taken += size; taken > 2*tieredLogBytes {
+					return fmt.Errorf("%d bytes taken by a log that may have %d", taken, tieredLogBytes)
+				}
+				continue
+			}
+			if !errors.Is(err, kerr.NotEnoughReplicas) || !kerr.IsRetriable(kerr.NotEnoughReplicas) {
+				return fmt.Errorf("after %d bytes: %w, want NOT_ENOUGH_REPLICAS", taken, err)
+			}
+			break
+		}
+	}
+	if taken < tieredLogBytes/4 {
+		return fmt.Errorf("refused after %d bytes; the log may have %d", taken, tieredLogBytes)
+	}
+	// What was taken is read, topics are made, and groups commit.
+	in, err := kgo.NewClient(kgo.SeedBrokers(t.broker.addr), kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{tieredTopic: {p: kgo.NewOffset().At(int64(before))}}))
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	ctx, cancel := context.WithTimeout(ctx, tierPatience)
+	defer cancel()
+	for n := before; n < len(t.sent[p]); {
+		fs := in.PollFetches(ctx)
+		if err := fs.Err(); err != nil {
+			return fmt.Errorf("read at the bound, offset %d of %d: %w", n, len(t.sent[p]), err)
+		}
+		for it := fs.RecordIter(); !it.Done(); n++ {
+			if r := it.Next(); r.Offset != int64(n) || string(r.Value) != t.sent[p][n] {
+				return fmt.Errorf("%.60q at offset %d, which is not record %d", r.Value, r.Offset, n)
+			}
+		}
+	}
+	if _, err := t.adm.CreateTopic(ctx, 1, 1, nil, tieredTopic+"-more"); err != nil {
+		return fmt.Errorf("a topic at the bound: %w", err)
+	}
+	var offsets kadm.Offsets
+	offsets.Add(kadm.Offset{Topic: tieredTopic, Partition: p, At: 1, LeaderEpoch: -1})
+	committed, err := t.adm.CommitOffsets(ctx, tieredTopic, offsets)
+	if err == nil {
+		err = committed.Error()
+	}
+	if err != nil {
+		return fmt.Errorf("commit of offsets at the bound: %w", err)
+	}
+	return nil
 }
 
 func (t *tiered) drain(ctx context.Context) error {

@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -108,7 +110,13 @@ func startVarve(ctx context.Context, varve, dir string, settings ...string) (*pr
 		return nil, err
 	}
 	args := []string{"dev", "--data-dir", filepath.Join(dir, "data")}
-	for _, s := range append([]string{"listeners=PLAINTEXT://" + addr, "admin.listener=" + admin, "wal.max.bytes=4294967296", "group.initial.rebalance.delay.ms=0"}, settings...) {
+	for _, s := range []string{"listeners=PLAINTEXT://" + addr, "admin.listener=" + admin, "wal.max.bytes=4294967296", "group.initial.rebalance.delay.ms=0"} {
+		name, _, _ := strings.Cut(s, "=")
+		if !slices.ContainsFunc(settings, func(given string) bool { return strings.HasPrefix(given, name+"=") }) {
+			args = append(args, "--set", s)
+		}
+	}
+	for _, s := range settings {
 		args = append(args, "--set", s)
 	}
 	p := &process{name: "varve dev", addr: addr, admin: "http://" + admin, log: filepath.Join(dir, "varve.log")}
