@@ -1,6 +1,7 @@
 package tiering
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -383,6 +384,97 @@ func TestOutage(t *testing.T) {
 		}
 		w.clean(x, f, slow)
 	})
+}
+
+// unfaithful stores something else than it is given, and says that all is well.
+type unfaithful struct {
+	objstore.Bucket
+	prefix string
+	mu     sync.Mutex
+	lies   func([]byte) []byte // nil: none; of nil nothing is stored
+	told   int
+}
+
+func (u *unfaithful) Put(ctx context.Context, key string, body io.ReadSeeker, size int64, crc uint32) error {
+	u.mu.Lock()
+	lies := u.lies
+	if lies != nil && strings.HasPrefix(key, u.prefix) {
+		u.told++
+	} else {
+		lies = nil
+	}
+	u.mu.Unlock()
+	if lies == nil {
+		return u.Bucket.Put(ctx, key, body, size, crc)
+	}
+	b, err := io.ReadAll(body)
+	if err != nil {
+		return err
+	}
+	if b = lies(b); b == nil {
+		return nil
+	}
+	return u.Bucket.Put(ctx, key, bytes.NewReader(b), int64(len(b)), objstore.CRC32C(b))
+}
+
+// F35: what was stored is looked at before a manifest names it, and nothing
+// leaves the log for an object that is not there as planned.
+func TestUnfaithfulPut(t *testing.T) {
+	for name, lie := range map[string]func([]byte) []byte{
+		"a byte short":      func(b []byte) []byte { return b[:len(b)-1] },
+		"a byte long":       func(b []byte) []byte { return append(b, 0) },
+		"nothing":           func([]byte) []byte { return nil },
+		"another last byte": func(b []byte) []byte { b[len(b)-1] ^= 1; return b },
+		"zeros at the end":  func(b []byte) []byte { clear(b[len(b)-tailSize:]); return b },
+	} {
+		for _, prefix := range []string{"data/", "page/"} {
+			inWorld(t, func(t *testing.T, w *world) {
+				u := &unfaithful{Bucket: w.once, prefix: prefix}
+				w.opts.Bucket = u
+				x, f, g := w.open(), newLog(1, 0), newLog(2, 0)
+				x.limits = manifest.Limits{Tail: 3, Keep: 1, Page: 3, Pages: 1, Index: 1000}
+				w.lead(x, f, g)
+				f.plain(t, 1, 10, 100)
+				w.drained(x, f)
+				u.mu.Lock()
+				u.lies = lie
+				u.mu.Unlock()
+				lied := func() int {
+					u.mu.Lock()
+					defer u.mu.Unlock()
+					return u.told
+				}
+				for i := 0; lied() == 0; i++ {
+					if i == 100 {
+						s, _ := x.State(f.id, 0)
+						t.Fatalf("%s for %s: nothing was stored: %+v", name, prefix, s)
+					}
+					f.plain(t, 1, 10, 100)
+					g.plain(t, 1, 10, 100)
+					time.Sleep(2 * time.Second)
+				}
+				before, _ := x.State(f.id, 0)
+				f.plain(t, 1, 10, 100)
+				time.Sleep(time.Minute)
+				s, _ := x.State(f.id, 0)
+				if s.RemoteEnd != before.RemoteEnd || s.LastError == nil {
+					t.Errorf("%s for %s: remote end %d, then %d, last error %v", name, prefix, before.RemoteEnd, s.RemoteEnd, s.LastError)
+				}
+				if _, local, _, _ := f.Extent(); local > s.RemoteEnd {
+					t.Errorf("%s for %s: the log begins at %d, the remote end is %d", name, prefix, local, s.RemoteEnd)
+				}
+				f.compare(t, w.open(), 0, s.RemoteEnd, 1000)
+				if x.Healthy() == nil {
+					t.Errorf("%s for %s: no alarm", name, prefix)
+				}
+				u.mu.Lock()
+				u.lies = nil
+				u.mu.Unlock()
+				w.drained(x, f, g)
+				w.check(x, f, g)
+			})
+		}
+	}
 }
 
 // F36: answers to reads that are cut, shifted, flipped, or of nothing. They are

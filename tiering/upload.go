@@ -394,12 +394,14 @@ func (t *Tier) upload(group []candidate, freed func()) (uploaded bool, err error
 			case p.l.ctx.Err() == nil:
 				t.gc.condemn(condemned{name: p.s.entry(kind, suffix).Name(p.l.key.topic, p.l.key.index)})
 				t.stuck(p.l, Commit, err)
+				if bucketFault(err) {
+					return err // of a page: the pauser must hear of it, or the same is uploaded again at once
+				}
 			}
 			return nil
 		})
 	}
-	g.Wait()
-	return true, nil
+	return true, g.Wait()
 }
 
 // append commits an entry at the remote end.
