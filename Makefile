@@ -7,7 +7,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 FUZZTIME ?= 20s
 ROUNDS ?= 50
 
-.PHONY: help build run test race lint fuzz bench demo interop test-crash ci clean
+.PHONY: help build run test test-long race lint fuzz bench demo interop test-crash ci clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -20,6 +20,11 @@ run: build ## run a broker on embedded defaults at 127.0.0.1:9092, data in ./dat
 
 test: ## all tests of the tree
 	$(GO) test ./...
+
+test-long: ## the long forms: crashes and damage everywhere, a 30 s open loop, 10,000 partitions with figures (half an hour and more)
+	VARVE_LONG=1 $(GO) test -timeout 3h -count=1 ./tiering/...
+	$(GO) test -timeout 3h -count=1 ./wal -long
+	VARVE_LONG=1 $(GO) test -timeout 1h -count=1 -v -run 'TestOpenLoop$$|TestManyPartitions|TestRestartsUnderLoad' ./cmd/varve/e2e
 
 race: ## all tests under the race detector
 	$(GO) test -race ./...

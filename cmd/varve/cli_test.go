@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -338,6 +339,32 @@ func TestProduceTimeout(t *testing.T) {
 	f := startFake(t)
 	f.create("stall", 1)
 	varve(t, "a\n", "produce", "stall", "-b", f.addr(), "--timeout", "1s").want(t, 1, "", "no acknowledgement for 1s (--timeout); 0 records acknowledged, 1 without an answer")
+}
+
+// endless is an input of lines without end; it counts what was taken.
+type endless struct{ taken atomic.Int64 }
+
+func (e *endless) Read(b []byte) (int, error) {
+	for i := range b {
+		b[i] = 'x'
+		if i%4000 == 3999 {
+			b[i] = '\n'
+		}
+	}
+	e.taken.Add(int64(len(b)))
+	return len(b), nil
+}
+
+// An input larger than memory: while nobody acknowledges, no more is read than may be buffered.
+func TestProduceReadsNoMoreThanItMayHold(t *testing.T) {
+	f := startFake(t)
+	f.create("stall", 1)
+	in := &endless{}
+	varveContext(context.Background(), in, nil, "produce", "stall", "-b", f.addr(), "--timeout", "2s", "--buffer-bytes", "4MiB", "-z", "none").
+		want(t, 1, "", "no acknowledgement for 2s (--timeout); 0 records acknowledged")
+	if n := in.taken.Load(); n > 16<<20 {
+		t.Errorf("%d bytes were read, and 4 MiB may be buffered", n)
+	}
 }
 
 type brokenReader struct{}
