@@ -115,7 +115,7 @@ func TestDial(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(bg, 20*time.Second)
+	ctx, cancel := context.WithTimeout(bg, 2*time.Minute)
 	defer cancel()
 	auth(second(c.RoleAdd(ctx, "root")))
 	auth(second(c.UserAdd(ctx, "root", "secret")))
@@ -124,10 +124,14 @@ func TestDial(t *testing.T) {
 	auth(second(c.RoleGrantPermission(ctx, "varve", "/varve/", clientv3.GetPrefixRangeEnd("/varve/"), clientv3.PermissionType(clientv3.PermReadWrite))))
 	auth(second(c.UserAdd(ctx, "varve", "pass")))
 	auth(second(c.UserGrantRole(ctx, "varve", "varve")))
+	auth(second(c.RoleAdd(ctx, "other")))
+	auth(second(c.RoleGrantPermission(ctx, "other", "/other/", clientv3.GetPrefixRangeEnd("/other/"), clientv3.PermissionType(clientv3.PermReadWrite))))
+	auth(second(c.UserAdd(ctx, "other", "pass")))
+	auth(second(c.UserGrantRole(ctx, "other", "other")))
 	auth(second(c.AuthEnable(ctx)))
 	o = good
 	o.User, o.Password = "varve", "wrong"
-	o.Timeout = 2 * time.Second
+	o.Timeout = time.Minute // checking a password is slow on purpose
 	if _, err := Dial(bg, o); err == nil || !strings.Contains(err.Error(), "authentication failed") {
 		t.Fatal(err)
 	}
@@ -142,6 +146,21 @@ func TestDial(t *testing.T) {
 	}
 	if _, err := New(Options{Client: u1, Prefix: "/elsewhere"}).EnsureCluster(bg, ""); err == nil {
 		t.Fatal("wrote where the user may not")
+	}
+	// A user who may see nothing but another cluster's keys.
+	o.User = "other"
+	if c, err := Dial(bg, o); err == nil {
+		c.Close()
+		t.Error("connected although the cluster's keys may not be read")
+	}
+	o.Prefix = "/other"
+	u2, err := Dial(bg, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u2.Close()
+	if _, err := New(Options{Client: u2, Prefix: o.Prefix}).EnsureCluster(bg, ""); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -121,6 +121,7 @@ type DialOptions struct {
 	CAFile, CertFile, KeyFile string
 	ServerName                string // expected in the certificate, if not the endpoint's host
 	User, Password            string
+	Prefix                    string        // of all keys of this cluster, see Options: where the user may read
 	Timeout                   time.Duration // to connect, 5 s if zero
 	Logger                    *slog.Logger
 }
@@ -163,7 +164,7 @@ func Dial(ctx context.Context, o DialOptions) (*clientv3.Client, error) {
 	}
 	tctx, cancel := context.WithTimeout(ctx, o.Timeout)
 	defer cancel()
-	if _, err := c.Get(tctx, "/varve/probe"); err != nil {
+	if _, err := c.Get(tctx, prefixOf(o.Prefix)+"probe"); err != nil {
 		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 			err = fmt.Errorf("no answer within %s: %w%s", o.Timeout, err, unreachable(ctx, c))
 		}

@@ -79,12 +79,7 @@ type Store struct {
 
 // New returns a store over a client. It sends nothing.
 func New(o Options) *Store {
-	if o.Prefix == "" {
-		o.Prefix = "/varve/default/"
-	}
-	if !strings.HasSuffix(o.Prefix, "/") {
-		o.Prefix += "/"
-	}
+	o.Prefix = prefixOf(o.Prefix)
 	if o.RequestTimeout == 0 {
 		o.RequestTimeout = 5 * time.Second
 	}
@@ -94,6 +89,16 @@ func New(o Options) *Store {
 	s := &Store{client: o.Client, keys: keys{o.Prefix}, timeout: o.RequestTimeout, log: o.Logger}
 	s.seen.Store(o.SeenRevision)
 	return s
+}
+
+func prefixOf(p string) string {
+	if p == "" {
+		p = "/varve/default/"
+	}
+	if !strings.HasSuffix(p, "/") {
+		p += "/"
+	}
+	return p
 }
 
 // Revision is the highest revision seen. Remember it across restarts.

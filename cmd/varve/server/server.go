@@ -289,7 +289,7 @@ func (s *Server) openStore(ctx context.Context) (*etcd.Store, error) {
 	}
 	client, err := etcd.Dial(ctx, etcd.DialOptions{
 		Endpoints: c.EtcdEndpoints, CAFile: c.EtcdTLSCAFile, CertFile: c.EtcdTLSCertFile, KeyFile: c.EtcdTLSKeyFile, ServerName: c.EtcdTLSServerName,
-		User: c.EtcdUser, Password: password, Timeout: c.EtcdDialTimeout, Logger: s.log.With("part", "etcd"),
+		User: c.EtcdUser, Password: password, Prefix: c.EtcdPrefix, Timeout: c.EtcdDialTimeout, Logger: s.log.With("part", "etcd"),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("etcd.endpoints: %w", err)
