@@ -99,6 +99,7 @@ type BrokerConfig struct {
 	EtcdTLSServerName  string
 	EtcdDialTimeout    time.Duration
 	EtcdRequestTimeout time.Duration
+	EtcdCompaction     time.Duration // 0: never
 
 	LogLevel  string
 	LogFormat string
@@ -270,7 +271,7 @@ func (b *builder) fill(m Machine) *BrokerConfig {
 		EtcdEndpoints: ParseList(b.text("etcd.endpoints")), EtcdPrefix: b.text("etcd.prefix"), EtcdUser: b.text("etcd.user"), EtcdPassword: b.text("etcd.password"),
 		EtcdPasswordFile: b.text("etcd.password.file"), EtcdTLSCAFile: b.text("etcd.tls.ca.file"), EtcdTLSCertFile: b.text("etcd.tls.cert.file"),
 		EtcdTLSKeyFile: b.text("etcd.tls.key.file"), EtcdTLSServerName: b.text("etcd.tls.server.name"),
-		EtcdDialTimeout: b.ms("etcd.dial.timeout.ms"), EtcdRequestTimeout: b.ms("etcd.request.timeout.ms"),
+		EtcdDialTimeout: b.ms("etcd.dial.timeout.ms"), EtcdRequestTimeout: b.ms("etcd.request.timeout.ms"), EtcdCompaction: b.ms("etcd.compaction.interval.ms"),
 
 		LogLevel: b.text("log.level"), LogFormat: b.text("log.format"),
 	}

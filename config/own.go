@@ -63,6 +63,7 @@ func ownDefs() []*Def {
 		text("etcd.tls.server.name", null, "The name that etcd's certificate must have, if it is not the host's."),
 		integer("etcd.dial.timeout.ms", "5000", "How long connecting to etcd may take.", 100, anyHigh),
 		integer("etcd.request.timeout.ms", "5000", "How long one request to etcd may take.", 100, anyHigh),
+		integer("etcd.compaction.interval.ms", "300000", "How often the controller lets etcd forget what was overwritten before the last time, which would fill its space; 0: left to etcd's own auto-compaction.", 0, anyHigh),
 
 		text("admin.listener", "127.0.0.1:9644", "Where metrics and health are served, as host:port; empty: nowhere.", checked("host:port", func(v string) error {
 			if v == "" {

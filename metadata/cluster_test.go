@@ -564,3 +564,38 @@ func TestRestoredBackup(t *testing.T) {
 		t.Fatal("something was written into the empty etcd", err)
 	}
 }
+
+// An etcd that compacts nothing by itself, as one does that nobody told to: the
+// controller, and only it, lets go of what was overwritten, and who watches does
+// not notice.
+func TestCompaction(t *testing.T) {
+	t.Parallel()
+	c := cluster{t, startEtcd(t, t.TempDir())}
+	n := c.join(1) // the controller, which is not asked to
+	o := c.options(2)
+	o.CompactionInterval = 100 * time.Millisecond
+	var resynced atomic.Int32
+	o.Events.Resynced = func(error) { resynced.Add(1) }
+	second := open(t, o)
+	register(t, second)
+	create(t, n, "a", 3)
+	old := n.Image().Revision
+	gone := func() bool {
+		_, err := c.server.Client().Get(bg, "x", clientv3.WithRev(old))
+		return errors.Is(err, rpctypes.ErrCompacted)
+	}
+	time.Sleep(10 * o.CompactionInterval)
+	if gone() {
+		t.Fatal("compacted by a broker that is not the controller")
+	}
+	n.Close()
+	eventually(t, "another controller", second.IsController)
+	eventually(t, "compaction", func() bool {
+		create(t, second, fmt.Sprintf("t-%d", time.Now().UnixNano()), 1) // revisions move on
+		return gone()
+	})
+	create(t, second, "b", 2)
+	if second.Image().Topic("a") == nil || second.Image().Topic("b") == nil || resynced.Load() != 0 {
+		t.Errorf("the image was loaded anew %d times", resynced.Load())
+	}
+}

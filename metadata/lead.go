@@ -492,3 +492,25 @@ func (n *Node) AcceptLoss(ctx context.Context, broker int32) ([]controller.Resul
 	}
 	return r.Results, nil
 }
+
+// compact lets the store forget, while this node is the controller, what was
+// overwritten before the last time it looked: a watch that fell behind by less
+// than an interval goes on where it stood, and one further behind loads the image
+// again.
+func (n *Node) compact() {
+	defer n.wg.Done()
+	last := int64(0)
+	for sleep(n.ctx, n.o.CompactionInterval) {
+		if !n.IsController() {
+			last = 0
+			continue
+		}
+		next := n.store.Revision()
+		if last > 0 {
+			if err := n.store.Compact(n.ctx, last); err != nil && n.ctx.Err() == nil {
+				n.log.Warn("etcd's old revisions cannot be compacted", "revision", last, "error", err)
+			}
+		}
+		last = next
+	}
+}

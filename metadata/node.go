@@ -11,6 +11,7 @@
 //	remember writes the highest revision seen to a file, if asked to
 //	session  keeps the lease alive, registers again when it was lost
 //	lead     campaigns; while elected, runs commands one batch at a time
+//	compact  while elected, lets the store forget old revisions
 package metadata
 
 import (
@@ -41,6 +42,12 @@ type Options struct {
 	// that this broker lost go on from their remote end, without an operator's
 	// command.
 	AcceptLoss bool
+
+	// CompactionInterval is how often the controller lets etcd forget what was
+	// overwritten before the last time. Each manifest commit leaves a copy of
+	// the head behind, and etcd by itself keeps all of them until its space is
+	// used up. Zero: somebody else compacts.
+	CompactionInterval time.Duration
 
 	SessionTimeout    time.Duration // 2 s if zero; etcd rounds up to seconds
 	HeartbeatInterval time.Duration // 300 ms if zero

@@ -42,14 +42,27 @@ func ReadSeen(path string) (Seen, error) {
 	return Seen{f.Cluster, f.Revision}, nil
 }
 
-// write replaces the file. It is not fsynced: an older revision is as true.
+// write replaces the file. The content is fsynced before it gets its name: an older
+// revision is as true, but a file that a power failure left empty would keep the
+// broker from starting. The name is not.
 func (s Seen) write(path string) error {
 	b, err := json.Marshal(seenFile{1, s.Cluster, s.Revision})
 	if err != nil {
 		return err
 	}
 	tmp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
-	if err := os.WriteFile(tmp, append(b, '\n'), 0o644); err != nil {
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(append(b, '\n'))
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
 		return err
 	}
 	return os.Rename(tmp, path)

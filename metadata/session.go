@@ -26,6 +26,10 @@ func (n *Node) Register(ctx context.Context) error {
 		n.wg.Add(2)
 		go n.session()
 		go n.lead()
+		if n.o.CompactionInterval > 0 {
+			n.wg.Add(1)
+			go n.compact()
+		}
 	}
 	err := n.await(ctx, func(im *image.Image) bool {
 		b := im.Broker(n.o.BrokerID)

@@ -414,6 +414,21 @@ func (s *Store) Barrier(ctx context.Context, epoch int64) (int64, error) {
 	return resp.Header.Revision, nil
 }
 
+// Compact forgets all values that were overwritten or deleted at revision or
+// before. It is no error if somebody else has done so.
+func (s *Store) Compact(ctx context.Context, revision int64) error {
+	if s.regressed.Load() {
+		return ErrRevisionRegressed
+	}
+	tctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	_, err := s.client.Compact(tctx, revision)
+	if err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
+		return fmt.Errorf("%w: compact up to revision %d: %w", ErrUnavailable, revision, err)
+	}
+	return nil
+}
+
 // batch collects changes for one transaction.
 type batch struct {
 	keys    keys
