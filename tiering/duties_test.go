@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/varve/varve/tiering/manifest"
+	"github.com/varve/varve/wal/batch"
 )
 
 // A commit whose answer was lost, and which a later request finds in the head: the
@@ -127,5 +128,46 @@ func TestStuckPartitionKeepsTheAlarm(t *testing.T) {
 		if err := x.Healthy(); err != nil {
 			t.Errorf("alarm: %v", err)
 		}
+	})
+}
+
+// Partitions with little to say but many producers: their footers count too, so
+// that one object does not take memory without bound. All of them get their turn.
+func TestManyProducersMakeSmallerObjects(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.opts.MixedBytes = 64 << 10
+		x := w.open()
+		var logs []*fakeLog
+		for i := range int32(60) {
+			f := newLog(1, i)
+			for pid := range int64(200) {
+				b := batch.NewBuilder()
+				b.ProducerID = 1000 + pid
+				b.Add(time.Now().UnixMilli(), nil, []byte("x"))
+				f.append(t, b)
+			}
+			logs = append(logs, f)
+		}
+		w.lead(x, logs...)
+		w.drained(x, logs...)
+		time.Sleep(10 * time.Second)
+		before := w.objects()
+		for _, f := range logs {
+			f.plain(t, 1, 1, 10)
+		}
+		w.drained(x, logs...)
+		list, err := listAll(bg, w.mem, "data/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(list) <= before+1 {
+			t.Errorf("%d objects for one flush", len(list)-before)
+		}
+		for _, o := range list {
+			if o.Size > 3*w.opts.MixedBytes {
+				t.Errorf("an object of %d bytes where %d were meant", o.Size, w.opts.MixedBytes)
+			}
+		}
+		w.clean(x, logs...)
 	})
 }

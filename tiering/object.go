@@ -79,6 +79,11 @@ type Footer struct {
 	OpenStart, OpenEnd         []producer.OpenTxn // open before the first and after the last batch
 }
 
+// size is about what the footer takes in memory, and encoded.
+func (f *Footer) size() int64 {
+	return int64(256 + 32*(len(f.Blocks)+len(f.Aborted)+len(f.OpenStart)+len(f.OpenEnd)) + len(f.Producers) + 16*len(f.Lineage))
+}
+
 // Encode returns the footer as stored. Its checksum stands with whoever names it.
 func (f *Footer) Encode() []byte {
 	b := append(make([]byte, 0, 256+24*len(f.Blocks)+len(f.Producers)), footerMagic...)

@@ -287,6 +287,7 @@ func (t *Tier) upload(group []candidate, freed func()) (uploaded bool, err error
 	}
 	var parts []sealed
 	var first error
+	footers := int64(0)
 	fail := func(l *leader, err error) {
 		if l.ctx.Err() != nil {
 			return // resigned meanwhile
@@ -316,8 +317,14 @@ func (t *Tier) upload(group []candidate, freed func()) (uploaded bool, err error
 			b.body.release()
 			return t.upload(rest, freed)
 		}
-		if s != nil {
-			parts = append(parts, sealed{c.l, s})
+		if s == nil {
+			continue
+		}
+		parts = append(parts, sealed{c.l, s})
+		// Producer state goes into the footers, and nobody knows how much of it there
+		// is before it is folded. The partitions that are left out are next.
+		if footers += s.f.size(); footers > t.o.MixedBytes {
+			break
 		}
 	}
 	if len(parts) == 0 {
