@@ -53,6 +53,7 @@ test-crash: build ## kill -9 in a loop under load: ROUNDS rounds (50)
 	$(GO) run ./interop/crash --varve $(BIN) --rounds $(ROUNDS)
 
 ci: lint test ## what CI runs: lint, tests, short forms of what takes long
+	VARVE_LONG=1 $(GO) test -count=1 -run '^TestCrashEverywhere$$' ./tiering # at every single step
 	$(MAKE) test-crash ROUNDS=5
 	$(MAKE) interop
 

@@ -23,6 +23,7 @@ type condemned struct {
 	name  manifest.Name
 	rev   int64         // of the head that no longer names it; 0: never named
 	delay time.Duration // at least, from since on
+	never bool          // its upload failed here: no commit was or will be told its name
 	since time.Time
 	dead  time.Time // first found dead, with sections of partitions led elsewhere
 	again time.Time // undecided: not before
@@ -275,6 +276,8 @@ func (t *Tier) collect(ctx context.Context) error {
 		var elsewhere bool
 		var err error
 		switch {
+		case c.never:
+			f = dead // whatever there is under that name, and whether or not it can be read
 		case c.name.Page:
 			f, err = b.judgePage(ctx, c.name)
 		case c.name.Kind == manifest.Mixed:

@@ -3,6 +3,7 @@ package tiering
 import (
 	"bytes"
 	"io"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,6 +11,76 @@ import (
 	"github.com/varve/varve/tiering/manifest"
 	"github.com/varve/varve/tiering/objstore"
 )
+
+// A commit that takes longer than grace and sweeps: its object is named by nobody
+// yet, and is no garbage, for its writer's epoch is alive and nothing has taken
+// its place. Neither is it once the next leader has found it committed.
+func TestSlowCommitKeepsItsObject(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.opts.OwnBytes = 2000
+		var slow atomic.Bool
+		w.store.Hook = func(op string, _ [16]byte, _ int32, after bool) error {
+			if op == "commit" && slow.Load() {
+				return errInjected
+			}
+			return nil
+		}
+		x, own, a, b := w.open(), newLog(1, 0), newLog(2, 0), newLog(2, 1)
+		logs := []*fakeLog{own, a, b}
+		w.lead(x, logs...)
+		for round := range 2 { // the first objects of all, and those behind others
+			slow.Store(true)
+			own.plain(t, 3, 1, 1000)
+			a.plain(t, 1, 1, 10)
+			b.plain(t, 1, 1, 10)
+			time.Sleep(10 * time.Minute)
+			synctest.Wait()
+			if n := w.objects(); n != 2*(round+1) {
+				t.Fatalf("round %d: %d objects, %d have their commit or wait for it", round, n, 2*(round+1))
+			}
+			slow.Store(false)
+			w.drained(x, logs...)
+			w.check(x, logs...)
+		}
+		w.clean(x, logs...)
+		if n := w.objects(); n != 4 {
+			t.Errorf("%d objects", n)
+		}
+	})
+}
+
+// What a head lets go of stays for the grace, and for file.delete.delay.ms of its
+// topic if that is longer (I7); then it goes.
+func TestGrace(t *testing.T) {
+	for _, delay := range []time.Duration{0, time.Minute} {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.opts.OwnBytes = 100
+			x, f := w.open(), newLog(1, 0)
+			f.policy.DeleteDelayMs = delay.Milliseconds()
+			w.lead(x, f)
+			for range 3 {
+				f.plain(t, 1, 1, 1000)
+				w.drained(x, f)
+			}
+			time.Sleep(10 * time.Second)
+			if _, err := x.AdvanceLogStart(bg, f.id, 0, 2); err != nil {
+				t.Fatal(err)
+			}
+			keep := max(w.opts.Grace, delay)
+			time.Sleep(keep - 100*time.Millisecond)
+			synctest.Wait()
+			if n := w.objects(); n != 3 {
+				t.Errorf("delay %v: %d objects left before the grace is over, 3 were there", delay, n)
+			}
+			time.Sleep(10 * time.Second)
+			synctest.Wait()
+			if n := w.objects(); n != 1 {
+				t.Errorf("delay %v: %d objects left when the grace is over", delay, n)
+			}
+			w.check(x, f)
+		})
+	}
+}
 
 // Mixed objects that are alive do not fill the list of what may be garbage: there
 // are as many of them as there were flushes, and a full list takes no more.

@@ -358,7 +358,7 @@ func (t *Tier) upload(group []candidate, freed func()) (uploaded bool, err error
 		}
 		// It may be there all the same, or appear later: another attempt takes
 		// another name, and this one is garbage.
-		t.gc.condemn(condemned{name: name})
+		t.gc.condemn(condemned{name: name, never: true})
 		if !objstore.Retriable(err) && !errors.Is(err, ErrCorrupt) || errors.Is(err, objstore.ErrDenied) || errors.Is(err, objstore.ErrNoBucket) {
 			break
 		}
