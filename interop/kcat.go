@@ -13,6 +13,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/varve/varve/internal/child"
 )
 
 // kcat produces the corpus, a run per partition: its -H gives every message of a run the same headers.
@@ -203,7 +205,7 @@ func (h *harness) kcatGroup(ctx context.Context) {
 	// gather waits for n different values and compares: each once.
 	gather := func(first, last int, members ...*kcatMember) error {
 		all := map[string]int{}
-		err := eventually(ctx, 60*time.Second, func() error {
+		err := child.Eventually(ctx, 60*time.Second, func() error {
 			clear(all)
 			for _, m := range members {
 				m.mu.Lock()
@@ -239,7 +241,7 @@ func (h *harness) kcatGroup(ctx context.Context) {
 		if err != nil {
 			return errors.Join(err, a.stop())
 		}
-		err = eventually(ctx, 60*time.Second, func() error {
+		err = child.Eventually(ctx, 60*time.Second, func() error {
 			if a.assigned() != 3 || b.assigned() != 3 {
 				return fmt.Errorf("%d and %d partitions, want 3 and 3", a.assigned(), b.assigned())
 			}

@@ -5,7 +5,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -16,6 +15,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/varve/varve/internal/child"
 )
 
 // parts are what --only and --skip name, in the order in which they are printed in the usage text.
@@ -51,6 +52,11 @@ func main() {
 	}
 }
 
+// startVarve runs a broker of its own on free ports.
+func startVarve(ctx context.Context, varve, dir string, settings ...string) (*child.Varve, error) {
+	return child.StartVarve(ctx, varve, dir, append([]string{"wal.max.bytes=4294967296"}, settings...)...)
+}
+
 func choose(only, skip string) (map[string]bool, error) {
 	chosen := map[string]bool{}
 	for _, p := range parts {
@@ -84,7 +90,7 @@ func run(ctx context.Context, rep *report, chosen map[string]bool, varve, bootst
 			return fmt.Errorf("%w (make build makes it)", err)
 		}
 	}
-	installed, err := install(ctx, chosen)
+	installed, err := installAll(ctx, chosen)
 	if err != nil {
 		return fmt.Errorf("installing what is tested: %w", err)
 	}
@@ -99,14 +105,14 @@ func run(ctx context.Context, rep *report, chosen map[string]bool, varve, bootst
 		defer os.RemoveAll(work)
 	}
 	h := &harness{report: rep, installed: installed, work: work, boot: bootstrap, slots: make(chan struct{}, 3), started: time.Now().UnixMilli()}
-	var broker *process
+	var broker *child.Varve
 	if bootstrap == "" {
 		broker, err = startVarve(ctx, varve, filepath.Join(work, "broker"))
 		if err != nil {
 			return err
 		}
-		defer broker.stop()
-		h.boot = broker.addr
+		defer broker.Stop()
+		h.boot = broker.Addr
 	}
 	if err := h.prepare(ctx, chosen); err != nil {
 		return fmt.Errorf("preparing the broker at %s: %w", h.boot, err)
@@ -123,7 +129,7 @@ func run(ctx context.Context, rep *report, chosen map[string]bool, varve, bootst
 	}
 	wg.Wait()
 	if broker != nil {
-		rep.check("varve", "SIGTERM drains and exits 0", broker.stop)
+		rep.check("varve", "SIGTERM drains and exits 0", broker.Stop)
 	}
 	return ctx.Err()
 }
@@ -203,20 +209,4 @@ func (r *report) print(verdict, client, text string) {
 func (r *report) finish() (passed, failed int) {
 	r.flush("")
 	return r.passed, r.failed
-}
-
-// eventually tries f until it is content or the time is over, and returns its last answer.
-func eventually(ctx context.Context, d time.Duration, f func() error) error {
-	deadline := time.Now().Add(d)
-	for {
-		err := f()
-		if err == nil || time.Now().After(deadline) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return errors.Join(err, ctx.Err())
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
 }

@@ -22,11 +22,11 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/varve/varve/internal/child"
 )
 
 const (
-	minioUser       = "varve-interop"
-	minioPassword   = "varve-interop-secret"
 	tieredTopic     = "interop-tiered"
 	tieredParts     = 4
 	tieredRecords   = 20_000    // of about 1 KiB
@@ -55,8 +55,8 @@ type tiered struct {
 	varve        string
 	dir          string
 	minioAddr    string
-	server       *process
-	broker       *process
+	server       *child.Process
+	broker       *child.Varve
 	cl           *kgo.Client
 	adm          *kadm.Client
 	local        [][]byte // per partition: the batches as they were on local disk
@@ -82,11 +82,11 @@ func (h *harness) minio(ctx context.Context, varve string) {
 		{"with the log at its bound, producers are told to try again, and nothing else breaks", t.bound},
 		{"when it is back, the backlog drains by itself", t.drain},
 		{"every record is there, once, in order", t.everything},
-		{"SIGTERM drains and exits 0", func(context.Context) error { return t.broker.stop() }},
+		{"SIGTERM drains and exits 0", func(context.Context) error { return t.broker.Stop() }},
 	} {
 		if !h.check("minio", c.name, func() error { return c.f(ctx) }) {
 			if t.broker != nil {
-				h.skip("minio", "the rest", "each check needs the one before; "+t.broker.tail())
+				h.skip("minio", "the rest", "each check needs the one before; "+t.broker.Tail())
 			}
 			return
 		}
@@ -97,8 +97,8 @@ func (h *harness) minio(ctx context.Context, varve string) {
 func (t *tiered) accept(ctx context.Context) error {
 	const test = "TestAcceptRealMinio"
 	cmd := exec.CommandContext(ctx, "go", "test", "-count=1", "-v", "-run", "^"+test+"$", "github.com/varve/varve/tiering/objstore")
-	cmd.Env = append(os.Environ(), "VARVE_TEST_MINIO="+t.minioAddr, "AWS_ACCESS_KEY_ID="+minioUser, "AWS_SECRET_ACCESS_KEY="+minioPassword,
-		"MINIO_ROOT_USER="+minioUser, "MINIO_ROOT_PASSWORD="+minioPassword)
+	cmd.Env = append(os.Environ(), "VARVE_TEST_MINIO="+t.minioAddr, "AWS_ACCESS_KEY_ID="+child.MinIOUser, "AWS_SECRET_ACCESS_KEY="+child.MinIOPassword,
+		"MINIO_ROOT_USER="+child.MinIOUser, "MINIO_ROOT_PASSWORD="+child.MinIOPassword)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, out)
@@ -116,27 +116,15 @@ func (t *tiered) close() {
 		t.adm.Close()
 	}
 	if t.broker != nil {
-		t.broker.stop()
+		t.broker.Stop()
 	}
 	if t.server != nil {
-		t.server.kill()
+		t.server.Kill()
 	}
 }
 
 func (t *tiered) startMinio(ctx context.Context) (err error) {
-	cmd := exec.Command(t.installed.minio, "server", "--quiet", "--address", t.minioAddr, filepath.Join(t.dir, "data"))
-	cmd.Env = append(os.Environ(), "MINIO_ROOT_USER="+minioUser, "MINIO_ROOT_PASSWORD="+minioPassword, "MINIO_BROWSER=off", "MINIO_UPDATE=off", "MINIO_CI_CD=1")
-	t.server, err = launch(ctx, &process{name: "MinIO", addr: t.minioAddr, log: filepath.Join(t.dir, "minio.log")}, cmd, func() error {
-		resp, err := http.Get("http://" + t.minioAddr + "/minio/health/live")
-		if err != nil {
-			return err
-		}
-		resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			return errors.New(resp.Status)
-		}
-		return nil
-	})
+	t.server, err = child.StartMinIO(ctx, t.installed.minio, t.dir, t.minioAddr)
 	return err
 }
 
@@ -144,7 +132,7 @@ func (t *tiered) start(ctx context.Context) (err error) {
 	if err := os.MkdirAll(t.dir, 0o755); err != nil {
 		return err
 	}
-	if t.minioAddr, err = freeAddr(); err != nil {
+	if t.minioAddr, err = child.FreeAddr(); err != nil {
 		return err
 	}
 	if err := t.startMinio(ctx); err != nil {
@@ -152,7 +140,7 @@ func (t *tiered) start(ctx context.Context) (err error) {
 	}
 	// The broker takes MinIO's credentials from a file.
 	creds := filepath.Join(t.dir, "credentials")
-	if err := os.WriteFile(creds, []byte(minioUser+"\n"+minioPassword+"\n"), 0o600); err != nil {
+	if err := child.WriteCredentials(creds); err != nil {
 		return err
 	}
 	if t.broker, err = startVarve(ctx, t.varve, filepath.Join(t.dir, "broker"),
@@ -160,7 +148,7 @@ func (t *tiered) start(ctx context.Context) (err error) {
 		"wal.max.bytes="+strconv.Itoa(tieredLogBytes)); err != nil {
 		return err
 	}
-	if t.cl, err = kgo.NewClient(kgo.SeedBrokers(t.broker.addr), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.RequiredAcks(kgo.AllISRAcks()),
+	if t.cl, err = kgo.NewClient(kgo.SeedBrokers(t.broker.Addr), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.RecordDeliveryTimeout(time.Minute), kgo.ProducerBatchCompression(kgo.Lz4Compression(), kgo.NoCompression())); err != nil {
 		return err
 	}
@@ -219,8 +207,8 @@ func (t *tiered) produceLocally(ctx context.Context) (err error) {
 
 // status asks as a user would, and calls done for each partition of the topic until it is content with all.
 func (t *tiered) status(ctx context.Context, done func(tierStatus) error) error {
-	return eventually(ctx, tierPatience, func() error {
-		cmd := exec.CommandContext(ctx, t.varve, "tier", "status", tieredTopic, "-o", "json", "--admin-url", t.broker.admin)
+	return child.Eventually(ctx, tierPatience, func() error {
+		cmd := exec.CommandContext(ctx, t.varve, "tier", "status", tieredTopic, "-o", "json", "--admin-url", t.broker.Admin)
 		var errs bytes.Buffer
 		cmd.Stderr = &errs
 		out, err := cmd.Output()
@@ -317,7 +305,7 @@ func (t *tiered) sameBytes(ctx context.Context) error {
 
 // cache reads the broker's own counters of chunks found and downloaded.
 func (t *tiered) cache() (hits, misses int64, err error) {
-	resp, err := http.Get(t.broker.admin + "/metrics")
+	resp, err := http.Get(t.broker.Admin + "/metrics")
 	if err != nil {
 		return 0, 0, err
 	}
@@ -345,7 +333,7 @@ func (t *tiered) cache() (hits, misses int64, err error) {
 
 // outage stops MinIO and produces for a while.
 func (t *tiered) outage(ctx context.Context) error {
-	t.server.kill()
+	t.server.Kill()
 	seconds := 60
 	if s := os.Getenv(outageInSeconds); s != "" {
 		n, err := strconv.Atoi(s)
@@ -378,7 +366,7 @@ func (t *tiered) outage(ctx context.Context) error {
 // bound fills the log until nothing is taken any more, however small.
 func (t *tiered) bound(ctx context.Context) error {
 	const p = 0
-	cl, err := kgo.NewClient(kgo.SeedBrokers(t.broker.addr), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.RequiredAcks(kgo.AllISRAcks()),
+	cl, err := kgo.NewClient(kgo.SeedBrokers(t.broker.Addr), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.DisableIdempotentWrite(), kgo.RecordRetries(0), kgo.ProducerBatchCompression(kgo.NoCompression()))
 	if err != nil {
 		return err
@@ -406,7 +394,7 @@ func (t *tiered) bound(ctx context.Context) error {
 		return fmt.Errorf("refused after %d bytes; the log may have %d", taken, tieredLogBytes)
 	}
 	// What was taken is read, topics are made, and groups commit.
-	in, err := kgo.NewClient(kgo.SeedBrokers(t.broker.addr), kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{tieredTopic: {p: kgo.NewOffset().At(int64(before))}}))
+	in, err := kgo.NewClient(kgo.SeedBrokers(t.broker.Addr), kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{tieredTopic: {p: kgo.NewOffset().At(int64(before))}}))
 	if err != nil {
 		return err
 	}
@@ -448,7 +436,7 @@ func (t *tiered) drain(ctx context.Context) error {
 
 // everything reads all records as a consumer does.
 func (t *tiered) everything(ctx context.Context) error {
-	cl, err := kgo.NewClient(kgo.SeedBrokers(t.broker.addr), kgo.ConsumeTopics(tieredTopic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	cl, err := kgo.NewClient(kgo.SeedBrokers(t.broker.Addr), kgo.ConsumeTopics(tieredTopic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
 	if err != nil {
 		return err
 	}

@@ -49,39 +49,6 @@ func TestSlowCommitKeepsItsObject(t *testing.T) {
 	})
 }
 
-// What a head lets go of stays for the grace, and for file.delete.delay.ms of its
-// topic if that is longer (I7); then it goes.
-func TestGrace(t *testing.T) {
-	for _, delay := range []time.Duration{0, time.Minute} {
-		inWorld(t, func(t *testing.T, w *world) {
-			w.opts.OwnBytes = 100
-			x, f := w.open(), newLog(1, 0)
-			f.policy.DeleteDelayMs = delay.Milliseconds()
-			w.lead(x, f)
-			for range 3 {
-				f.plain(t, 1, 1, 1000)
-				w.drained(x, f)
-			}
-			time.Sleep(10 * time.Second)
-			if _, err := x.AdvanceLogStart(bg, f.id, 0, 2); err != nil {
-				t.Fatal(err)
-			}
-			keep := max(w.opts.Grace, delay)
-			time.Sleep(keep - 100*time.Millisecond)
-			synctest.Wait()
-			if n := w.objects(); n != 3 {
-				t.Errorf("delay %v: %d objects left before the grace is over, 3 were there", delay, n)
-			}
-			time.Sleep(10 * time.Second)
-			synctest.Wait()
-			if n := w.objects(); n != 1 {
-				t.Errorf("delay %v: %d objects left when the grace is over", delay, n)
-			}
-			w.check(x, f)
-		})
-	}
-}
-
 // Mixed objects that are alive do not fill the list of what may be garbage: there
 // are as many of them as there were flushes, and a full list takes no more.
 func TestLiveObjectsAreNotCondemned(t *testing.T) {

@@ -48,12 +48,15 @@ var allowed = map[string][]string{
 	"broker/coordinator":                 {"broker/group", "broker/protocol", "wal/batch"},
 	"broker":                             {"broker/...", "wal", "wal/slab", "wal/batch", "wal/producer", "wal/lineage", "metadata/image", "metadata/controller", "config", "tiering"},
 
-	"internal/admin": {},
-	"internal/arch":  {},
-	"cmd/varve/...":  {"..."},
-	"demo":           {},
-	"bench/...":      {"bench/...", "wal/batch"},
-	"interop/...":    {"..."},
+	"internal/admin":   {},
+	"internal/arch":    {},
+	"internal/child":   {},
+	"internal/install": {},
+	"cmd/varve/...":    {"..."},
+	"demo":             {},
+	"bench/...":        {"bench/...", "wal/batch"},
+	"bench/kafka":      {"bench/load", "internal/child", "internal/install"},
+	"interop/...":      {"..."},
 }
 
 // pure packages decide and do nothing else: no clock, disk, network,
