@@ -7,7 +7,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 FUZZTIME ?= 20s
 ROUNDS ?= 50
 
-.PHONY: help build run test test-long race lint fuzz bench demo interop test-crash ci clean
+.PHONY: help build run test test-long race lint fuzz bench bench-kafka demo interop test-crash ci clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -42,6 +42,9 @@ fuzz: ## every fuzz target for FUZZTIME (20s)
 
 bench: ## benchmarks of the components, with allocations
 	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+bench-kafka: build ## Varve beside Apache Kafka, an hour, writes bench/REPORT.md (QUICK=1: ten minutes; ARGS="-only W2")
+	$(GO) run ./bench/kafka -varve $(BIN) $(if $(QUICK),-quick) $(ARGS)
 
 demo: build ## a real data set in, sealed to objects, replayed and compared
 	$(GO) run ./demo --varve $(BIN)

@@ -1,0 +1,235 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"embed"
+	"encoding/base64"
+	"encoding/xml"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/varve/varve/internal/child"
+	"github.com/varve/varve/internal/install"
+)
+
+//go:embed server/pom.xml
+var sources embed.FS
+
+// installKafka lays Kafka's jars into the user's cache.
+func installKafka(ctx context.Context) (jars string, err error) {
+	cache, err := install.Open("varve-bench")
+	if err != nil {
+		return "", err
+	}
+	defer cache.Close()
+	dir, err := cache.Folder(sources, "server", func(dir string) error {
+		fmt.Fprintln(os.Stderr, "installing Apache Kafka", kafkaVersion(), "from Maven Central (once)")
+		return install.Jars(ctx, dir)
+	})
+	return filepath.Join(dir, "jars"), err
+}
+
+// installMinIO builds a MinIO server, or finds the one that is in the cache.
+func installMinIO(ctx context.Context) (string, error) {
+	cache, err := install.Open("varve-interop")
+	if err != nil {
+		return "", err
+	}
+	defer cache.Close()
+	return cache.MinIO(ctx)
+}
+
+// kafkaVersion is the one that pom.xml asks for.
+func kafkaVersion() string {
+	var pom struct {
+		Version string `xml:"properties>kafka.version"`
+	}
+	b, err := sources.ReadFile("server/pom.xml")
+	if err == nil {
+		err = xml.Unmarshal(b, &pom)
+	}
+	if err != nil {
+		panic(err)
+	}
+	return pom.Version
+}
+
+// profile is how a Kafka broker is set up.
+type profile struct {
+	Name   string
+	Heap   []string // flags of the JVM
+	Server []string // server.properties, over those of the distribution
+	Note   string
+}
+
+// distribution is the server.properties that Kafka is delivered with, but for
+// addresses and directories.
+var distribution = []string{
+	"process.roles=broker,controller",
+	"node.id=1",
+	"num.network.threads=3",
+	"num.io.threads=8",
+	"socket.send.buffer.bytes=102400",
+	"socket.receive.buffer.bytes=102400",
+	"socket.request.max.bytes=104857600",
+	"num.partitions=1",
+	"num.recovery.threads.per.data.dir=1",
+	"offsets.topic.replication.factor=1",
+	"share.coordinator.state.topic.replication.factor=1",
+	"share.coordinator.state.topic.min.isr=1",
+	"transaction.state.log.replication.factor=1",
+	"transaction.state.log.min.isr=1",
+	"log.retention.hours=168",
+	"log.segment.bytes=1073741824",
+	"log.retention.check.interval.ms=300000",
+}
+
+// startScript are the flags that kafka-server-start.sh gives the JVM beside
+// the heap.
+var startScript = []string{
+	"-server", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:InitiatingHeapOccupancyPercent=35", "-XX:+ExplicitGCInvokesConcurrent",
+	"-XX:MaxInlineLevel=15", "-Djava.awt.headless=true",
+}
+
+var (
+	kafkaDefault = profile{
+		Name: "default", Heap: []string{"-Xmx1G", "-Xms1G"},
+		Note: "the server.properties of the distribution, the flags of kafka-server-start.sh",
+	}
+	kafkaTuned = profile{
+		Name: "tuned",
+		// A heap that is there from the start and never grows, so that no page fault and no full collection
+		// falls into a measurement.
+		Heap: []string{"-Xmx4G", "-Xms4G", "-XX:+AlwaysPreTouch"},
+		Server: []string{
+			// One network thread and one request thread for each core, and one more request thread because
+			// one may wait for a page to be written: with more they only take the cores from each other.
+			fmt.Sprintf("num.network.threads=%d", runtime.NumCPU()),
+			fmt.Sprintf("num.io.threads=%d", runtime.NumCPU()+1),
+			// A request of 1 MiB in few reads, and a fetch in few writes.
+			"socket.send.buffer.bytes=1048576",
+			"socket.receive.buffer.bytes=1048576",
+			// More requests wait in the broker rather than in the sockets.
+			"queued.max.requests=1000",
+			// A clean log is loaded by all cores.
+			fmt.Sprintf("num.recovery.threads.per.data.dir=%d", runtime.NumCPU()),
+		},
+		Note: "4 GiB heap, pre-touched; a network thread for each core and one request thread more; 1 MiB socket buffers",
+	}
+	// Kafka acknowledges what is in the page cache. Where durability is compared, it is told to do what Varve does.
+	kafkaFsync = profile{
+		Name: "fsync", Heap: kafkaDefault.Heap, Server: []string{"log.flush.interval.messages=1"},
+		Note: "default, and log.flush.interval.messages=1: an fsync of the partition's file before every acknowledgement",
+	}
+	// The object store of Kafka's own tests: a directory, without a network and without a server.
+	kafkaTiered = profile{
+		Name: "tiered", Heap: kafkaDefault.Heap, Server: []string{
+			"remote.log.storage.system.enable=true",
+			"remote.log.storage.manager.class.name=org.apache.kafka.server.log.remote.storage.LocalTieredStorage",
+			"remote.log.metadata.manager.listener.name=PLAINTEXT",
+			"rlmm.config.remote.log.metadata.topic.replication.factor=1",
+			"rlmm.config.remote.log.metadata.topic.num.partitions=5",
+			// Only so that what is to be replayed leaves the local log soon.
+			"remote.log.manager.task.interval.ms=1000",
+			"log.retention.check.interval.ms=1000",
+			"log.initial.task.delay.ms=1000",
+		},
+		Note: "default, with tiered storage on LocalTieredStorage, the directory-backed store of Kafka's tests",
+	}
+)
+
+// properties is the server.properties of a profile; later lines win.
+func (p profile) properties(dir, addr, controller string) []string {
+	return slices.Concat(distribution, []string{
+		"listeners=PLAINTEXT://" + addr + ",CONTROLLER://" + controller,
+		"advertised.listeners=PLAINTEXT://" + addr,
+		"controller.listener.names=CONTROLLER",
+		"listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+		"controller.quorum.bootstrap.servers=" + controller,
+		"log.dirs=" + filepath.Join(dir, "data"),
+		"rsm.config.dir=" + filepath.Join(dir, "remote"),
+		// Deleted topics leave the disk between two measurements, not in the midst of a later one.
+		"log.segment.delete.delay.ms=1000",
+		"group.initial.rebalance.delay.ms=0",
+	}, p.Server)
+}
+
+func startKafka(ctx context.Context, jars string, b *broker, p profile, controller string) error {
+	config := filepath.Join(b.dir, "server.properties")
+	class := filepath.Join(jars, "*")
+	if _, err := os.Stat(config); err != nil {
+		if err := os.WriteFile(config, []byte(strings.Join(p.properties(b.dir, b.addr, controller), "\n")+"\n"), 0o644); err != nil {
+			return err
+		}
+		if err := os.MkdirAll(filepath.Join(b.dir, "remote"), 0o755); err != nil {
+			return err
+		}
+		if err := install.Command(ctx, b.dir, "java", "-Xmx256m", "-XX:TieredStopAtLevel=1", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", class,
+			"kafka.tools.StorageTool", "format", "-t", clusterID(), "-c", config, "--standalone"); err != nil {
+			return err
+		}
+	}
+	args := slices.Concat(p.Heap, startScript, []string{
+		"-Xlog:gc*:file=" + filepath.Join(b.dir, "gc.log") + ":time,tags:filecount=10,filesize=100M",
+		"-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true",
+		"-cp", class, "kafka.Kafka", config,
+	})
+	began := time.Now()
+	proc, err := child.Start(ctx, &child.Process{Name: "Kafka", Log: filepath.Join(b.dir, "kafka.log"), Patience: 3 * time.Minute}, exec.Command("java", args...), func() error {
+		if err := child.Dialled(b.addr); err != nil {
+			return err
+		}
+		return b.answers(ctx)
+	})
+	if err != nil {
+		return fmt.Errorf("after %s: %w", time.Since(began).Round(time.Second), err)
+	}
+	b.process = proc
+	return nil
+}
+
+// answers is an error until the broker knows itself as a member of its cluster.
+func (b *broker) answers(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	cl, err := b.client(kgo.RetryTimeout(time.Second))
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	brokers, err := kadm.NewClient(cl).ListBrokers(ctx)
+	if err == nil && len(brokers) == 0 {
+		err = fmt.Errorf("%s knows no broker yet", b.addr)
+	}
+	return err
+}
+
+// clusterID is a random one in Kafka's form.
+func clusterID() string {
+	b := make([]byte, 16)
+	rand.Read(b)
+	b[0] &= 0x7f // a leading dash would be read as an option
+	return base64.RawURLEncoding.EncodeToString(b)
+}
+
+func javaVersion() string {
+	out, err := exec.Command("java", "-version").CombinedOutput()
+	if err != nil {
+		return "unknown: " + err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	if len(lines) > 1 {
+		return strings.TrimSpace(lines[1])
+	}
+	return lines[0]
+}

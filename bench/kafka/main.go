@@ -1,0 +1,215 @@
+// Command kafka measures Varve and Apache Kafka side by side on this machine
+// and writes a report: the workloads are a table of values in workloads.go, a
+// runner measures them in interleaved blocks beside a floor, what was measured
+// is held against a table of goals, and all of it becomes a page.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+type options struct {
+	varve, only, dir, report, json string
+	seconds, warmup                float64
+	quick, plan, noMinio           bool
+	repeats                        int
+	logGB, replayMB                float64
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.varve, "varve", "", "Varve's binary (default: it is built)")
+	flag.StringVar(&o.only, "only", "", "only these workloads, comma-separated: W2 means all of W2, W2-tuned that one")
+	flag.StringVar(&o.dir, "dir", "", "where the brokers' data goes, about 35 GB at most (default: the temporary directory)")
+	flag.StringVar(&o.report, "report", filepath.Join("bench", "REPORT.md"), "the report")
+	flag.StringVar(&o.json, "json", "", "everything that was measured, as JSON (default: beside the report)")
+	flag.Float64Var(&o.seconds, "seconds", 0, "length of a side (default 20, quick 4); some workloads take a part of it")
+	flag.Float64Var(&o.warmup, "warmup", 0, "seconds of load after a broker's start (default 30, quick 8)")
+	flag.BoolVar(&o.quick, "quick", false, "the form of ten minutes: short sides, one block, fewer rows")
+	flag.BoolVar(&o.plan, "plan", false, "print what would run and about how long it takes")
+	flag.BoolVar(&o.noMinio, "no-minio", false, "replay from a directory rather than from a MinIO server")
+	flag.IntVar(&o.repeats, "repeats", 1, "blocks of a row that may be measured again because their floor moved")
+	flag.Float64Var(&o.logGB, "log-gb", 0, "size of the log that a restart after kill -9 meets (default 10, quick 1)")
+	flag.Float64Var(&o.replayMB, "replay-mb", 0, "size of what is replayed (default 2048, quick 256)")
+	flag.Parse()
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "kafka: unexpected argument %q\n", flag.Arg(0))
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, o)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "kafka:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, o options) error {
+	ws, err := choose(o.only, o.quick)
+	if err != nil {
+		return err
+	}
+	r := newRunner(o)
+	if o.plan {
+		for _, w := range ws {
+			fmt.Printf("%-10s %-8s %d cases, %d blocks, sides of %s  %s\n", w.Key, r.plannedOf(w).Round(time.Second), len(w.Cases), w.blocks(o.quick), r.seconds(w), w.Title)
+		}
+		fmt.Println("about", r.planned(ws).Round(time.Minute))
+		return nil
+	}
+	if err := r.install(ctx, o, ws); err != nil {
+		return fmt.Errorf("installing what is measured: %w", err)
+	}
+	if r.dir, err = os.MkdirTemp(o.dir, "varve-bench-"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(r.dir)
+	defer r.close()
+
+	rep := &report{Began: time.Now(), Machine: describeMachine(r.dir, r.varve), Commands: commands(), Form: r.form(), Profiles: map[string]string{}, Varve: map[string]string{}}
+	if strings.HasPrefix(rep.Machine.FileSystem, "tmpfs") {
+		rep.Notes = append(rep.Notes, "**The data is on tmpfs: an fsync costs nothing there, and nothing here says anything about durable writes.**")
+	}
+	if files, err := raiseFiles(200_000); err != nil || files < 15_000 {
+		rep.Notes = append(rep.Notes, fmt.Sprintf("Only %d files may be open (%v): the rows with thousands of partitions or connections may fail.", files, err))
+	}
+	r.say("%d workloads, about %s", len(ws), r.planned(ws).Round(time.Minute))
+	failed := r.run(ctx, ws)
+	for _, t := range r.tables {
+		for _, name := range t.Setups {
+			for _, s := range setups {
+				if s.Name != name {
+					continue
+				}
+				if s.Kafka != nil {
+					rep.Profiles[s.Kafka.Name] = s.Kafka.Note
+				}
+				if s.Varve != nil {
+					rep.Varve[name] = "defaults of `varve dev`, and " + strings.Join(slices.Concat(s.Varve, s.Notes), ", ")
+				}
+			}
+		}
+	}
+	rep.Took, rep.Tables = time.Since(rep.Began).Round(time.Second).String(), r.tables
+	rep.evaluate()
+	if failed != nil {
+		rep.Notes = append(rep.Notes, "**The run was ended before its end.**")
+	}
+	return errors.Join(failed, rep.save(o))
+}
+
+func newRunner(o options) *runner {
+	pick := func(v, full, quick float64) float64 {
+		switch {
+		case v > 0:
+			return v
+		case o.quick:
+			return quick
+		}
+		return full
+	}
+	seconds := func(v float64) time.Duration { return time.Duration(v * float64(time.Second)) }
+	r := &runner{
+		quick: o.quick, repeats: o.repeats,
+		side: seconds(pick(o.seconds, 20, 4)), warmup: seconds(pick(o.warmup, 30, 8)),
+		logGB: pick(o.logGB, 10, 1), replay: int64(pick(o.replayMB, 2048, 256)) << 20,
+		running: map[string]*setupRun{}, floors: map[int]*floorServer{}, probes: map[string]float64{},
+	}
+	if o.quick {
+		r.repeats = 0
+	}
+	r.floor = max(min(r.side/5, 4*time.Second), time.Second)
+	began := time.Now()
+	r.say = func(format string, args ...any) {
+		fmt.Fprintf(os.Stderr, "%7.1fs %s\n", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
+	}
+	return r
+}
+
+// install brings what is not there: Kafka, Varve's binary, MinIO where it is
+// needed. Without MinIO the replay is from a directory.
+func (r *runner) install(ctx context.Context, o options, ws []workload) (err error) {
+	if r.jars, err = installKafka(ctx); err != nil {
+		return err
+	}
+	if o.varve == "" {
+		o.varve = filepath.Join("bin", "varve")
+		cmd := exec.CommandContext(ctx, "make", "-s", "build")
+		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("make build: %w (run from the top of the tree, or name a binary with -varve)", err)
+		}
+	}
+	if r.varve, err = filepath.Abs(o.varve); err != nil {
+		return err
+	}
+	if _, err := os.Stat(r.varve); err != nil {
+		return err
+	}
+	for _, w := range ws {
+		if w.ID() == "W11" && !o.noMinio {
+			if r.minio, err = installMinIO(ctx); err != nil {
+				return fmt.Errorf("MinIO: %w (-no-minio does without)", err)
+			}
+			break
+		}
+	}
+	return nil
+}
+
+// form is how the run is laid out, in a sentence.
+func (r *runner) form() string {
+	f := fmt.Sprintf("Sides of %s (some workloads take a part of that), three blocks for the rows with a goal and one for the others, a warm-up of %s after each start of Kafka and of a quarter of that for Varve, floors of %s.",
+		r.side, r.warmup, r.floor)
+	if r.quick {
+		f = fmt.Sprintf("**The quick form**: sides of %s and less, one block, no repeats, fewer rows, a warm-up of %s. It shows that everything works; its figures are rough.", r.side, r.warmup)
+	}
+	return f
+}
+
+// commands is how to do it again.
+func commands() []string {
+	args := os.Args[1:]
+	cmd := "go run ./bench/kafka"
+	if len(args) > 0 {
+		cmd += " " + strings.Join(args, " ")
+	}
+	return []string{"make build", cmd}
+}
+
+func (rep *report) save(o options) error {
+	if err := os.MkdirAll(filepath.Dir(o.report), 0o755); err != nil {
+		return err
+	}
+	f, err := os.Create(o.report)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(rep.writeMarkdown(f), f.Close()); err != nil {
+		return err
+	}
+	if o.json == "" {
+		o.json = strings.TrimSuffix(o.report, filepath.Ext(o.report)) + ".json"
+	}
+	j, err := os.Create(o.json)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(rep.writeJSON(j), j.Close()); err != nil {
+		return err
+	}
+	fmt.Fprintln(os.Stderr, "the report:", o.report)
+	return nil
+}

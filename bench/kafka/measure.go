@@ -1,0 +1,418 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/varve/varve/bench/load"
+	"github.com/varve/varve/internal/child"
+)
+
+// A measurement is what a case does that is not simply a load. It may bring
+// several samples.
+type measurement func(ctx context.Context, r *runner, run *setupRun, b *broker, d time.Duration) ([]sample, error)
+
+// serves tries until a record of the topic has been produced to partition 0 and
+// another one, older, has been fetched from it.
+func (b *broker) serves(ctx context.Context, topic string) error {
+	return child.Eventually(ctx, 5*time.Minute, func() error {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		cl, err := b.client(kgo.DefaultProduceTopic(topic), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.DisableIdempotentWrite(),
+			kgo.RetryBackoffFn(func(int) time.Duration { return 20 * time.Millisecond }), kgo.MetadataMinAge(50*time.Millisecond),
+			kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {0: kgo.NewOffset().AtStart()}}))
+		if err != nil {
+			return err
+		}
+		defer cl.Close()
+		if err := cl.ProduceSync(ctx, &kgo.Record{Value: []byte("is anybody there")}).FirstErr(); err != nil {
+			return err
+		}
+		fs := cl.PollRecords(ctx, 1)
+		if err := fs.Err(); err != nil {
+			return err
+		}
+		if fs.NumRecords() == 0 {
+			return fmt.Errorf("%s has nothing in partition 0", topic)
+		}
+		return nil
+	})
+}
+
+// idle measures what a broker uses while nobody asks for anything.
+func idle(ctx context.Context, r *runner, _ *setupRun, b *broker, _ time.Duration) ([]sample, error) {
+	d := 10 * time.Second
+	if r.quick {
+		d = 5 * time.Second
+	}
+	if err := pause(ctx, d/2); err != nil { // what a load has left behind comes to rest
+		return nil, err
+	}
+	share, rss, err := usedIn(ctx, b, d)
+	return []sample{{mIdle: share, mRSS: rss}}, err
+}
+
+// usedIn is a process's CPU time in percent of a core, and its memory in MB.
+func usedIn(ctx context.Context, b *broker, d time.Duration) (percent, rss float64, err error) {
+	before, err := load.Times(b.process.PID())
+	if err != nil {
+		return 0, 0, err
+	}
+	began := time.Now()
+	if err := pause(ctx, d); err != nil {
+		return 0, 0, err
+	}
+	after, err := load.Times(b.process.PID())
+	if err != nil {
+		return 0, 0, err
+	}
+	return 100 * (after.CPU - before.CPU).Seconds() / time.Since(began).Seconds(), float64(after.RSS) / 1e6, nil
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// restart ends a broker in good order and measures how long it takes from
+// starting it to the first record produced and fetched.
+func restart(ctx context.Context, r *runner, run *setupRun, b *broker, _ time.Duration) ([]sample, error) {
+	topic := r.topicName("restart")
+	if err := r.createTopic(ctx, b, topic, 1, 0); err != nil {
+		return nil, err
+	}
+	defer r.deleteTopic(b, topic)
+	if err := b.serves(ctx, topic); err != nil {
+		return nil, err
+	}
+	b.process.Patience = 3 * time.Minute
+	if err := b.process.Stop(); err != nil && b.kind == varve { // a JVM that was told to end exits with 143
+		return nil, err
+	}
+	took, err := b.reopen(ctx, topic)
+	return []sample{{mStart: took.Seconds()}}, err
+}
+
+// reopen starts a broker on the data that it has.
+func (b *broker) reopen(ctx context.Context, topic string) (time.Duration, error) {
+	began := time.Now()
+	if err := b.open(ctx); err != nil {
+		return 0, err
+	}
+	if err := b.serves(ctx, topic); err != nil {
+		return 0, fmt.Errorf("%s does not serve: %w", b.kind, err)
+	}
+	return time.Since(began), nil
+}
+
+// crash fills a broker's log, kills it under load, and measures how long it
+// takes until it serves again; three times.
+func crash(ctx context.Context, r *runner, run *setupRun, b *broker, _ time.Duration) ([]sample, error) {
+	if free, need := freeBytes(r.dir), int64(r.logGB*1e9)+(4<<30); free < need {
+		return nil, fmt.Errorf("%.0f GB are free, %.0f are needed", float64(free)/1e9, float64(need)/1e9)
+	}
+	defer b.close()
+	if err := b.open(ctx); err != nil {
+		return nil, err
+	}
+	topic := r.topicName("crash")
+	if err := r.createTopic(ctx, b, topic, 16, 1<<20); err != nil {
+		return nil, err
+	}
+	spec := load.Spec{
+		Bootstrap: []string{b.addr}, Topic: topic, Producers: 4, RecordBytes: 4 << 10, Payload: load.Random, BatchBytes: 1 << 20,
+		Linger: 10 * time.Millisecond, Acks: "all", Duration: time.Hour,
+	}
+	full, stop := context.WithCancel(ctx)
+	defer stop()
+	spec.Progress = func(p load.Progress) {
+		if float64(p.Bytes) >= r.logGB*1e9 {
+			stop()
+		}
+	}
+	if _, err := load.Run(full, spec); err != nil && full.Err() == nil {
+		return nil, err
+	}
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	var out []sample
+	for range 3 {
+		// Killed in the middle of what it does all day; its clients come back by themselves.
+		loaded, end := context.WithCancel(ctx)
+		var producing sync.WaitGroup
+		spec.Rate, spec.Progress = 20_000, nil
+		producing.Go(func() { load.Run(loaded, spec) })
+		err := pause(ctx, 2*time.Second)
+		size := sizeOf(b.dir)
+		b.process.Kill()
+		var took time.Duration
+		if err == nil {
+			took, err = b.reopen(ctx, topic)
+		}
+		end()
+		producing.Wait()
+		if err != nil {
+			return out, err
+		}
+		out = append(out, sample{mRestart: took.Seconds(), mLogGB: float64(size) / 1e9})
+		if r.quick {
+			break
+		}
+	}
+	return out, nil
+}
+
+// sizeOf is what the files below a directory take on disk.
+func sizeOf(dir string) int64 {
+	var n int64
+	filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			n += blocksOf(path)
+		}
+		return nil
+	})
+	return n
+}
+
+// connections opens n connections, each of which asks once for what a client
+// asks first, and measures what they cost while nothing happens on them.
+func connections(n int) measurement {
+	return func(ctx context.Context, r *runner, run *setupRun, b *broker, _ time.Duration) ([]sample, error) {
+		// A new process: one that has served before has memory that it can use again, and hides what they cost.
+		if b.process != nil {
+			b.process.Kill()
+		}
+		if err := b.open(ctx); err != nil {
+			return nil, err
+		}
+		some, err := connect(ctx, b.addr, 100)
+		closeConns(some)
+		if err != nil {
+			return nil, err
+		}
+		d := 10 * time.Second
+		if r.quick {
+			d = 3 * time.Second
+		}
+		if err := pause(ctx, 2*time.Second); err != nil {
+			return nil, err
+		}
+		_, rss, err := usedIn(ctx, b, 500*time.Millisecond)
+		if err != nil {
+			return nil, err
+		}
+		conns, err := connect(ctx, b.addr, n)
+		defer closeConns(conns)
+		if err != nil {
+			return nil, fmt.Errorf("after %d connections: %w", len(conns), err)
+		}
+		if err := pause(ctx, 2*time.Second); err != nil {
+			return nil, err
+		}
+		share, with, err := usedIn(ctx, b, d)
+		if err != nil {
+			return nil, err
+		}
+		return []sample{{mConnOpen: float64(len(conns)), mConnRSS: (with - rss) * 1e6 / 1024 / float64(n), mConnCPU: share, mRSS: with}}, nil
+	}
+}
+
+func closeConns(cs []net.Conn) {
+	for _, c := range cs {
+		c.Close()
+	}
+}
+
+// connect opens connections from several addresses, because one has too few
+// ports for very many.
+func connect(ctx context.Context, addr string, n int) ([]net.Conn, error) {
+	f := kmsg.NewRequestFormatter(kmsg.FormatterClientID("idle"))
+	hello := kmsg.NewPtrApiVersionsRequest()
+	hello.Version, hello.ClientSoftwareName, hello.ClientSoftwareVersion = 3, "bench", "1"
+	names := kmsg.NewPtrMetadataRequest()
+	names.Version, names.Topics = 9, []kmsg.MetadataRequestTopic{}
+	greeting := f.AppendRequest(f.AppendRequest(nil, hello, 1), names, 2)
+
+	var mu sync.Mutex
+	var out []net.Conn
+	var first error
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			for i := next.Add(1); i <= int64(n) && ctx.Err() == nil; i = next.Add(1) {
+				c, err := greet(ctx, addr, net.IPv4(127, 0, 0, byte(2+i%16)), greeting)
+				mu.Lock()
+				if err == nil {
+					out = append(out, c)
+				} else if first == nil {
+					first = err
+				}
+				failed := first != nil
+				mu.Unlock()
+				if failed {
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if first == nil {
+		first = ctx.Err()
+	}
+	return out, first
+}
+
+func greet(ctx context.Context, addr string, from net.IP, greeting []byte) (net.Conn, error) {
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: from}, Timeout: 30 * time.Second, KeepAlive: -1}
+	c, err := d.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	c.SetDeadline(time.Now().Add(time.Minute))
+	if _, err = c.Write(greeting); err == nil {
+		for range 2 {
+			var head [4]byte
+			if _, err = io.ReadFull(c, head[:]); err != nil {
+				break
+			}
+			if _, err = io.CopyN(io.Discard, c, int64(binary.BigEndian.Uint32(head[:]))); err != nil {
+				break
+			}
+		}
+	}
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	c.SetDeadline(time.Time{})
+	return c, nil
+}
+
+// thousands gives a broker topics that nobody uses.
+func thousands(partitions int) func(context.Context, *runner, *setupRun) error {
+	return func(ctx context.Context, r *runner, run *setupRun) error {
+		for _, kind := range []string{kafka, varve} {
+			b := run.brokers[kind]
+			began := time.Now()
+			for i := 0; i < partitions; i += 1000 {
+				if err := r.createTopic(ctx, b, fmt.Sprintf("cold-%d", i), min(1000, partitions-i), 0); err != nil {
+					return err
+				}
+			}
+			r.say("%s (%s) has %d partitions after %.1f s", kind, run.setup.Name, partitions, time.Since(began).Seconds())
+		}
+		return nil
+	}
+}
+
+// fetchAlone is what fetching costs beside producing: what is left when the cost
+// of producing as much without a consumer is taken away.
+func fetchAlone(t *table) {
+	for i := range t.Sides {
+		s := &t.Sides[i]
+		if s.Sample == nil || s.Sample[mConsumed] == 0 {
+			continue
+		}
+		for _, o := range t.Sides {
+			if o.Block != s.Block || o.Half != s.Half || o.Broker != s.Broker || o.Case != 0 || o.Sample == nil || o.Sample[mMBs] == 0 {
+				continue
+			}
+			producing := o.Sample[mCores] * s.Sample[mMBs] / o.Sample[mMBs]
+			s.Sample[mFetchCPU] = (s.Sample[mCores] - producing) / (s.Sample[mConsumed] / 1000)
+		}
+	}
+}
+
+// share is a part of what Kafka took at most in W2.
+func share(part float64) func(context.Context, *runner) (float64, error) {
+	return func(ctx context.Context, r *runner) (float64, error) {
+		most, err := r.kafkaMaximum(ctx)
+		return part * most, err
+	}
+}
+
+// kafkaMaximum is how many records a second Kafka takes in W2. If this run did
+// not measure that, it is measured now.
+func (r *runner) kafkaMaximum(ctx context.Context) (float64, error) {
+	if v := r.probes["maximum"]; v > 0 {
+		return v, nil
+	}
+	for _, t := range r.tables {
+		if t.Key == "W2" {
+			if vs := t.values(0, kafka, mRecords); len(vs) > 0 {
+				r.probes["maximum"] = median(vs)
+				return r.probes["maximum"], nil
+			}
+		}
+	}
+	b := r.running["default"].brokers[kafka]
+	w := workloadOf("W2")
+	spec := w.Cases[0].Spec
+	spec.Bootstrap, spec.Topic, spec.Duration, spec.Warmup = []string{b.addr}, r.topicName("maximum"), r.seconds(w), r.ramp()
+	if err := r.createTopic(ctx, b, spec.Topic, w.Cases[0].Partitions, spec.BatchBytes); err != nil {
+		return 0, err
+	}
+	defer r.deleteTopic(b, spec.Topic)
+	res, err := load.Run(ctx, spec)
+	if err != nil {
+		return 0, fmt.Errorf("Kafka's maximum: %w", err)
+	}
+	r.probes["maximum"] = res.Produced.RecordsPerSecond
+	r.say("Kafka's maximum, for rates: %.0f records/s", res.Produced.RecordsPerSecond)
+	return res.Produced.RecordsPerSecond, nil
+}
+
+// describeSpec is a load in words.
+func describeSpec(s load.Spec, partitions int, rated bool) string {
+	var p []string
+	add := func(format string, args ...any) { p = append(p, fmt.Sprintf(format, args...)) }
+	add("%d partitions", partitions)
+	if s.Producers > 0 {
+		add("%d producers", s.Producers)
+	}
+	if s.Consumers > 0 {
+		add("%d consumers in %d groups", s.Consumers, max(s.Groups, 1))
+	}
+	add("records of %d B (%s)", s.RecordBytes, s.Payload)
+	if s.Keys > 0 {
+		add("%d keys in turn", s.Keys)
+	}
+	add("batches of at most %d B", s.BatchBytes)
+	add("linger %s", s.Linger)
+	add("%s", s.Codec)
+	add("acks=%s", s.Acks)
+	add("%d requests in flight each", max(s.InFlight, 5))
+	if s.InFlight > 0 {
+		p[len(p)-1] = fmt.Sprintf("%d requests in flight each", s.InFlight)
+	}
+	if s.BufferBytes > 0 {
+		add("%d B buffered each", s.BufferBytes)
+	}
+	switch {
+	case s.Rate > 0:
+		add("%.0f records/s", s.Rate)
+	case rated:
+		add("at a rate")
+	default:
+		add("as fast as they are taken")
+	}
+	return strings.Join(p, ", ")
+}

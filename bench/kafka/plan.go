@@ -1,0 +1,62 @@
+package main
+
+import "time"
+
+// What the parts of a run take, by experience.
+const (
+	sideOverhead  = 2500 * time.Millisecond // a topic made and deleted, the disk come to rest
+	floorOverhead = 1500 * time.Millisecond
+	setupOverhead = 15 * time.Second // both brokers started
+)
+
+// dear are the measurements and setups that take longer than a side.
+var dear = map[string]time.Duration{
+	"W8-idle": 60 * time.Second, "W8-start": 60 * time.Second, "W11": 90 * time.Second, "W14": 100 * time.Second, "W18": 180 * time.Second,
+	"tiered": 90 * time.Second, "10k": 60 * time.Second, "1k": 5 * time.Second,
+}
+
+// planned is about how long the workloads take.
+func (r *runner) planned(ws []workload) time.Duration {
+	var sum time.Duration
+	seen := map[string]bool{}
+	for _, w := range ws {
+		sum += r.plannedOf(w)
+		for _, s := range w.setups() {
+			if !seen[s] {
+				seen[s] = true
+				sum += r.scaled(dear[s])
+				if s != "fresh" && s != "crash" {
+					sum += setupOverhead + r.warmup + r.warmup/4
+				}
+			}
+		}
+	}
+	return sum
+}
+
+func (r *runner) plannedOf(w workload) time.Duration {
+	if d, ok := dear[w.Key]; ok {
+		return r.scaled(d)
+	}
+	sides, floors := 0, 0
+	for _, p := range order(len(w.Cases), 0, w.back(r.quick)) {
+		if c := w.Cases[p.Case]; c.Only == "" || c.Only == p.Broker {
+			sides++
+		}
+	}
+	for _, c := range w.Cases {
+		if c.Floor {
+			floors++
+		}
+	}
+	n := w.blocks(r.quick)
+	return time.Duration(n*sides)*(r.seconds(w)+r.ramp()+sideOverhead) + time.Duration((n+1)*floors)*(r.floor+r.ramp()+floorOverhead)
+}
+
+// scaled is what the quick form makes of it: smaller sizes.
+func (r *runner) scaled(d time.Duration) time.Duration {
+	if r.quick {
+		return d / 3
+	}
+	return d
+}

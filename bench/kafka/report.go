@@ -1,0 +1,269 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"strings"
+	"time"
+)
+
+// report is everything about a run.
+type report struct {
+	Began    time.Time         `json:"began"`
+	Took     string            `json:"took"`
+	Machine  machineInfo       `json:"machine"`
+	Commands []string          `json:"commands"`
+	Form     string            `json:"form"` // sides, blocks, warm-up
+	Profiles map[string]string `json:"kafka_profiles"`
+	Varve    map[string]string `json:"varve_settings"`
+	Goals    []verdict         `json:"goals"`
+	Tables   []*table          `json:"tables"`
+	Notes    []string          `json:"notes"`
+}
+
+// evaluate holds the goals against the tables.
+func (r *report) evaluate() {
+	r.Goals = nil
+	for _, g := range goals {
+		r.Goals = append(r.Goals, g.evaluate(r.Tables))
+	}
+}
+
+func (r *report) writeJSON(w io.Writer) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(r)
+}
+
+// writer keeps the first error of many writes.
+type writer struct {
+	w   io.Writer
+	err error
+}
+
+func (w *writer) line(format string, args ...any) {
+	if w.err == nil {
+		_, w.err = fmt.Fprintf(w.w, format+"\n", args...)
+	}
+}
+
+func (w *writer) row(cells ...string) {
+	for i := range cells {
+		cells[i] = strings.ReplaceAll(strings.ReplaceAll(cells[i], "|", "\\|"), "\n", " ")
+	}
+	w.line("| %s |", strings.Join(cells, " | "))
+}
+
+func (w *writer) head(cells ...string) {
+	w.row(cells...)
+	w.line("|%s", strings.Repeat("---|", len(cells)))
+}
+
+// writeMarkdown writes the report for people.
+func (r *report) writeMarkdown(out io.Writer) error {
+	w := &writer{w: out}
+	w.line("# Varve beside Apache Kafka")
+	w.line("")
+	w.line("Measured on %s in %s, by a program: %s writes this page anew.", r.Began.UTC().Format("2006-01-02 15:04 UTC"), r.Took, "`make bench-kafka`")
+	w.line("Both ran on the same machine in the same run, on the same file system. %s", r.Form)
+	w.line("")
+	r.writeMachine(w)
+	r.writeGoals(w)
+	w.line("## How to read the tables")
+	w.line("")
+	for _, n := range append(slices.Clone(howToRead), r.Notes...) {
+		w.line("- %s", n)
+	}
+	w.line("")
+	for _, t := range r.Tables {
+		t.write(w)
+	}
+	return w.err
+}
+
+var howToRead = []string{
+	"Varve has every record on disk (fdatasync) before it acknowledges it. Kafka acknowledges what is in the page cache, except where a row says `flush.messages=1`.",
+	"A block is each case on Kafka, then on Varve, and all of it backwards (A-B-B-A). Figures are medians over the sides of the blocks that count. A ratio is Varve's median over Kafka's; in brackets the least and the greatest ratio of two sides that were measured side by side.",
+	"The floor is a bare server that does the least that can be called durable: the same framing, a checksum, one shared file, group commit with fdatasync, an answer. It runs under the same load before each block and after the last. A block whose floor lies more than 20 % from the others of its row does not count and is measured again; what does not count is listed.",
+	"Load, broker and floor share this machine's cores, so throughput is what is left over when the load has taken its part. CPU time of the broker's process for each GB is the fairer comparison.",
+	"Latencies are of this machine and this load. They say nothing about another.",
+	"Bytes to the disk are those that the device was given while the side ran, by anybody. Kafka leaves that to the kernel: what it still owes when the side ends is not in them.",
+	"Memory is the resident set. Kafka's contains the pages of its mapped index files and a heap of fixed size.",
+	"\"Cores of others\" is what neither the load nor the broker used: the kernel writing back pages, the other broker that idles, neighbours.",
+}
+
+func (r *report) writeMachine(w *writer) {
+	m := r.Machine
+	w.line("## Machine and commands")
+	w.line("")
+	w.head("what", "")
+	for _, x := range [][2]string{
+		{"CPU", fmt.Sprintf("%s, %d cores", m.CPU, m.Cores)}, {"memory", m.MemoryGB}, {"kernel", m.Kernel}, {"file system of both brokers' data", m.FileSystem},
+		{"Varve", m.Varve + " (built by " + m.Go + ")"}, {"Apache Kafka", m.Kafka}, {"Java", m.Java},
+	} {
+		w.row(x[0], x[1])
+	}
+	for _, name := range sorted(r.Profiles) {
+		w.row("Kafka, "+name, r.Profiles[name])
+	}
+	for _, name := range sorted(r.Varve) {
+		w.row("Varve, "+name, r.Varve[name])
+	}
+	w.line("")
+	w.line("```")
+	for _, c := range r.Commands {
+		w.line("%s", c)
+	}
+	w.line("```")
+	w.line("")
+}
+
+func (r *report) writeGoals(w *writer) {
+	w.line("## Goals")
+	w.line("")
+	w.head("goal", "asked", "measured", "spread", "result")
+	for _, g := range r.Goals {
+		if g.Result == notMeasured {
+			w.row(g.What, g.Asked, "-", "-", g.Result)
+			continue
+		}
+		w.row(g.What, g.Asked, short(g.Measured)+" "+g.Unit, short(g.Low)+" - "+short(g.High), g.Result)
+	}
+	w.line("")
+}
+
+// write writes a workload's table and everything that speaks against it.
+func (t *table) write(w *writer) {
+	w.line("## %s: %s", t.Key, t.Title)
+	w.line("")
+	for _, n := range t.Notes {
+		w.line("%s", n)
+		w.line("")
+	}
+	for _, c := range t.Cases {
+		if c.Load != "" {
+			w.line("- %s: %s", c.Name, c.Load)
+		}
+	}
+	if len(t.Cases) > 0 && t.Cases[0].Load != "" {
+		w.line("")
+	}
+	if t.Failed != "" {
+		w.line("**Not complete:** %s", oneLine(t.Failed))
+		w.line("")
+	}
+	if len(t.Sides) == 0 {
+		return
+	}
+	w.head("case", "what", kafka, varve, "Varve / Kafka", "the floor", "Varve / floor")
+	for c := range t.Cases {
+		t.writeCase(w, c)
+	}
+	w.line("")
+	w.line("%s", t.doubts())
+	w.line("")
+}
+
+func (t *table) writeCase(w *writer, c int) {
+	name := t.Cases[c].Name
+	for _, m := range metrics {
+		k, v := t.values(c, kafka, m.Name), t.values(c, varve, m.Name)
+		f, floored := t.floor(c, m.Name)
+		if len(k)+len(v) == 0 || m.Name == mErrors && median(append(slices.Clone(k), v...)) == 0 && slices.Max(append(slices.Clone(k), v...)) == 0 {
+			continue
+		}
+		cells := []string{name, m.Name, shown(m, k), shown(m, v), "", "", ""}
+		if x, ok := ratioOf(k, v); ok && !m.Plain {
+			cells[4] = fmt.Sprintf("%s (%s - %s)", short(x.Value), short(x.Low), short(x.High))
+		}
+		if floored && m.Name != mErrors {
+			cells[5] = fmt.Sprintf(m.Format, f)
+			if len(v) > 0 && !m.Plain && f != 0 {
+				cells[6] = short(median(v) / f)
+			}
+		}
+		w.row(cells...)
+		name = ""
+	}
+}
+
+// doubts is what to know before believing the table.
+func (t *table) doubts() string {
+	var p []string
+	counted := 0
+	for i, b := range t.Blocks {
+		if b.Counts {
+			counted++
+		}
+		if b.Because != "" {
+			p = append(p, fmt.Sprintf("block %d: %s (by %.0f %%)", i+1, b.Because, 100*b.Moved))
+		}
+	}
+	head := fmt.Sprintf("%d of %d blocks count.", counted, len(t.Blocks))
+	for _, s := range t.Sides {
+		if s.Error != "" {
+			p = append(p, fmt.Sprintf("block %d, %s on %s failed: %s", s.Block+1, t.Cases[s.Case].Name, s.Broker, oneLine(s.Error)))
+		} else if n := s.Sample[mErrors]; n > 0 {
+			p = append(p, fmt.Sprintf("block %d, %s on %s: %.0f records or fetches failed", s.Block+1, t.Cases[s.Case].Name, s.Broker, n))
+		}
+	}
+	for _, f := range t.Floors {
+		if f.Error != "" {
+			p = append(p, fmt.Sprintf("floor %d of %s failed: %s", f.At+1, t.Cases[f.Case].Name, oneLine(f.Error)))
+		}
+	}
+	var late []string
+	for c := range t.Cases {
+		for _, b := range []string{kafka, varve} {
+			if vs := t.values(c, b, mOfRate); len(vs) > 0 && median(vs) < 0.98 {
+				late = append(late, fmt.Sprintf("%s did not keep up with the rate of %s", b, t.Cases[c].Name))
+			}
+		}
+	}
+	p = append(p, late...)
+	if len(p) == 0 {
+		return head
+	}
+	return head + " " + strings.Join(p, "; ") + "."
+}
+
+func shown(m metric, vs []float64) string {
+	if len(vs) == 0 {
+		return "-"
+	}
+	return fmt.Sprintf(m.Format, median(vs))
+}
+
+// short is a number with three digits, as far as they say anything.
+func short(v float64) string {
+	switch a := math.Abs(v); {
+	case math.IsNaN(v) || math.IsInf(v, 0):
+		return "-"
+	case a >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case a >= 10:
+		return fmt.Sprintf("%.1f", v)
+	default:
+		return fmt.Sprintf("%.2f", v)
+	}
+}
+
+func oneLine(s string) string {
+	s = strings.Join(strings.Fields(s), " ")
+	if len(s) > 300 {
+		s = s[:300] + "..."
+	}
+	return s
+}
+
+func sorted(m map[string]string) []string {
+	var out []string
+	for k := range m {
+		out = append(out, k)
+	}
+	slices.Sort(out)
+	return out
+}

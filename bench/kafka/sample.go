@@ -1,0 +1,108 @@
+package main
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/varve/varve/bench/load"
+)
+
+// sample is what one side measured: a number for each metric that applies.
+type sample map[string]float64
+
+// metric is how a number is shown. Less says that less of it is better.
+type metric struct {
+	Name   string
+	Format string
+	Less   bool
+	Plain  bool // neither is better: it describes the load, and no ratio is formed
+}
+
+// The metrics, in the order of the report's tables.
+const (
+	mMBs        = "MB/s"
+	mRecords    = "records/s"
+	mConsumed   = "consumed MB/s"
+	mOfRate     = "of the intended rate"
+	mAck50      = "ack p50 ms"
+	mAck99      = "ack p99 ms"
+	mEnd50      = "end to end p50 ms"
+	mEnd99      = "end to end p99 ms"
+	mEnd999     = "end to end p99.9 ms"
+	mEnd9999    = "end to end p99.99 ms"
+	mCPU        = "broker CPU s/GB"
+	mFetchCPU   = "fetching alone, CPU s/GB"
+	mCores      = "broker cores"
+	mRSS        = "peak RSS MB"
+	mDisk       = "bytes to the disk per byte produced"
+	mPerRequest = "bytes per request"
+	mPerBatch   = "records per batch"
+	mFetchSize  = "bytes per fetch"
+	mClient     = "load's own cores"
+	mOthers     = "cores of others"
+	mErrors     = "errors"
+
+	mIdle      = "idle CPU %"
+	mStart     = "start s"
+	mRestart   = "restart after kill -9 s"
+	mConnRSS   = "KiB per connection"
+	mConnCPU   = "CPU % while they idle"
+	mConnOpen  = "connections"
+	mReplay    = "replay MB/s"
+	mRawGET    = "raw parallel GET MB/s"
+	mOfRaw     = "of raw parallel GET"
+	mFromStore = "share read from the object store"
+	mLogGB     = "log GB"
+)
+
+var metrics = []metric{
+	{Name: mMBs, Format: "%.1f"}, {Name: mRecords, Format: "%.0f"}, {Name: mConsumed, Format: "%.1f"}, {Name: mOfRate, Format: "%.3f", Plain: true},
+	{Name: mAck50, Format: "%.2f", Less: true}, {Name: mAck99, Format: "%.2f", Less: true},
+	{Name: mEnd50, Format: "%.2f", Less: true}, {Name: mEnd99, Format: "%.2f", Less: true}, {Name: mEnd999, Format: "%.2f", Less: true}, {Name: mEnd9999, Format: "%.2f", Less: true},
+	{Name: mCPU, Format: "%.2f", Less: true}, {Name: mFetchCPU, Format: "%.2f", Less: true}, {Name: mCores, Format: "%.2f", Plain: true},
+	{Name: mRSS, Format: "%.0f", Less: true}, {Name: mDisk, Format: "%.2f", Plain: true},
+	{Name: mReplay, Format: "%.0f"}, {Name: mRawGET, Format: "%.0f", Plain: true}, {Name: mOfRaw, Format: "%.2f"}, {Name: mFromStore, Format: "%.2f", Plain: true},
+	{Name: mIdle, Format: "%.2f", Less: true}, {Name: mStart, Format: "%.2f", Less: true}, {Name: mRestart, Format: "%.2f", Less: true}, {Name: mLogGB, Format: "%.2f", Plain: true},
+	{Name: mConnOpen, Format: "%.0f", Plain: true}, {Name: mConnRSS, Format: "%.1f", Less: true}, {Name: mConnCPU, Format: "%.2f", Less: true},
+	{Name: mPerRequest, Format: "%.0f", Plain: true}, {Name: mPerBatch, Format: "%.1f", Plain: true}, {Name: mFetchSize, Format: "%.0f", Plain: true},
+	{Name: mClient, Format: "%.2f", Plain: true}, {Name: mOthers, Format: "%.2f", Plain: true}, {Name: mErrors, Format: "%.0f", Plain: true},
+}
+
+func metricOf(name string) metric {
+	for _, m := range metrics {
+		if m.Name == name {
+			return m
+		}
+	}
+	panic(fmt.Sprintf("no metric %q", name))
+}
+
+// sampleOf is what a load's result says.
+func sampleOf(res *load.Result) sample {
+	s := sample{mErrors: float64(res.Errors), mClient: res.Client.Cores}
+	if p := res.Produced; p != nil {
+		s[mMBs], s[mRecords] = p.MBPerSecond, p.RecordsPerSecond
+		s[mPerRequest], s[mPerBatch] = p.BytesPerRequest, p.RecordsPerBatch
+		if p.Intended > 0 {
+			s[mOfRate] = p.RecordsPerSecond / p.Intended
+		}
+	}
+	if c := res.Consumed; c != nil {
+		s[mConsumed], s[mFetchSize] = c.MBPerSecond, c.BytesPerRequest
+	}
+	if l := res.Ack; l != nil {
+		s[mAck50], s[mAck99] = l.P50, l.P99
+	}
+	if l := res.EndToEnd; l != nil {
+		s[mEnd50], s[mEnd99], s[mEnd999], s[mEnd9999] = l.P50, l.P99, l.P999, l.P9999
+	}
+	if u := res.Broker; u != nil {
+		s[mCPU], s[mCores], s[mRSS] = u.SecondsPerGB, u.Cores, float64(u.PeakRSS)/1e6
+	}
+	for k, v := range s {
+		if math.IsNaN(v) || math.IsInf(v, 0) {
+			delete(s, k)
+		}
+	}
+	return s
+}

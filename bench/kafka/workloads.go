@@ -1,0 +1,366 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/varve/varve/bench/load"
+)
+
+// workload is a line of the matrix: cases that are measured side by side, on
+// brokers of one or several setups. Another workload is another value in the
+// list below.
+type workload struct {
+	Key   string // "W5", or "W5-more" for further rows of W5
+	Title string
+	Setup string  // of its cases, if they do not say otherwise
+	Goal  bool    // has a goal: three blocks rather than one
+	Scale float64 // of a side's length; 0: 1
+	Once  bool    // one way only: what is measured is not a rate, and setting it up is dear
+	Full  bool    // not in the quick form
+	Cases []kase
+	Notes []string
+	// Derive adds what is computed from several sides.
+	Derive func(*table)
+}
+
+// kase is one load, or another measurement, of a workload.
+type kase struct {
+	Name       string
+	Setup      string
+	Partitions int
+	Spec       load.Spec
+	RateOf     func(context.Context, *runner) (float64, error)
+	Floor      bool        // has a floor: the same load against the bare server
+	Only       string      // only on this broker
+	Measure    measurement // rather than Spec
+	Full       bool        // not in the quick form
+}
+
+func (w workload) ID() string {
+	id, _, _ := strings.Cut(w.Key, "-")
+	return id
+}
+
+func (w workload) scale() float64 {
+	if w.Scale == 0 {
+		return 1
+	}
+	return w.Scale
+}
+
+func (w workload) blocks(quick bool) int {
+	if w.Goal && !quick && !w.Once {
+		return 3
+	}
+	return 1
+}
+
+// back is whether a block goes back the way it came. The quick form does so
+// only where a goal is held against it.
+func (w workload) back(quick bool) bool { return !w.Once && (w.Goal || !quick) }
+
+func (w workload) setups() []string {
+	var out []string
+	for i := range w.Cases {
+		if s := w.Cases[i].setup(w); !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+func (c *kase) setup(w workload) string {
+	if c.Setup != "" {
+		return c.Setup
+	}
+	return w.Setup
+}
+
+func (c *kase) describe() string {
+	if c.Measure != nil {
+		return ""
+	}
+	return describeSpec(c.Spec, c.Partitions, c.RateOf != nil)
+}
+
+// setup is a pair of brokers.
+type setup struct {
+	Name  string
+	Kafka *profile
+	Varve []string // settings; nil: no Varve
+	// Before starts what Varve needs beside it, and returns further settings.
+	Before func(context.Context, *runner, *setupRun) ([]string, error)
+	// Prepare makes what is measured.
+	Prepare func(context.Context, *runner, *setupRun) error
+	Manual  bool   // the measurements start the brokers themselves
+	Notes  []string // what of the settings depends on the run, in words
+}
+
+var setups = []setup{
+	{Name: "default", Kafka: &kafkaDefault, Varve: noUploads},
+	{Name: "tuned", Kafka: &kafkaTuned, Varve: noUploads},
+	{Name: "fsync", Kafka: &kafkaFsync, Varve: noUploads},
+	{Name: "uploads", Varve: []string{"wal.max.bytes=12884901888"}, Before: tmpfsBucket,
+		Notes: []string{"a file bucket on tmpfs, remote.flush.interval.ms=60000"}},
+	{Name: "1k", Kafka: &kafkaDefault, Varve: noUploads, Prepare: thousands(1_000)},
+	{Name: "10k", Kafka: &kafkaDefault, Varve: noUploads, Prepare: thousands(10_000)},
+	{Name: "tiered", Kafka: &kafkaTiered, Varve: []string{}, Before: startBucket, Prepare: fillReplay,
+		Notes: []string{"a bucket of a MinIO server, remote.flush.interval.ms=10000, remote.cache.memory.bytes an eighth of what is replayed, the topics with local.retention.bytes=1"}},
+	{Name: "fresh", Kafka: &kafkaDefault, Varve: noUploads, Manual: true},
+	{Name: "crash", Kafka: &kafkaDefault, Varve: noUploads, Manual: true},
+}
+
+// tmpfsBucket is object storage that costs as little as there is: what is
+// measured is what uploading costs the broker.
+func tmpfsBucket(ctx context.Context, r *runner, run *setupRun) ([]string, error) {
+	dir, err := os.MkdirTemp("/dev/shm", "varve-bench-")
+	if err != nil {
+		return nil, fmt.Errorf("a bucket on tmpfs: %w", err)
+	}
+	run.stop = func() { os.RemoveAll(dir) }
+	return []string{
+		"remote.storage.url=file://" + filepath.ToSlash(dir),
+		"remote.flush.interval.ms=60000",
+		// Memory is short: what is deleted leaves it at once.
+		"remote.delete.grace.ms=1000", "log.segment.delete.delay.ms=1000",
+	}, nil
+}
+
+// The loads that the workloads are variations of.
+var (
+	headline = load.Spec{Producers: 4, RecordBytes: 1 << 10, Payload: load.Random, BatchBytes: 1 << 20, Linger: 10 * time.Millisecond, Codec: "none", Acks: "all"}
+	usual    = load.Spec{Producers: 8, RecordBytes: 1 << 10, Payload: load.Random, BatchBytes: 16 << 10, Codec: "none", Acks: "all"}
+)
+
+// with is a load with something changed.
+func with(s load.Spec, change func(*load.Spec)) load.Spec {
+	change(&s)
+	return s
+}
+
+func codec(s load.Spec, name string) load.Spec {
+	return with(s, func(s *load.Spec) { s.Codec = name })
+}
+
+// endToEnd is W3 at a part of what Kafka takes at most.
+func endToEnd(part float64, name string) kase {
+	return kase{
+		Name: name, Partitions: 16, RateOf: share(part),
+		Spec: with(usual, func(s *load.Spec) { s.Producers, s.Consumers = 4, 4 }),
+	}
+}
+
+// producers is W5: the same bytes by ever more clients.
+func producers(n int) kase {
+	return kase{
+		Name: fmt.Sprintf("%d producers", n), Partitions: 288,
+		Spec: with(usual, func(s *load.Spec) {
+			s.Producers, s.Linger, s.Rate = n, 5*time.Millisecond, 30e6/1024
+			s.BufferBytes = max(32<<20*4/n, 1<<20) // as much in all, whoever buffers it
+		}),
+	}
+}
+
+// fanOut is W6: each group reads everything.
+func fanOut(groups int) kase {
+	name := fmt.Sprintf("%d groups", groups)
+	if groups == 1 {
+		name = "1 group"
+	}
+	return kase{
+		Name: name, Partitions: 16,
+		Spec: with(usual, func(s *load.Spec) {
+			s.Producers, s.Consumers, s.Groups, s.Rate = 1, groups, groups, 30e6/1024
+			s.Linger = 5 * time.Millisecond
+		}),
+	}
+}
+
+// compressed is W7.
+func compressed(name string) kase {
+	return kase{
+		Name: name, Partitions: 16,
+		Spec: load.Spec{Producers: 4, RecordBytes: 1 << 10, Payload: load.JSON, BatchBytes: 64 << 10, Linger: 5 * time.Millisecond, Codec: name, Acks: "all"},
+	}
+}
+
+// synced is W9: batches of one record, and so many of them unacknowledged.
+func synced(partitions, inFlight int) kase {
+	n := min(inFlight, 4)
+	name := fmt.Sprintf("%d partitions, %d in flight", partitions, inFlight)
+	switch partitions {
+	case 1:
+		name = fmt.Sprintf("1 partition, %d in flight", inFlight)
+	case 1000:
+		name = fmt.Sprintf("1,000 partitions, %d in flight", inFlight)
+	}
+	return kase{
+		Name: name, Partitions: partitions,
+		Spec: load.Spec{
+			Producers: n, RecordBytes: 1 << 10, Payload: load.Random, Codec: "none", Acks: "all",
+			BatchBytes: 1300, // one record and no other
+			InFlight:   inFlight / n, BufferBytes: inFlight / n * (1 << 10),
+		},
+	}
+}
+
+func floored(c kase) kase {
+	c.Floor = true
+	return c
+}
+
+func onlyFull(c kase) kase {
+	c.Full = true
+	return c
+}
+
+func on(setup string, c kase) kase {
+	c.Setup = setup
+	return c
+}
+
+// hot is W8: a load on few partitions of a broker that has many.
+func hot(name string) kase {
+	return kase{Name: name, Partitions: 16, Spec: usual}
+}
+
+// matrix is the workloads in the order in which they run: those that share
+// brokers follow each other.
+func matrix() []workload {
+	return []workload{
+		{Key: "W2", Title: "what users run: 16 KiB batches", Setup: "default", Goal: true, Cases: []kase{
+			{Name: "linger 0", Partitions: 16, Spec: usual, Floor: true},
+		}},
+		{Key: "W2-linger", Title: "16 KiB batches, linger 5 ms", Setup: "default", Scale: 0.5, Full: true, Cases: []kase{
+			{Name: "linger 5 ms", Partitions: 16, Spec: with(usual, func(s *load.Spec) { s.Linger = 5 * time.Millisecond }), Floor: true},
+		}},
+		{Key: "W1", Title: "headline: 1 MiB batches", Setup: "default", Goal: true, Cases: []kase{
+			{Name: "none", Partitions: 16, Spec: headline, Floor: true},
+		}},
+		{Key: "W1-lz4", Title: "1 MiB batches, compressed", Setup: "default", Scale: 0.5, Full: true, Cases: []kase{
+			{Name: "lz4", Partitions: 16, Spec: with(codec(headline, "lz4"), func(s *load.Spec) { s.Payload = load.JSON }), Floor: true},
+		}},
+		{Key: "W3", Title: "end to end at a share of the most that Kafka takes in W2", Setup: "default", Goal: true, Cases: []kase{
+			floored(endToEnd(0.30, "30 %")),
+		}, Notes: []string{"Open loop: latency counts from the moment at which a record should have been sent."}},
+		{Key: "W3-more", Title: "end to end at other rates", Setup: "default", Scale: 0.5, Full: true, Cases: []kase{
+			endToEnd(0.10, "10 %"), endToEnd(0.60, "60 %"), endToEnd(0.80, "80 %"),
+		}},
+		{Key: "W4", Title: "keyed small records", Setup: "default", Scale: 0.5, Cases: []kase{
+			{Name: "200 B, 288 partitions", Partitions: 288, Floor: true, Spec: with(usual, func(s *load.Spec) {
+				s.RecordBytes, s.Keys, s.Linger = 200, 2880, 5*time.Millisecond
+			})},
+		}},
+		{Key: "W5", Title: "many producers, the same 30 MB/s", Setup: "default", Goal: true, Scale: 0.4, Cases: []kase{
+			floored(producers(4)), producers(400),
+		}},
+		{Key: "W5-more", Title: "numbers between", Setup: "default", Scale: 0.4, Full: true, Cases: []kase{
+			producers(50), producers(100),
+		}},
+		{Key: "W6", Title: "fan-out of 30 MB/s", Setup: "default", Goal: true, Scale: 0.4, Derive: fetchAlone, Cases: []kase{
+			fanOut(0), floored(fanOut(10)),
+		}, Notes: []string{"Fetching alone: the broker's CPU time less what it takes to be produced to as much without a consumer."}},
+		{Key: "W6-more", Title: "fan-out, fewer groups", Setup: "default", Scale: 0.4, Full: true, Derive: fetchAlone, Cases: []kase{
+			fanOut(0), fanOut(1), fanOut(3),
+		}},
+		{Key: "W7", Title: "compressed batches of 64 KiB, JSON", Setup: "default", Goal: true, Scale: 0.5, Cases: []kase{
+			floored(compressed("lz4")),
+		}, Notes: []string{"MB are those of the records before compression. The load compresses on the same cores: CPU time for each GB is what to compare, not MB/s."}},
+		{Key: "W7-more", Title: "the other codecs", Setup: "default", Scale: 0.4, Cases: []kase{
+			onlyFull(compressed("gzip")), onlyFull(compressed("snappy")), compressed("zstd"),
+		}},
+		{Key: "W1-uploads", Title: "16 KiB batches with uploads on, to a bucket on tmpfs", Setup: "default", Scale: 0.25, Full: true, Cases: []kase{
+			{Name: "no uploads", Partitions: 16, Spec: usual},
+			{Name: "uploads", Setup: "uploads", Partitions: 16, Spec: usual, Only: varve},
+		}, Notes: []string{"Only Varve uploads here. The bucket's copy is made by the broker itself on the same cores."}},
+		{Key: "W8", Title: "the usual load on 16 partitions of a broker that has many", Setup: "default", Goal: true, Scale: 0.4, Cases: []kase{
+			floored(hot("16 partitions")), on("10k", hot("10,000 partitions")),
+		}},
+		{Key: "W8-1k", Title: "the same with 1,000", Setup: "1k", Scale: 0.25, Full: true, Cases: []kase{hot("1,000 partitions")}},
+		{Key: "W8-idle", Title: "idle with many partitions", Setup: "10k", Goal: true, Once: true, Cases: []kase{
+			{Name: "10,000 partitions", Measure: idle}, {Name: "16 partitions", Setup: "default", Measure: idle},
+		}, Notes: []string{"Over 10 s, in percent of one core."}},
+		{Key: "W8-start", Title: "start with many partitions, after an orderly end", Setup: "10k", Goal: true, Once: true, Cases: []kase{
+			{Name: "10,000 partitions", Measure: restart},
+		}, Notes: []string{"From starting the process to the first record produced and fetched."}},
+		{Key: "W2-tuned", Title: "16 KiB batches against a tuned Kafka", Setup: "tuned", Scale: 0.5, Cases: []kase{
+			{Name: "linger 0", Partitions: 16, Spec: usual, Floor: true},
+		}},
+		{Key: "W1-tuned", Title: "1 MiB batches against a tuned Kafka", Setup: "tuned", Scale: 0.5, Full: true, Cases: []kase{
+			{Name: "none", Partitions: 16, Spec: headline, Floor: true},
+		}},
+		{Key: "W9", Title: "fsync before every acknowledgement, batches of one record", Setup: "fsync", Goal: true, Scale: 0.4, Cases: []kase{
+			floored(synced(100, 256)), floored(synced(1000, 256)),
+		}, Notes: []string{"Kafka with log.flush.interval.messages=1, so that both do the same. In flight: records that are not acknowledged, of all producers."}},
+		{Key: "W9-more", Title: "fewer partitions, fewer in flight", Setup: "fsync", Scale: 0.25, Full: true, Cases: []kase{
+			floored(synced(1, 1)), floored(synced(1, 64)), synced(1, 256), synced(100, 1), synced(100, 64), synced(1000, 64),
+		}},
+		{Key: "W11", Title: "replay from object storage", Setup: "tiered", Goal: true, Once: true, Cases: []kase{
+			{Name: "16 partitions, 4 consumers", Measure: replays(manyTopic, 4)},
+			{Name: "16 partitions, 1 consumer", Measure: replays(manyTopic, 1)},
+			{Name: "1 partition, 1 consumer", Measure: replays(oneTopic, 1)},
+		}, Notes: []string{
+			"Varve reads from MinIO over HTTP on the same cores, Kafka from LocalTieredStorage: files of a directory, no server, no network. That flatters Kafka.",
+			"The page cache is dropped before, where that is permitted. Varve's chunk cache is smaller than what is replayed.",
+		}},
+		{Key: "W11-tail", Title: "the tail while everything is replayed", Setup: "tiered", Goal: true, Scale: 0.5, Cases: []kase{
+			{Name: "alone", Measure: tail(false)}, {Name: "while replaying", Measure: tail(true)},
+		}, Notes: []string{"2,000 records/s on another topic; one consumer replays over and over. Load, broker and object store share the cores."}},
+		{Key: "W14", Title: "idle connections", Setup: "fresh", Goal: true, Once: true, Cases: []kase{
+			onlyFull(kase{Name: "1,000 connections", Measure: connections(1_000)}),
+			onlyFull(kase{Name: "5,000 connections", Measure: connections(5_000)}),
+			{Name: "10,000 connections", Measure: connections(10_000)},
+		}, Notes: []string{"The growth of the resident set of a process that has just been started (no warm-up: memory used before would hide it)."}},
+		{Key: "W18", Title: "restart after kill -9", Setup: "crash", Goal: true, Once: true, Cases: []kase{
+			{Name: "kill -9 under load", Measure: crash},
+		}, Notes: []string{"From starting the process to the first record produced and fetched, three times. Nothing of the log is uploaded, and the page cache is warm, for both."}},
+	}
+}
+
+func workloadOf(key string) workload {
+	for _, w := range matrix() {
+		if w.Key == key {
+			return w
+		}
+	}
+	panic("no workload " + key)
+}
+
+// choose picks the workloads that run.
+func choose(only string, quick bool) ([]workload, error) {
+	var wanted []string
+	for name := range strings.SplitSeq(only, ",") {
+		if name = strings.TrimSpace(name); name != "" {
+			wanted = append(wanted, name)
+		}
+	}
+	for _, name := range wanted {
+		if !slices.ContainsFunc(matrix(), func(w workload) bool { return w.Key == name || w.ID() == name }) {
+			var keys []string
+			for _, w := range matrix() {
+				keys = append(keys, w.Key)
+			}
+			return nil, fmt.Errorf("there is no workload %q; there are: %s", name, strings.Join(keys, ", "))
+		}
+	}
+	var out []workload
+	for _, w := range matrix() {
+		if len(wanted) > 0 && !slices.Contains(wanted, w.Key) && !slices.Contains(wanted, w.ID()) {
+			continue
+		}
+		if quick && w.Full && !slices.Contains(wanted, w.Key) {
+			continue
+		}
+		if quick {
+			w.Cases = slices.DeleteFunc(slices.Clone(w.Cases), func(c kase) bool { return c.Full })
+		}
+		out = append(out, w)
+	}
+	return out, nil
+}
