@@ -34,7 +34,16 @@ func installKafka(ctx context.Context) (jars string, err error) {
 	defer cache.Close()
 	dir, err := cache.Folder(sources, "server", func(dir string) error {
 		fmt.Fprintln(os.Stderr, "installing Apache Kafka", kafkaVersion(), "from Maven Central (once)")
-		return install.Jars(ctx, dir)
+		if err := install.Jars(ctx, dir); err != nil {
+			return err
+		}
+		for _, artifact := range []string{"kafka-storage:" + pomProperties().Tests + ":jar:test", "kafka-clients:" + pomProperties().Tests} {
+			if err := install.Command(ctx, dir, "mvn", "-q", "-B", "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy",
+				"-Dartifact=org.apache.kafka:"+artifact, "-DoutputDirectory="+filepath.Join(dir, "tests")); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	return filepath.Join(dir, "jars"), err
 }
@@ -50,18 +59,22 @@ func installMinIO(ctx context.Context) (string, error) {
 }
 
 // kafkaVersion is the one that pom.xml asks for.
-func kafkaVersion() string {
-	var pom struct {
-		Version string `xml:"properties>kafka.version"`
-	}
+func kafkaVersion() string { return pomProperties().Version }
+
+type properties struct {
+	Version string `xml:"properties>kafka.version"`
+	Tests   string `xml:"properties>kafka.tests.version"`
+}
+
+func pomProperties() (p properties) {
 	b, err := sources.ReadFile("server/pom.xml")
 	if err == nil {
-		err = xml.Unmarshal(b, &pom)
+		err = xml.Unmarshal(b, &p)
 	}
 	if err != nil {
 		panic(err)
 	}
-	return pom.Version
+	return p
 }
 
 // profile is how a Kafka broker is set up.
@@ -144,7 +157,7 @@ var (
 			"log.retention.check.interval.ms=1000",
 			"log.initial.task.delay.ms=1000",
 		},
-		Note: "default, with tiered storage on LocalTieredStorage, the directory-backed store of Kafka's tests",
+		Note: "default, with tiered storage on LocalTieredStorage, the directory-backed store of Kafka's tests (of " + pomProperties().Tests + ": that of the broker's version is not published)",
 	}
 )
 
@@ -166,7 +179,7 @@ func (p profile) properties(dir, addr, controller string) []string {
 
 func startKafka(ctx context.Context, jars string, b *broker, p profile, controller string) error {
 	config := filepath.Join(b.dir, "server.properties")
-	class := filepath.Join(jars, "*")
+	class := filepath.Join(jars, "*") + ":" + filepath.Join(filepath.Dir(jars), "tests", "*")
 	if _, err := os.Stat(config); err != nil {
 		if err := os.WriteFile(config, []byte(strings.Join(p.properties(b.dir, b.addr, controller), "\n")+"\n"), 0o644); err != nil {
 			return err

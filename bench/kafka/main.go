@@ -24,7 +24,7 @@ type options struct {
 	seconds, warmup                float64
 	quick, plan, noMinio           bool
 	repeats                        int
-	logGB, replayMB                float64
+	logGB, replayMB, limit         float64
 }
 
 func main() {
@@ -35,11 +35,12 @@ func main() {
 	flag.StringVar(&o.report, "report", filepath.Join("bench", "REPORT.md"), "the report")
 	flag.StringVar(&o.json, "json", "", "everything that was measured, as JSON (default: beside the report)")
 	flag.Float64Var(&o.seconds, "seconds", 0, "length of a side (default 20, quick 4); some workloads take a part of it")
-	flag.Float64Var(&o.warmup, "warmup", 0, "seconds of load after a broker's start (default 30, quick 8)")
+	flag.Float64Var(&o.warmup, "warmup", 0, "seconds of load after a broker's start (default 15, quick 4)")
 	flag.BoolVar(&o.quick, "quick", false, "the form of ten minutes: short sides, one block, fewer rows")
 	flag.BoolVar(&o.plan, "plan", false, "print what would run and about how long it takes")
 	flag.BoolVar(&o.noMinio, "no-minio", false, "replay from a directory rather than from a MinIO server")
 	flag.IntVar(&o.repeats, "repeats", 1, "blocks of a row that may be measured again because their floor moved")
+	flag.Float64Var(&o.limit, "limit", 60, "minutes: no block is measured again where the run would take longer by that")
 	flag.Float64Var(&o.logGB, "log-gb", 0, "size of the log that a restart after kill -9 meets (default 10, quick 1)")
 	flag.Float64Var(&o.replayMB, "replay-mb", 0, "size of what is replayed (default 2048, quick 256)")
 	flag.Parse()
@@ -123,14 +124,15 @@ func newRunner(o options) *runner {
 	seconds := func(v float64) time.Duration { return time.Duration(v * float64(time.Second)) }
 	r := &runner{
 		quick: o.quick, repeats: o.repeats,
-		side: seconds(pick(o.seconds, 20, 4)), warmup: seconds(pick(o.warmup, 30, 8)),
+		side: seconds(pick(o.seconds, 20, 4)), warmup: seconds(pick(o.warmup, 15, 4)),
 		logGB: pick(o.logGB, 10, 1), replay: int64(pick(o.replayMB, 2048, 256)) << 20,
 		running: map[string]*setupRun{}, floors: map[int]*floorServer{}, probes: map[string]float64{},
 	}
 	if o.quick {
 		r.repeats = 0
 	}
-	r.floor = max(min(r.side/5, 4*time.Second), time.Second)
+	r.limit = time.Duration(o.limit * float64(time.Minute))
+	r.floor = max(min(r.side/6, 3*time.Second), time.Second)
 	began := time.Now()
 	r.say = func(format string, args ...any) {
 		fmt.Fprintf(os.Stderr, "%7.1fs %s\n", time.Since(began).Seconds(), fmt.Sprintf(format, args...))

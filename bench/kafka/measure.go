@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -248,7 +249,7 @@ func connect(ctx context.Context, addr string, n int) ([]net.Conn, error) {
 	hello.Version, hello.ClientSoftwareName, hello.ClientSoftwareVersion = 3, "bench", "1"
 	names := kmsg.NewPtrMetadataRequest()
 	names.Version, names.Topics = 9, []kmsg.MetadataRequestTopic{}
-	greeting := f.AppendRequest(f.AppendRequest(nil, hello, 1), names, 2)
+	greeting := slices.Concat(f.AppendRequest(nil, hello, 1), f.AppendRequest(nil, names, 2))
 
 	var mu sync.Mutex
 	var out []net.Conn

@@ -6,19 +6,22 @@ import "time"
 const (
 	sideOverhead  = 2500 * time.Millisecond // a topic made and deleted, the disk come to rest
 	floorOverhead = 1500 * time.Millisecond
-	setupOverhead = 15 * time.Second // both brokers started
+	setupOverhead = 10 * time.Second // both brokers started
 )
 
 // dear are the measurements and setups that take longer than a side.
 var dear = map[string]time.Duration{
-	"W8-idle": 60 * time.Second, "W8-start": 60 * time.Second, "W11": 90 * time.Second, "W14": 100 * time.Second, "W18": 180 * time.Second,
-	"tiered": 90 * time.Second, "10k": 60 * time.Second, "1k": 5 * time.Second,
+	"W8-idle": 50 * time.Second, "W8-start": 45 * time.Second, "W11": 90 * time.Second, "W14": 80 * time.Second, "W18": 150 * time.Second,
+	"tiered": 60 * time.Second, "10k": 60 * time.Second, "1k": 5 * time.Second,
 }
 
 // planned is about how long the workloads take.
 func (r *runner) planned(ws []workload) time.Duration {
 	var sum time.Duration
 	seen := map[string]bool{}
+	for name := range r.running {
+		seen[name] = true
+	}
 	for _, w := range ws {
 		sum += r.plannedOf(w)
 		for _, s := range w.setups() {

@@ -30,6 +30,9 @@ type runner struct {
 	floor   time.Duration
 	quick   bool
 	repeats int // blocks of a row that may be measured again
+	limit   time.Duration
+	limits  time.Time // no block is measured again where the run would end after this
+	ends    time.Time // when it is planned to end, if no block is measured again
 	logGB   float64
 	replay  int64 // bytes
 
@@ -71,8 +74,11 @@ func (r *runner) end(name string) {
 
 // run measures the workloads in turn; what fails is in its table.
 func (r *runner) run(ctx context.Context, ws []workload) error {
+	start := time.Now()
 	for i, w := range ws {
 		began := time.Now()
+		r.ends = began.Add(r.planned(ws[i:]))
+		r.limits = start.Add(r.limit)
 		t := r.workload(ctx, w)
 		t.Took = time.Since(began).Seconds()
 		r.tables = append(r.tables, t)
@@ -151,6 +157,12 @@ func (r *runner) blocks(ctx context.Context, w workload, t *table) error {
 		if good >= want || again >= r.repeats {
 			return nil
 		}
+		more := r.plannedOf(w) / time.Duration(want)
+		if r.ends.Add(more).After(r.limits) {
+			r.say("%s: the floor moved, and there is no time for one more block", w.Key)
+			return nil
+		}
+		r.ends = r.ends.Add(more)
 		again++
 		r.say("%s: the floor moved by %.0f %%: one more block", w.Key, 100*t.Blocks[n].Moved)
 	}

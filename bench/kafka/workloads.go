@@ -21,7 +21,7 @@ type workload struct {
 	Setup string  // of its cases, if they do not say otherwise
 	Goal  bool    // has a goal: three blocks rather than one
 	Scale float64 // of a side's length; 0: 1
-	Once  bool    // one way only: what is measured is not a rate, and setting it up is dear
+	Once  bool    // one way only, and one block: it is dear, or a detail
 	Full  bool    // not in the quick form
 	Cases []kase
 	Notes []string
@@ -98,8 +98,8 @@ type setup struct {
 	Before func(context.Context, *runner, *setupRun) ([]string, error)
 	// Prepare makes what is measured.
 	Prepare func(context.Context, *runner, *setupRun) error
-	Manual  bool   // the measurements start the brokers themselves
-	Notes  []string // what of the settings depends on the run, in words
+	Manual  bool     // the measurements start the brokers themselves
+	Notes   []string // what of the settings depends on the run, in words
 }
 
 var setups = []setup{
@@ -237,49 +237,49 @@ func matrix() []workload {
 		{Key: "W2", Title: "what users run: 16 KiB batches", Setup: "default", Goal: true, Cases: []kase{
 			{Name: "linger 0", Partitions: 16, Spec: usual, Floor: true},
 		}},
-		{Key: "W2-linger", Title: "16 KiB batches, linger 5 ms", Setup: "default", Scale: 0.5, Full: true, Cases: []kase{
+		{Key: "W2-linger", Title: "16 KiB batches, linger 5 ms", Setup: "default", Full: true, Scale: 0.25, Cases: []kase{
 			{Name: "linger 5 ms", Partitions: 16, Spec: with(usual, func(s *load.Spec) { s.Linger = 5 * time.Millisecond }), Floor: true},
 		}},
 		{Key: "W1", Title: "headline: 1 MiB batches", Setup: "default", Goal: true, Cases: []kase{
 			{Name: "none", Partitions: 16, Spec: headline, Floor: true},
 		}},
-		{Key: "W1-lz4", Title: "1 MiB batches, compressed", Setup: "default", Scale: 0.5, Full: true, Cases: []kase{
+		{Key: "W1-lz4", Title: "1 MiB batches, compressed", Setup: "default", Full: true, Scale: 0.25, Cases: []kase{
 			{Name: "lz4", Partitions: 16, Spec: with(codec(headline, "lz4"), func(s *load.Spec) { s.Payload = load.JSON }), Floor: true},
 		}},
-		{Key: "W3", Title: "end to end at a share of the most that Kafka takes in W2", Setup: "default", Goal: true, Cases: []kase{
+		{Key: "W3", Title: "end to end at a share of the most that Kafka takes in W2", Setup: "default", Goal: true, Scale: 0.75, Cases: []kase{
 			floored(endToEnd(0.30, "30 %")),
 		}, Notes: []string{"Open loop: latency counts from the moment at which a record should have been sent."}},
-		{Key: "W3-more", Title: "end to end at other rates", Setup: "default", Scale: 0.5, Full: true, Cases: []kase{
+		{Key: "W3-more", Title: "end to end at other rates", Setup: "default", Full: true, Scale: 0.25, Once: true, Cases: []kase{
 			endToEnd(0.10, "10 %"), endToEnd(0.60, "60 %"), endToEnd(0.80, "80 %"),
 		}},
-		{Key: "W4", Title: "keyed small records", Setup: "default", Scale: 0.5, Cases: []kase{
+		{Key: "W4", Title: "keyed small records", Setup: "default", Scale: 0.25, Cases: []kase{
 			{Name: "200 B, 288 partitions", Partitions: 288, Floor: true, Spec: with(usual, func(s *load.Spec) {
 				s.RecordBytes, s.Keys, s.Linger = 200, 2880, 5*time.Millisecond
 			})},
 		}},
-		{Key: "W5", Title: "many producers, the same 30 MB/s", Setup: "default", Goal: true, Scale: 0.4, Cases: []kase{
+		{Key: "W5", Title: "many producers, the same 30 MB/s", Setup: "default", Goal: true, Scale: 0.25, Cases: []kase{
 			floored(producers(4)), producers(400),
 		}},
-		{Key: "W5-more", Title: "numbers between", Setup: "default", Scale: 0.4, Full: true, Cases: []kase{
+		{Key: "W5-more", Title: "numbers between", Setup: "default", Full: true, Scale: 0.25, Once: true, Cases: []kase{
 			producers(50), producers(100),
 		}},
-		{Key: "W6", Title: "fan-out of 30 MB/s", Setup: "default", Goal: true, Scale: 0.4, Derive: fetchAlone, Cases: []kase{
+		{Key: "W6", Title: "fan-out of 30 MB/s", Setup: "default", Goal: true, Derive: fetchAlone, Scale: 0.25, Cases: []kase{
 			fanOut(0), floored(fanOut(10)),
 		}, Notes: []string{"Fetching alone: the broker's CPU time less what it takes to be produced to as much without a consumer."}},
-		{Key: "W6-more", Title: "fan-out, fewer groups", Setup: "default", Scale: 0.4, Full: true, Derive: fetchAlone, Cases: []kase{
+		{Key: "W6-more", Title: "fan-out, fewer groups", Setup: "default", Full: true, Derive: fetchAlone, Scale: 0.25, Once: true, Cases: []kase{
 			fanOut(0), fanOut(1), fanOut(3),
 		}},
-		{Key: "W7", Title: "compressed batches of 64 KiB, JSON", Setup: "default", Goal: true, Scale: 0.5, Cases: []kase{
+		{Key: "W7", Title: "compressed batches of 64 KiB, JSON", Setup: "default", Goal: true, Scale: 0.25, Cases: []kase{
 			floored(compressed("lz4")),
 		}, Notes: []string{"MB are those of the records before compression. The load compresses on the same cores: CPU time for each GB is what to compare, not MB/s."}},
-		{Key: "W7-more", Title: "the other codecs", Setup: "default", Scale: 0.4, Cases: []kase{
+		{Key: "W7-more", Title: "the other codecs", Setup: "default", Scale: 0.25, Once: true, Cases: []kase{
 			onlyFull(compressed("gzip")), onlyFull(compressed("snappy")), compressed("zstd"),
 		}},
-		{Key: "W1-uploads", Title: "16 KiB batches with uploads on, to a bucket on tmpfs", Setup: "default", Scale: 0.25, Full: true, Cases: []kase{
+		{Key: "W2-uploads", Title: "16 KiB batches with uploads on, to a bucket on tmpfs", Setup: "default", Scale: 0.25, Full: true, Cases: []kase{
 			{Name: "no uploads", Partitions: 16, Spec: usual},
 			{Name: "uploads", Setup: "uploads", Partitions: 16, Spec: usual, Only: varve},
 		}, Notes: []string{"Only Varve uploads here. The bucket's copy is made by the broker itself on the same cores."}},
-		{Key: "W8", Title: "the usual load on 16 partitions of a broker that has many", Setup: "default", Goal: true, Scale: 0.4, Cases: []kase{
+		{Key: "W8", Title: "the usual load on 16 partitions of a broker that has many", Setup: "default", Goal: true, Scale: 0.25, Cases: []kase{
 			floored(hot("16 partitions")), on("10k", hot("10,000 partitions")),
 		}},
 		{Key: "W8-1k", Title: "the same with 1,000", Setup: "1k", Scale: 0.25, Full: true, Cases: []kase{hot("1,000 partitions")}},
@@ -289,17 +289,17 @@ func matrix() []workload {
 		{Key: "W8-start", Title: "start with many partitions, after an orderly end", Setup: "10k", Goal: true, Once: true, Cases: []kase{
 			{Name: "10,000 partitions", Measure: restart},
 		}, Notes: []string{"From starting the process to the first record produced and fetched."}},
-		{Key: "W2-tuned", Title: "16 KiB batches against a tuned Kafka", Setup: "tuned", Scale: 0.5, Cases: []kase{
+		{Key: "W2-tuned", Title: "16 KiB batches against a tuned Kafka", Setup: "tuned", Scale: 0.25, Cases: []kase{
 			{Name: "linger 0", Partitions: 16, Spec: usual, Floor: true},
 		}},
-		{Key: "W1-tuned", Title: "1 MiB batches against a tuned Kafka", Setup: "tuned", Scale: 0.5, Full: true, Cases: []kase{
+		{Key: "W1-tuned", Title: "1 MiB batches against a tuned Kafka", Setup: "tuned", Full: true, Scale: 0.25, Cases: []kase{
 			{Name: "none", Partitions: 16, Spec: headline, Floor: true},
 		}},
-		{Key: "W9", Title: "fsync before every acknowledgement, batches of one record", Setup: "fsync", Goal: true, Scale: 0.4, Cases: []kase{
+		{Key: "W9", Title: "fsync before every acknowledgement, batches of one record", Setup: "fsync", Goal: true, Scale: 0.25, Cases: []kase{
 			floored(synced(100, 256)), floored(synced(1000, 256)),
 		}, Notes: []string{"Kafka with log.flush.interval.messages=1, so that both do the same. In flight: records that are not acknowledged, of all producers."}},
-		{Key: "W9-more", Title: "fewer partitions, fewer in flight", Setup: "fsync", Scale: 0.25, Full: true, Cases: []kase{
-			floored(synced(1, 1)), floored(synced(1, 64)), synced(1, 256), synced(100, 1), synced(100, 64), synced(1000, 64),
+		{Key: "W9-more", Title: "fewer partitions, fewer in flight", Setup: "fsync", Full: true, Scale: 0.25, Once: true, Cases: []kase{
+			synced(1, 1), synced(1, 64), floored(synced(1, 256)), synced(100, 64), synced(1000, 64),
 		}},
 		{Key: "W11", Title: "replay from object storage", Setup: "tiered", Goal: true, Once: true, Cases: []kase{
 			{Name: "16 partitions, 4 consumers", Measure: replays(manyTopic, 4)},
@@ -309,7 +309,7 @@ func matrix() []workload {
 			"Varve reads from MinIO over HTTP on the same cores, Kafka from LocalTieredStorage: files of a directory, no server, no network. That flatters Kafka.",
 			"The page cache is dropped before, where that is permitted. Varve's chunk cache is smaller than what is replayed.",
 		}},
-		{Key: "W11-tail", Title: "the tail while everything is replayed", Setup: "tiered", Goal: true, Scale: 0.5, Cases: []kase{
+		{Key: "W11-tail", Title: "the tail while everything is replayed", Setup: "tiered", Goal: true, Scale: 0.25, Cases: []kase{
 			{Name: "alone", Measure: tail(false)}, {Name: "while replaying", Measure: tail(true)},
 		}, Notes: []string{"2,000 records/s on another topic; one consumer replays over and over. Load, broker and object store share the cores."}},
 		{Key: "W14", Title: "idle connections", Setup: "fresh", Goal: true, Once: true, Cases: []kase{
