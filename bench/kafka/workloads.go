@@ -16,15 +16,16 @@ import (
 // brokers of one or several setups. Another workload is another value in the
 // list below.
 type workload struct {
-	Key   string // "W5", or "W5-more" for further rows of W5
-	Title string
-	Setup string  // of its cases, if they do not say otherwise
-	Goal  bool    // has a goal: three blocks rather than one
-	Scale float64 // of a side's length; 0: 1
-	Once  bool    // one way only, and one block: it is dear, or a detail
-	Full  bool    // not in the quick form
-	Cases []kase
-	Notes []string
+	Key    string // "W5", or "W5-more" for further rows of W5
+	Title  string
+	Setup  string  // of its cases, if they do not say otherwise
+	Goal   bool    // has a goal: three blocks rather than one
+	Scale  float64 // of a side's length; 0: 1
+	Blocks int     // 0: three with a goal, one without
+	Once   bool    // one way only: it is dear, or a detail
+	Full   bool    // not in the quick form
+	Cases  []kase
+	Notes  []string
 	// Derive adds what is computed from several sides.
 	Derive func(*table)
 }
@@ -55,7 +56,12 @@ func (w workload) scale() float64 {
 }
 
 func (w workload) blocks(quick bool) int {
-	if w.Goal && !quick && !w.Once {
+	switch {
+	case quick:
+		return 1
+	case w.Blocks > 0:
+		return w.Blocks
+	case w.Goal:
 		return 3
 	}
 	return 1
@@ -283,10 +289,10 @@ func matrix() []workload {
 			floored(hot("16 partitions")), on("10k", hot("10,000 partitions")),
 		}},
 		{Key: "W8-1k", Title: "the same with 1,000", Setup: "1k", Scale: 0.25, Full: true, Cases: []kase{hot("1,000 partitions")}},
-		{Key: "W8-idle", Title: "idle with many partitions", Setup: "10k", Goal: true, Once: true, Cases: []kase{
+		{Key: "W8-idle", Title: "idle with many partitions", Setup: "10k", Goal: true, Blocks: 1, Once: true, Cases: []kase{
 			{Name: "10,000 partitions", Measure: idle}, {Name: "16 partitions", Setup: "default", Measure: idle},
 		}, Notes: []string{"Over 10 s, in percent of one core."}},
-		{Key: "W8-start", Title: "start with many partitions, after an orderly end", Setup: "10k", Goal: true, Once: true, Cases: []kase{
+		{Key: "W8-start", Title: "start with many partitions, after an orderly end", Setup: "10k", Goal: true, Blocks: 1, Once: true, Cases: []kase{
 			{Name: "10,000 partitions", Measure: restart},
 		}, Notes: []string{"From starting the process to the first record produced and fetched."}},
 		{Key: "W2-tuned", Title: "16 KiB batches against a tuned Kafka", Setup: "tuned", Scale: 0.25, Cases: []kase{
@@ -303,21 +309,23 @@ func matrix() []workload {
 		}},
 		{Key: "W11", Title: "replay from object storage", Setup: "tiered", Goal: true, Once: true, Cases: []kase{
 			{Name: "16 partitions, 4 consumers", Measure: replays(manyTopic, 4)},
-			{Name: "16 partitions, 1 consumer", Measure: replays(manyTopic, 1)},
-			{Name: "1 partition, 1 consumer", Measure: replays(oneTopic, 1)},
 		}, Notes: []string{
 			"Varve reads from MinIO over HTTP on the same cores, Kafka from LocalTieredStorage: files of a directory, no server, no network. That flatters Kafka.",
 			"The page cache is dropped before, where that is permitted. Varve's chunk cache is smaller than what is replayed.",
 		}},
+		{Key: "W11-more", Title: "replay from object storage, fewer consumers", Setup: "tiered", Full: true, Once: true, Cases: []kase{
+			{Name: "16 partitions, 1 consumer", Measure: replays(manyTopic, 1)},
+			{Name: "1 partition, 1 consumer", Measure: replays(oneTopic, 1)},
+		}},
 		{Key: "W11-tail", Title: "the tail while everything is replayed", Setup: "tiered", Goal: true, Scale: 0.25, Cases: []kase{
 			{Name: "alone", Measure: tail(false)}, {Name: "while replaying", Measure: tail(true)},
 		}, Notes: []string{"2,000 records/s on another topic; one consumer replays over and over. Load, broker and object store share the cores."}},
-		{Key: "W14", Title: "idle connections", Setup: "fresh", Goal: true, Once: true, Cases: []kase{
+		{Key: "W14", Title: "idle connections", Setup: "fresh", Goal: true, Blocks: 1, Once: true, Cases: []kase{
 			onlyFull(kase{Name: "1,000 connections", Measure: connections(1_000)}),
 			onlyFull(kase{Name: "5,000 connections", Measure: connections(5_000)}),
 			{Name: "10,000 connections", Measure: connections(10_000)},
-		}, Notes: []string{"The growth of the resident set of a process that has just been started (no warm-up: memory used before would hide it)."}},
-		{Key: "W18", Title: "restart after kill -9", Setup: "crash", Goal: true, Once: true, Cases: []kase{
+		}, Notes: []string{"The growth of the resident set of a process that has just been started (no warm-up: memory used before would hide it). The JVM's heap hides part of it all the same: what was touched while it started is used again."}},
+		{Key: "W18", Title: "restart after kill -9", Setup: "crash", Goal: true, Blocks: 1, Once: true, Cases: []kase{
 			{Name: "kill -9 under load", Measure: crash},
 		}, Notes: []string{"From starting the process to the first record produced and fetched, three times. Nothing of the log is uploaded, and the page cache is warm, for both."}},
 	}
