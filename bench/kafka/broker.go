@@ -55,6 +55,9 @@ func (b *broker) close() {
 
 // alive is an error if the broker has ended by itself.
 func (b *broker) alive() error {
+	if b.process == nil {
+		return fmt.Errorf("%s was not started", b.kind)
+	}
 	select {
 	case <-b.process.Ended():
 		return fmt.Errorf("%s has ended by itself\n%s", b.kind, b.process.Tail())

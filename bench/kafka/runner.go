@@ -61,6 +61,16 @@ func (r *runner) close() {
 	r.endFloors()
 }
 
+// alive is whether all brokers run that should.
+func (s *setupRun) alive() bool {
+	for _, b := range s.brokers {
+		if !s.setup.Manual && b.alive() != nil {
+			return false
+		}
+	}
+	return true
+}
+
 func (r *runner) end(name string) {
 	s := r.running[name]
 	for _, b := range s.brokers {
@@ -188,6 +198,9 @@ func (r *runner) measureSide(ctx context.Context, w workload, c *kase, t *table,
 	if err != nil {
 		r.say("%s %s %s: %v", w.Key, c.Name, p.Broker, err)
 		t.Sides = append(t.Sides, side{Block: blk, Half: p.Half, Case: p.Case, Broker: p.Broker, Error: err.Error()})
+		if run.setup.Manual {
+			return nil
+		}
 		return b.alive()
 	}
 	for _, s := range samples {
@@ -208,6 +221,9 @@ func (r *runner) measure(ctx context.Context, w workload, c *kase, run *setupRun
 	spec.Bootstrap, spec.Broker = []string{b.addr}, []int{b.process.PID()}
 	spec.Duration, spec.Warmup = r.seconds(w), r.ramp()
 	spec.Topic = r.topicName(w.Key)
+	if err := r.room(spec); err != nil {
+		return nil, err
+	}
 	if err := r.createTopic(ctx, b, spec.Topic, c.Partitions, spec.BatchBytes); err != nil {
 		return nil, err
 	}
@@ -217,6 +233,19 @@ func (r *runner) measure(ctx context.Context, w workload, c *kase, run *setupRun
 		return nil, err
 	}
 	return []sample{s}, nil
+}
+
+// room is an error where a side may fill the disk: a broker that finds it full
+// is not what is measured, and others may need it too.
+func (r *runner) room(spec load.Spec) error {
+	need := int64(2 << 30)
+	if spec.Rate == 0 {
+		need += int64((spec.Duration + spec.Warmup).Seconds() * 700e6)
+	}
+	if free := freeBytes(r.dir); free < need {
+		return fmt.Errorf("%.1f GB of disk are free, this may take %.1f GB", float64(free)/1e9, float64(need)/1e9)
+	}
+	return nil
 }
 
 // load runs a load and adds what the rest of the machine did meanwhile.
@@ -339,8 +368,12 @@ func (r *runner) deleteTopic(b *broker, name string) {
 
 // prepare starts the brokers of a setup, and warms them up, if they do not run.
 func (r *runner) prepare(ctx context.Context, name string) error {
-	if r.running[name] != nil {
-		return nil
+	if run := r.running[name]; run != nil {
+		if run.alive() {
+			return nil
+		}
+		r.say("%s: a broker has ended: both are started anew", name)
+		r.end(name)
 	}
 	i := slices.IndexFunc(setups, func(s setup) bool { return s.Name == name })
 	if i < 0 {

@@ -252,7 +252,7 @@ func matrix() []workload {
 		{Key: "W1-lz4", Title: "1 MiB batches, compressed", Setup: "default", Full: true, Scale: 0.25, Cases: []kase{
 			{Name: "lz4", Partitions: 16, Spec: with(codec(headline, "lz4"), func(s *load.Spec) { s.Payload = load.JSON }), Floor: true},
 		}},
-		{Key: "W3", Title: "end to end at a share of the most that Kafka takes in W2", Setup: "default", Goal: true, Scale: 0.75, Cases: []kase{
+		{Key: "W3", Title: "end to end at a share of the most that Kafka takes in W2", Setup: "default", Goal: true, Scale: 0.6, Cases: []kase{
 			floored(endToEnd(0.30, "30 %")),
 		}, Notes: []string{"Open loop: latency counts from the moment at which a record should have been sent."}},
 		{Key: "W3-more", Title: "end to end at other rates", Setup: "default", Full: true, Scale: 0.25, Once: true, Cases: []kase{
