@@ -106,6 +106,8 @@ func run(ctx context.Context, o options) error {
 	rep.Took, rep.Tables = time.Since(rep.Began).Round(time.Second).String(), r.tables
 	rep.evaluate()
 	if failed != nil {
+		// What is there of it is kept, but not in the place of a whole one.
+		o.report = strings.TrimSuffix(o.report, filepath.Ext(o.report)) + ".partial" + filepath.Ext(o.report)
 		rep.Notes = append(rep.Notes, "**The run was ended before its end.**")
 	}
 	return errors.Join(failed, rep.save(o))

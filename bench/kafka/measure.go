@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -103,7 +104,8 @@ func restart(ctx context.Context, r *runner, run *setupRun, b *broker, _ time.Du
 		return nil, err
 	}
 	b.process.Patience = 3 * time.Minute
-	if err := b.process.Stop(); err != nil && b.kind == varve { // a JVM that was told to end exits with 143
+	// A JVM that was told to end exits with 143, however well it ended.
+	if err := b.process.Stop(); err != nil && (b.kind == varve || errors.Is(err, child.ErrStays)) {
 		return nil, err
 	}
 	took, err := b.reopen(ctx, topic)

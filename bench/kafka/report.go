@@ -89,6 +89,7 @@ var howToRead = []string{
 	"A block is each case on Kafka, then on Varve, and all of it backwards (A-B-B-A). Figures are medians over the sides of the blocks that count. A ratio is Varve's median over Kafka's; in brackets the least and the greatest ratio of two sides that were measured side by side.",
 	"The floor is a bare server that does the least that can be called durable: the same framing, a checksum, one shared file, group commit with fdatasync, an answer. It runs under the same load before each block and after the last. A block whose floor lies more than 20 % from the others of its row does not count and is measured again; what does not count is listed.",
 	"Load, broker and floor share this machine's cores, so throughput is what is left over when the load has taken its part. CPU time of the broker's process for each GB is the fairer comparison.",
+	"Where a load sends as fast as records are taken, its latency is the length of the client's buffer and no property of the broker: only the rows with a rate (W3, W5, W6, W11-tail) say how fast a broker answers.",
 	"Latencies are of this machine and this load. They say nothing about another.",
 	"Bytes to the disk are those that the device was given while the side ran, by anybody. Kafka leaves that to the kernel: what it still owes when the side ends is not in them.",
 	"Memory is the resident set. Kafka's contains the pages of its mapped index files and a heap of fixed size.",

@@ -73,6 +73,9 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 // Ended is closed when the child has ended, whoever ended it.
 func (p *Process) Ended() <-chan struct{} { return p.done }
 
+// ErrStays is what Stop says of a child that did not end in time and was killed.
+var ErrStays = errors.New("still there after SIGTERM")
+
 // Stop ends the child with SIGTERM; it is an error if it does not exit with 0.
 // Of a child that has ended it tells how.
 func (p *Process) Stop() error {
@@ -81,7 +84,7 @@ func (p *Process) Stop() error {
 	case <-p.done:
 	case <-time.After(p.Patience):
 		p.Kill()
-		return fmt.Errorf("%s: still there %s after SIGTERM\n%s", p.Name, p.Patience, p.Tail())
+		return fmt.Errorf("%s: %w (%s)\n%s", p.Name, ErrStays, p.Patience, p.Tail())
 	}
 	if p.err != nil {
 		return fmt.Errorf("%s: %w\n%s", p.Name, p.err, p.Tail())
