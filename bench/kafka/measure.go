@@ -376,7 +376,7 @@ func (r *runner) kafkaMaximum(ctx context.Context) (float64, error) {
 	defer r.deleteTopic(b, spec.Topic)
 	res, err := load.Run(ctx, spec)
 	if err != nil {
-		return 0, fmt.Errorf("Kafka's maximum: %w", err)
+		return 0, fmt.Errorf("measuring the maximum of Kafka: %w", err)
 	}
 	r.probes["maximum"] = res.Produced.RecordsPerSecond
 	r.say("Kafka's maximum, for rates: %.0f records/s", res.Produced.RecordsPerSecond)

@@ -52,7 +52,7 @@ const (
 	mRawGET    = "raw parallel GET MB/s"
 	mOfRaw     = "of raw parallel GET"
 	mFromStore = "share read from the object store"
-	mLogGB     = "log GB"
+	mLogGB     = "on disk GB"
 )
 
 var metrics = []metric{

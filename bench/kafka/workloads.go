@@ -327,7 +327,7 @@ func matrix() []workload {
 		}, Notes: []string{"The growth of the resident set of a process that has just been started (no warm-up: memory used before would hide it). The JVM's heap hides part of it all the same: what was touched while it started is used again."}},
 		{Key: "W18", Title: "restart after kill -9", Setup: "crash", Goal: true, Blocks: 1, Once: true, Cases: []kase{
 			{Name: "kill -9 under load", Measure: crash},
-		}, Notes: []string{"From starting the process to the first record produced and fetched, three times. Nothing of the log is uploaded, and the page cache is warm, for both."}},
+		}, Notes: []string{"From starting the process to the first record produced and fetched, three times. Nothing of the log is uploaded, and the page cache is warm, for both. What is on disk has files among it that are prepared or to be used again."}},
 	}
 }
 
