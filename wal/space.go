@@ -488,6 +488,9 @@ func (l *Log) retire(g *segment) {
 		l.segMu.Lock()
 		l.retired = append(l.retired, g)
 		l.segMu.Unlock()
+		l.mu.Lock()
+		l.space.update()
+		l.mu.Unlock()
 		l.poke(l.keep)
 	}
 	g.release()

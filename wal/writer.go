@@ -607,6 +607,11 @@ func (l *Log) takeSpare() (string, error) {
 			return name, nil
 		}
 		l.segMu.Unlock()
+		// The keeper may be waiting for this very block, to give a segment back: what readers have let go of since is
+		// made ready here.
+		if l.recycle() {
+			continue
+		}
 		l.poke(l.keep)
 		select {
 		case <-changed:
