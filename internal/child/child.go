@@ -7,9 +7,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -115,14 +117,18 @@ func end(s string, n int) string {
 	return s
 }
 
-// FreeAddr is an address of this machine that nobody listens at now.
+// FreeAddr is an address of this machine that nobody listens at now. It is not from the range that the kernel takes the
+// ports of outgoing connections from: one of those could have it before the server does, or while it is restarted.
 func FreeAddr() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+	var err error
+	for range 100 {
+		var l net.Listener
+		if l, err = net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(11000+rand.IntN(20000))); err == nil {
+			defer l.Close()
+			return l.Addr().String(), nil
+		}
 	}
-	defer l.Close()
-	return l.Addr().String(), nil
+	return "", fmt.Errorf("no free port: %w", err)
 }
 
 // Dialled is an answer for Start: somebody listens at addr.

@@ -23,6 +23,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/varve/varve/internal/child"
 )
 
 func main() {
@@ -61,11 +63,11 @@ func run(ctx context.Context, varve string, rounds, partitions int, seed uint64)
 		return err
 	}
 	defer os.RemoveAll(dir)
-	port, err := freePort()
+	addr, err := child.FreeAddr()
 	if err != nil {
 		return err
 	}
-	p := &process{varve: varve, dir: dir, addr: fmt.Sprintf("127.0.0.1:%d", port)}
+	p := &process{varve: varve, dir: dir, addr: addr}
 	if err := p.start(); err != nil {
 		return err
 	}
@@ -291,15 +293,6 @@ func (p *process) tail() string {
 	}
 	b, _ := io.ReadAll(f)
 	return "the broker's log ends:\n" + string(b)
-}
-
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
 func eventually(ctx context.Context, d time.Duration, f func() error) error {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -19,6 +18,7 @@ import (
 
 	"github.com/varve/varve/cmd/varve/server"
 	"github.com/varve/varve/config"
+	"github.com/varve/varve/internal/child"
 	"github.com/varve/varve/tiering/objstore"
 	"github.com/varve/varve/wal/vfs"
 )
@@ -60,12 +60,11 @@ func Start(tb testing.TB, o Options) *Broker {
 
 func freeAddr(tb testing.TB) string {
 	tb.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := child.FreeAddr()
 	if err != nil {
 		tb.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	return addr
 }
 
 func (b *Broker) open() error {
