@@ -72,7 +72,7 @@ func (b *Broker) metadata(ctx context.Context, r *request, in kmsg.Request) kmsg
 		resp.Brokers = append(resp.Brokers, mb)
 	}
 	resp.ClusterID = kmsg.StringPtr(im.ClusterID)
-	resp.ControllerID = im.Controller
+	resp.ControllerID = b.controllerID(im)
 	resp.AuthorizedOperations = math.MinInt32
 	if req.IncludeClusterAuthorizedOperations {
 		resp.AuthorizedOperations = clusterOperations
@@ -202,6 +202,18 @@ func (b *Broker) createNow(ctx context.Context, names []string) []controller.Res
 }
 
 const autoCreateTimeout = 10 * time.Second
+
+// controllerID is the broker that clients are told to send administrative
+// requests to. While nobody holds the election it is this one: it keeps such a
+// request until somebody does, and a client that is told of no controller does
+// not ask again by itself (librdkafka lets the request time out). Kafka's
+// brokers name a living broker too, whoever leads the quorum.
+func (b *Broker) controllerID(im *image.Image) int32 {
+	if im.Controller == image.NoLeader {
+		return b.opts.BrokerID
+	}
+	return im.Controller
+}
 
 // awaitServing waits until every partition of the named topics that this
 // broker leads serves, or ctx ends.

@@ -28,7 +28,7 @@ func (b *Broker) describeCluster(_ context.Context, r *request, in kmsg.Request)
 		return resp
 	}
 	im := b.meta.Image()
-	resp.ClusterID, resp.ControllerID = im.ClusterID, im.Controller
+	resp.ClusterID, resp.ControllerID = im.ClusterID, b.controllerID(im)
 	if req.IncludeClusterAuthorizedOperations {
 		resp.ClusterAuthorizedOperations = clusterOperations
 	}
