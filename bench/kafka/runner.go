@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sys/unix"
 
 	"github.com/varve/varve/bench/load"
@@ -332,7 +333,7 @@ func (r *runner) createTopic(ctx context.Context, b *broker, name string, partit
 	if _, err := adm.CreateTopic(ctx, int32(partitions), 1, cfg, name); err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
 		return fmt.Errorf("create %s with %d partitions on %s: %w", name, partitions, b.kind, err)
 	}
-	return child.Eventually(ctx, time.Minute, func() error {
+	err = child.Eventually(ctx, time.Minute, func() error {
 		topics, err := adm.ListTopics(ctx, name)
 		if err != nil {
 			return err
@@ -347,6 +348,29 @@ func (r *runner) createTopic(ctx context.Context, b *broker, name string, partit
 		}
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	return b.prime(ctx, name, partitions)
+}
+
+// prime produces a record to every partition. A leader in the metadata does not
+// mean that its log is there: Kafka makes hundreds of them for seconds, and
+// that is not what a side is to measure.
+func (b *broker) prime(ctx context.Context, topic string, partitions int) error {
+	cl, err := b.client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.DisableIdempotentWrite(), kgo.RecordDeliveryTimeout(time.Minute))
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	var records []*kgo.Record
+	for p := range int32(partitions) {
+		records = append(records, &kgo.Record{Topic: topic, Partition: p, Value: []byte("first")})
+	}
+	if err := cl.ProduceSync(ctx, records...).FirstErr(); err != nil {
+		return fmt.Errorf("a first record to each partition of %s on %s: %w", topic, b.kind, err)
+	}
+	return nil
 }
 
 // deleteTopic gives the disk back. The run goes on if it cannot: what that
