@@ -92,7 +92,7 @@ var howToRead = []string{
 	"Where a load sends as fast as records are taken, its latency is the length of the client's buffer and no property of the broker: only the rows with a rate (W3, W5, W6, W11-tail) say how fast a broker answers.",
 	"Latencies are of this machine and this load. They say nothing about another.",
 	"Bytes to the disk are those that the device was given while the side ran, by anybody. Kafka leaves that to the kernel: what it still owes when the side ends is not in them.",
-	"Memory is the resident set. Kafka's contains the pages of its mapped index files and a heap of fixed size.",
+	"Memory is the resident set. Kafka's contains the pages of its mapped index files and a heap of fixed size; Varve's the caches that it fills up to `memory.max.bytes`. A row's brokers have run the rows before it that share their setup, in the order of this page.",
 	"\"Cores of others\" is what neither the load nor the broker used: the kernel writing back pages, the other broker that idles, neighbours.",
 }
 
