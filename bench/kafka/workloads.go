@@ -114,6 +114,8 @@ var setups = []setup{
 	{Name: "fsync", Kafka: &kafkaFsync, Varve: noUploads},
 	{Name: "uploads", Varve: []string{"wal.max.bytes=12884901888"}, Before: tmpfsBucket,
 		Notes: []string{"a file bucket on tmpfs, remote.flush.interval.ms=60000"}},
+	// As young as the pair that it is compared with.
+	{Name: "16", Kafka: &kafkaDefault, Varve: noUploads},
 	{Name: "1k", Kafka: &kafkaDefault, Varve: noUploads, Prepare: thousands(1_000)},
 	{Name: "10k", Kafka: &kafkaDefault, Varve: noUploads, Prepare: thousands(10_000)},
 	{Name: "tiered", Kafka: &kafkaTiered, Varve: []string{}, Before: startBucket, Prepare: fillReplay,
@@ -285,17 +287,17 @@ func matrix() []workload {
 			{Name: "no uploads", Partitions: 16, Spec: usual},
 			{Name: "uploads", Setup: "uploads", Partitions: 16, Spec: usual, Only: varve},
 		}, Notes: []string{"Only Varve uploads here. The bucket's copy is made by the broker itself on the same cores."}},
-		{Key: "W8", Title: "the usual load on 16 partitions of a broker that has many", Setup: "default", Goal: true, Scale: 0.25, Cases: []kase{
+		{Key: "W8", Title: "the usual load on 16 partitions of a broker that has many", Setup: "16", Goal: true, Scale: 0.25, Cases: []kase{
 			floored(hot("16 partitions")), on("10k", hot("10,000 partitions")),
 		}},
 		{Key: "W8-1k", Title: "the same with 1,000", Setup: "1k", Scale: 0.25, Full: true, Cases: []kase{hot("1,000 partitions")}},
 		{Key: "W8-idle", Title: "idle with many partitions", Setup: "10k", Goal: true, Blocks: 1, Once: true, Cases: []kase{
-			{Name: "10,000 partitions", Measure: idle}, {Name: "16 partitions", Setup: "default", Measure: idle},
+			{Name: "10,000 partitions", Measure: idle}, {Name: "16 partitions", Setup: "16", Measure: idle},
 		}, Notes: []string{"Over 10 s, in percent of one core."}},
 		{Key: "W8-start", Title: "start with many partitions, after an orderly end", Setup: "10k", Goal: true, Blocks: 1, Once: true, Cases: []kase{
 			{Name: "10,000 partitions", Measure: restart},
 		}, Notes: []string{"From starting the process to the first record produced and fetched."}},
-		{Key: "W2-tuned", Title: "16 KiB batches against a tuned Kafka", Setup: "tuned", Scale: 0.25, Cases: []kase{
+		{Key: "W2-tuned", Title: "16 KiB batches against a tuned Kafka", Setup: "tuned", Scale: 0.25, Full: true, Cases: []kase{
 			{Name: "linger 0", Partitions: 16, Spec: usual, Floor: true},
 		}},
 		{Key: "W1-tuned", Title: "1 MiB batches against a tuned Kafka", Setup: "tuned", Full: true, Scale: 0.25, Cases: []kase{
