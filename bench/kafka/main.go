@@ -35,7 +35,7 @@ func main() {
 	flag.StringVar(&o.report, "report", filepath.Join("bench", "REPORT.md"), "the report")
 	flag.StringVar(&o.json, "json", "", "everything that was measured, as JSON (default: beside the report)")
 	flag.Float64Var(&o.seconds, "seconds", 0, "length of a side (default 20, quick 4); some workloads take a part of it")
-	flag.Float64Var(&o.warmup, "warmup", 0, "seconds of load after a broker's start (default 15, quick 4)")
+	flag.Float64Var(&o.warmup, "warmup", 0, "seconds of load after a broker's start (default 20, quick 5)")
 	flag.BoolVar(&o.quick, "quick", false, "the form of ten minutes: short sides, one block, fewer rows")
 	flag.BoolVar(&o.plan, "plan", false, "print what would run and about how long it takes")
 	flag.BoolVar(&o.noMinio, "no-minio", false, "replay from a directory rather than from a MinIO server")
@@ -126,7 +126,7 @@ func newRunner(o options) *runner {
 	seconds := func(v float64) time.Duration { return time.Duration(v * float64(time.Second)) }
 	r := &runner{
 		quick: o.quick, repeats: o.repeats,
-		side: seconds(pick(o.seconds, 20, 4)), warmup: seconds(pick(o.warmup, 15, 4)),
+		side: seconds(pick(o.seconds, 20, 4)), warmup: seconds(pick(o.warmup, 20, 5)),
 		logGB: pick(o.logGB, 10, 1), replay: int64(pick(o.replayMB, 2048, 256)) << 20,
 		running: map[string]*setupRun{}, floors: map[int]*floorServer{}, probes: map[string]float64{},
 	}

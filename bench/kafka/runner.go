@@ -460,20 +460,22 @@ func (r *runner) open(ctx context.Context, run *setupRun) error {
 }
 
 // warm loads a broker that has just been started, so that what is measured is
-// compiled: producers and consumers, batches of two sizes.
+// compiled: producers and consumers, batches of three sizes, one record each
+// among them. What comes too fast waits in the clients, as it does in a side.
 func (r *runner) warm(ctx context.Context, b *broker) error {
-	began := r.warmup
+	d := r.warmup
 	if b.kind == varve {
-		began = max(began/4, time.Second) // nothing is compiled there; pools and files are made
+		d = max(d/4, time.Second) // nothing is compiled there; pools and files are made
 	}
-	for _, batch := range []int{16 << 10, 1 << 20} {
+	for _, batch := range []int{16 << 10, 1 << 20, 1300} {
 		topic := r.topicName("warm")
 		if err := r.createTopic(ctx, b, topic, 16, batch); err != nil {
 			return err
 		}
 		_, err := load.Run(ctx, load.Spec{
 			Bootstrap: []string{b.addr}, Topic: topic, Producers: 4, Consumers: 2, RecordBytes: 1 << 10, Payload: load.Random,
-			Rate: 150_000, BatchBytes: batch, Linger: 2 * time.Millisecond, Acks: "all", Duration: began / 2,
+			Rate: 150_000, BatchBytes: batch, Linger: 2 * time.Millisecond, Acks: "all", Duration: d / 3,
+			BufferBytes: 4 << 20, // little is left to send when it ends
 		})
 		r.deleteTopic(b, topic)
 		switch {

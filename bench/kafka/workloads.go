@@ -254,7 +254,7 @@ func matrix() []workload {
 		{Key: "W1-lz4", Title: "1 MiB batches, compressed", Setup: "default", Full: true, Scale: 0.25, Cases: []kase{
 			{Name: "lz4", Partitions: 16, Spec: with(codec(headline, "lz4"), func(s *load.Spec) { s.Payload = load.JSON }), Floor: true},
 		}},
-		{Key: "W3", Title: "end to end at a share of the most that Kafka takes in W2", Setup: "default", Goal: true, Scale: 0.6, Cases: []kase{
+		{Key: "W3", Title: "end to end at a share of the most that Kafka takes in W2", Setup: "default", Goal: true, Scale: 0.5, Cases: []kase{
 			floored(endToEnd(0.30, "30 %")),
 		}, Notes: []string{"Open loop: latency counts from the moment at which a record should have been sent."}},
 		{Key: "W3-more", Title: "end to end at other rates", Setup: "default", Full: true, Scale: 0.25, Once: true, Cases: []kase{
@@ -319,12 +319,11 @@ func matrix() []workload {
 			{Name: "16 partitions, 1 consumer", Measure: replays(manyTopic, 1)},
 			{Name: "1 partition, 1 consumer", Measure: replays(oneTopic, 1)},
 		}},
-		{Key: "W11-tail", Title: "the tail while everything is replayed", Setup: "tiered", Goal: true, Scale: 0.25, Cases: []kase{
+		{Key: "W11-tail", Title: "the tail while everything is replayed", Setup: "tiered", Goal: true, Scale: 0.2, Cases: []kase{
 			{Name: "alone", Measure: tail(false)}, {Name: "while replaying", Measure: tail(true)},
 		}, Notes: []string{"2,000 records/s on another topic; one consumer replays over and over. Load, broker and object store share the cores."}},
 		{Key: "W14", Title: "idle connections", Setup: "fresh", Goal: true, Blocks: 1, Once: true, Cases: []kase{
 			onlyFull(kase{Name: "1,000 connections", Measure: connections(1_000)}),
-			onlyFull(kase{Name: "5,000 connections", Measure: connections(5_000)}),
 			{Name: "10,000 connections", Measure: connections(10_000)},
 		}, Notes: []string{"The growth of the resident set of a process that has just been started (no warm-up: memory used before would hide it). The JVM's heap hides part of it all the same: what was touched while it started is used again."}},
 		{Key: "W18", Title: "restart after kill -9", Setup: "crash", Goal: true, Blocks: 1, Once: true, Cases: []kase{
