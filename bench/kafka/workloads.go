@@ -260,7 +260,7 @@ func matrix() []workload {
 		{Key: "W3-more", Title: "end to end at other rates", Setup: "default", Full: true, Scale: 0.25, Once: true, Cases: []kase{
 			endToEnd(0.10, "10 %"), endToEnd(0.60, "60 %"), endToEnd(0.80, "80 %"),
 		}},
-		{Key: "W4", Title: "keyed small records", Setup: "default", Scale: 0.25, Cases: []kase{
+		{Key: "W4", Title: "keyed small records", Setup: "default", Scale: 0.3, Cases: []kase{
 			{Name: "200 B, 288 partitions", Partitions: 288, Floor: true, Spec: with(usual, func(s *load.Spec) {
 				s.RecordBytes, s.Keys, s.Linger = 200, 2880, 5*time.Millisecond
 			})},
