@@ -64,6 +64,7 @@ type verdict struct {
 	High     float64 `json:"high,omitempty"`
 	Unit     string  `json:"unit"`
 	Result   string  `json:"result"`
+	Doubtful bool    `json:"doubtful,omitempty"` // the floor moved in every block
 }
 
 const (
@@ -95,6 +96,9 @@ func (g goal) evaluate(tables []*table) verdict {
 		return v
 	}
 	v.Measured, v.Low, v.High = r.Value, r.Low, r.High
+	for _, t := range tables {
+		v.Doubtful = v.Doubtful || t.Key == g.Key && t.doubtful()
+	}
 	meets := func(limit float64) bool {
 		if g.Less {
 			return r.Value <= limit

@@ -131,7 +131,11 @@ func (r *report) writeGoals(w *writer) {
 			w.row(g.What, g.Asked, "-", "-", g.Result)
 			continue
 		}
-		w.row(g.What, g.Asked, short(g.Measured)+" "+g.Unit, short(g.Low)+" - "+short(g.High), g.Result)
+		result := g.Result
+		if g.Doubtful {
+			result += " (but the floor moved in every block)"
+		}
+		w.row(g.What, g.Asked, short(g.Measured)+" "+g.Unit, short(g.Low)+" - "+short(g.High), result)
 	}
 	w.line("")
 }

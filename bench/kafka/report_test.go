@@ -60,6 +60,9 @@ func TestTableJudges(t *testing.T) {
 	if got := tb.values(0, kafka, mMBs); len(got) != 6 {
 		t.Errorf("%d values, want all 6", len(got))
 	}
+	if v := (goal{Key: "W2", Case: "linger 0", Of: mMBs, Over: overKafka, Least: 1, Aim: 2}).evaluate([]*table{tb}); !v.Doubtful {
+		t.Errorf("a goal does not say that no block was steady: %+v", v)
+	}
 	if !strings.Contains(tb.doubts(), "no block was steady") {
 		t.Errorf("not said: %s", tb.doubts())
 	}

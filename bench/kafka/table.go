@@ -47,6 +47,11 @@ type block struct {
 	Because string  `json:"because,omitempty"`
 }
 
+const unsteady = "no block was steady: all are shown"
+
+// doubtful is whether the floor moved in every block.
+func (t *table) doubtful() bool { return len(t.Blocks) > 0 && t.Blocks[0].Because == unsteady }
+
 // judge marks the blocks that count. If none does, all do, and say so: what was
 // measured is shown with its doubt rather than dropped.
 func (t *table) judge() (good int) {
@@ -74,7 +79,7 @@ func (t *table) judge() (good int) {
 	if good == 0 {
 		for i := range t.Blocks {
 			t.Blocks[i].Counts = true
-			t.Blocks[i].Because = "no block was steady: all are shown"
+			t.Blocks[i].Because = unsteady
 		}
 	}
 	return good
