@@ -727,3 +727,116 @@ func TestControlStateBound(t *testing.T) {
 	}
 	mustClose(t, l)
 }
+
+// TestIndexOverBudgetAtTheBound uses up even the files that are kept for control records, with an index over its
+// budget, which asks to seal segments early: giving a segment back must not wait for the file that it is to bring.
+func TestIndexOverBudgetAtTheBound(t *testing.T) {
+	o := testOptions(vfs.NewMem())
+	o.MaxBytes = 12 * o.SegmentBytes
+	o.IndexBytes = 1000
+	l := mustOpen(t, o)
+	const partitions = 40
+	ids := make([]PartitionID, partitions)
+	for i := range ids {
+		ids[i] = l.Create([16]byte{1}, int32(i), 0, nil, nil, nil)
+	}
+	var end int64
+	round := func() error {
+		var wg sync.WaitGroup
+		for _, id := range ids {
+			b := mkBatch(end, 1, 600, end, byte(end))
+			if err := l.Reserve(context.Background(), ClassReplication, int64(len(b))); err != nil {
+				return err // some partitions are one record ahead: the next life of the log does not care
+			}
+			wg.Add(1)
+			l.Append(&Append{Partition: id, BaseOffset: end, LastOffset: end, Run: b, Done: func(err error) {
+				if err != nil {
+					t.Error(err)
+				}
+				wg.Done()
+			}})
+		}
+		wg.Wait()
+		end++
+		return nil
+	}
+	for round() == nil {
+	}
+	// Control records, until they have to wait, too.
+	done := make(chan error, 10000)
+	for n := 0; l.Stats().FreeSegments > 0 || n < 40; n++ {
+		l.Epoch(ids[n%partitions], int32(n), end, func(err error) { done <- err })
+		time.Sleep(200 * time.Microsecond)
+		if n == cap(done) {
+			t.Fatalf("never without a file: %+v", l.Stats())
+		}
+	}
+	for _, id := range ids {
+		_, e := l.Bounds(id)
+		l.SetReclaimable(id, e)
+	}
+	servedAgain := func() bool {
+		if l.Reserve(context.Background(), ClassClient, 100) != nil {
+			return false
+		}
+		l.Unreserve(100)
+		return true
+	}
+	for range 5000 {
+		if servedAgain() {
+			mustClose(t, l)
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Fatalf("still no room: %+v", l.Stats())
+}
+
+// TestSmallBatchesAtTheBound fills the log with tiny batches, whose index and padding take more than they do, of which
+// nothing is in object storage: appends are refused, and the log comes to rest instead of copying the same batches
+// from segment to segment.
+func TestSmallBatchesAtTheBound(t *testing.T) {
+	o := testOptions(vfs.NewMem())
+	o.SegmentBytes, o.MaxBytes = 256<<10, 10*256<<10
+	l := mustOpen(t, o)
+	ids := make([]PartitionID, 400)
+	for i := range ids {
+		ids[i] = l.Create([16]byte{1}, int32(i), 0, nil, nil, nil)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var err error
+	for end := int64(0); err == nil; end++ {
+		var wg sync.WaitGroup
+		for _, id := range ids {
+			b := mkBatch(end, 1, 61, end, byte(end))
+			if err = l.Reserve(ctx, ClassClient, int64(len(b))); err != nil {
+				break
+			}
+			wg.Add(1)
+			l.Append(&Append{Partition: id, BaseOffset: end, LastOffset: end, Run: b, Done: func(err error) {
+				if err != nil {
+					t.Error(err)
+				}
+				wg.Done()
+			}})
+		}
+		wg.Wait()
+	}
+	if !errors.Is(err, ErrNoSpace) {
+		t.Fatalf("at the bound: %v; %+v", err, l.Stats())
+	}
+	// Whoever comes back is refused again, each time with room in between or not.
+	for range 2000 {
+		if err := l.Reserve(ctx, ClassClient, 1000); err == nil {
+			l.Unreserve(1000)
+		} else if !errors.Is(err, ErrNoSpace) {
+			t.Fatalf("at the bound: %v; %+v", err, l.Stats())
+		}
+		time.Sleep(100 * time.Microsecond)
+	}
+	if st := l.Stats(); st.CarriedBytes > 2*o.MaxBytes {
+		t.Errorf("%d bytes copied in a log of %d", st.CarriedBytes, o.MaxBytes)
+	}
+	mustClose(t, l)
+}

@@ -65,11 +65,13 @@ func (s *space) update() {
 
 // pressed says that segments should be given back although their data might still be wanted here: no more files may
 // be made, and fewer are prepared than should be.
-func (l *Log) pressed() bool {
+// forFiles: that is why; else it is the index alone, which copies do not make smaller.
+func (l *Log) pressed() (pressed, forFiles bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s := &l.space
-	return !s.canGrow() && s.spares < spareTarget || l.indexBytes.Load() > l.o.IndexBytes
+	forFiles = !s.canGrow() && s.spares < spareTarget
+	return forFiles || l.indexBytes.Load() > l.o.IndexBytes, forFiles
 }
 
 // keeper is the goroutine that keeps files prepared and gives segments back.
@@ -217,6 +219,7 @@ func (l *Log) recycle() bool {
 type holding struct {
 	p            *part
 	live, pinned int64 // bytes: readable; of these, not in object storage
+	cost         int64 // what must be written before the segment may go: copies, and the record that says what is not here
 	from         int64 // offset from which they are pinned
 	some         bool  // if only below the start: the record that says so may not be durable
 	snapshot     bool
@@ -233,7 +236,10 @@ func holdings(g *segment) []holding {
 		}
 		seen[p] = true
 		p.mu.Lock()
-		h := holding{p: p, from: max(p.start, p.reclaimable), snapshot: p.snapshot.length > 0 && p.snapshot.generation == g.at.generation}
+		h := holding{p: p, from: max(p.start, p.reclaimable), snapshot: p.snapshot.length > 0 && p.snapshot.generation == g.at.generation, cost: descriptorSize}
+		if h.snapshot {
+			h.cost += int64(p.snapshot.length) + descriptorSize
+		}
 		for i := range p.pieces {
 			if x := &p.pieces[i]; x.seg == g {
 				h.some = true
@@ -242,6 +248,7 @@ func holdings(g *segment) []holding {
 				}
 				if x.next > h.from {
 					h.pinned += x.bytes
+					h.cost += x.bytes + int64(max(len(x.runs), int(x.foot.runs)))*cost(0)
 				}
 			}
 		}
@@ -276,25 +283,35 @@ func (l *Log) reclaimOldest() bool {
 		return false
 	}
 	hs := holdings(g)
-	var live, pinned int64
+	var live, pinned, need int64
 	most := holding{}
 	l.mu.Lock()
-	blocked := l.space.spares == 0
+	left, blocked := l.space.left, l.space.spares == 0
+	files := l.space.files
 	l.mu.Unlock()
+	l.segMu.Lock()
+	read := files > len(l.segments)+len(l.spares)+len(l.retired)
+	l.segMu.Unlock()
+	if blocked && read {
+		return false // a read holds up a file, or one is being made: that is the room that is wanted
+	}
 	for _, h := range hs {
 		if h.dropping && !blocked {
 			return false // until the record is durable
 		}
-		live, pinned = live+h.live, pinned+h.pinned
+		live, pinned, need = live+h.live, pinned+h.pinned, need+h.cost
 		if h.pinned > most.pinned {
 			most = h
 		}
 	}
-	if live > 0 && !l.pressed() {
+	if pressed, forFiles := l.pressed(); live > 0 && !pressed || pinned > 0 && !forFiles {
 		return false
 	}
-	if pinned > g.size/2 {
-		// Copying this would not free enough to be worth it.
+	// Copying more than half would not free enough to be worth it: what counts is all that it takes, or small batches
+	// would be copied round and round for nothing. With no file prepared, the copies must fit into the rest of the active
+	// segment, or they would wait for the file that they are to bring; and there must be room left to give back another
+	// segment that needs no copies.
+	if need -= int64(len(hs)) * descriptorSize; pinned > 0 && need > (g.size-4*pageSize)/2 || blocked && need > 0 && need+8*pageSize > left {
 		if l.o.Events.Pinned != nil {
 			l.o.Events.Pinned(g.at.generation, most.p.id, most.pinned)
 		}

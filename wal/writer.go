@@ -306,8 +306,15 @@ func (l *Log) writeItems() error {
 		w.recs[i] = record{}
 	}
 	if l.indexBytes.Load() > l.o.IndexBytes && int64(w.active.runs)*runBytes > l.o.IndexBytes/2 {
-		// Over budget by the active segment alone, whose runs must stay in memory: seal it early.
-		return l.roll()
+		// Over budget by the active segment alone, whose runs must stay in memory: seal it early. Not when files are
+		// scarce: what gives segments back goes through here, and would wait for the file that it is to bring, or fill half
+		// empty files as fast as it frees them.
+		l.mu.Lock()
+		plenty := l.space.spares > reserveSegments && l.space.canGrow()
+		l.mu.Unlock()
+		if plenty {
+			return l.roll()
+		}
 	}
 	return nil
 }
