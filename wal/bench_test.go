@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -118,8 +119,13 @@ func benchSetup(b *testing.B) {
 	for i := range 1000 {
 		benchLog.ids = append(benchLog.ids, l.Create([16]byte{1}, int32(i), 0, nil, nil, nil))
 	}
-	for st := l.Stats(); !b.Failed() && st.Segments+st.FreeSegments < 10; st = l.Stats() {
+	for st := l.Stats(); !b.Failed() && (st.Segments+st.FreeSegments < 10 || st.NewestGenration < 14); st = l.Stats() {
 		benchAppend(b, 0, 4<<20)
+	}
+	for raw := true; raw; time.Sleep(10 * time.Millisecond) {
+		l.segMu.Lock()
+		raw = slices.ContainsFunc(l.spares, func(s spare) bool { return s.raw }) || len(l.spares) < spareTarget
+		l.segMu.Unlock()
 	}
 	b.Cleanup(func() { close(benchLog.bare.wake); l.Close() })
 }

@@ -9,7 +9,6 @@ type cache struct {
 	bytes  int64
 	fifo   ring[cached]
 	lastID uint64
-	shared map[*slab.Buf]int32
 }
 
 type cached struct {
@@ -26,7 +25,7 @@ func (c *cache) add(p *part, buf *slab.Buf, n int) (id uint64) {
 		c.bytes += int64(n)
 		return c.lastID
 	}
-	if c.shared[buf]++; c.shared[buf] == 1 {
+	if buf.Cached++; buf.Cached == 1 {
 		c.bytes += int64(buf.Charge())
 	}
 	return c.lastID
@@ -37,24 +36,21 @@ func (c *cache) remove(x *chunk) {
 		c.bytes -= int64(len(x.bytes))
 		return
 	}
-	n := c.shared[x.buf] - 1
-	if n > 0 {
-		c.shared[x.buf] = n
-		return
+	if x.buf.Cached--; x.buf.Cached == 0 {
+		c.bytes -= int64(x.buf.Charge())
 	}
-	delete(c.shared, x.buf)
-	c.bytes -= int64(x.buf.Charge())
 }
 
-// trimCache lets go of the oldest chunks until the bound holds. It is the writer that calls it, after a block: what
-// is not durable can only be read from memory and is never let go.
-func (l *Log) trimCache() {
+// trimCache lets go of the oldest chunks until the bound holds. What is not durable can only be read from memory and is
+// never let go: durable is the last chunk that is. It is the completer that calls it, after it has told a block's callers.
+func (l *Log) trimCache(durable uint64) {
 	var victims [64]cached
+	var out [64]chunk
 	for {
 		l.mu.Lock()
 		n := 0
 		over := l.cache.bytes - l.o.CacheBytes
-		for n < len(victims) && over > 0 && l.cache.fifo.n > n && l.cache.fifo.at(n).id <= l.w.memory {
+		for n < len(victims) && over > 0 && l.cache.fifo.n > n && l.cache.fifo.at(n).id <= durable {
 			victims[n] = *l.cache.fifo.at(n)
 			over -= int64(victims[n].bytes)
 			n++
@@ -63,19 +59,30 @@ func (l *Log) trimCache() {
 		if n == 0 {
 			return
 		}
+		k := 0
 		for _, v := range victims[:n] {
 			v.p.mu.Lock()
 			// It may be gone: cut off, or its partition dropped.
 			if v.p.mem.n > 0 && v.p.mem.at(0).id == v.id {
-				l.let(v.p.mem.popFront())
+				out[k] = v.p.mem.popFront()
+				k++
 			}
 			v.p.mu.Unlock()
 		}
 		l.mu.Lock()
+		for i := range out[:k] {
+			l.cache.remove(&out[i])
+		}
 		for range n {
 			l.cache.fifo.popFront()
 		}
 		l.mu.Unlock()
+		for i := range out[:k] {
+			if out[i].buf != nil {
+				out[i].buf.Release()
+			}
+		}
+		clear(out[:k])
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/varve/varve/wal/slab"
 	"github.com/varve/varve/wal/vfs"
 )
 
@@ -69,7 +68,6 @@ func Open(o Options) (l *Log, err error) {
 	l = &Log{
 		o: o, fs: o.FS, log: o.Logger, parts: map[PartitionID]*part{}, applied: map[PartitionID]*part{},
 		maxAppend: o.SegmentBytes / 2, blockBytes: int(min(maxBlockBytes, o.SegmentBytes/4)), share: o.MaxBytes / 16,
-		cache: cache{shared: map[*slab.Buf]int32{}},
 		space: space{segment: o.SegmentBytes, maxFiles: int(o.MaxBytes / o.SegmentBytes), changed: make(chan struct{})},
 		wake:  make(chan struct{}, 1), failedCh: make(chan struct{}), completed: make(chan []item, 2), recycled: make(chan []item, 4),
 		keep: make(chan struct{}, 1), rolled: make(chan struct{}, 1), stop: make(chan struct{}), writerEnd: make(chan struct{}),

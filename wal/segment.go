@@ -319,7 +319,7 @@ func (l *Log) fill(f vfs.File) (raw bool, err error) {
 				return false, err
 			}
 			synced = off
-			pause := time.Since(begin)
+			pause := 3 * time.Since(begin)
 			if hurry || starting {
 				pause = 0
 			}

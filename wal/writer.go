@@ -38,10 +38,9 @@ type writer struct {
 	iov    [][]byte // vector, for the call that consumes it
 	pad    [pageSize]byte
 	dirty  []*part
-	memory uint64 // chunks up to this id are durable
-	claim  bool   // the log has been idle
-	refuse bool   // closed without room for what is queued
-	blank  bool   // the last block was empty: it claimed the one before, and nothing is left to claim
+	claim  bool // the log has been idle
+	refuse bool // closed without room for what is queued
+	blank  bool // the last block was empty: it claimed the one before, and nothing is left to claim
 }
 
 // group is a partition's items in the block, linked through item.follow.
@@ -233,7 +232,6 @@ func (l *Log) finish() {
 	var bytes int64
 	for i := range w.items {
 		bytes += w.items[i].reserved
-		w.memory = max(w.memory, w.items[i].chunk)
 	}
 	l.mu.Lock()
 	l.reserved -= bytes
@@ -242,14 +240,12 @@ func (l *Log) finish() {
 	l.mu.Unlock()
 	l.completed <- w.items
 	w.items = nil
-	if l.failed.Load() == nil {
-		l.trimCache()
-	}
 }
 
 // complete is the completer goroutine: it tells callers, so that what they do then cannot hold up the next block.
 func (l *Log) complete() {
 	defer l.wg.Done()
+	durable := uint64(0) // chunks up to this id are
 	for items := range l.completed {
 		failed := l.Failed()
 		if l.o.Events.Telling != nil {
@@ -257,6 +253,7 @@ func (l *Log) complete() {
 		}
 		for i := range items {
 			it := &items[i]
+			durable = max(durable, it.chunk)
 			err := it.err
 			if err == nil {
 				err = failed
@@ -272,6 +269,9 @@ func (l *Log) complete() {
 			l.o.Events.Telling(false)
 		}
 		clear(items)
+		if failed == nil {
+			l.trimCache(durable)
+		}
 		select {
 		case l.recycled <- items[:0]:
 		default:

@@ -177,7 +177,13 @@ func measure(tmp string, size int) error {
 		}
 		r := load(s, func(part int32) []byte { return produceFrame(part, raw) }, nil)
 		report("produce", size, name, r, size, &floorProduce, bare)
-		r = load(s, func(part int32) []byte { return fetchFrame(part, size) }, raw)
+		from := func(int32) int64 { return 0 } // the floor serves what it is asked for
+		if !bare {
+			if from, err = tail(s.addr, size); err != nil {
+				return err
+			}
+		}
+		r = load(s, func(part int32) []byte { return fetchFrame(part, from(part), size) }, raw)
 		report("fetch", size, name, r, 0, &floorFetch, bare)
 		s.stop()
 	}
@@ -289,9 +295,28 @@ func produceFrame(part int32, raw []byte) []byte {
 	return frameOf(req)
 }
 
+// tail tells where in each partition the newest records begin, some requests'
+// worth.
+func tail(addr string, size int) (func(part int32) int64, error) {
+	cl, err := kgo.NewClient(kgo.SeedBrokers(addr))
+	if err != nil {
+		return nil, err
+	}
+	defer cl.Close()
+	ends, err := kadm.NewClient(cl).ListEndOffsets(context.Background(), "wire")
+	if err != nil {
+		return nil, err
+	}
+	behind := int64(4 * max(size/1000, 1))
+	return func(part int32) int64 {
+		end, _ := ends.Lookup("wire", part)
+		return max(end.Offset-behind, 0)
+	}, nil
+}
+
 // fetchFrame asks for the same newest records again and again: about size
 // bytes, from near the end of what has been produced.
-func fetchFrame(part int32, size int) []byte {
+func fetchFrame(part int32, from int64, size int) []byte {
 	req := kmsg.NewPtrFetchRequest()
 	req.SetVersion(12)
 	req.ReplicaID, req.MaxWaitMillis, req.MinBytes, req.MaxBytes = -1, 100, 1, int32(size)
@@ -299,7 +324,7 @@ func fetchFrame(part int32, size int) []byte {
 	t := kmsg.NewFetchRequestTopic()
 	t.Topic = "wire"
 	p := kmsg.NewFetchRequestTopicPartition()
-	p.Partition, p.FetchOffset, p.PartitionMaxBytes, p.CurrentLeaderEpoch, p.LastFetchedEpoch = part, 0, int32(size), -1, -1
+	p.Partition, p.FetchOffset, p.PartitionMaxBytes, p.CurrentLeaderEpoch, p.LastFetchedEpoch = part, from, int32(size), -1, -1
 	t.Partitions = append(t.Partitions, p)
 	req.Topics = append(req.Topics, t)
 	return frameOf(req)

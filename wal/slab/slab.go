@@ -33,6 +33,10 @@ type Buf struct {
 	n     int
 	refs  atomic.Int32
 	class int8 // -1: not pooled
+
+	// Cached belongs to the log that the buffer was appended to: how often its cache counts it. Whoever else holds the
+	// buffer leaves it alone.
+	Cached int32
 }
 
 var (
