@@ -17,12 +17,18 @@ import (
 )
 
 const (
-	minShift = 9  // 512 B, so that a small request does not hold a page of cache
-	maxShift = 24 // 16 MiB
-	classes  = maxShift - minShift + 1
+	minShift   = 9  // 512 B, so that a small request does not hold a page of cache
+	largeShift = 15 // above 32 KiB there are four classes to each doubling
+	maxShift   = 24 // 16 MiB
+
+	small   = largeShift - minShift + 1
+	classes = small + 4*(maxShift-largeShift)
 
 	// MaxPooled is the largest size that is recycled. Larger buffers are plain allocations.
 	MaxPooled = 1 << maxShift
+
+	// keepFree bounds the large buffers that wait for their next use.
+	keepFree = 64 << 20
 )
 
 // Buf is a buffer with a reference count. The zero value is not usable; Get makes one.
@@ -40,9 +46,54 @@ type Buf struct {
 }
 
 var (
-	pools [classes]sync.Pool
+	pools [small]sync.Pool
+	large freeList
 	inUse atomic.Int64
 )
+
+// freeList keeps large buffers, the last one given back on top: its memory is still in the processor's cache. A
+// sync.Pool would be emptied by every second garbage collection, and a broker that takes requests of megabytes would
+// spend more on fresh zeroed memory than on what it does with them.
+type freeList struct {
+	mu    sync.Mutex
+	free  [classes][]*Buf
+	bytes int
+}
+
+func (l *freeList) get(c int) *Buf {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f := l.free[c]
+	if len(f) == 0 {
+		return nil
+	}
+	b := f[len(f)-1]
+	f[len(f)-1] = nil
+	l.free[c] = f[:len(f)-1]
+	l.bytes -= len(b.mem)
+	return b
+}
+
+// put keeps a buffer; when there are too many, one of another size is let go for it.
+func (l *freeList) put(b *Buf) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for c := classes - 1; c >= small && l.bytes+len(b.mem) > keepFree; {
+		f := l.free[c]
+		if len(f) == 0 || c == int(b.class) {
+			c--
+			continue
+		}
+		l.bytes -= len(f[len(f)-1].mem)
+		f[len(f)-1] = nil
+		l.free[c] = f[:len(f)-1]
+	}
+	if l.bytes+len(b.mem) > keepFree {
+		return
+	}
+	l.bytes += len(b.mem)
+	l.free[b.class] = append(l.free[b.class], b)
+}
 
 // Get returns a buffer with len(Bytes()) == n and one reference. Its content is whatever it held before.
 func Get(n int) *Buf {
@@ -56,9 +107,14 @@ func Get(n int) *Buf {
 		inUse.Add(int64(n))
 		return b
 	}
-	b, _ := pools[c].Get().(*Buf)
+	var b *Buf
+	if c < small {
+		b, _ = pools[c].Get().(*Buf)
+	} else {
+		b = large.get(c)
+	}
 	if b == nil {
-		b = &Buf{mem: make([]byte, 1<<(minShift+c)), class: int8(c)}
+		b = &Buf{mem: make([]byte, sizeOf(c)), class: int8(c)}
 	}
 	b.n = n
 	b.refs.Store(1)
@@ -68,13 +124,27 @@ func Get(n int) *Buf {
 
 // classOf returns the smallest class that holds n bytes, or -1.
 func classOf(n int) int {
-	if n > MaxPooled {
+	switch {
+	case n > MaxPooled:
 		return -1
-	}
-	if n <= 1<<minShift {
+	case n <= 1<<minShift:
 		return 0
+	case n <= 1<<largeShift:
+		return bits.Len(uint(n-1)) - minShift
 	}
-	return bits.Len(uint(n-1)) - minShift
+	e := bits.Len(uint(n-1)) - 1 // 2^e < n
+	step := 1 << (e - 2)
+	return small + 4*(e-largeShift) + (n-1<<e+step-1)/step - 1
+}
+
+// sizeOf is the size of a class's buffers.
+func sizeOf(c int) int {
+	if c < small {
+		return 1 << (minShift + c)
+	}
+	c -= small
+	e := largeShift + c/4
+	return 1<<e + (c%4+1)<<(e-2)
 }
 
 // Bytes is the usable part of the buffer. It is invalid after the caller's reference is released.
@@ -102,7 +172,10 @@ func (b *Buf) Release() {
 	if poisonOnRelease {
 		poison(b.mem)
 	}
-	if b.class >= 0 {
+	switch {
+	case b.class >= small:
+		large.put(b)
+	case b.class >= 0:
 		pools[b.class].Put(b)
 	}
 }

@@ -1,13 +1,14 @@
 package slab
 
 import (
+	"runtime"
 	"sync"
 	"testing"
 )
 
 func TestClasses(t *testing.T) {
 	for _, tc := range []struct{ n, charge int }{
-		{0, 512}, {1, 512}, {512, 512}, {513, 1024}, {4097, 8192}, {65536, 65536}, {65537, 131072},
+		{0, 512}, {1, 512}, {512, 512}, {513, 1024}, {4097, 8192}, {32768, 32768}, {32769, 40960}, {65536, 65536}, {65537, 81920}, {5 << 20, 5 << 20}, {5<<20 + 1, 6 << 20},
 		{MaxPooled, MaxPooled}, {MaxPooled + 1, MaxPooled + 1},
 	} {
 		before := InUse()
@@ -21,6 +22,58 @@ func TestClasses(t *testing.T) {
 		b.Release()
 		if InUse() != before {
 			t.Fatalf("Release of %d: in use %d, want %d", tc.n, InUse(), before)
+		}
+	}
+}
+
+// Every size is held by its class and not by the one below, and no large class is a quarter larger than it must be.
+func TestClassOfEverySize(t *testing.T) {
+	for n := 1; n <= MaxPooled; n += 1 + n/50 {
+		c := classOf(n)
+		if sizeOf(c) < n || c > 0 && sizeOf(c-1) >= n {
+			t.Fatalf("%d bytes: class %d of %d, below it %d", n, c, sizeOf(c), sizeOf(c-1))
+		}
+		if n > 1<<largeShift && sizeOf(c) > n+n/4+1 {
+			t.Fatalf("%d bytes are held by %d", n, sizeOf(c))
+		}
+	}
+	if classOf(MaxPooled) != classes-1 || sizeOf(classes-1) != MaxPooled {
+		t.Fatalf("the last class is %d of %d", classOf(MaxPooled), sizeOf(classes-1))
+	}
+}
+
+// Large buffers outlive garbage collections, up to a bound, whatever their sizes.
+func TestLargeBuffersAreKept(t *testing.T) {
+	b := Get(1 << 20)
+	b.Release()
+	runtime.GC()
+	runtime.GC()
+	again := Get(1<<20 - 5)
+	if again != b {
+		t.Error("a large buffer was not used again")
+	}
+	again.Release()
+	for _, size := range []int{16 << 20, 1 << 20, 40 << 10, 9 << 20} {
+		var held []*Buf
+		for n := 0; n < 2*keepFree; n += size {
+			held = append(held, Get(size))
+		}
+		for _, b := range held {
+			b.Release()
+		}
+		large.mu.Lock()
+		sum := 0
+		for _, f := range large.free {
+			for _, b := range f {
+				sum += len(b.mem)
+			}
+		}
+		if sum != large.bytes || sum > keepFree || sum < keepFree-16<<20 {
+			t.Errorf("after buffers of %d: %d bytes are kept, %d are counted, %d may be", size, sum, large.bytes, keepFree)
+		}
+		large.mu.Unlock()
+		if f := Get(size); f.Charge() >= size {
+			f.Release()
 		}
 	}
 }
