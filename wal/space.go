@@ -92,14 +92,6 @@ func (l *Log) keeper() {
 			}
 		}
 		l.tellFull()
-		// Every commit of every partition's manifest pokes: a look at all that a segment holds is not taken for each.
-		if l.roomy() {
-			select {
-			case <-time.After(keepPause):
-			case <-l.stop:
-				return
-			}
-		}
 		retry.Reset(l.o.retry)
 		select {
 		case <-l.keep:
@@ -115,16 +107,6 @@ func (l *Log) keeper() {
 			return
 		}
 	}
-}
-
-// keepPause is how long the keeper rests while no file is missed.
-const keepPause = 5 * time.Millisecond
-
-// roomy says that there are files enough for a while.
-func (l *Log) roomy() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.space.spares > reserveSegments
 }
 
 // tellFull reports when clients begin to be refused, and when they are not any more.
