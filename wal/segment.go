@@ -339,6 +339,12 @@ func (l *Log) fill(f vfs.File) (raw bool, err error) {
 // improve fills a spare that was only allocated, when nobody needs it. It says whether it did. Meanwhile the file is
 // nobody's: whoever takes a spare takes another one.
 func (l *Log) improve() bool {
+	blocks, written := l.stats.blocks.Load(), l.stats.bytes.Load()
+	since, bytes := blocks-l.looked.blocks, written-l.looked.bytes
+	l.looked.blocks, l.looked.bytes = blocks, written
+	if since > 0 && bytes/since >= largeBlock {
+		return false // it would be given up, and begun again at the next look
+	}
 	l.segMu.Lock()
 	i := slices.IndexFunc(l.spares, func(s spare) bool { return s.raw })
 	if i < 0 || len(l.spares) < spareTarget {

@@ -151,7 +151,8 @@ type Log struct {
 	waiters  []*waiter
 	cache    cache
 	space    space
-	keeping  bool // the keeper runs
+	keeping  bool                          // the keeper runs
+	looked   struct{ blocks, bytes int64 } // the keeper's: written when it last looked for a file to fill
 	wake     chan struct{}
 
 	failed   atomic.Pointer[error]

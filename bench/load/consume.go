@@ -178,23 +178,25 @@ func Replay(ctx context.Context, spec Spec) (*Result, error) {
 	ended := make(chan struct{})
 	var once sync.Once
 	var wg sync.WaitGroup
-	for _, c := range cons {
-		wg.Go(func() {
-			r.consume(ctx, c, func(p int32, next int64) bool {
-				mu.Lock()
-				defer mu.Unlock()
-				if end, ok := left[p]; ok && next >= end {
-					delete(left, p)
-				}
-				if len(left) == 0 {
-					once.Do(func() { close(ended) })
-					return true
-				}
-				return false
+	read := func() {
+		for _, c := range cons {
+			wg.Go(func() {
+				r.consume(ctx, c, func(p int32, next int64) bool {
+					mu.Lock()
+					defer mu.Unlock()
+					if end, ok := left[p]; ok && next >= end {
+						delete(left, p)
+					}
+					if len(left) == 0 {
+						once.Do(func() { close(ended) })
+						return true
+					}
+					return false
+				})
 			})
-		})
+		}
 	}
-	res, err := r.measure(ctx, ended)
+	res, err := r.measure(ctx, ended, read)
 	cancel()
 	wg.Wait()
 	if err != nil {

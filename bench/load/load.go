@@ -211,7 +211,7 @@ func Run(ctx context.Context, spec Spec) (*Result, error) {
 	for i, p := range prods {
 		producing.Go(func() { r.produce(stopProducing, p, i, begin) })
 	}
-	res, err := r.measure(ctx, nil)
+	res, err := r.measure(ctx, nil, nil)
 	stop()
 	producing.Wait()
 	cancel()

@@ -20,17 +20,14 @@ type Usage struct {
 	CPUSeconds   float64 `json:"cpu_seconds"` // user and system
 	Cores        float64 `json:"cores"`       // CPU seconds for each second
 	PeakRSS      int64   `json:"peak_rss_bytes"`
-	WriteBytes   int64   `json:"disk_write_bytes"`
-	ReadBytes    int64   `json:"disk_read_bytes"`
 	SecondsPerGB float64 `json:"cpu_seconds_per_gb,omitempty"` // of keys and values that went through
 }
 
 // ProcessTimes is what a process has used so far. CPU times are in ticks of
 // 10 ms.
 type ProcessTimes struct {
-	CPU                   time.Duration
-	RSS                   int64
-	ReadBytes, WriteBytes int64
+	CPU time.Duration
+	RSS int64
 }
 
 // Times reads what a process has used from /proc.
@@ -47,17 +44,6 @@ func Times(pid int) (ProcessTimes, error) {
 	num := func(b []byte) int64 { n, _ := strconv.ParseInt(string(b), 10, 64); return n }
 	t.CPU = time.Duration(num(f[11])+num(f[12])) * 10 * time.Millisecond
 	t.RSS = num(f[21]) * int64(os.Getpagesize())
-	if io, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid)); err == nil {
-		for line := range bytes.Lines(io) {
-			k, v, _ := bytes.Cut(bytes.TrimSpace(line), []byte(": "))
-			switch string(k) {
-			case "read_bytes":
-				t.ReadBytes = num(v)
-			case "write_bytes":
-				t.WriteBytes = num(v)
-			}
-		}
-	}
 	return t, nil
 }
 
@@ -110,8 +96,6 @@ func (w *watcher) stop() Usage {
 		}
 		was := w.first[p]
 		u.CPUSeconds += (t.CPU - was.CPU).Seconds()
-		u.WriteBytes += t.WriteBytes - was.WriteBytes
-		u.ReadBytes += t.ReadBytes - was.ReadBytes
 	}
 	close(w.end)
 	u.PeakRSS = <-w.done

@@ -47,7 +47,8 @@ func (r *run) failed(err error) {
 }
 
 // measure lets the warm-up pass, then counts for the duration, or until ended.
-func (r *run) measure(ctx context.Context, ended <-chan struct{}) (*Result, error) {
+// begin, if there is one, is called when counting has begun.
+func (r *run) measure(ctx context.Context, ended <-chan struct{}, begin func()) (*Result, error) {
 	start := time.Now()
 	if r.spec.Warmup > 0 {
 		if err := r.pass(ctx, nil, r.spec.Warmup, start, true); err != nil {
@@ -58,6 +59,9 @@ func (r *run) measure(ctx context.Context, ended <-chan struct{}) (*Result, erro
 	client := watch([]int{os.Getpid()})
 	r.measuring.Store(true)
 	start = time.Now()
+	if begin != nil {
+		begin()
+	}
 	err := r.pass(ctx, ended, r.spec.Duration, start, false)
 	r.measuring.Store(false)
 	took := time.Since(start)

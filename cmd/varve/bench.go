@@ -441,7 +441,6 @@ func benchTable(w io.Writer, r *load.Result) error {
 	row("CPU s per GB", "%.2f", usage(func(u *load.Usage) float64 { return u.SecondsPerGB }), true)
 	row("CPU cores", "%.2f", usage(func(u *load.Usage) float64 { return u.Cores }), false)
 	row("peak RSS MB", "%.0f", usage(func(u *load.Usage) float64 { return float64(u.PeakRSS) / 1e6 }), false)
-	row("disk writes MB", "%.0f", usage(func(u *load.Usage) float64 { return float64(u.WriteBytes) / 1e6 }), false)
 	row("load's own CPU cores", "%.2f", func(r *load.Result) (float64, bool) { return r.Client.Cores, true }, false)
 	row("errors", "%.0f", func(r *load.Result) (float64, bool) { return float64(r.Errors), true }, false)
 	if err := t.writeTo(w); err != nil {
