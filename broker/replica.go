@@ -415,7 +415,7 @@ func (r *replica) append(a *appendArgs) partition.Decision {
 	}
 	r.b.log_.Append(&wal.Append{
 		Partition: r.localID(), LeaderEpoch: v.Epoch, BaseOffset: d.Base, LastOffset: end - 1,
-		MaxTimestamp: a.header.MaxTimestamp, Run: a.bytes, Buf: a.buf, Class: a.class,
+		MaxTimestamp: a.header.MaxTimestamp, Run: a.bytes, Sum: batch.Sum(a.bytes), Summed: true, Buf: a.buf, Class: a.class,
 		Done: func(err error) { r.durable(end, err) },
 	})
 	r.mu.Unlock()

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/varve/varve/wal/crc32c"
 	"github.com/varve/varve/wal/slab"
 	"github.com/varve/varve/wal/vfs"
 )
@@ -145,10 +146,11 @@ func benchAppend(b *testing.B, part int, size int) {
 		}
 		time.Sleep(100 * time.Microsecond)
 	}
+	sum := crc32c.Checksum(buf.Bytes()) // a broker has it from the batch
 	benchLog.mu[part].Lock()
 	base := benchLog.next[part]
 	benchLog.next[part]++
-	l.Append(&Append{Partition: benchLog.ids[part], BaseOffset: base, LastOffset: base, Run: buf.Bytes(), Buf: buf, Done: func(err error) { done <- err }})
+	l.Append(&Append{Partition: benchLog.ids[part], BaseOffset: base, LastOffset: base, Run: buf.Bytes(), Sum: sum, Summed: true, Buf: buf, Done: func(err error) { done <- err }})
 	benchLog.mu[part].Unlock()
 	if err := <-done; err != nil {
 		b.Error(err)

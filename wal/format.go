@@ -5,8 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 
+	"github.com/varve/varve/wal/crc32c"
 	"github.com/varve/varve/wal/lineage"
 )
 
@@ -38,10 +38,7 @@ var (
 	magicBlock    = [4]byte{'V', 'B', 'L', 'K'}
 )
 
-var (
-	le         = binary.LittleEndian
-	castagnoli = crc32.MakeTable(crc32.Castagnoli)
-)
+var le = binary.LittleEndian
 
 // errInvalid says that bytes are not what they should be here. What follows from it (torn, blank, corrupt) is for
 // the caller to decide.
@@ -85,10 +82,10 @@ func (p place) seed() uint32 {
 	var b [24]byte
 	copy(b[:], p.uuid[:])
 	le.PutUint64(b[16:], p.generation)
-	return crc32.Checksum(b[:], castagnoli)
+	return crc32c.Checksum(b[:])
 }
 
-func checksum(seed uint32, b []byte) uint32 { return crc32.Update(seed, castagnoli, b) }
+func checksum(seed uint32, b []byte) uint32 { return crc32c.Update(seed, b) }
 
 // blockHeader stands before the records of one group commit.
 type blockHeader struct {
@@ -505,11 +502,11 @@ func (id identity) encode() []byte {
 	b = append(b, ready)
 	b = le.AppendUint32(b, uint32(len(id.clusterID)))
 	b = append(b, id.clusterID...)
-	return le.AppendUint32(b, crc32.Checksum(b, castagnoli))
+	return le.AppendUint32(b, crc32c.Checksum(b))
 }
 
 func decodeIdentity(b []byte) (id identity, err error) {
-	if len(b) < 39 || !bytes.Equal(b[:8], magicIdentity[:]) || crc32.Checksum(b[:len(b)-4], castagnoli) != le.Uint32(b[len(b)-4:]) {
+	if len(b) < 39 || !bytes.Equal(b[:8], magicIdentity[:]) || crc32c.Checksum(b[:len(b)-4]) != le.Uint32(b[len(b)-4:]) {
 		return id, errInvalid
 	}
 	if v := le.Uint16(b[8:]); v != formatVersion {

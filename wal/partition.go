@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/varve/varve/wal/crc32c"
 	"github.com/varve/varve/wal/lineage"
 	"github.com/varve/varve/wal/slab"
 )
@@ -26,6 +27,7 @@ type part struct {
 	reclaimable int64
 	dropped     bool
 	mem         ring[chunk]
+	chunks      uint64 // that there were in mem
 	cuts        uint32 // truncations asked for: a carried copy read before one is void
 	appliedCuts uint32 // and durable: while fewer, pieces hold what has been cut off
 
@@ -43,6 +45,8 @@ type part struct {
 	pieces       []piece // ascending, disjoint
 	carried      int64   // bytes of pieces that were carried
 	control      int64   // its part of Log.controlSize
+
+	look uint64 // of the keeper alone: the last look that has seen it
 
 	// Of the writer alone: where the partition's items are in the block being laid out.
 	block uint64
@@ -66,7 +70,7 @@ const pieceBytes = 160 // of a piece in memory
 
 // chunk is one append in memory.
 type chunk struct {
-	id         uint64 // in the cache's order
+	id         uint64 // of the partition's chunks
 	base, next int64
 	maxTS      int64
 	bytes      []byte
@@ -150,7 +154,10 @@ func (p *part) insert(l *Log, x piece) {
 // addRun adds what a DATA or CARRY record of segment g holds, to the piece that it continues or as a new one.
 // Nothing overlaps it.
 func (p *part) addRun(l *Log, g *segment, r run, carried bool) {
-	i := sort.Search(len(p.pieces), func(i int) bool { return p.pieces[i].base >= r.base })
+	i := len(p.pieces)
+	if i > 0 && p.pieces[i-1].base >= r.base {
+		i = sort.Search(len(p.pieces), func(i int) bool { return p.pieces[i].base >= r.base })
+	}
 	if i > 0 {
 		if x := &p.pieces[i-1]; x.seg == g && x.carried == carried && x.next == r.base && x.runs != nil {
 			x.runs = append(x.runs, r)
@@ -213,6 +220,11 @@ type record struct {
 	p       *part // set by the writer; recovery looks it up
 	pos     int64 // of the payload in the segment
 	payload []byte
+
+	// Of the writer: the CRC-32C of the payload, and its shift, 0 if it is still to be made.
+	summed bool
+	sum    uint32
+	shift  crc32c.Shift
 }
 
 // apply is the only place where a record changes what the log knows. It is called in the order of the log: by the
@@ -246,6 +258,13 @@ func (l *Log) apply(g *segment, r *record) {
 	}
 	l.maxID = max(l.maxID, r.partition)
 	p.mu.Lock()
+	if r.kind == kindData && r.base == p.appliedEnd && r.base == p.claimedEnd && !p.hole {
+		// As nearly always.
+		p.addRun(l, g, run{r.base, r.next, r.maxTS, uint32(r.pos), r.length, r.crc}, false)
+		p.appliedEnd, p.claimedEnd = r.next, r.next
+		p.mu.Unlock()
+		return
+	}
 	defer p.mu.Unlock()
 	defer func() {
 		p.overShare.Store(p.carried > l.share)

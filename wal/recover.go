@@ -273,7 +273,7 @@ func (l *Log) recover() error {
 		}
 	}
 	l.space.left = l.w.active.room(0, 0)
-	l.space.update()
+	l.spaceChanged()
 	if !l.id.ready {
 		l.id.ready = true
 		return l.writeIdentity()

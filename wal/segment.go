@@ -357,7 +357,7 @@ func (l *Log) improve() bool {
 	l.segMu.Unlock()
 	l.mu.Lock()
 	l.space.spares = n
-	l.space.update()
+	l.spaceChanged()
 	l.mu.Unlock()
 	f, err := l.fs.Open(l.path(s.name))
 	if err == nil {

@@ -18,6 +18,10 @@ const (
 	spareExtra  = 2
 
 	defaultRetry = time.Second
+
+	// What a look at the oldest segment may cost without a rest after it, and for which cost that grows.
+	minLook = 20 * time.Microsecond
+	maxLook = 10 * time.Millisecond
 )
 
 // space decides who may still append. Only prepared files count, so that what was admitted can be written whatever
@@ -49,6 +53,9 @@ func (s *space) ahead(onItsWay int64) int64 {
 
 func (s *space) admits(c Class, bytes int64) bool { return s.ahead(bytes) >= s.need(c) }
 
+// most is how much may be on its way so that a class is admitted: admits of most is true.
+func (s *space) most(c Class) int64 { return max(0, (s.ahead(0)-s.need(c))*16/17) }
+
 func (s *space) canGrow() bool { return !s.diskFull && s.files < s.maxFiles }
 
 // isFull says that clients are refused.
@@ -61,6 +68,12 @@ func (s *space) update() {
 	s.coming = s.working || s.canGrow() && s.spares < spareTarget
 	close(s.changed)
 	s.changed = make(chan struct{})
+}
+
+// spaceChanged is called after every change of space, with mu held.
+func (l *Log) spaceChanged() {
+	l.space.update()
+	l.setRoom()
 }
 
 // pressed says that segments should be given back although their data might still be wanted here: no more files may
@@ -92,6 +105,16 @@ func (l *Log) keeper() {
 			}
 		}
 		l.tellFull()
+		// With many partitions a look costs something, and each of them asks for one when it has moved: at most a tenth
+		// of the time is spent on looking in vain.
+		if took := min(l.keeperState.took, maxLook); took > minLook {
+			retry.Reset(9 * took)
+			select {
+			case <-retry.C:
+			case <-l.stop:
+				return
+			}
+		}
 		retry.Reset(l.o.retry)
 		select {
 		case <-l.keep:
@@ -100,7 +123,7 @@ func (l *Log) keeper() {
 			again := l.space.diskFull
 			l.space.diskFull = false
 			if again {
-				l.space.update()
+				l.spaceChanged()
 			}
 			l.mu.Unlock()
 		case <-l.stop:
@@ -112,7 +135,7 @@ func (l *Log) keeper() {
 // tellFull reports when clients begin to be refused, and when they are not any more.
 func (l *Log) tellFull() {
 	l.mu.Lock()
-	full := l.space.isFull(l.reserved)
+	full := l.space.isFull(l.reserved.Load())
 	changed := full != l.space.full
 	l.space.full = full
 	diskFull := l.space.diskFull
@@ -153,7 +176,7 @@ func (l *Log) prepare() bool {
 	l.mu.Lock()
 	l.space.files--
 	l.space.diskFull = isNoSpace(err)
-	l.space.update()
+	l.spaceChanged()
 	l.mu.Unlock()
 	if !isNoSpace(err) && !errors.Is(err, ErrClosed) {
 		l.fail(err)
@@ -169,7 +192,7 @@ func (l *Log) addSpare(s spare) {
 	l.segMu.Unlock()
 	l.mu.Lock()
 	l.space.spares, l.space.refused = n, false
-	l.space.update()
+	l.spaceChanged()
 	l.mu.Unlock()
 }
 
@@ -210,7 +233,7 @@ func (l *Log) recycle() bool {
 	l.mu.Lock()
 	l.space.files--
 	l.space.diskFull = false
-	l.space.update()
+	l.spaceChanged()
 	l.mu.Unlock()
 	return true
 }
@@ -226,15 +249,17 @@ type holding struct {
 	dropping     bool
 }
 
-// holdings looks at every partition that has something in a sealed segment.
-func holdings(g *segment) []holding {
-	seen := make(map[*part]bool, len(g.parts))
-	var out []holding
+// holdings looks at every partition that has something in a sealed segment. What it returns is the keeper's, until the
+// next call.
+func (l *Log) holdings(g *segment) []holding {
+	k := &l.keeperState
+	k.look++
+	out := k.holdings[:0]
 	for _, p := range g.parts {
-		if seen[p] {
+		if p.look == k.look {
 			continue
 		}
-		seen[p] = true
+		p.look = k.look
 		p.mu.Lock()
 		h := holding{p: p, from: max(p.start, p.reclaimable), snapshot: p.snapshot.length > 0 && p.snapshot.generation == g.at.generation, cost: descriptorSize}
 		if h.snapshot {
@@ -261,6 +286,7 @@ func holdings(g *segment) []holding {
 			out = append(out, h)
 		}
 	}
+	k.holdings = out
 	return out
 }
 
@@ -282,7 +308,9 @@ func (l *Log) reclaimOldest() bool {
 	if g == nil {
 		return false
 	}
-	hs := holdings(g)
+	begin := time.Now()
+	hs := l.holdings(g)
+	l.keeperState.took = time.Since(begin)
 	var live, pinned, need int64
 	most := holding{}
 	l.mu.Lock()
@@ -340,7 +368,7 @@ func (l *Log) reclaimOldest() bool {
 func (l *Log) setWorking(working bool) {
 	l.mu.Lock()
 	l.space.working = working
-	l.space.update()
+	l.spaceChanged()
 	l.mu.Unlock()
 }
 
@@ -506,7 +534,7 @@ func (l *Log) retire(g *segment) {
 		l.retired = append(l.retired, g)
 		l.segMu.Unlock()
 		l.mu.Lock()
-		l.space.update()
+		l.spaceChanged()
 		l.mu.Unlock()
 		l.poke(l.keep)
 	}

@@ -23,6 +23,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/varve/varve/wal/crc32c"
 	"github.com/varve/varve/wal/lineage"
 	"github.com/varve/varve/wal/slab"
 	"github.com/varve/varve/wal/vfs"
@@ -140,20 +141,30 @@ type Log struct {
 	applied map[PartitionID]*part
 	maxID   PartitionID
 
-	mu       sync.Mutex
-	queue    []item
-	urgent   []item // of the keeper: overtakes the queue, so that space can be made when only that has room
-	waiting  bool   // the writer waits for wake
-	deep     bool   // and for nothing else
-	closed   bool
-	dirty    []*part // partitions whose high watermark moved
-	reserved int64   // cost of what is reserved or queued and not yet durable
-	waiters  []*waiter
+	// reserved is the cost of what is reserved or queued and not yet durable. It grows without mu as long as it stays
+	// within room of the class, which is set with mu held, before reserved falls when both do.
+	reserved atomic.Int64
+	room     [ClassReplication + 1]atomic.Int64
 	cache    cache
-	space    space
-	keeping  bool                          // the keeper runs
-	looked   struct{ blocks, bytes int64 } // the keeper's: written when it last looked for a file to fill
-	wake     chan struct{}
+
+	mu      sync.Mutex
+	queue   []item
+	urgent  []item // of the keeper: overtakes the queue, so that space can be made when only that has room
+	waiting bool   // the writer waits for wake
+	deep    bool   // and for nothing else
+	closed  bool
+	dirty   []*part // partitions whose high watermark moved
+	waiters []*waiter
+	space   space
+	keeping bool                          // the keeper runs
+	looked  struct{ blocks, bytes int64 } // the keeper's: written when it last looked for a file to fill
+
+	keeperState struct {
+		look     uint64 // how often it has looked at a segment's partitions
+		took     time.Duration
+		holdings []holding
+	}
+	wake chan struct{}
 
 	failed   atomic.Pointer[error]
 	failedCh chan struct{}
@@ -207,8 +218,12 @@ type Append struct {
 	BaseOffset, LastOffset int64
 	MaxTimestamp           int64
 	Run                    []byte
-	Buf                    *slab.Buf // holds Run; retained by the log; nil: Run belongs to the log
-	Class                  Class
+	// Sum is the CRC-32C of Run if the caller knows it and says so with Summed: as a batch brings one, the log need not
+	// read the bytes to make it.
+	Sum    uint32
+	Summed bool
+	Buf    *slab.Buf // holds Run; retained by the log; nil: Run belongs to the log
+	Class  Class
 	// Done is told when the block that holds the run is durable, or why it is not. It is called from one goroutine,
 	// in the order of the appends, and must not block.
 	Done func(error)
@@ -280,13 +295,15 @@ type item struct {
 	maxTS      int64
 	p          *part // nil: of the log itself
 	payload    []byte
-	buf        *slab.Buf // holds payload until it is written
+	sum        uint32       // of DATA: CRC-32C of payload
+	shift      crc32c.Shift // of DATA: of payload
+	buf        *slab.Buf    // holds payload until it is written
 	done       func(error)
 	reserved   int64
 	urgent     bool
 	carried    bool   // a copy of what is in an older segment: void if the partition was cut since it was read
 	cuts       uint32 // of the partition when it was read
-	chunk      uint64 // of DATA: its id in the cache
+	chunk      uint64 // of DATA: its id among the partition's chunks
 	follow     int32  // of the writer: the partition's next item in the block, -1 at its end
 	err        error  // refused: goes through the queue only so that done is told in order
 }
@@ -322,20 +339,35 @@ func controlBytes(lin lineage.Lineage) int64 {
 // cost is about what an append takes of a segment, beside what its block takes.
 func cost(n int64) int64 { return n + descriptorSize + footerPieceSize + footerRunSize }
 
-// Reserve waits until n bytes may be queued. What it reserved is used up by the Append of n bytes that follows, or
+// Reserve waits until size bytes may be queued. What it reserved is used up by the Append of as many that follows, or
 // given back with Unreserve. ErrNoSpace is retriable.
-func (l *Log) Reserve(ctx context.Context, class Class, n int64) error {
-	if most := l.largest(); n > most {
-		return fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, n, most)
+func (l *Log) Reserve(ctx context.Context, class Class, size int64) error {
+	if most := l.largest(); size > most {
+		return fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, size, most)
 	}
-	n = cost(n)
+	n := cost(size)
+	for room := &l.room[class]; ; {
+		r := l.reserved.Load()
+		if r+n > room.Load() {
+			break
+		}
+		if !l.reserved.CompareAndSwap(r, r+n) {
+			continue
+		}
+		if r+n <= room.Load() {
+			return nil
+		}
+		l.Unreserve(size) // there was less room already
+		break
+	}
 	for {
 		l.mu.Lock()
 		if err := l.endedLocked(); err != nil {
 			l.mu.Unlock()
 			return err
 		}
-		if !l.space.admits(class, l.reserved+n) {
+		r := l.reserved.Load()
+		if !l.space.admits(class, r+n) {
 			coming, changed := l.space.coming, l.space.changed
 			l.space.refused = l.space.refused || class == ClassClient && !coming
 			l.mu.Unlock()
@@ -351,20 +383,24 @@ func (l *Log) Reserve(ctx context.Context, class Class, n int64) error {
 			}
 			continue
 		}
-		if len(l.waiters) == 0 && l.fits(n) {
-			l.reserved += n
+		if len(l.waiters) == 0 && l.fits(r, n) {
+			taken := l.reserved.CompareAndSwap(r, r+n)
 			l.mu.Unlock()
-			return nil
+			if taken {
+				return nil
+			}
+			continue
 		}
 		w := &waiter{n: n, ready: make(chan struct{})}
 		l.waiters = append(l.waiters, w)
+		l.setRoom() // nobody overtakes it
 		l.mu.Unlock()
 		select {
 		case <-w.ready:
 			l.mu.Lock()
 			err := l.endedLocked()
 			if err != nil && w.granted {
-				l.reserved -= n
+				l.reserved.Add(-n)
 			}
 			l.mu.Unlock()
 			return err
@@ -372,7 +408,7 @@ func (l *Log) Reserve(ctx context.Context, class Class, n int64) error {
 		}
 		l.mu.Lock()
 		if w.granted {
-			l.reserved -= n
+			l.reserved.Add(-n)
 		}
 		for i, x := range l.waiters {
 			if x == w {
@@ -387,20 +423,33 @@ func (l *Log) Reserve(ctx context.Context, class Class, n int64) error {
 }
 
 // fits lets an append above the queue's bound through when it is alone. Called with mu held.
-func (l *Log) fits(n int64) bool { return l.reserved == 0 || l.reserved+n <= l.o.QueueBytes }
+func (l *Log) fits(reserved, n int64) bool { return reserved == 0 || reserved+n <= l.o.QueueBytes }
+
+// setRoom says how much may be reserved without mu: what leaves the classes their space, nothing while somebody waits
+// or when the log has ended. Called with mu held, after every change of those.
+func (l *Log) setRoom() {
+	for class := range l.room {
+		n := min(l.o.QueueBytes, l.space.most(Class(class)))
+		if len(l.waiters) > 0 || l.endedLocked() != nil {
+			n = 0
+		}
+		l.room[class].Store(n)
+	}
+}
 
 // grant lets waiters go on, first come first served. Called with mu held.
 func (l *Log) grant() {
 	ended := l.endedLocked() != nil
-	for len(l.waiters) > 0 && (ended || l.fits(l.waiters[0].n)) {
+	for len(l.waiters) > 0 && (ended || l.fits(l.reserved.Load(), l.waiters[0].n)) {
 		w := l.waiters[0]
 		l.waiters = l.waiters[1:]
 		if !ended {
 			w.granted = true
-			l.reserved += w.n
+			l.reserved.Add(w.n)
 		}
 		close(w.ready)
 	}
+	l.setRoom()
 }
 
 // endedLocked says why nothing more may be queued. Called with mu held.
@@ -417,7 +466,7 @@ func (l *Log) endedLocked() error {
 // Unreserve gives back what Reserve took.
 func (l *Log) Unreserve(n int64) {
 	l.mu.Lock()
-	l.reserved -= cost(n)
+	l.reserved.Add(-cost(n))
 	l.grant()
 	l.mu.Unlock()
 }
@@ -440,7 +489,12 @@ func (l *Log) Admit(id PartitionID) error {
 func (l *Log) Append(a *Append) {
 	it := item{
 		kind: kindData, epoch: a.LeaderEpoch, base: a.BaseOffset, next: a.LastOffset + 1, maxTS: a.MaxTimestamp,
-		payload: a.Run, done: a.Done, reserved: cost(int64(len(a.Run))),
+		payload: a.Run, sum: a.Sum, shift: crc32c.ShiftOf(len(a.Run)), done: a.Done, reserved: cost(int64(len(a.Run))),
+	}
+	if !a.Summed {
+		it.sum = crc32c.Checksum(a.Run) // here, and not where everybody waits for it
+	} else if slab.Debug && it.sum != crc32c.Checksum(a.Run) {
+		panic(fmt.Sprintf("wal: append at offset %d of local partition %d with checksum %08x, which is not that of its bytes", a.BaseOffset, a.Partition, a.Sum))
 	}
 	p := l.part(a.Partition)
 	if p == nil {
@@ -466,6 +520,8 @@ func (l *Log) Append(a *Append) {
 		a.Buf.Retain()
 		a.Buf.Retain()
 	}
+	p.chunks++
+	it.chunk = p.chunks
 	if !l.enqueue(&it) {
 		if a.Buf != nil {
 			a.Buf.Release()
@@ -473,6 +529,10 @@ func (l *Log) Append(a *Append) {
 		}
 		return
 	}
+	// The completer does not look before it has this lock.
+	x := chunk{id: it.chunk, base: it.base, next: it.next, maxTS: it.maxTS, bytes: it.payload, buf: it.buf}
+	l.cache.add(&x)
+	p.mem.push(x)
 	p.end = it.next
 }
 
@@ -481,16 +541,12 @@ func (l *Log) Append(a *Append) {
 func (l *Log) enqueue(it *item) bool {
 	l.mu.Lock()
 	if l.closed {
-		l.reserved -= it.reserved
+		l.reserved.Add(-it.reserved)
 		l.mu.Unlock()
 		if it.done != nil {
 			go it.done(ErrClosed) // the completer has ended
 		}
 		return false
-	}
-	if it.err == nil && it.kind == kindData {
-		it.chunk = l.cache.add(it.p, it.buf, len(it.payload))
-		it.p.mem.push(chunk{id: it.chunk, base: it.base, next: it.next, maxTS: it.maxTS, bytes: it.payload, buf: it.buf})
 	}
 	if it.urgent {
 		l.urgent = append(l.urgent, *it)
@@ -686,8 +742,8 @@ func (l *Log) Stats() Stats {
 		DiskReads: l.stats.diskReads.Load(), CarriedBytes: l.stats.carried.Load(), Reclaimed: l.stats.reclaimed.Load(), CorruptReads: l.stats.corrupt.Load(),
 	}
 	l.mu.Lock()
-	s.QueueBytes, s.CacheBytes = l.reserved, l.cache.bytes
-	s.Full = l.space.isFull(l.reserved)
+	s.QueueBytes, s.CacheBytes = l.reserved.Load(), l.cache.bytes.Load()
+	s.Full = l.space.isFull(s.QueueBytes)
 	s.DiskFull = s.Full && l.space.diskFull
 	l.mu.Unlock()
 	l.segMu.Lock()

@@ -6,7 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
+	"github.com/varve/varve/wal/crc32c"
 	"log/slog"
 	"math/rand/v2"
 	"os"
@@ -35,7 +35,7 @@ func mkBatch(base int64, records int, size int, ts int64, fill byte) []byte {
 	binary.BigEndian.PutUint64(b[35:], uint64(ts))
 	binary.BigEndian.PutUint64(b[43:], ^uint64(0))
 	binary.BigEndian.PutUint32(b[57:], uint32(records))
-	binary.BigEndian.PutUint32(b[17:], crc32.Checksum(b[21:], castagnoli))
+	binary.BigEndian.PutUint32(b[17:], crc32c.Checksum(b[21:]))
 	return b
 }
 

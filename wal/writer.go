@@ -6,6 +6,8 @@ import (
 	"io"
 	"slices"
 	"time"
+
+	"github.com/varve/varve/wal/crc32c"
 )
 
 const (
@@ -234,8 +236,9 @@ func (l *Log) finish() {
 		bytes += w.items[i].reserved
 	}
 	l.mu.Lock()
-	l.reserved -= bytes
 	l.space.left = w.active.room(0, 0)
+	l.setRoom() // first, or it could be taken twice
+	l.reserved.Add(-bytes)
 	l.grant()
 	l.mu.Unlock()
 	l.completed <- w.items
@@ -245,7 +248,6 @@ func (l *Log) finish() {
 // complete is the completer goroutine: it tells callers, so that what they do then cannot hold up the next block.
 func (l *Log) complete() {
 	defer l.wg.Done()
-	durable := uint64(0) // chunks up to this id are
 	for items := range l.completed {
 		failed := l.Failed()
 		if l.o.Events.Telling != nil {
@@ -253,7 +255,6 @@ func (l *Log) complete() {
 		}
 		for i := range items {
 			it := &items[i]
-			durable = max(durable, it.chunk)
 			err := it.err
 			if err == nil {
 				err = failed
@@ -268,10 +269,10 @@ func (l *Log) complete() {
 		if l.o.Events.Telling != nil {
 			l.o.Events.Telling(false)
 		}
-		clear(items)
 		if failed == nil {
-			l.trimCache(durable)
+			l.trimCache(items)
 		}
+		clear(items)
 		select {
 		case l.recycled <- items[:0]:
 		default:
@@ -372,6 +373,7 @@ func (l *Log) layOut() {
 				if r.epoch == it.epoch && r.next == it.base && int(r.length)+len(it.payload) <= maxRunBytes {
 					r.next, r.maxTS = it.next, max(r.maxTS, it.maxTS)
 					r.length += uint32(len(it.payload))
+					r.sum, r.shift = crc32c.Then(r.sum, it.sum, it.shift), 0
 					continue
 				}
 			}
@@ -379,7 +381,7 @@ func (l *Log) layOut() {
 			if it.p != nil {
 				d.partition = it.p.id
 			}
-			r := record{descriptor: d, p: it.p}
+			r := record{descriptor: d, p: it.p, summed: it.kind == kindData, sum: it.sum, shift: it.shift}
 			if it.kind == kindPartitionMap {
 				r.payload = it.payload
 			}
@@ -428,8 +430,16 @@ func (l *Log) emit() error {
 		r := &w.recs[i]
 		r.pos, r.crc = pos, g.seed
 		for n := uint32(0); n < r.length; v++ {
-			r.crc = checksum(r.crc, w.vector[v])
+			if !r.summed {
+				r.crc = checksum(r.crc, w.vector[v])
+			}
 			n += uint32(len(w.vector[v]))
+		}
+		if r.summed {
+			if r.shift == 0 {
+				r.shift = crc32c.ShiftOf(int(r.length))
+			}
+			r.crc = crc32c.Then(g.seed, r.sum, r.shift)
 		}
 		pos += int64(r.length)
 		r.encode(w.head[blockHeaderSize+i*descriptorSize:])
@@ -524,7 +534,7 @@ func (l *Log) roll() error {
 	l.evictRuns()
 	l.mu.Lock()
 	l.space.left = g.room(0, 0)
-	l.space.update()
+	l.spaceChanged()
 	l.mu.Unlock()
 	if l.o.Events.Rolled != nil {
 		l.o.Events.Rolled(generation)
@@ -609,7 +619,7 @@ func (l *Log) takeSpare() (string, error) {
 			l.segMu.Unlock()
 			l.mu.Lock()
 			l.space.spares = n
-			l.space.update()
+			l.spaceChanged()
 			l.mu.Unlock()
 			return name, nil
 		}

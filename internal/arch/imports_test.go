@@ -23,11 +23,12 @@ var allowed = map[string][]string{
 	"config": {},
 
 	"wal/slab":     {},
+	"wal/crc32c":   {},
 	"wal/vfs":      {},
 	"wal/lineage":  {},
-	"wal/batch":    {},
+	"wal/batch":    {"wal/crc32c"},
 	"wal/producer": {"wal/batch"},
-	"wal":          {"wal/slab", "wal/vfs", "wal/lineage", "wal/batch"},
+	"wal":          {"wal/slab", "wal/vfs", "wal/crc32c", "wal/lineage", "wal/batch"},
 
 	"metadata/image":      {},
 	"metadata/controller": {"metadata/image", "config"},
@@ -62,7 +63,7 @@ var allowed = map[string][]string{
 // pure packages decide and do nothing else: no clock, disk, network,
 // goroutine, lock or randomness.
 var pure = []string{
-	"config", "wal/batch", "wal/producer", "wal/lineage", "metadata/image", "metadata/controller",
+	"config", "wal/crc32c", "wal/batch", "wal/producer", "wal/lineage", "metadata/image", "metadata/controller",
 	"tiering/manifest", "broker/partition", "broker/group",
 }
 

@@ -25,8 +25,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"math"
+
+	"github.com/varve/varve/wal/crc32c"
 )
 
 const (
@@ -94,8 +95,6 @@ var (
 	// ErrControl says that a batch is no control batch, or one that does not hold a transaction marker.
 	ErrControl = errors.New("batch: no transaction marker")
 )
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // Header is the fixed part of a batch.
 type Header struct {
@@ -235,10 +234,16 @@ func VerifyCRC(b []byte) error {
 		return fmt.Errorf("%w: %d bytes", ErrShort, len(b))
 	}
 	want := binary.BigEndian.Uint32(b[offCRC:])
-	if got := crc32.Checksum(b[offAttributes:], castagnoli); got != want {
+	if got := crc32c.Checksum(b[offAttributes:]); got != want {
 		return fmt.Errorf("%w: stored %08x, computed %08x", ErrCRC, want, got)
 	}
 	return nil
+}
+
+// Sum returns the CRC-32C of all bytes of b, which is exactly one batch whose checksum has been verified: it follows from
+// that, and from the few bytes before.
+func Sum(b []byte) uint32 {
+	return crc32c.Then(crc32c.Checksum(b[:offAttributes]), binary.BigEndian.Uint32(b[offCRC:]), crc32c.ShiftOf(len(b)-offAttributes))
 }
 
 // SetBaseOffset gives the batch its place in the log. The checksum does not cover it.
@@ -265,5 +270,5 @@ func SetMaxTimestamp(b []byte, ms int64) {
 }
 
 func setCRC(b []byte) {
-	binary.BigEndian.PutUint32(b[offCRC:], crc32.Checksum(b[offAttributes:], castagnoli))
+	binary.BigEndian.PutUint32(b[offCRC:], crc32c.Checksum(b[offAttributes:]))
 }

@@ -42,7 +42,7 @@ type Buf struct {
 
 	// Cached belongs to the log that the buffer was appended to: how often its cache counts it. Whoever else holds the
 	// buffer leaves it alone.
-	Cached int32
+	Cached atomic.Int32
 }
 
 var (
@@ -169,7 +169,7 @@ func (b *Buf) Release() {
 		panic(fmt.Sprintf("slab: release below zero (references now %d)", r))
 	}
 	inUse.Add(-int64(len(b.mem)))
-	if poisonOnRelease {
+	if Debug {
 		poison(b.mem)
 	}
 	switch {
