@@ -369,7 +369,7 @@ func (r *runner) kafkaMaximum(ctx context.Context) (float64, error) {
 	b := r.running["default"].brokers[kafka]
 	w := workloadOf("W2")
 	spec := w.Cases[0].Spec
-	spec.Bootstrap, spec.Topic, spec.Duration, spec.Warmup = []string{b.addr}, r.topicName("maximum"), r.seconds(w), r.ramp()
+	spec.Bootstrap, spec.Topic, spec.Duration, spec.Warmup = []string{b.addr}, r.topicName("maximum"), r.seconds(w), r.ramp(0)
 	if err := r.createTopic(ctx, b, spec.Topic, w.Cases[0].Partitions, spec.BatchBytes); err != nil {
 		return 0, err
 	}

@@ -42,9 +42,11 @@ func (r *runner) plannedOf(w workload) time.Duration {
 		return r.scaled(d)
 	}
 	sides, floors := 0, 0
+	var ramps time.Duration
 	for _, p := range order(len(w.Cases), 0, w.back(r.quick)) {
 		if c := w.Cases[p.Case]; c.Only == "" || c.Only == p.Broker {
 			sides++
+			ramps += r.ramp(c.Partitions)
 		}
 	}
 	for _, c := range w.Cases {
@@ -53,7 +55,7 @@ func (r *runner) plannedOf(w workload) time.Duration {
 		}
 	}
 	n := w.blocks(r.quick)
-	return time.Duration(n*sides)*(r.seconds(w)+r.ramp()+sideOverhead) + time.Duration((n+1)*floors)*(r.floor+r.ramp()+floorOverhead)
+	return time.Duration(n)*(time.Duration(sides)*(r.seconds(w)+sideOverhead)+ramps) + time.Duration((n+1)*floors)*(r.floor+r.ramp(0)+floorOverhead)
 }
 
 // scaled is what the quick form makes of it: smaller sizes.

@@ -45,7 +45,7 @@ func startBucket(ctx context.Context, r *runner, run *setupRun) ([]string, error
 		// Objects as large as they are in the field, and what is left over soon.
 		"remote.flush.interval.ms=10000",
 		// Less than is replayed, so that a second replay comes from the bucket like the first.
-		fmt.Sprintf("remote.cache.memory.bytes=%d", max(r.replay/8, 64<<20)),
+		fmt.Sprintf("remote.cache.memory.bytes=%d", max(r.replay/3, 64<<20)),
 		"wal.max.bytes=12884901888",
 	}
 	if r.minio == "" {
@@ -216,15 +216,15 @@ func (r *runner) offloaded(ctx context.Context, b *broker) error {
 
 // replays reads a topic from its first offset. For Varve it measures what the
 // bucket gives to plain parallel GETs, right before.
-func replays(topic string, consumers int) measurement {
+func replays(topic string, consumers int, raw bool) measurement {
 	return func(ctx context.Context, r *runner, run *setupRun, b *broker, _ time.Duration) ([]sample, error) {
 		if err := dropCaches(); err != nil {
 			r.say("the page cache is not dropped: %v", err)
 		}
-		raw := 0.0
+		get := 0.0
 		if b.kind == varve {
 			var err error
-			if raw, err = run.shared.(*bucket).parallelGET(ctx, r.replay/2); err != nil {
+			if get, err = run.shared.(*bucket).parallelGET(ctx, r.replay/2); err != nil {
 				return nil, fmt.Errorf("raw GET: %w", err)
 			}
 			if err := dropCaches(); err != nil {
@@ -234,7 +234,7 @@ func replays(topic string, consumers int) measurement {
 		before, _ := b.counter("varve_tier_read_bytes_total")
 		limit, cancel := context.WithTimeout(ctx, 3*time.Minute)
 		defer cancel()
-		res, err := load.Replay(limit, load.Spec{Bootstrap: []string{b.addr}, Topic: topic, Consumers: consumers, Broker: []int{b.process.PID()}})
+		res, err := load.Replay(limit, load.Spec{Bootstrap: []string{b.addr}, Topic: topic, Consumers: consumers, Raw: raw, Broker: []int{b.process.PID()}})
 		if err != nil {
 			return nil, err
 		}
@@ -242,7 +242,7 @@ func replays(topic string, consumers int) measurement {
 		s[mReplay] = res.Consumed.MBPerSecond
 		delete(s, mConsumed)
 		if b.kind == varve {
-			s[mRawGET], s[mOfRaw] = raw, s[mReplay]/raw
+			s[mRawGET], s[mOfRaw] = get, s[mReplay]/get
 			after, err := b.counter("varve_tier_read_bytes_total")
 			if err != nil {
 				return nil, err

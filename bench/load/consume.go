@@ -1,10 +1,12 @@
 package load
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"strconv"
 	"sync"
 	"time"
@@ -160,7 +162,13 @@ func Replay(ctx context.Context, spec Spec) (*Result, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	r := newRun(&spec)
-	cons, err := r.openConsumers(ctx, atStart)
+	var cons []*consumer
+	var err error
+	if spec.Raw {
+		r.extents, err = Extents(ctx, spec.Bootstrap, spec.Topic)
+	} else {
+		cons, err = r.openConsumers(ctx, atStart)
+	}
 	defer closeAll(cons)
 	if err != nil {
 		return nil, err
@@ -178,7 +186,15 @@ func Replay(ctx context.Context, spec Spec) (*Result, error) {
 	ended := make(chan struct{})
 	var once sync.Once
 	var wg sync.WaitGroup
+	var rawErr error
 	read := func() {
+		if spec.Raw {
+			ends := maps.Clone(left)
+			wg.Go(func() {
+				rawErr = r.replayRaw(ctx, ends)
+				close(ended)
+			})
+		}
 		for _, c := range cons {
 			wg.Go(func() {
 				r.consume(ctx, c, func(p int32, next int64) bool {
@@ -199,7 +215,7 @@ func Replay(ctx context.Context, spec Spec) (*Result, error) {
 	res, err := r.measure(ctx, ended, read)
 	cancel()
 	wg.Wait()
-	if err != nil {
+	if err = cmp.Or(err, rawErr); err != nil {
 		return nil, err
 	}
 	res.What = "replay"

@@ -51,6 +51,10 @@ type Spec struct {
 	// one, and shares the partitions with the others of it. 0: one.
 	Groups int
 
+	// Raw is for a replay: plain fetches, of whose batches only header and checksum are looked at. What a client library
+	// makes of the records, on the broker's own cores, is left out.
+	Raw bool
+
 	Warmup   time.Duration // not measured
 	Duration time.Duration // measured
 

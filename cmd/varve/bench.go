@@ -132,6 +132,7 @@ func benchReplay() *cobra.Command {
 	}
 	f.common(cmd)
 	cmd.Flags().Var(intValue{&f.consumers, 1, 100_000, "a number from 1"}, "consumers", "clients that share the partitions")
+	cmd.Flags().BoolVar(&f.spec.Raw, "raw", false, "plain fetches, batches counted and their checksums verified: leaves out what a client makes of the records")
 	f.fetching(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error { return f.run(cmd, args) }
 	return cmd
@@ -338,8 +339,15 @@ func parseRate(s string, recordBytes int) (float64, error) {
 		return n, nil
 	}
 	n, err := parseBytes(s)
+	for i, unit := range []string{"KB", "MB", "GB"} { // as rates of networks and disks are given
+		if d, ok := strings.CutSuffix(s, unit); ok {
+			var x float64
+			x, err = strconv.ParseFloat(strings.TrimSpace(d), 64)
+			n = int64(x * math.Pow10(3*(i+1)))
+		}
+	}
 	if err != nil || n <= 0 {
-		return 0, fmt.Errorf("%q: must be records a second (50000) or bytes a second (50MB)", s)
+		return 0, fmt.Errorf("%q: must be records a second (50000) or bytes a second (50MB, 50MiB)", s)
 	}
 	if recordBytes == 0 {
 		return 0, errors.New("bytes a second of records without bytes")

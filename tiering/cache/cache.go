@@ -120,6 +120,10 @@ type Cache struct {
 	reading  int     // jobs that read the slot file
 	disk     *disk
 	stats    Stats
+
+	activeMu    sync.Mutex
+	active      map[*Stream]int64 // streams that read ahead, and when they last did
+	activeSwept int64
 }
 
 // entry is a chunk in memory. The cache holds one reference to buf.
@@ -202,7 +206,7 @@ func Open(o Options) (*Cache, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	c := &Cache{o: o, begin: time.Now(), policy: newPolicy(o.MemoryBytes), entries: map[Key]*entry{}, flights: map[Key]*flight{}}
+	c := &Cache{o: o, begin: time.Now(), policy: newPolicy(o.MemoryBytes), entries: map[Key]*entry{}, flights: map[Key]*flight{}, active: map[*Stream]int64{}}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	if o.Dir != "" && o.DiskBytes > 0 {
 		d, err := openDisk(o)
@@ -653,6 +657,9 @@ const aheadAge = 10 * time.Second
 // now is the policy's clock.
 func (c *Cache) now() int64 { return int64(time.Since(c.begin)) }
 
+// aheadLimit is how much at most waits to be read: beyond half of memory, readahead would evict its own.
+func (c *Cache) aheadLimit() int64 { return c.o.MemoryBytes / 2 }
+
 // Prefetch asks for n chunks of o from the first, as far as there is room for readahead; it does not wait. It returns how
 // many of them are in memory or on their way.
 func (c *Cache) Prefetch(o *Object, first, n int) int {
@@ -661,8 +668,7 @@ func (c *Cache) Prefetch(o *Object, first, n int) int {
 	if c.closed || first < 0 {
 		return 0
 	}
-	// Half of memory at most waits to be read: beyond that, readahead would evict its own.
-	limit := c.o.MemoryBytes / 2
+	limit := c.aheadLimit()
 	end := min(first+n, o.Chunks)
 	run, runBytes, i := first, 0, first
 	flush := func() {

@@ -2,13 +2,17 @@ package cache
 
 import (
 	"context"
+	"maps"
 	"sync"
+	"time"
 
 	"github.com/varve/varve/wal/slab"
 )
 
 // Stream is one reader's way through objects. It recognises sequential reading and fetches ahead of it, twice as
-// far with each step up to Options.ReadaheadBytes; a jump starts over. It holds no chunks and needs no closing.
+// far with each step, up to Options.ReadaheadBytes and to its share of what readahead may hold: many readers that each
+// wanted all of it would be given single chunks, and a request costs a store more than the bytes of a chunk. A jump
+// starts over. It holds no chunks and needs no closing.
 type Stream struct {
 	c *Cache
 
@@ -48,7 +52,7 @@ func (s *Stream) step(o *Object, i int) (again bool) {
 	}
 	s.obj, s.last = o, i
 	s.ahead = max(s.ahead, i+1)
-	s.window = min(max(1, s.window*2), max(1, s.c.o.ReadaheadBytes/s.c.o.ChunkBytes))
+	s.window = min(max(firstWindow, s.window*2), max(1, s.c.share(s)/s.c.o.ChunkBytes))
 	// Asking again only when half of the window is used up makes runs of several chunks, each one request.
 	if left := s.ahead - (i + 1); left > s.window/2 {
 		return false
@@ -61,6 +65,25 @@ func (s *Stream) step(o *Object, i int) (again bool) {
 		s.crossing = s.c.background(func(ctx context.Context) { s.cross(ctx, o, end-o.Chunks) })
 	}
 	return false
+}
+
+// firstWindow is how many chunks are fetched ahead once a reader has read two that follow each other.
+const firstWindow = 4
+
+// activeFor is how long a stream counts as one that reads ahead.
+const activeFor = 2 * time.Second
+
+// share is how many bytes a stream, which is one that reads ahead now, may be ahead.
+func (c *Cache) share(s *Stream) int {
+	now := c.now()
+	c.activeMu.Lock()
+	defer c.activeMu.Unlock()
+	c.active[s] = now
+	if now-c.activeSwept > int64(activeFor/8) {
+		c.activeSwept = now
+		maps.DeleteFunc(c.active, func(_ *Stream, seen int64) bool { return now-seen > int64(activeFor) })
+	}
+	return int(min(int64(c.o.ReadaheadBytes), c.aheadLimit()/int64(len(c.active))))
 }
 
 // cross fetches n chunks ahead in the objects behind o.
