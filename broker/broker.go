@@ -53,6 +53,7 @@ type Log interface {
 // Tier is what the broker asks of the object storage part; see package tiering.
 type Tier interface {
 	Lead(ctx context.Context, r tiering.Replica) (tiering.State, error)
+	Moved()
 	Resign(topicID [16]byte, partition int32)
 	State(topicID [16]byte, partition int32) (tiering.State, bool)
 	Read(ctx context.Context, topicID [16]byte, partition int32, offset int64, maxBytes int) (tiering.Run, error)

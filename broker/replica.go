@@ -102,6 +102,7 @@ func (r *replica) publish() {
 		v.Role = partition.Offline
 	}
 	r.view.Store(&v)
+	r.b.tier.Moved()
 }
 
 // keepTrying takes the leadership over again and again until it succeeds or
@@ -536,6 +537,13 @@ func (r *replica) leaderEpoch() int32 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.term.Epoch
+}
+
+func (r *replica) HighWatermark() int64 {
+	if v := r.view.Load(); v.Role == partition.Leader {
+		return v.HighWatermark
+	}
+	return 0
 }
 
 func (r *replica) Extent() (logStart, localStart, highWatermark, logEnd int64) {

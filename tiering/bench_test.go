@@ -63,6 +63,11 @@ func (f *fakeLog) LeaderEpoch() int32 {
 	return f.epoch
 }
 
+func (f *fakeLog) HighWatermark() int64 {
+	_, _, hw, _ := f.Extent()
+	return hw
+}
+
 func (f *fakeLog) Extent() (logStart, localStart, highWatermark, logEnd int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

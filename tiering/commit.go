@@ -432,15 +432,14 @@ func (t *Tier) committed(ctx context.Context, l *leader, old *view, res *manifes
 
 // adoptView makes v the partition's view if it is newer.
 func (t *Tier) adoptView(l *leader, v *view) {
-	for {
-		was := l.view.Load()
-		if was != nil && was.rev > v.rev {
-			return
-		}
-		if l.view.CompareAndSwap(was, v) {
-			break
-		}
+	l.mu.Lock()
+	if was := l.view.Load(); was != nil && was.rev > v.rev {
+		l.mu.Unlock()
+		return
 	}
+	l.view.Store(v)
+	l.next.Store(v.head.NextBase())
+	l.mu.Unlock()
 	t.mu.Lock()
 	t.seen[l.key] = max(t.seen[l.key], v.rev)
 	t.mu.Unlock()

@@ -76,6 +76,8 @@ type Replica interface {
 	TopicName() string
 	Partition() int32
 	LeaderEpoch() int32
+	// HighWatermark is that of Extent, and costs next to nothing: it is asked of every partition every second.
+	HighWatermark() int64
 	// Extent is all zero while the broker does not lead.
 	Extent() (logStart, localStart, highWatermark, logEnd int64)
 	// Pending tells how many bytes lie between from and the high watermark, and
@@ -237,6 +239,7 @@ type Tier struct {
 	bad     failures
 
 	ours     atomic.Bool   // the bucket's mark is of this cluster, and what it has published was read
+	moved    atomic.Bool   // a high watermark, since the scheduler looked
 	adopting chan struct{} // holds one token while nobody finds that out
 	gc       collector
 	pub      publisher
@@ -244,18 +247,20 @@ type Tier struct {
 
 // leader is one partition in one epoch of our leadership.
 type leader struct {
+	// What the scheduler looks at in passing comes first, in one cache line.
+	r      Replica
+	next   atomic.Int64 // of view: the offset that the next object begins with
+	busy   atomic.Bool  // an upload is planned or on its way
+	unread atomic.Bool  // a commit succeeded and was not read back yet
+
 	key    partitionKey
 	name   string
-	r      Replica
 	epoch  int32
 	ctx    context.Context
 	cancel context.CancelFunc
 
 	edit chan struct{} // holds one token while nobody edits the head
 	view atomic.Pointer[view]
-
-	busy   atomic.Bool // an upload is planned or on its way
-	unread atomic.Bool // a commit succeeded and was not read back yet
 
 	mu      sync.Mutex
 	err     error // of the last upload
@@ -406,6 +411,7 @@ func (t *Tier) Lead(ctx context.Context, r Replica) (State, error) {
 	l.edit <- struct{}{}
 	l.ctx, l.cancel = context.WithCancel(t.ctx)
 	l.view.Store(v)
+	l.next.Store(v.head.NextBase())
 	t.mu.Lock()
 	if t.closed {
 		t.mu.Unlock()

@@ -25,23 +25,42 @@ type candidate struct {
 	limit int64 // bytes to take at most
 }
 
+// idleTicks is how many ticks pass without a look at the partitions when nobody
+// has said that there is something to see.
+const idleTicks = 8
+
 // uploadLoop looks at every led partition now and then, and at once when an
 // upload has ended or a leadership has begun. A partition without new records
-// costs it two atomic loads.
+// costs it a few loads, and while none has any, nothing.
 func (t *Tier) uploadLoop() {
 	tick := min(max(t.o.FlushInterval/8, 20*time.Millisecond), time.Second)
 	timer := time.NewTimer(tick)
 	defer timer.Stop()
 	var pause pauser
+	idle, waiting := 0, false
 	for {
+		woken := false
 		select {
 		case <-t.ctx.Done():
 			return
 		case <-timer.C:
 		case <-t.wake:
+			woken = true
 		}
-		t.schedule(&pause)
+		idle++
+		if moved := t.moved.Swap(false); moved || woken || waiting || idle >= idleTicks {
+			waiting = t.schedule(&pause)
+			idle = 0
+		}
 		timer.Reset(tick)
+	}
+}
+
+// Moved tells that the high watermark of some partition may have moved: what is
+// not told is found a little later.
+func (t *Tier) Moved() {
+	if !t.moved.Load() {
+		t.moved.Store(true)
 	}
 }
 
@@ -88,20 +107,23 @@ func bucketFault(err error) bool {
 	return objstore.ClassOf(err) != objstore.ClassOther || errors.Is(err, ErrCorrupt) || errors.Is(err, ErrForeign)
 }
 
-func (t *Tier) schedule(pause *pauser) {
+// schedule starts what is due. waiting: there is more to upload, or to read back.
+func (t *Tier) schedule(pause *pauser) (waiting bool) {
 	now := time.Now()
 	urgent := t.o.Urgent != nil && t.o.Urgent()
 	var big, small []candidate
 	due := false
 	for _, l := range t.leaders() {
-		if l.ctx.Err() != nil {
-			continue
-		}
-		if l.unread.Load() && !l.busy.Load() {
+		waiting = waiting || l.unread.Load()
+		if l.unread.Load() && !l.busy.Load() && l.ctx.Err() == nil {
 			t.spawn(func() { t.readBackLater(l) })
 		}
-		next := l.view.Load().head.NextBase()
-		if _, _, hw, _ := l.r.Extent(); hw <= next || l.busy.Load() || !l.ready(now) {
+		next := l.next.Load()
+		if l.r.HighWatermark() <= next {
+			continue
+		}
+		waiting = true
+		if l.busy.Load() || l.ctx.Err() != nil || !l.ready(now) {
 			continue
 		}
 		c := candidate{l: l}
@@ -129,7 +151,7 @@ func (t *Tier) schedule(pause *pauser) {
 				n++
 			}
 			if !t.start(pause, now, slices.Clone(small[:n])) {
-				return
+				return waiting
 			}
 			small = small[n:]
 		}
@@ -137,9 +159,10 @@ func (t *Tier) schedule(pause *pauser) {
 	slices.SortFunc(big, byAge)
 	for _, c := range big {
 		if !t.start(pause, now, []candidate{c}) {
-			return
+			return waiting
 		}
 	}
+	return waiting
 }
 
 // start begins one upload if there is a slot and memory for it.
