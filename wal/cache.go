@@ -1,15 +1,27 @@
 package wal
 
-import "sync/atomic"
+import (
+	"sort"
+	"sync/atomic"
+)
 
 // cache keeps the buffers of the newest appends for readers: first in, first out over all partitions, bounded by
 // what the buffers cost. A buffer that several appends share (the partitions of one request) is charged once, whole,
 // for as long as any of them is kept. The batches are in part.mem; here is only the order, and the sum.
+//
+// What a truncation or the end of a partition takes out of the middle stays in the order as a blank. The bound of bytes
+// does not reach blanks, which cost none: topics that come and go would make the order longer for ever. So it is closed
+// up once more than half of it is blank.
 type cache struct {
 	bytes atomic.Int64
+	blank atomic.Int64 // about how many of fifo are gone already, or will be when they come into it
 	// fifo has what is durable, in the order of the log. Of the completer alone.
-	fifo ring[cached]
+	fifo  ring[cached]
+	order atomic.Int64 // its length
 }
+
+// minBlank is how many blanks are not worth a look at the whole order.
+const minBlank = 1024
 
 type cached struct {
 	p  *part
@@ -48,10 +60,31 @@ func (l *Log) trimCache(items []item) {
 		v.p.mu.Lock()
 		// It may be gone: cut off, or its partition dropped.
 		if v.p.mem.n > 0 && v.p.mem.at(0).id == v.id {
-			l.forget(v.p, 1)
+			l.let(v.p.mem.popFront())
+		} else {
+			l.cache.blank.Add(-1)
 		}
 		v.p.mu.Unlock()
 	}
+	if n := l.cache.blank.Load(); n >= minBlank && n > int64(f.n/2) {
+		var kept ring[cached]
+		for i := range f.n {
+			if v := f.at(i); v.p.has(v.id) {
+				kept.push(*v)
+			}
+		}
+		l.cache.blank.Add(-int64(f.n - kept.n))
+		*f = kept
+	}
+	l.cache.order.Store(int64(f.n))
+}
+
+// has tells whether a chunk is still kept.
+func (p *part) has(id uint64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i := sort.Search(p.mem.n, func(i int) bool { return p.mem.at(i).id >= id })
+	return i < p.mem.n && p.mem.at(i).id == id
 }
 
 func (l *Log) let(x chunk) {
@@ -61,14 +94,16 @@ func (l *Log) let(x chunk) {
 	}
 }
 
-// forget drops the n oldest chunks of a partition, forgetLast the n newest. Called with p.mu held.
+// forget drops the n oldest chunks of a partition out of turn, forgetLast the n newest. Called with p.mu held.
 func (l *Log) forget(p *part, n int) {
+	l.cache.blank.Add(int64(n))
 	for range n {
 		l.let(p.mem.popFront())
 	}
 }
 
 func (l *Log) forgetLast(p *part, n int) {
+	l.cache.blank.Add(int64(n))
 	for range n {
 		l.let(p.mem.popBack())
 	}

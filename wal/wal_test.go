@@ -528,3 +528,54 @@ func TestReserveQueueBound(t *testing.T) {
 		t.Fatalf("%d bytes reserved", s.QueueBytes)
 	}
 }
+
+// Partitions that come and go leave nothing behind in the order of the cache, which the bound of its bytes never
+// reaches, and what stays in it is still let go of oldest first.
+func TestCacheOrderIsBounded(t *testing.T) {
+	noLeak(t)
+	o := testOptions(vfs.NewMem())
+	o.CacheBytes, o.MaxBytes = 64<<10, 512*64<<10 // 64 appends of 1 KiB; room for all of them
+	l := mustOpen(t, o)
+	defer mustClose(t, l)
+	kept := l.Create([16]byte{1}, 0, 0, nil, nil, nil)
+	mustAppend(t, l, kept, 0, 1, 1000)
+	for round := range 80 {
+		id := l.Create([16]byte{2}, int32(round), 0, nil, nil, nil)
+		for i := range int64(32) {
+			mustAppend(t, l, id, i, 1, 1000)
+			if i%8 == 7 {
+				l.Truncate(id, i, nil)
+				mustAppend(t, l, id, i, 1, 1000)
+			}
+		}
+		l.Drop(id, nil)
+	}
+	// The order is the completer's, which looks once more after it has told.
+	settled := func(ok func(n, blank, bytes int64) bool) (n, blank, bytes int64) {
+		for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+			n, blank, bytes = l.cache.order.Load(), l.cache.blank.Load(), l.cache.bytes.Load()
+			if ok(n, blank, bytes) || time.Now().After(end) {
+				return n, blank, bytes
+			}
+		}
+	}
+	n, blank, bytes := settled(func(n, blank, bytes int64) bool { return n <= 2*minBlank && blank <= n && bytes == 1024 })
+	if n > 2*minBlank || blank > n {
+		t.Errorf("after 80 partitions of 36 appends the order of the cache has %d entries, %d of them blank", n, blank)
+	}
+	if bytes != 1024 {
+		t.Errorf("the cache holds %d bytes, of one append of 1 KiB", bytes)
+	}
+	// Over the bound: the oldest goes, then blanks, then the next.
+	for i := int64(1); i < 200; i++ {
+		mustAppend(t, l, kept, i, 1, 1000)
+	}
+	n, blank, bytes = settled(func(n, blank, bytes int64) bool { return bytes <= o.CacheBytes && n == bytes/1024 && blank == 0 })
+	p := l.part(kept)
+	p.mu.Lock()
+	first, next := p.mem.at(0).base, p.mem.at(p.mem.n-1).next
+	p.mu.Unlock()
+	if next != 200 || first == 0 || bytes > o.CacheBytes || n != next-first || blank != 0 {
+		t.Errorf("the cache holds [%d, %d) in %d bytes of %d, its order %d entries, %d of them blank", first, next, bytes, o.CacheBytes, n, blank)
+	}
+}
