@@ -651,14 +651,17 @@ func (f *fetch) refuseAll(code int16) {
 // and hands both over.
 func (f *fetch) finish() {
 	s := f.s
-	var again []*watch
+	var again, served []*watch
 	told := f.results[:0:0]
 	for i := range f.results {
 		res := &f.results[i]
 		p := &res.w.p
 		// What returned records is looked at again unless the client moves
 		// on, as is what did not fit, is still loading, or is in error.
-		if res.bytes > 0 || res.skipped || res.cold || res.code != 0 {
+		switch {
+		case res.bytes > 0:
+			served = append(served, res.w)
+		case res.skipped || res.cold || res.code != 0:
 			again = append(again, res.w)
 		}
 		changed := res.view.HighWatermark != p.toldHW || res.view.LogStart != p.toldLogStart
@@ -673,12 +676,7 @@ func (f *fetch) finish() {
 	var id int32
 	if f.keep {
 		s.mu.Lock()
-		for _, w := range again {
-			if !w.dirty && !w.gone {
-				w.dirty = true
-				s.dirty = append(s.dirty, w)
-			}
-		}
+		s.next(again, served)
 		if !f.full {
 			s.epoch++
 			if s.epoch <= 0 {

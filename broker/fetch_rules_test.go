@@ -510,6 +510,59 @@ func TestFetchSessions(t *testing.T) {
 	y.unharmed("sessions")
 }
 
+// TestFetchSessionsAreFair: of a session's partitions that all have more than
+// fits, each has its turn, those that grow all the time included.
+func TestFetchSessionsAreFair(t *testing.T) {
+	b := startQuiet(t)
+	y := newBystander(t, b)
+	const parts, rounds = 4, 12
+	b.CreateTopic("f", parts)
+	for p := range int32(parts) {
+		for range rounds {
+			y.must("f", p, 10)
+		}
+	}
+	var first []kmsg.FetchRequestTopicPartition
+	for p := range int32(parts) {
+		first = append(first, fetchPart(p, 0))
+	}
+	req := fetchReq(12, "f", first...)
+	req.MaxBytes, req.SessionEpoch = 10, 0 // one batch fits
+	resp := y.fetch(req)
+	id := resp.SessionID
+	if id == 0 {
+		t.Fatalf("no session: %s", protocol.Name(resp.ErrorCode))
+	}
+	var offsets [parts]int64
+	served := 0
+	for epoch := int32(1); epoch <= parts*rounds/2; epoch++ {
+		var moved []kmsg.FetchRequestTopicPartition
+		for _, tr := range resp.Topics {
+			for _, p := range tr.Partitions {
+				if len(p.RecordBatches) > 0 {
+					served++
+					offsets[p.Partition] += 10
+					moved = append(moved, fetchPart(p.Partition, offsets[p.Partition]))
+				}
+			}
+		}
+		y.must("f", 0, 10)
+		req := fetchReq(12, "f", moved...)
+		req.MaxBytes, req.SessionID, req.SessionEpoch = 10, id, epoch
+		if resp = y.fetch(req); resp.ErrorCode != 0 {
+			t.Fatalf("epoch %d: %s", epoch, protocol.Name(resp.ErrorCode))
+		}
+	}
+	if served != parts*rounds/2 {
+		t.Errorf("%d of %d answers had a batch", served, parts*rounds/2)
+	}
+	for p, at := range offsets {
+		if at != 10*rounds/2 {
+			t.Errorf("partition %d has come to %d, expected %d: all to %v", p, at, 10*rounds/2, offsets)
+		}
+	}
+}
+
 // TestFetchSessionsContended: many connections use, forge, replace and close
 // the same sessions at once. Only safety is asked for.
 func TestFetchSessionsContended(t *testing.T) {

@@ -113,6 +113,40 @@ type sessionPartition struct {
 	toldLogStart     int64
 }
 
+// next lists what the session's next request is to look at beside what has changed
+// since: first what was left out, last what was served, as in Kafka. Else a consumer
+// that is behind on many partitions would be sent those that come first, as much
+// as fits, and nothing of the others before it has caught up with these. Called
+// with mu held.
+func (s *session) next(again, served []*watch) {
+	for _, list := range [][]*watch{again, served} {
+		for _, w := range list {
+			if !w.dirty && !w.gone {
+				w.dirty = true
+				s.dirty = append(s.dirty, w)
+			}
+		}
+	}
+	if len(served) == 0 || len(served) == len(s.dirty) {
+		return
+	}
+	// One that was served and has grown meanwhile stands where it grew.
+	had := make(map[*watch]struct{}, len(served))
+	for _, w := range served {
+		had[w] = struct{}{}
+	}
+	last := make([]*watch, 0, len(served))
+	kept := s.dirty[:0]
+	for _, w := range s.dirty {
+		if _, ok := had[w]; ok {
+			last = append(last, w)
+		} else {
+			kept = append(kept, w)
+		}
+	}
+	s.dirty = append(kept, last...)
+}
+
 // detach ends a session: no replica refers to it any more. It returns how many
 // partitions it had.
 func (s *session) detach() int {
