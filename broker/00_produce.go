@@ -329,11 +329,23 @@ func (r *replica) waitCommitted(end int64, acks int16, w settler) {
 		w.settle(protocol.CodeNotLeaderOrFollower)
 		return
 	}
-	v := r.st.View()
 	n := len(r.waiting)
-	if acks == 0 || end <= v.HighWatermark || n == 0 || r.waiting[n-1].end < end {
+	switch durable := end <= r.st.DurableEnd(); {
+	case acks == 0, acks == 1 && durable, end <= r.st.View().HighWatermark:
 		r.mu.Unlock()
 		w.settle(protocol.CodeNone)
+		return
+	case n > 0 && r.waiting[n-1].end >= end:
+	case durable:
+		// Appended by the process before this one: no request waits for it here.
+		r.waiting = append(r.waiting, appendWait{end: end, commit: w})
+		r.mu.Unlock()
+		return
+	default:
+		// Whoever waited for it has been told that the log has failed, between
+		// Reserve, which would have said so, and now.
+		r.mu.Unlock()
+		w.settle(protocol.CodeKafkaStorageError)
 		return
 	}
 	for i := range r.waiting {
