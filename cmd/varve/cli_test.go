@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -140,6 +141,37 @@ func TestNoBroker(t *testing.T) {
 	}
 	varve(t, "", "tier", "status", "--admin-url", "http://"+addr).want(t, exitFailed, "", "cannot reach the admin listener at http://"+addr)
 	varve(t, "", "topic", "list", "-b", "no-such-host.invalid:9092").want(t, exitFailed, "", "does not resolve")
+}
+
+// A server that takes the connection and says nothing is given up on after
+// --request-timeout, by each command, and not when the client library would.
+func TestSilentBroker(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			defer c.Close()
+		}
+	}()
+	addr := ln.Addr().String()
+	var wg sync.WaitGroup
+	for _, args := range [][]string{{"topic", "list"}, {"produce", "t"}, {"consume", "t"}, {"group", "list"}} {
+		wg.Go(func() {
+			began := time.Now()
+			varve(t, "x\n", append(args, "-b", addr, "--request-timeout", "200ms")...).want(t, exitFailed, "", "cannot reach "+addr+": no answer within 200ms")
+			if took := time.Since(began); took > 9*time.Second { // the library's own patience is 10 s
+				t.Errorf("%v ended after %v", args, took)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 func TestVersion(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 	"syscall"
@@ -60,6 +61,8 @@ func (c *connection) open(ctx context.Context, opts ...kgo.Opt) (*kgo.Client, er
 		kgo.SeedBrokers(seeds...),
 		kgo.ClientID("varve-cli"),
 		kgo.DialTimeout(min(c.wait, 10*time.Second)),
+		// The first exchange on a connection heeds this alone and no context; the client takes no less than 100 ms.
+		kgo.RequestTimeoutOverhead(max(min(c.wait, 10*time.Second), 100*time.Millisecond)),
 		kgo.RetryTimeout(c.wait),
 		kgo.MetadataMinAge(250 * time.Millisecond), // a topic that was just created is looked up soon
 		kgo.DisableClientMetrics(),
@@ -87,7 +90,7 @@ func (c *connection) unreachable(err error) error {
 		return fmt.Errorf("cannot reach %s: connection refused; %s", c.bootstrap, hint)
 	case errors.As(err, &dns):
 		return fmt.Errorf("cannot reach %s: the name %q does not resolve; correct --bootstrap-server", c.bootstrap, dns.Name)
-	case errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
 		return fmt.Errorf("cannot reach %s: no answer within %s; %s", c.bootstrap, c.wait, hint)
 	}
 	return fmt.Errorf("cannot reach %s: %w; %s", c.bootstrap, err, hint)
