@@ -198,7 +198,9 @@ func startKafka(ctx context.Context, jars string, b *broker, p profile, controll
 		"-cp", class, "kafka.Kafka", config,
 	})
 	began := time.Now()
-	proc, err := child.Start(ctx, &child.Process{Name: "Kafka", Log: filepath.Join(b.dir, "kafka.log"), Patience: 3 * time.Minute}, exec.Command("java", args...), func() error {
+	cmd := exec.Command("java", args...)
+	cmd.Dir = b.dir // the jar of LocalTieredStorage has a log configuration that writes below the working directory
+	proc, err := child.Start(ctx, &child.Process{Name: "Kafka", Log: filepath.Join(b.dir, "kafka.log"), Patience: 3 * time.Minute}, cmd, func() error {
 		if err := child.Dialled(b.addr); err != nil {
 			return err
 		}

@@ -73,7 +73,10 @@ func run(ctx context.Context, o options) error {
 	if err := r.install(ctx, o, ws); err != nil {
 		return fmt.Errorf("installing what is measured: %w", err)
 	}
-	if r.dir, err = os.MkdirTemp(o.dir, "varve-bench-"); err != nil {
+	if r.dir, err = os.MkdirTemp(o.dir, "varve-bench-"); err == nil {
+		r.dir, err = filepath.Abs(r.dir) // Kafka's programs have a working directory of their own
+	}
+	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(r.dir)
