@@ -19,7 +19,6 @@ type BrokerConfig struct {
 
 	// Listeners and network.
 	Listeners                    []Listener
-	QueuedMaxRequests            int
 	QueuedMaxRequestBytes        int64 // -1: derived
 	SocketRequestMaxBytes        int
 	SocketSendBufferBytes        int // -1: the system's
@@ -234,7 +233,7 @@ func (b *builder) fill(m Machine) *BrokerConfig {
 	c := &BrokerConfig{
 		ClusterID: b.text("cluster.id"), Rack: b.text("broker.rack"),
 
-		QueuedMaxRequests: b.int("queued.max.requests"), QueuedMaxRequestBytes: b.num("queued.max.request.bytes"),
+		QueuedMaxRequestBytes: b.num("queued.max.request.bytes"),
 		SocketRequestMaxBytes: b.int("socket.request.max.bytes"), SocketSendBufferBytes: b.int("socket.send.buffer.bytes"),
 		SocketReceiveBufferBytes: b.int("socket.receive.buffer.bytes"), MaxConnections: b.int("max.connections"),
 		MaxConnectionsPerIP: b.int("max.connections.per.ip"), MaxConnectionsPerIPOverrides: overrides,
