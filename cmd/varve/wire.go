@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -181,7 +182,7 @@ func serve(ctx context.Context, stderr io.Writer, o server.Options) error {
 		return err
 	}
 	for _, ep := range s.Endpoints() {
-		o.Logger.Info("serving Kafka clients", "listener", ep.Listener, "bootstrap_server", fmt.Sprintf("%s:%d", ep.Host, ep.Port))
+		o.Logger.Info("serving Kafka clients", "listener", ep.Listener, "bootstrap_server", net.JoinHostPort(ep.Host, strconv.Itoa(int(ep.Port))))
 	}
 	if u := s.AdminURL(); u != "" {
 		o.Logger.Info("serving metrics and health", "url", u)
