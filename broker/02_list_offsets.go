@@ -119,10 +119,30 @@ func (b *Broker) lookupFailed(rep *replica, err error) int16 {
 	return protocol.CodeRequestTimedOut
 }
 
+// settled does a lookup again when the local start has passed what it took for
+// it: what it was to find there is in the bucket now, and the log, which looks
+// at what it still has, would have named a later record.
+func (r *replica) settled(ctx context.Context, v partition.View, lookup func(local int64) (offset, timestamp int64, ok bool, err error)) (offset, timestamp int64, ok bool, err error) {
+	for {
+		local := max(r.localStart(), v.LogStart)
+		offset, timestamp, ok, err = lookup(local)
+		if r.localStart() <= local {
+			return offset, timestamp, ok, err
+		}
+		if ctx.Err() != nil {
+			return 0, 0, false, ctx.Err()
+		}
+	}
+}
+
 // findTimestamp returns the first record below bound whose timestamp is at or
 // after ts.
 func (r *replica) findTimestamp(ctx context.Context, v partition.View, bound, ts int64) (offset, timestamp int64, ok bool, err error) {
-	local := max(r.localStart(), v.LogStart)
+	return r.settled(ctx, v, func(local int64) (int64, int64, bool, error) { return r.findFrom(ctx, v, local, bound, ts) })
+}
+
+// findFrom is findTimestamp with the log looked at from local on.
+func (r *replica) findFrom(ctx context.Context, v partition.View, local, bound, ts int64) (offset, timestamp int64, ok bool, err error) {
 	if v.LogStart < local {
 		run, found, err := r.b.tier.FindTimestamp(ctx, r.topicID, r.index, ts)
 		if err != nil {
@@ -163,7 +183,11 @@ func (r *replica) findTimestamp(ctx context.Context, v partition.View, bound, ts
 // maxTimestamp returns the first record below bound that has the largest
 // timestamp of all (KIP-734).
 func (r *replica) maxTimestamp(ctx context.Context, v partition.View, bound int64) (offset, timestamp int64, ok bool, err error) {
-	local := max(r.localStart(), v.LogStart)
+	return r.settled(ctx, v, func(local int64) (int64, int64, bool, error) { return r.maxFrom(ctx, v, local, bound) })
+}
+
+// maxFrom is maxTimestamp with the log looked at from local on.
+func (r *replica) maxFrom(ctx context.Context, v partition.View, local, bound int64) (offset, timestamp int64, ok bool, err error) {
 	best := int64(-1)
 	if st, have := r.b.tier.State(r.topicID, r.index); have && v.LogStart < local {
 		best = st.MaxTimestamp
@@ -181,7 +205,7 @@ func (r *replica) maxTimestamp(ctx context.Context, v partition.View, bound int6
 	if best < 0 {
 		return 0, 0, false, nil
 	}
-	return r.findTimestamp(ctx, v, bound, best)
+	return r.findFrom(ctx, v, local, bound, best)
 }
 
 // firstAtOrAfter looks through the batches of a run.
