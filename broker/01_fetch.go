@@ -16,6 +16,7 @@ import (
 	"github.com/varve/varve/wal"
 	"github.com/varve/varve/wal/batch"
 	"github.com/varve/varve/wal/producer"
+	"github.com/varve/varve/wal/slab"
 )
 
 // Fetch (key 1), versions 4 to 18.
@@ -55,6 +56,7 @@ type fetch struct {
 	urgent  bool // an error or a divergence: answer now
 	watched bool // a session of this request only: its watches are set
 	charged int64
+	wasted  int64 // of what the buffers of the answer take beside its records
 }
 
 // parkedFetch is a fetch that waits for its session to grow.
@@ -382,14 +384,31 @@ func (f *fetch) read(res *fetchResult, room int64) {
 		res.skipped = run.Bytes > 0
 		return
 	}
-	f.take1(res, run.Chunks, run.Bytes, run.Next, run.Release)
+	f.take1(res, run.Chunks, run.Bytes, run.Next, run.Held(), run.Release)
 	if f.req.IsolationLevel == 1 {
 		res.aborted = r.aborted(p.fetchOffset, run.Next)
 	}
 }
 
-// take1 puts records into a partition's answer and charges them.
-func (f *fetch) take1(res *fetchResult, chunks [][]byte, bytes int, next int64, release func()) {
+// take1 puts records into a partition's answer and charges them. They lie in
+// buffers that others share, of held bytes: one batch keeps the whole request
+// that it came with, or the chunk of an object, until a slow client has read the
+// answer. What is kept for nothing is bounded too: beyond that, records are
+// copied.
+func (f *fetch) take1(res *fetchResult, chunks [][]byte, bytes int, next int64, held int64, release func()) {
+	if waste := held - int64(bytes); waste > int64(bytes) {
+		if f.b.wasted.take(waste) {
+			f.wasted += waste
+		} else {
+			own := slab.Get(bytes)
+			at := 0
+			for _, c := range chunks {
+				at += copy(own.Bytes()[at:], c)
+			}
+			release()
+			chunks, release = [][]byte{own.Bytes()}, own.Release
+		}
+	}
 	res.chunks, res.bytes, res.next, res.release = chunks, bytes, next, release
 	f.charged += int64(bytes)
 	f.b.responses.add(int64(bytes))
@@ -450,7 +469,8 @@ func (f *fetch) again(all bool) {
 		}
 	}
 	f.b.responses.add(-f.charged)
-	f.charged = 0
+	f.b.wasted.add(-f.wasted)
+	f.charged, f.wasted = 0, 0
 	kept := f.results[:0]
 	if !all {
 		for i := range f.results {
@@ -522,6 +542,12 @@ func (f *fetch) loadCold() {
 		if n := int(f.max) / len(f.cold); len(f.cold) > 1 && limit > n {
 			limit = max(n, 1)
 		}
+		if f.b.responses.exhausted() {
+			limit = 1
+		}
+		// Charged before it comes: many that are under way would else pass the
+		// bound together.
+		f.b.responses.add(int64(limit))
 		go func() {
 			// Not the connection's context: what has been asked of the
 			// bucket goes on, so that the next fetch finds it cached.
@@ -529,6 +555,7 @@ func (f *fetch) loadCold() {
 			f.b.coldReads.Add(-1)
 			mu.Lock()
 			defer mu.Unlock()
+			defer f.b.responses.add(-int64(limit))
 			if over {
 				if err == nil && run.Release != nil {
 					run.Release()
@@ -588,7 +615,7 @@ func (f *fetch) loaded(res *fetchResult, run tiering.Run, err error) {
 		run.Release()
 		return
 	}
-	f.take1(res, chunks, bytes, next, run.Release)
+	f.take1(res, chunks, bytes, next, run.Held, run.Release)
 	f.have += int64(bytes)
 	if f.req.IsolationLevel == 1 {
 		remote, err := f.b.tier.Aborted(f.ctx, r.topicID, r.index, p.fetchOffset, next)
@@ -692,7 +719,7 @@ func (f *fetch) finish() {
 		s.detach()
 	}
 	parts, free := encodeFetch(f.p.hdr, f.req, id, told)
-	charged, results := f.charged, f.results
+	charged, wasted, results := f.charged, f.wasted, f.results
 	release := func() {
 		for i := range results {
 			if results[i].release != nil {
@@ -700,6 +727,7 @@ func (f *fetch) finish() {
 			}
 		}
 		f.b.responses.add(-charged)
+		f.b.wasted.add(-wasted)
 		free()
 	}
 	f.b.ev.Fetched(f.have)

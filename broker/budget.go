@@ -64,4 +64,13 @@ type gauge struct {
 
 func (g *gauge) add(n int64) { g.n.Add(n) }
 
+// take adds n if the bound allows it.
+func (g *gauge) take(n int64) bool {
+	if g.n.Add(n) <= g.max {
+		return true
+	}
+	g.n.Add(-n)
+	return false
+}
+
 func (g *gauge) exhausted() bool { return g.n.Load() >= g.max }

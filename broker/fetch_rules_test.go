@@ -1,11 +1,15 @@
 package broker_test
 
 import (
+	"bufio"
 	"fmt"
 	"math"
+	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -14,6 +18,7 @@ import (
 	"github.com/varve/varve/broker/protocol"
 	"github.com/varve/varve/cmd/varve/servertest"
 	"github.com/varve/varve/wal/batch"
+	"github.com/varve/varve/wal/slab"
 	"github.com/varve/varve/wal/vfs"
 )
 
@@ -930,4 +935,62 @@ func TestUnsynced(t *testing.T) {
 		t.Errorf("synced, and by its time found at %d", p.Offset)
 	}
 	y.unharmed("a slow disk")
+}
+
+// TestPinnedBuffers: records are served from the buffers that their requests
+// came in, and answers that nobody reads hold on to those whole. Many small
+// records of large requests must not hold more than memory.max.bytes.
+func TestPinnedBuffers(t *testing.T) {
+	const bound = 64 << 20
+	b := startQuiet(t, "memory.max.bytes", strconv.Itoa(bound), "socket.request.max.bytes", "2000000", "socket.send.buffer.bytes", "8192")
+	y := newBystander(t, b)
+	b.CreateTopic("p", 2)
+	big := batch.NewBuilder()
+	big.Add(time.Now().UnixMilli(), nil, make([]byte, 700_000))
+	filler, err := big.Build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	small := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error { // before it connects: the window stays small
+		return c.Control(func(fd uintptr) { syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 4<<10) })
+	}}
+	nc, err := small.Dial("tcp", b.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { nc.Close() })
+	slow := &client{t: t, nc: nc, r: bufio.NewReader(nc), fmt: kmsg.NewRequestFormatter()}
+	ask := func(partition int32, offset int64) {
+		f, _ := slow.frame(fetchReq(12, "p", fetchPart(partition, offset)))
+		slow.send(f)
+	}
+	before := slab.InUse()
+	most := int64(0)
+	for i := range int64(200) {
+		req := kmsg.NewPtrProduceRequest()
+		req.SetVersion(9)
+		req.Acks, req.TimeoutMillis = -1, 30_000
+		pt := kmsg.NewProduceRequestTopic()
+		pt.Topic = "p"
+		for p, records := range [][]byte{plain(1).bytes(), slices.Clone(filler)} {
+			pp := kmsg.NewProduceRequestTopicPartition()
+			pp.Partition, pp.Records = int32(p), records
+			pt.Partitions = append(pt.Partitions, pp)
+		}
+		req.Topics = append(req.Topics, pt)
+		for _, p := range y.do(req).(*kmsg.ProduceResponse).Topics[0].Partitions {
+			if p.ErrorCode != 0 {
+				t.Fatalf("produce %d: %s", i, describe(p))
+			}
+		}
+		if i == 0 {
+			ask(1, 0) // fills the sockets' buffers, and stays
+		}
+		ask(0, i)
+		most = max(most, slab.InUse()-before)
+	}
+	if most > bound {
+		t.Errorf("buffers of %d MiB were held at one time, memory.max.bytes is %d MiB", most>>20, bound>>20)
+	}
+	y.unharmed("answers that hold on to large requests")
 }

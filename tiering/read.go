@@ -370,6 +370,7 @@ sections:
 					return nil
 				})
 				held = append(held, buf)
+				run.Held += int64(buf.Charge())
 				run.Chunks = append(run.Chunks, part[from:end:end])
 			}
 			if full || bytes >= maxBytes {

@@ -49,10 +49,12 @@ var (
 )
 
 // Run is a run of whole record batches, from the one that holds the offset asked
-// for. Release gives the memory back; the chunks are invalid after it.
+// for. Release gives the memory back, which is Held bytes, if that is known; the chunks
+// are invalid after it.
 type Run struct {
 	Chunks     [][]byte
 	Base, Next int64
+	Held       int64
 	Release    func()
 }
 

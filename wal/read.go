@@ -25,6 +25,15 @@ func (r *Run) Release() {
 	r.bufs, r.Chunks = nil, nil
 }
 
+// Held is what the buffers take that the chunks lie in, and that stay until Release: a whole request's for one
+// batch of it.
+func (r *Run) Held() (n int64) {
+	for _, b := range r.bufs {
+		n += int64(b.Charge())
+	}
+	return n
+}
+
 // add appends batches [base, next), which lie in buf if that is not nil; the run takes over one reference to it.
 func (r *Run) add(chunk []byte, base, next int64, buf *slab.Buf) {
 	if r.Bytes == 0 {
