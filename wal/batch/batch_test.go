@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"reflect"
 	"runtime"
 	"strings"
@@ -529,6 +530,96 @@ func TestLargeRecords(t *testing.T) {
 	}
 }
 
+// Frames of large windows, as klauspost's encoder writes them when it is not told how much comes (kafka-go's producer),
+// of all sizes and densities: they are read, Whole bounds what they take, and the limit holds.
+func TestZstdLargeWindowSizes(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for _, size := range []int{0, 1 << 10, 100 << 10, 1 << 20, 9 << 20} {
+		for _, kind := range []string{"zeros", "dense", "text", "noise"} {
+			section := make([]byte, size)
+			for i := range section {
+				switch kind {
+				case "dense":
+					section[i] = byte(i * i >> 7)
+				case "text":
+					section[i] = "a few words of text "[(i+i/100)%20]
+				case "noise":
+					section[i] = byte(rng.Uint32())
+				}
+			}
+			var buf bytes.Buffer
+			w, err := zstd.NewWriter(&buf, zstd.WithWindowSize(8<<20), zstd.WithEncoderConcurrency(1))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for rest := section; len(rest) > 0; rest = rest[min(len(rest), 10_000):] {
+				_, _ = w.Write(rest[:min(len(rest), 10_000)])
+			}
+			_ = w.Close()
+			name := fmt.Sprintf("%d bytes of %s in %d", size, kind, buf.Len())
+			got, err := inflateAll(Zstd, buf.Bytes(), size)
+			if err != nil || !bytes.Equal(got, section) {
+				t.Errorf("%s: %d bytes, %v", name, len(got), err)
+			}
+			if _, err := inflateAll(Zstd, buf.Bytes(), max(size-1, 0)); size > 0 && !errors.Is(err, ErrInflated) {
+				t.Errorf("%s, with room for one byte less: %v", name, err)
+			}
+			b := append(bytes.Clone(ourBatch(t, sampleRecords(), None)[:HeaderSize]), buf.Bytes()...)
+			binary.BigEndian.PutUint32(b[offLength:], uint32(len(b)-overhead))
+			b[offAttributes+1] |= byte(Zstd)
+			if n := Whole(b); n != 0 && n < int64(size) || n == 0 && size > pieceSize || n > int64(size)+2*maxZstdBlock {
+				t.Errorf("%s: Whole is %d", name, n)
+			}
+			for cut := 1; cut < buf.Len(); cut += 1 + buf.Len()/50 {
+				if _, err := inflateAll(Zstd, buf.Bytes()[:cut], size); err == nil {
+					t.Errorf("%s: cut to %d bytes it is read", name, cut)
+				}
+			}
+		}
+	}
+}
+
+// What has to be in memory at one time, by codec.
+func TestWhole(t *testing.T) {
+	around := func(c Codec, section []byte) []byte {
+		b := append(bytes.Clone(ourBatch(t, sampleRecords(), None)[:HeaderSize]), section...)
+		binary.BigEndian.PutUint32(b[offLength:], uint32(len(b)-overhead))
+		b[offAttributes+1] |= byte(c)
+		return b
+	}
+	large := make([]byte, 3<<20)
+	for c := None; c <= Zstd; c++ {
+		section, err := deflate(nil, c, DefaultLevel, large[:3<<10])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := Whole(around(c, section)); n != 0 {
+			t.Errorf("%v, small: %d", c, n)
+		}
+		if section, err = deflate(nil, c, DefaultLevel, large); err != nil {
+			t.Fatal(err)
+		}
+		if n := Whole(around(c, section)); n != 0 {
+			t.Errorf("%v, in pieces: %d", c, n)
+		}
+	}
+	raw := snappy.Encode(nil, large)
+	if n := Whole(around(Snappy, raw)); n != int64(len(large)) {
+		t.Errorf("one block of snappy: %d", n)
+	}
+	framed := append(append(bytes.Clone(xerialMagic), 0, 0, 0, 1, 0, 0, 0, 1), binary.BigEndian.AppendUint32(nil, uint32(len(raw)))...)
+	framed = append(framed, raw...)
+	if n := Whole(around(Snappy, framed)); n != int64(len(large)) {
+		t.Errorf("a large chunk of snappy: %d", n)
+	}
+	if n := Whole(around(Snappy, []byte{0xff, 0xff, 0xff, 0xff, 0x0f, 0})); n != 0 {
+		t.Errorf("snappy that is refused: %d", n)
+	}
+	if n := Whole([]byte("no batch")); n != 0 {
+		t.Errorf("no batch: %d", n)
+	}
+}
+
 // A frame with a window that the streaming decoder does not take: what level 22 of the reference encoder writes when
 // it does not know how much is coming.
 func TestZstdLargeWindow(t *testing.T) {
@@ -658,7 +749,7 @@ func TestLookupByTime(t *testing.T) {
 		b := ourBatch(t, rs, c)
 		SetBaseOffset(b, 100)
 		for ts, want := range map[int64]int64{t0: 100, t0 + 5: 100, t0 + 6: 102, t0 + 9: 102, t0 + 10: -1, math.MinInt64: 100} {
-			off, at, ok, err := FirstAtOrAfter(b, ts, 1<<20)
+			off, at, ok, err := FirstAtOrAfter(b, ts, 0, math.MaxInt64, 1<<20)
 			if err != nil || ok != (want >= 0) || (ok && (off != want || at != rs[want-100].ts)) {
 				t.Errorf("%v: %d: %d %d %v %v", c, ts-t0, off, at, ok, err)
 			}
@@ -667,14 +758,14 @@ func TestLookupByTime(t *testing.T) {
 			t.Errorf("%v: %d %d %v %v", c, off, at, ok, err)
 		}
 		SetLogAppendTime(b, t0+77)
-		if off, at, ok, err := FirstAtOrAfter(b, t0+50, 1<<20); off != 100 || at != t0+77 || !ok || err != nil {
+		if off, at, ok, err := FirstAtOrAfter(b, t0+50, 0, math.MaxInt64, 1<<20); off != 100 || at != t0+77 || !ok || err != nil {
 			t.Errorf("%v: %d %d %v %v", c, off, at, ok, err)
 		}
 		if off, at, ok, err := MaxTimestampOffset(b, 1<<20); off != 100 || at != t0+77 || !ok || err != nil {
 			t.Errorf("%v: %d %d %v %v", c, off, at, ok, err)
 		}
 	}
-	if _, _, ok, err := FirstAtOrAfter(raw(None, 0, nil), 0, 0); ok || err != nil {
+	if _, _, ok, err := FirstAtOrAfter(raw(None, 0, nil), 0, 0, math.MaxInt64, 0); ok || err != nil {
 		t.Error(ok, err)
 	}
 }

@@ -266,21 +266,152 @@ func openZstdWhole(section []byte, limit int) (inflater, error) {
 		}
 	}
 	defer zstdBlocks.put(z)
-	// The buffer doubles from what is plausible to the limit; decoding afresh each time costs at most as
-	// much again as the last round.
-	for size := max(windowSize, 4*len(section)); ; size *= 2 {
-		size = min(size, limit)
+	bound, err := zstdBound(section)
+	if err != nil {
+		return nil, codecError(Zstd, err)
+	}
+	// The buffer grows from what is plausible to what the blocks can hold, fourfold; decoding afresh each time costs at
+	// most a third of the last round again. Whether it is too small shows in no error of its own: a block that runs out of it in
+	// the midst of a copy looks like one that is larger than blocks may be.
+	most := int(min(bound, int64(limit)))
+	for size := min(max(windowSize, 4*len(section)), most); ; size = min(4*size, most) {
 		out, err := z.DecodeAll(section, make([]byte, 0, size))
-		if err == nil {
+		switch {
+		case err == nil:
 			return &sliceInflater{*bytes.NewReader(out)}, nil
-		}
-		if !errors.Is(err, zstd.ErrDecoderSizeExceeded) {
+		case size < most:
+		case bound > int64(limit):
+			return nil, fmt.Errorf("%w: zstd: more than %d bytes", ErrInflated, limit)
+		default:
 			return nil, codecError(Zstd, err)
 		}
-		if size == limit {
-			return nil, fmt.Errorf("%w: zstd: more than %d bytes", ErrInflated, limit)
+	}
+}
+
+// maxZstdBlock is what a block of a zstd frame inflates to at most (RFC 8878, 3.1.1.2.4).
+const maxZstdBlock = 128 << 10
+
+// zstdBound is what the frames of a section can inflate to at most, by the number and kind of their blocks.
+func zstdBound(section []byte) (n int64, err error) {
+	for len(section) > 0 {
+		var h zstd.Header
+		if err := h.Decode(section); err != nil {
+			return 0, err
+		}
+		section = section[min(h.HeaderSize, len(section)):]
+		if h.Skippable {
+			if uint64(h.SkippableSize) > uint64(len(section)) {
+				return 0, io.ErrUnexpectedEOF
+			}
+			section = section[h.SkippableSize:]
+			continue
+		}
+		for last := false; !last; {
+			if len(section) < 3 {
+				return 0, io.ErrUnexpectedEOF
+			}
+			head := uint32(section[0]) | uint32(section[1])<<8 | uint32(section[2])<<16
+			size := int(head >> 3)
+			stored := size
+			last = head&1 == 1
+			switch head >> 1 & 3 {
+			case 0:
+				n += int64(size)
+			case 1: // one byte, repeated
+				n, stored = n+int64(size), 1
+			default:
+				n += maxZstdBlock
+			}
+			if section = section[3:]; stored > len(section) {
+				return 0, io.ErrUnexpectedEOF
+			}
+			section = section[stored:]
+		}
+		if h.HasCheckSum {
+			if len(section) < 4 {
+				return 0, io.ErrUnexpectedEOF
+			}
+			section = section[4:]
 		}
 	}
+	return n, nil
+}
+
+// pieceSize is what opening a batch may hold at one time without a question.
+const pieceSize = 1 << 20
+
+// Whole tells how much batch b can inflate to, if that has to be in memory at one time: the content of a zstd frame
+// whose window is too large to be read as a stream, a large snappy block. 0: it is read piece by piece, or it is small,
+// or is not opened at all. Whoever opens batches that others made bounds what all that he opens at one time hold, and
+// gives what he has for this one as maxInflated.
+func Whole(b []byte) int64 {
+	h, err := ParseHeader(b)
+	if err != nil {
+		return 0
+	}
+	n := int64(0)
+	switch section := b[HeaderSize:h.Size()]; h.Codec() {
+	case Snappy:
+		n = wholeSnappy(section)
+	case Zstd:
+		n = wholeZstd(section)
+	}
+	if n <= pieceSize {
+		return 0
+	}
+	return n
+}
+
+func wholeZstd(section []byte) int64 {
+	var z zstd.Header
+	if z.Decode(section) != nil {
+		return 0
+	}
+	window := z.WindowSize
+	if z.SingleSegment {
+		window = z.FrameContentSize
+	}
+	if window <= streamWindow {
+		return 0
+	}
+	n, err := zstdBound(section)
+	if err != nil {
+		return 0 // refused
+	}
+	return n
+}
+
+func wholeSnappy(section []byte) int64 {
+	declared := func(block []byte) int64 {
+		n, err := snappy.DecodedLen(block)
+		if err != nil || n > snappyRatio*len(block) {
+			return 0 // refused
+		}
+		return int64(n)
+	}
+	if !bytes.HasPrefix(section, xerialMagic) {
+		return declared(section)
+	}
+	all, most := int64(0), int64(0)
+	for {
+		for bytes.HasPrefix(section, xerialMagic) && len(section) >= xerialHeader {
+			section = section[xerialHeader:]
+		}
+		if len(section) < 4 {
+			break
+		}
+		n := uint64(binary.BigEndian.Uint32(section))
+		if n > uint64(len(section)-4) {
+			break
+		}
+		d := declared(section[4 : 4+n])
+		all, most = all+d, max(most, d)
+		section = section[4+n:]
+	}
+	if most <= pieceSize {
+		return 0
+	}
+	return all
 }
 
 type sliceInflater struct{ bytes.Reader }

@@ -62,12 +62,13 @@ func Records(b []byte, maxInflated int) iter.Seq2[Record, error] {
 	}
 }
 
-// FirstAtOrAfter finds the first record of b whose time is ts or later. Times in a batch are in no order, so it
-// looks at each.
-func FirstAtOrAfter(b []byte, ts int64, maxInflated int) (offset, timestamp int64, ok bool, err error) {
+// FirstAtOrAfter finds the first record of b in the offsets [from, to) whose time is ts or later. Times in a batch are
+// in no order, so it looks at each.
+func FirstAtOrAfter(b []byte, ts, from, to int64, maxInflated int) (offset, timestamp int64, ok bool, err error) {
 	err = scan(b, maxInflated, func(h Header, r *Record) bool {
-		if t := h.Timestamp(*r); t >= ts {
-			offset, timestamp, ok = h.BaseOffset+int64(r.OffsetDelta), t, true
+		o := h.BaseOffset + int64(r.OffsetDelta)
+		if t := h.Timestamp(*r); t >= ts && o >= from && o < to {
+			offset, timestamp, ok = o, t, true
 			return false
 		}
 		return true
