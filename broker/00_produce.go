@@ -212,7 +212,7 @@ func (po *produce) one(r *request, topic string, index int32, records []byte, sl
 		return
 	}
 	cfg := rep.cfg()
-	h, code, message, errs := checkBatch(records, r.hdr.Version, cfg, b.conf().FullValidation)
+	h, code, message, errs := b.checkBatch(r.ctx, records, r.hdr.Version, cfg)
 	if code != 0 {
 		for _, e := range errs {
 			out.RecordErrors = append(out.RecordErrors, protocol.RecordError{Index: e.Index, Message: kmsg.StringPtr(e.Message)})
@@ -222,7 +222,7 @@ func (po *produce) one(r *request, topic string, index int32, records []byte, sl
 	}
 	buf := r.buf
 	if to, level, ok := recompressTo(cfg, h); ok {
-		again, err := batch.Recompress(records, to, level, maxInflated(cfg))
+		again, err := b.opening.recompress(r.ctx, records, to, level, maxInflated(cfg))
 		if err != nil {
 			fail(protocol.CodeInvalidRecord, err.Error())
 			return
@@ -374,7 +374,7 @@ func (b both) settle(code int16) {
 // checkBatch applies Kafka's rules for what a producer may send for one
 // partition: exactly one batch of format 2, whole, unharmed, within the
 // topic's limits.
-func checkBatch(records []byte, version int16, cfg *config.TopicConfig, full bool) (h batch.Header, code int16, message string, errs []batch.RecordError) {
+func (b *Broker) checkBatch(ctx context.Context, records []byte, version int16, cfg *config.TopicConfig) (h batch.Header, code int16, message string, errs []batch.RecordError) {
 	if len(records) == 0 {
 		return h, protocol.CodeInvalidRecord, "no record batch", nil
 	}
@@ -429,8 +429,11 @@ func checkBatch(records []byte, version int16, cfg *config.TopicConfig, full boo
 	// As in Kafka, what is recompressed is checked: the new checksum must not
 	// vouch for records that nobody has looked at.
 	_, _, recompressed := recompressTo(cfg, h)
-	if full || opts.RequireKey || bounded || recompressed {
-		errs, err := batch.CheckRecords(records, maxInflated(cfg), opts)
+	if b.conf().FullValidation || opts.RequireKey || bounded || recompressed {
+		err := b.opening.open(ctx, records, maxInflated(cfg), func(limit int) (err error) {
+			errs, err = batch.CheckRecords(records, limit, opts)
+			return err
+		})
 		if err != nil {
 			return h, protocol.CodeInvalidRecord, err.Error(), nil
 		}

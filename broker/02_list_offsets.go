@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -149,7 +150,7 @@ func (r *replica) findFrom(ctx context.Context, v partition.View, local, bound, 
 			return 0, 0, false, err
 		}
 		if found {
-			offset, timestamp, ok, err = firstAtOrAfter(run.Chunks, ts, v.LogStart, bound)
+			offset, timestamp, ok, err = r.b.firstAtOrAfter(ctx, run.Chunks, ts, v.LogStart, bound)
 			run.Release()
 			if ok || err != nil {
 				return offset, timestamp, ok, err
@@ -166,7 +167,7 @@ func (r *replica) findFrom(ctx context.Context, v partition.View, local, bound, 
 		if err != nil {
 			return 0, 0, false, err
 		}
-		offset, timestamp, ok, err = firstAtOrAfter(run.Chunks, ts, v.LogStart, bound)
+		offset, timestamp, ok, err = r.b.firstAtOrAfter(ctx, run.Chunks, ts, v.LogStart, bound)
 		next := run.Next
 		run.Release()
 		if ok || err != nil {
@@ -199,7 +200,11 @@ func (r *replica) maxFrom(ctx context.Context, v partition.View, local, bound in
 		}
 		defer run.Release()
 		for _, c := range run.Chunks {
-			return batch.MaxTimestampOffset(c, maxInflatedLookup)
+			err = r.b.opening.open(ctx, c, maxInflatedLookup, func(limit int) (err error) {
+				offset, timestamp, ok, err = batch.MaxTimestampOffset(c, limit)
+				return err
+			})
+			return offset, timestamp, ok, err
 		}
 	}
 	if best < 0 {
@@ -209,23 +214,20 @@ func (r *replica) maxFrom(ctx context.Context, v partition.View, local, bound in
 }
 
 // firstAtOrAfter looks through the batches of a run.
-func firstAtOrAfter(chunks [][]byte, ts, from, bound int64) (offset, timestamp int64, ok bool, err error) {
+func (b *Broker) firstAtOrAfter(ctx context.Context, chunks [][]byte, ts, from, bound int64) (offset, timestamp int64, ok bool, err error) {
 	for _, c := range chunks {
 		err = batch.Walk(c, func(h batch.Header, one []byte) error {
 			if ok || h.MaxTimestamp < ts || h.LastOffset() < from || h.Control() {
 				return nil
 			}
-			for rec, err := range batch.Records(one, maxInflatedLookup) {
-				if err != nil {
-					return err
-				}
-				o := h.BaseOffset + int64(rec.OffsetDelta)
-				if t := h.Timestamp(rec); t >= ts && o >= from && o < bound {
-					offset, timestamp, ok = o, t, true
-					return nil
-				}
+			err := b.opening.open(ctx, one, maxInflatedLookup, func(limit int) (err error) {
+				offset, timestamp, ok, err = batch.FirstAtOrAfter(one, ts, from, bound, limit)
+				return err
+			})
+			if err != nil && (ctx.Err() != nil || errors.Is(err, batch.ErrInflated)) {
+				return err
 			}
-			return nil
+			return nil // a batch that no consumer can read either is no answer
 		})
 		if ok || err != nil {
 			return offset, timestamp, ok, err

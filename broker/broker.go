@@ -119,6 +119,7 @@ type Broker struct {
 	requests  *budget
 	coldReads atomic.Int64 // reads of object storage under way or waiting
 	responses *gauge
+	opening   *opening
 	wasted    *gauge // of the buffers that answers lie in, what is not of the answers
 
 	replicas *replicas
@@ -155,6 +156,7 @@ func New(o Options) (*Broker, error) {
 		requests:    newBudget(o.RequestBytes),
 		responses:   &gauge{max: o.ResponseBytes},
 		wasted:      &gauge{max: o.ResponseBytes / 2},
+		opening:     newOpening(o.ResponseBytes / 2),
 		sessions:    newSessions(s.FetchSessionSlots, o.ResponseBytes/sessionPartitionBytes),
 		badInputLog: rate.NewLimiter(rate.Every(time.Second), 10), errorLog: rate.NewLimiter(rate.Every(time.Second), 10),
 		ctx: ctx, cancel: cancel,

@@ -2,9 +2,12 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 
 	"golang.org/x/sync/semaphore"
+
+	"github.com/varve/varve/wal/batch"
 )
 
 // budget bounds the bytes that requests, or responses, hold at one time over
@@ -52,6 +55,52 @@ func (b *budget) release(n int64) {
 	b.sem.Release(n)
 	if b.isLarge(n) {
 		b.large.Release(n)
+	}
+}
+
+// opening bounds what the batches that are opened here hold at one time, for
+// what a few bytes inflate to is their sender's choice.
+type opening struct {
+	sem *semaphore.Weighted
+	max int64
+}
+
+func newOpening(total int64) *opening {
+	total = max(total, 1<<20)
+	return &opening{semaphore.NewWeighted(total), total}
+}
+
+// open calls f with how much a batch may inflate to: limit, or less if it
+// cannot be read piece by piece and there is no more room than that.
+func (o *opening) open(ctx context.Context, b []byte, limit int, f func(limit int) error) error {
+	n := min(batch.Whole(b), int64(limit), o.max)
+	if n == 0 {
+		return f(limit)
+	}
+	return o.with(ctx, n, f)
+}
+
+func (o *opening) with(ctx context.Context, n int64, f func(limit int) error) error {
+	n = min(n, o.max)
+	if err := o.sem.Acquire(ctx, n); err != nil {
+		return err
+	}
+	defer o.sem.Release(n)
+	return f(int(n))
+}
+
+// recompress is batch.Recompress, which has all of a batch in memory. Most are
+// not as small as a few thousandths of their content, and ask for room for that
+// only when they turn out to be.
+func (o *opening) recompress(ctx context.Context, b []byte, to batch.Codec, level, limit int) (again []byte, err error) {
+	for n := min(limit, max(1<<20, 16*len(b))); ; n = limit {
+		err = o.with(ctx, int64(n), func(n int) (err error) {
+			again, err = batch.Recompress(b, to, level, n)
+			return err
+		})
+		if !errors.Is(err, batch.ErrInflated) || n == limit {
+			return again, err
+		}
 	}
 }
 

@@ -112,7 +112,7 @@ func TestLookupsWhileTheLogIsReclaimed(t *testing.T) {
 				}
 				x.batches = append(x.batches, one)
 			}
-			r := &replica{b: &Broker{log_: reclaimedLog{x: x}, tier: reclaimedTier{x: x}}}
+			r := &replica{b: &Broker{log_: reclaimedLog{x: x}, tier: reclaimedTier{x: x}, opening: newOpening(1 << 20)}}
 			r.pid.Store(1)
 			return r
 		}

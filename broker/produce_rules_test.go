@@ -10,6 +10,7 @@ import (
 	"io"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -654,6 +655,93 @@ func TestInflation(t *testing.T) {
 			y.unharmed("batches that inflate")
 		})
 	}
+}
+
+// TestLargeWindows: batches in zstd frames of a large window, which kafka-go sends
+// as soon as there is more than a block of records, are opened where topics want
+// it, and by lookups.
+func TestLargeWindows(t *testing.T) {
+	b := startQuiet(t)
+	y := newBystander(t, b)
+	now := time.Now().UnixMilli()
+	s := batch.NewBuilder()
+	for i := range int64(20_000) {
+		s.Add(now+i, []byte("key"), fmt.Appendf(nil, "record %d of a batch that is dense", i))
+	}
+	whole := sent{s}.bytes()
+	section := squeeze(batch.Zstd, whole[batch.HeaderSize:])
+	var h zstd.Header
+	if err := h.Decode(section); err != nil || h.SingleSegment || h.WindowSize < 8<<20 {
+		t.Fatalf("the frame is not as it should be: %+v, %v", h, err)
+	}
+	send := append(whole[:batch.HeaderSize:batch.HeaderSize], section...)
+	binary.BigEndian.PutUint32(send[atLength:], uint32(len(send)-12))
+	binary.BigEndian.PutUint16(send[atAttributes:], uint16(batch.Zstd))
+	send = resum(send)
+	for topic, setting := range map[string][]string{
+		"plain": nil, "compacted": {"cleanup.policy", "compact"}, "recompressed": {"compression.type", "gzip"},
+		"bounded": {"message.timestamp.before.max.ms", "3600000"}, "remote": {"local.retention.bytes", "1"},
+	} {
+		b.CreateTopic(topic, 1, setting...)
+		if p := produceTo(y.client, 9, -1, topic, 0, bytes.Clone(send)); p.ErrorCode != 0 {
+			t.Errorf("topic %s: %s", topic, describe(p))
+			continue
+		}
+		if topic == "remote" {
+			servertest.Eventually(t, func() error {
+				if p := y.listOffset(topic, 0, -4); p.Offset != 20_000 {
+					return fmt.Errorf("the local log begins at %d", p.Offset)
+				}
+				return nil
+			})
+		}
+		if p := y.listOffset(topic, 0, now+12_345); p.ErrorCode != 0 || p.Offset != 12_345 {
+			t.Errorf("topic %s: lookup finds %d, %s", topic, p.Offset, protocol.Name(p.ErrorCode))
+		}
+		if p := y.listOffset(topic, 0, -3); p.ErrorCode != 0 || p.Offset != 19_999 {
+			t.Errorf("topic %s: the largest timestamp is at %d, %s", topic, p.Offset, protocol.Name(p.ErrorCode))
+		}
+	}
+}
+
+// TestLookupsOfBombs: a batch that is stored unopened is opened by a lookup by
+// time, which must not hold what it inflates to.
+func TestLookupsOfBombs(t *testing.T) {
+	const size = 256 << 20
+	b := startQuiet(t, "memory.max.bytes", strconv.Itoa(64<<20), "socket.request.max.bytes", "2000000")
+	y := newBystander(t, b)
+	all := bombs(size)
+	var wide bytes.Buffer
+	w, err := zstd.NewWriter(&wide, zstd.WithWindowSize(64<<20), zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// In pieces, so that the frame does not say how large its content is.
+	r := record(byte(0), 0, 0, -1, size, make([]byte, size), 0)
+	for len(r) > 0 {
+		n := min(len(r), 1<<20)
+		w.Write(r[:n])
+		r = r[n:]
+	}
+	w.Close()
+	all["zstd of a large window"] = around(int16(batch.Zstd), 1, wide.Bytes())
+	for name, send := range all {
+		if len(send) > 1<<20 {
+			continue
+		}
+		topic := strings.ReplaceAll(name, " ", "-")
+		b.CreateTopic(topic, 1)
+		if p := produceTo(y.client, 9, -1, topic, 0, send); p.ErrorCode != 0 {
+			t.Fatalf("%s: %s", name, describe(p))
+		}
+		for _, ts := range []int64{0, -3} {
+			var p kmsg.ListOffsetsResponseTopicPartition
+			if total, _ := allocated(func() { p = y.listOffset(topic, 0, ts) }); total > 64<<20 {
+				t.Errorf("%s, lookup of %d: %d MiB allocated for offset %d, %s", name, ts, total>>20, p.Offset, protocol.Name(p.ErrorCode))
+			}
+		}
+	}
+	y.unharmed("lookups of batches that inflate")
 }
 
 // TestKeys: compacted topics take no record without a key, and say which ones

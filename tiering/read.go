@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sort"
 	"time"
@@ -433,12 +434,15 @@ func (t *Tier) findTimestamp(ctx context.Context, key partitionKey, v *view, ts 
 			if err != nil {
 				return Run{}, false, err
 			}
-			run, found, err := firstSince(buf.Bytes(), ts, v.head.LogStart)
+			run, found, err := t.firstSince(ctx, buf.Bytes(), ts, v.head.LogStart)
 			if found {
 				run.Release = buf.Release
 				return run, true, nil
 			}
 			buf.Release()
+			if err != nil && (ctx.Err() != nil || errors.Is(err, batch.ErrInflated)) {
+				return Run{}, false, fmt.Errorf("chunk %d of %s: %w", c, o.key, err)
+			}
 			if err != nil {
 				return Run{}, false, fmt.Errorf("chunk %d of %s: %w: %w", c, o.key, ErrCorrupt, err)
 			}
@@ -447,24 +451,36 @@ func (t *Tier) findTimestamp(ctx context.Context, key partitionKey, v *view, ts 
 	}
 }
 
+// hasSince tells whether a batch has a record at or behind start of time ts or later.
+func (t *Tier) hasSince(ctx context.Context, raw []byte, ts, start int64) (ok bool, err error) {
+	limit := int64(maxInflated)
+	if n := min(batch.Whole(raw), t.o.UploadBytes/2); n > 0 {
+		if err := t.opening.Acquire(ctx, n); err != nil {
+			return false, err
+		}
+		defer t.opening.Release(n)
+		limit = min(limit, n)
+	}
+	_, _, ok, err = batch.FirstAtOrAfter(raw, ts, start, math.MaxInt64, int(limit))
+	return ok, err
+}
+
 // firstSince returns the first batch of a chunk with a record at or behind start
 // of time ts or later.
-func firstSince(part []byte, ts, start int64) (run Run, found bool, err error) {
+func (t *Tier) firstSince(ctx context.Context, part []byte, ts, start int64) (run Run, found bool, err error) {
 	errFound := errors.New("found")
 	err = batch.Walk(part, func(h batch.Header, raw []byte) error {
 		if h.MaxTimestamp < ts || h.LastOffset() < start || h.Control() {
 			return nil
 		}
-		for r, err := range batch.Records(raw, maxInflated) {
-			if err != nil {
-				return nil // a batch that no consumer can read either is no answer
-			}
-			if h.Timestamp(r) >= ts && h.BaseOffset+int64(r.OffsetDelta) >= start {
-				run = Run{Chunks: [][]byte{raw}, Base: h.BaseOffset, Next: h.NextOffset()}
-				return errFound
-			}
+		switch ok, err := t.hasSince(ctx, raw, ts, start); {
+		case err != nil && (ctx.Err() != nil || errors.Is(err, batch.ErrInflated)):
+			return err
+		case !ok:
+			return nil // nor is a batch that no consumer can read an answer
 		}
-		return nil
+		run = Run{Chunks: [][]byte{raw}, Base: h.BaseOffset, Next: h.NextOffset()}
+		return errFound
 	})
 	if errors.Is(err, errFound) {
 		return run, true, nil

@@ -224,6 +224,7 @@ type Tier struct {
 
 	slots     atomic.Pointer[semaphore.Weighted] // uploads; SetLimits puts another one in its place
 	memory    *semaphore.Weighted                // bytes of objects on their way
+	opening   *semaphore.Weighted                // bytes that batches opened for lookups inflate to; half of UploadBytes
 	reads     atomic.Pointer[semaphore.Weighted]
 	upRate    *rate.Limiter
 	readRate  *rate.Limiter
@@ -294,10 +295,10 @@ func Open(o Options) (*Tier, error) {
 	t := &Tier{
 		o: o, log: o.Logger, ev: o.Events.filled(), bucket: o.Bucket, store: o.Manifests, chunks: o.Cache,
 		wake:   make(chan struct{}, 1),
-		memory: semaphore.NewWeighted(o.UploadBytes),
-		led:    make(map[partitionKey]*leader),
-		views:  make(map[partitionKey]*view),
-		seen:   make(map[partitionKey]int64),
+		memory: semaphore.NewWeighted(o.UploadBytes), opening: semaphore.NewWeighted(o.UploadBytes / 2),
+		led:   make(map[partitionKey]*leader),
+		views: make(map[partitionKey]*view),
+		seen:  make(map[partitionKey]int64),
 	}
 	t.upRate, t.readRate = rate.NewLimiter(rate.Inf, 0), rate.NewLimiter(rate.Inf, 0)
 	t.SetLimits(o.Limits)
