@@ -36,6 +36,11 @@ func TestAgesWhenTheClockGoesBack(t *testing.T) {
 	}
 }
 
+// deafTier is told that a high watermark has moved, and nothing else.
+type deafTier struct{ Tier }
+
+func (deafTier) Moved() {}
+
 // told keeps what a request was answered.
 type told struct{ codes []int16 }
 
@@ -48,7 +53,7 @@ func (s *told) is(codes ...int16) bool { return slices.Equal(s.codes, codes) }
 // high watermark has passed it.
 func TestRepetitionsWaitForTheFirst(t *testing.T) {
 	leads := func(end, hw int64, isr ...int32) *replica {
-		r := &replica{b: &Broker{}, started: true, watches: map[*watch]struct{}{}}
+		r := &replica{b: &Broker{tier: deafTier{}}, started: true, watches: map[*watch]struct{}{}}
 		r.st = partition.New(1, partition.Recovered{LogEnd: end, HighWatermark: hw})
 		if _, err := r.st.Lead(partition.Term{Epoch: 1, Replicas: []int32{1, 2}, ISR: isr, MinISR: 1}); err != nil {
 			t.Fatal(err)
