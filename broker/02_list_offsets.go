@@ -41,11 +41,30 @@ func (b *Broker) listOffsets(ctx context.Context, r *request, in kmsg.Request) k
 	resp := req.ResponseKind().(*kmsg.ListOffsetsResponse)
 	ctx, cancel := context.WithTimeout(ctx, b.conf().RemoteListOffsetsTimeout)
 	defer cancel()
+	// As in Kafka, who asks for a partition twice is told nothing about it.
+	type partitionOf struct {
+		topic string
+		index int32
+	}
+	times := make(map[partitionOf]int)
+	for i := range req.Topics {
+		for j := range req.Topics[i].Partitions {
+			times[partitionOf{req.Topics[i].Topic, req.Topics[i].Partitions[j].Partition}]++
+		}
+	}
 	for i := range req.Topics {
 		t := kmsg.NewListOffsetsResponseTopic()
 		t.Topic = req.Topics[i].Topic
 		for j := range req.Topics[i].Partitions {
-			t.Partitions = append(t.Partitions, b.listOffset(ctx, req, t.Topic, &req.Topics[i].Partitions[j]))
+			p := &req.Topics[i].Partitions[j]
+			if times[partitionOf{t.Topic, p.Partition}] > 1 {
+				out := kmsg.NewListOffsetsResponseTopicPartition()
+				out.Partition, out.ErrorCode = p.Partition, protocol.CodeInvalidRequest
+				out.Offset, out.Timestamp, out.LeaderEpoch = -1, -1, -1
+				t.Partitions = append(t.Partitions, out)
+				continue
+			}
+			t.Partitions = append(t.Partitions, b.listOffset(ctx, req, t.Topic, p))
 		}
 		resp.Topics = append(resp.Topics, t)
 	}

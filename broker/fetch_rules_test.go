@@ -819,6 +819,35 @@ func TestListOffsets(t *testing.T) {
 			}
 		}
 	}
+	// A partition that is asked for twice, in one topic's entry or in two.
+	twice := kmsg.NewPtrListOffsetsRequest()
+	for _, partitions := range [][]int32{{0, 1, 0}, {1, 1}, {0}} {
+		rt := kmsg.NewListOffsetsRequestTopic()
+		rt.Topic = "l"
+		for _, p := range partitions {
+			rp := kmsg.NewListOffsetsRequestTopicPartition()
+			rp.Partition, rp.Timestamp, rp.CurrentLeaderEpoch = p, -1, -1
+			rt.Partitions = append(rt.Partitions, rp)
+		}
+		twice.Topics = append(twice.Topics, rt)
+	}
+	twice.Topics[0].Partitions = append(twice.Topics[0].Partitions, kmsg.ListOffsetsRequestTopicPartition{Partition: 9, Timestamp: -1, CurrentLeaderEpoch: -1})
+	answers := 0
+	for _, rt := range y.do(at(11, twice)).(*kmsg.ListOffsetsResponse).Topics {
+		for _, p := range rt.Partitions {
+			answers++
+			want := protocol.CodeInvalidRequest
+			if p.Partition == 9 {
+				want = protocol.CodeUnknownTopicOrPartition
+			}
+			if p.ErrorCode != want || p.Offset != -1 {
+				t.Errorf("partition %d, asked for several times: %s, offset %d", p.Partition, protocol.Name(p.ErrorCode), p.Offset)
+			}
+		}
+	}
+	if answers != 7 {
+		t.Errorf("%d answers for 7 questions", answers)
+	}
 	y.unharmed("lookups")
 }
 
