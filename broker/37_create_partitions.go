@@ -9,6 +9,9 @@ import (
 )
 
 // CreatePartitions (key 37), versions 0 to 3.
+//
+// Behavior: the number of partitions of an internal topic stays. Kafka lets it
+// be raised, and every group is then looked for where it is not.
 
 func (b *Broker) createPartitions(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
 	req := in.(*kmsg.CreatePartitionsRequest)

@@ -333,7 +333,8 @@ func (e codeError) Error() string { return protocol.Name(int16(e)) + ": " + prot
 // Code is what callers outside this package see of it.
 func (e codeError) Code() int16 { return int16(e) }
 
-// leaderStarted tells the coordinators what this broker leads now.
+// leaderStarted tells the coordinators what this broker leads now. It is called
+// with r.mu held and does not wait.
 func (b *Broker) leaderStarted(r *replica, epoch int32) {
 	b.ev.LeaderStarted()
 	if r.topic == offsetsTopic {
@@ -341,7 +342,7 @@ func (b *Broker) leaderStarted(r *replica, epoch int32) {
 	}
 }
 
-// leaderStopped tells them what it does not lead any more.
+// leaderStopped tells them what it does not lead any more, in the same way.
 func (b *Broker) leaderStopped(r *replica, _ int32) {
 	b.ev.LeaderStopped()
 	if r.topic == offsetsTopic {

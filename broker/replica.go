@@ -209,10 +209,13 @@ func (r *replica) tryLead(ctx context.Context) error {
 	}
 	r.started = true
 	r.publish()
+	// Under the lock, as the end is told: told in the other order, a coordinator
+	// would keep what it has of a topic that is gone, and of the next one with
+	// its name nothing.
+	r.b.leaderStarted(r, t.Epoch)
 	r.mu.Unlock()
 	r.b.log_.SetReclaimable(r.localID(), max(state.RemoteEnd, state.LogStart))
 	r.changed()
-	r.b.leaderStarted(r, t.Epoch)
 	return nil
 }
 
@@ -341,10 +344,10 @@ func (r *replica) resign(epoch int32, code int16) {
 		r.st.Resign(epoch)
 		r.publish()
 	}
-	r.mu.Unlock()
 	if was {
 		r.b.leaderStopped(r, epoch)
 	}
+	r.mu.Unlock()
 	r.b.tier.Resign(r.topicID, r.index)
 	for _, w := range waiting {
 		w.fail(code)

@@ -112,14 +112,20 @@ func (rs *replicas) apply(prev, next *image.Image) {
 	}
 	rs.admitted = admitted
 	changes := image.Diff(prev, next)
-	for i := range changes.Topics {
-		tc := &changes.Topics[i]
+	// What is gone goes first: a topic of the same name may have come with the
+	// same image, and the group coordinator knows its partitions by number only.
+	for _, tc := range changes.Topics {
 		if tc.Next == nil {
 			rs.dropTopic(tc.Prev)
 			rs.b.groups.TopicDeleted(tc.Prev.Name)
+		}
+	}
+	for i := range changes.Topics {
+		tc := &changes.Topics[i]
+		t := tc.Next
+		if t == nil {
 			continue
 		}
-		t := tc.Next
 		cfg := rs.b.resolveTopic(next, t)
 		list := rs.list(t)
 		changed := tc.Partitions

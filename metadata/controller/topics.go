@@ -390,6 +390,11 @@ func (g Growth) grow(im *image.Image, env Env, p *placer, budget int, r Result) 
 	}
 	r.ID, r.Partitions, r.ReplicationFactor = t.ID, g.Count, replicationFactor(t)
 	have := len(t.Partitions)
+	if t.Internal && int(g.Count) != have {
+		// Kafka lets it happen, and the groups are lost.
+		return r.fail(codeInvalidRequest, fmt.Sprintf("The number of partitions of %s cannot be changed: which of them holds a group "+
+			"or a transactional id follows from it, so what exists would not be found again. Delete the topic to begin with another number.", g.Name)), nil
+	}
 	switch more := int(g.Count) - have; {
 	case more == 0 && env.Retry:
 		return r, nil // by an earlier attempt
