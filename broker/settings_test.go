@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"math"
+	"slices"
 	"testing"
 	"time"
 
@@ -142,30 +143,75 @@ func TestSettings(t *testing.T) {
 }
 
 // TestMinInsyncReplicas: what the topic has no replicas for is not waited for,
-// as in Kafka: neither records nor groups would ever get on.
+// as in Kafka: neither records nor groups would ever get on. That holds however
+// the setting came to be (B28).
 func TestMinInsyncReplicas(t *testing.T) {
 	b := startQuiet(t, "min.insync.replicas", "2")
 	y := newBystander(t, b)
 	b.CreateTopic("default", 1)
 	b.CreateTopic("own", 1, "min.insync.replicas", "3")
-	for _, topic := range []string{"default", "own"} {
-		for i, acks := range []int16{1, -1} {
-			if p := produceTo(y.client, 9, acks, topic, 0, plain(1).bytes()); p.ErrorCode != 0 {
-				t.Errorf("%s, acks=%d: %s", topic, acks, describe(p))
-			}
-			if end := y.latest(topic, 0); end != int64(i)+1 {
-				t.Errorf("%s, acks=%d: high watermark %d", topic, acks, end)
-			}
+	b.CreateTopic("altered", 1)
+	b.CreateTopic("replaced", 1)
+	b.CreateTopic("raised", 1)
+	set := func(v string) []op { return []op{{"min.insync.replicas", kmsg.IncrementalAlterConfigOpSet, v}} }
+	if codes := y.alter(false, alteration{topicResource, "altered", set("4")}, alteration{topicResource, "raised", set("2147483647")}); !slices.Equal(codes, []int16{0, 0}) {
+		t.Errorf("IncrementalAlterConfigs: %v", codes)
+	}
+	replace := kmsg.NewPtrAlterConfigsRequest()
+	res := kmsg.NewAlterConfigsRequestResource()
+	res.ResourceType, res.ResourceName = topicResource, "replaced"
+	res.Configs = []kmsg.AlterConfigsRequestResourceConfig{{Name: "min.insync.replicas", Value: kmsg.StringPtr("5")}}
+	replace.Resources = append(replace.Resources, res)
+	if r := y.do(at(2, replace)).(*kmsg.AlterConfigsResponse).Resources[0]; r.ErrorCode != 0 {
+		t.Errorf("AlterConfigs: %s", protocol.Name(r.ErrorCode))
+	}
+	for topic, want := range map[string]string{"own": "3", "altered": "4", "replaced": "5", "raised": "2147483647"} {
+		if o := y.overrides(topic)["min.insync.replicas"]; o != want {
+			t.Errorf("%s: min.insync.replicas is %q, want %s", topic, o, want)
 		}
 	}
-	fc := kmsg.NewPtrFindCoordinatorRequest()
-	fc.CoordinatorKeys = []string{"g"}
-	y.do(at(4, fc))
-	req := kmsg.NewPtrOffsetCommitRequest()
-	req.Group, req.Generation = "g", -1
-	req.Topics = []kmsg.OffsetCommitRequestTopic{{Topic: "own", Partitions: []kmsg.OffsetCommitRequestTopicPartition{kmsg.NewOffsetCommitRequestTopicPartition()}}}
-	if r := y.do(at(9, req)).(*kmsg.OffsetCommitResponse).Topics[0].Partitions[0]; r.ErrorCode != 0 {
-		t.Errorf("commit: %s", protocol.Name(r.ErrorCode))
+	// Not below 1, whatever it is asked through, and not of a single broker: its
+	// leaders would commit without replicas that the controller may elect.
+	for _, tc := range []alteration{
+		{topicResource, "own", set("0")}, {topicResource, "own", set("-1")}, {topicResource, "own", set("2147483648")},
+		{brokerResource, "", set("0")}, {brokerResource, "1", set("1")}, {brokerResource, "1", set("2")},
+	} {
+		if codes := y.alter(false, tc); !slices.Equal(codes, []int16{protocol.CodeInvalidConfig}) {
+			t.Errorf("%+v: %v", tc, codes)
+		}
+	}
+	for _, v := range []string{"0", "-1", "2147483648"} {
+		if r := y.create(false, newTopic("none", 1, 1, "min.insync.replicas", v))[0]; r.ErrorCode != protocol.CodeInvalidConfig {
+			t.Errorf("creation with %s: %s", v, protocol.Name(r.ErrorCode))
+		}
+	}
+	end := map[string]int64{}
+	check := func(when string) {
+		t.Helper()
+		for _, topic := range []string{"default", "own", "altered", "replaced", "raised"} {
+			for _, acks := range []int16{1, -1} {
+				if p := produceTo(y.client, 9, acks, topic, 0, plain(1).bytes()); p.ErrorCode != 0 {
+					t.Errorf("%s, %s, acks=%d: %s", when, topic, acks, describe(p))
+				}
+				if end[topic]++; y.latest(topic, 0) != end[topic] {
+					t.Errorf("%s, %s, acks=%d: high watermark %d, want %d", when, topic, acks, y.latest(topic, 0), end[topic])
+				}
+			}
+		}
+		y.commit("g", "own", end["own"])
+	}
+	check("of the broker's file")
+	if codes := y.alter(false, alteration{brokerResource, "", set("6")}); !slices.Equal(codes, []int16{0}) {
+		t.Errorf("of the cluster: %v", codes)
+	}
+	check("of the cluster")
+	if err := b.Restart(nil); err != nil {
+		t.Fatal(err)
+	}
+	y = newBystander(t, b)
+	check("after a restart")
+	if o := y.committed("g", "own"); o != end["own"] {
+		t.Errorf("the group is committed at %d", o)
 	}
 }
 

@@ -119,6 +119,12 @@ func (res AlterResource) alter(im *image.Image, env Env, incremental bool, added
 	if err := checkSize(env, next); err != nil {
 		return r.fail(codeInvalidConfig, err.Error()), nil
 	}
+	if _, there := next[minISRName]; there && res.Type == image.BrokerResource && res.Name != "" {
+		// A leader that needs fewer replicas than the controller thinks would
+		// commit records without those that the controller may elect. Kafka
+		// refuses it too, for the same reason.
+		return r.fail(codeInvalidConfig, "min.insync.replicas cannot differ between brokers: set it for all of them, or for a topic."), nil
+	}
 	if env.ValidateResource != nil {
 		if err := env.ValidateResource(res.Type, res.Name, next); err != nil {
 			return r.fail(codeInvalidConfig, err.Error()), nil

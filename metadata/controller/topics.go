@@ -439,11 +439,13 @@ func (g Growth) grow(im *image.Image, env Env, p *placer, budget int, r Result) 
 	return r, changes
 }
 
+const minISRName = "min.insync.replicas"
+
 // minISR is the topic's min.insync.replicas, at most its number of replicas.
 func minISR(im *image.Image, env Env, t *image.Topic, replicas int) int {
 	n := env.MinISR
 	for _, values := range []map[string]string{im.Config(image.BrokerResource, ""), t.Config} {
-		if v, err := strconv.Atoi(values["min.insync.replicas"]); err == nil && v > 0 {
+		if v, err := strconv.Atoi(values[minISRName]); err == nil && v > 0 {
 			n = v
 		}
 	}
