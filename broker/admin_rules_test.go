@@ -1,8 +1,11 @@
 package broker_test
 
 import (
+	"encoding/binary"
 	"fmt"
+	"io"
 	"math"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -174,6 +177,81 @@ func TestCreateTopics(t *testing.T) {
 		}
 	}
 	y.unharmed("creations")
+}
+
+// TestManyTopicsInOneRequest: there are no quotas yet, and so the bound of a
+// request is what stands between a client and the broker. As many topics as it
+// allows are made, within a share of the memory, while others are served (B27).
+func TestManyTopicsInOneRequest(t *testing.T) {
+	b := startQuiet(t)
+	y := newBystander(t, b)
+	const n = 10_000
+	var many []kmsg.CreateTopicsRequestTopic
+	for i := range n {
+		many = append(many, newTopic(fmt.Sprintf("many-%d", i), 1, 1))
+	}
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	runtime.GC()
+	before := heap()
+	req := kmsg.NewPtrCreateTopicsRequest()
+	req.TimeoutMillis, req.Topics = 120_000, many
+	at(7, req)
+	maker := dial(t, b)
+	f, id := maker.frame(req)
+	maker.send(f)
+	answered := make(chan struct{})
+	var answer []byte
+	var err error
+	go func() {
+		defer close(answered)
+		maker.nc.SetDeadline(time.Time{}) // as long as it takes: under the race detector half a minute
+		var size [4]byte
+		if _, err = io.ReadFull(maker.r, size[:]); err == nil {
+			answer = make([]byte, binary.BigEndian.Uint32(size[:]))
+			_, err = io.ReadFull(maker.r, answer)
+		}
+	}()
+	peak, served := uint64(0), 0
+	for waiting := true; waiting; {
+		y.unharmed("while 10,000 topics are made")
+		served++
+		peak = max(peak, heap())
+		select {
+		case <-answered:
+			waiting = false
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := decode(req, answer, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range resp.(*kmsg.CreateTopicsResponse).Topics {
+		if r.ErrorCode != 0 {
+			t.Fatalf("%s: %s", r.Topic, protocol.Name(r.ErrorCode))
+		}
+	}
+	if got := len(y.topics()); got != n {
+		t.Errorf("%d topics", got)
+	}
+	y.must("many-9999", 0, 1)
+	// What is garbage already counts: the collector runs when it likes.
+	if peak > before+512<<20 {
+		t.Errorf("%d MiB more memory in use", (peak-before)>>20)
+	}
+	runtime.GC()
+	if after := heap(); after > before+n*(16<<10) {
+		t.Errorf("%d bytes are kept for a topic", (after-before)/n)
+	}
+	t.Logf("another client was served %d times; %d MiB more memory at most", served, (int64(peak)-int64(before))>>20)
+	y.unharmed("10,000 topics")
 }
 
 // TestDeleteTopics and more partitions for them (B27).
