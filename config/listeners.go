@@ -148,12 +148,23 @@ func (b *builder) listenersOf(hostname string) []Listener {
 			"inter.broker.listener.name and security.inter.broker.protocol are both set: one of them decides, take the other out")
 	}
 	if name != "" {
-		if l := byName[name]; l == nil || !l.Advertised {
-			if len(b.bad) == 0 {
-				b.bad.add(b.origin("inter.broker.listener.name"), "inter.broker.listener.name", "%s is not an advertised listener", name)
-			}
-		} else {
+		l := byName[name]
+		switch among := "listeners"; {
+		case l != nil && l.Advertised:
 			l.InterBroker = true
+		case len(b.bad) > 0: // the listener may be missing for a reason given already
+		default:
+			var have []string
+			for _, l := range out {
+				if l.Advertised {
+					have = append(have, l.Name)
+				}
+			}
+			if l != nil {
+				among = "advertised.listeners"
+			}
+			b.bad.add(b.origin("inter.broker.listener.name"), "inter.broker.listener.name", "inter.broker.listener.name is %s, which is not among %s: brokers could not reach this one; there is %s",
+				name, among, strings.Join(have, ", "))
 		}
 		return out
 	}

@@ -66,6 +66,36 @@ func TestConfigurationFiles(t *testing.T) {
 	}
 }
 
+// A listener for brokers that there is not (B32): one line says so, with its
+// place, and nothing was opened or made.
+func TestInterBrokerListener(t *testing.T) {
+	for _, c := range []struct{ what, lines, message string }{
+		{"no such listener", "listeners=PLAINTEXT://127.0.0.1:0\ninter.broker.listener.name=INSIDE\n", ":6: inter.broker.listener.name is INSIDE, which is not among listeners"},
+		{"not advertised", "listeners=PLAINTEXT://127.0.0.1:0,INSIDE://127.0.0.1:0\nlistener.security.protocol.map=PLAINTEXT:PLAINTEXT,INSIDE:PLAINTEXT\n" +
+			"advertised.listeners=PLAINTEXT://127.0.0.1:9092\ninter.broker.listener.name=inside\n", ":8: inter.broker.listener.name is INSIDE, which is not among advertised.listeners"},
+	} {
+		dir := t.TempDir()
+		file, logs := filepath.Join(dir, "server.properties"), filepath.Join(dir, "wal")
+		text := "node.id=1\nlog.dirs=" + logs + "\netcd.endpoints=http://127.0.0.1:1\nremote.storage.url=file://" + filepath.Join(dir, "objects") + "\n" + c.lines
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r := varve(t, "", "broker", "--config", file)
+		var errors []string
+		for line := range strings.Lines(r.errOut) {
+			if strings.HasPrefix(line, "error: ") {
+				errors = append(errors, line)
+			}
+		}
+		if r.code != exitUsage || len(errors) != 1 || !strings.Contains(errors[0], file+c.message) {
+			t.Errorf("%s: exit %d\n%s", c.what, r.code, r.errOut)
+		}
+		if _, err := os.Stat(logs); err == nil {
+			t.Errorf("%s: the log directory was made", c.what)
+		}
+	}
+}
+
 // Every signal that asks a server to end drains it: exit 0, and the next one
 // has what was acknowledged. A hangup under nohup is none.
 func TestServerSignals(t *testing.T) {
