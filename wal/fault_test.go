@@ -397,6 +397,34 @@ func TestDiskFull(t *testing.T) {
 	}
 }
 
+// TestFullDiskPassesUnderLoad has producers who come back more often than the log looks whether the disk is still full:
+// each of them makes the log look for segments to give back, and that must not put off the other.
+func TestFullDiskPassesUnderLoad(t *testing.T) {
+	mem := vfs.NewMem()
+	o := testOptions(mem)
+	o.retry = 300 * time.Millisecond
+	mem.SetLimit(6 * o.SegmentBytes)
+	l := mustOpen(t, o)
+	p := l.Create([16]byte{1}, 0, 0, nil, nil, nil)
+	end := fill(t, l, p, 0, ClassClient)
+	if st := l.Stats(); !st.DiskFull {
+		t.Fatalf("not full: %+v", st)
+	}
+	mem.SetLimit(0)
+	for begin := time.Now(); ; time.Sleep(2 * time.Millisecond) {
+		err := l.Reserve(context.Background(), ClassClient, 3000)
+		if err == nil {
+			l.Unreserve(3000)
+			break
+		}
+		if !errors.Is(err, ErrNoSpace) || time.Since(begin) > 30*time.Second {
+			t.Fatalf("with room on the disk: %v; %+v", err, l.Stats())
+		}
+	}
+	mustAppend(t, l, p, end, 1, 3000)
+	mustClose(t, l)
+}
+
 // gate is a file system whose fsyncs can be held up, so that what is queued meanwhile comes into one block.
 func gate(fs vfs.FS) (faulty *vfs.Faulty, hold func() (release func())) {
 	faulty = vfs.NewFaulty(fs)

@@ -93,7 +93,9 @@ func (l *Log) keeper() {
 	l.mu.Lock()
 	l.keeping = true
 	l.mu.Unlock()
-	retry := time.NewTimer(l.o.retry)
+	// A ticker: a timer that begins anew whenever there is something else to do would never end while producers come
+	// back more often than it does.
+	retry := time.NewTicker(l.o.retry)
 	defer retry.Stop()
 	for {
 		for l.failed.Load() == nil && (l.recycle() || l.reclaimOldest() || l.prepare() || l.improve()) {
@@ -108,14 +110,13 @@ func (l *Log) keeper() {
 		// With many partitions a look costs something, and each of them asks for one when it has moved: at most a tenth
 		// of the time is spent on looking in vain.
 		if took := min(l.keeperState.took, maxLook); took > minLook {
-			retry.Reset(9 * took)
 			select {
-			case <-retry.C:
+			case <-time.After(9 * took):
 			case <-l.stop:
 				return
 			}
 		}
-		retry.Reset(l.o.retry)
+		l.keeperState.took = 0
 		select {
 		case <-l.keep:
 		case <-retry.C:
