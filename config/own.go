@@ -26,7 +26,7 @@ func ownDefs() []*Def {
 		text("remote.cache.dir", null, "The directory of that cache; without it, one beside the log."),
 		integer("remote.request.timeout.ms", "30000", "How long one request to the bucket may take.", 100, anyHigh),
 
-		long("wal.max.bytes", "0", "How much disk the log may use; 0: 80 % of what is free for it at the start, which prints it.", 0, anyHigh, or0(16<<20)),
+		long("wal.max.bytes", "0", "How much disk the log may use, at most 90 % of it; 0: 80 % of what is free for it at the start, which prints it.", 0, anyHigh, or0(16<<20)),
 		long("wal.segment.bytes", "268435456", "The size of one file of the log; where wal.max.bytes is small and this is not set, an eighth of it.", 1<<20, 4<<30),
 		long("wal.queue.bytes", "0", "How much may wait to be written to the log; 0: a share of memory.max.bytes.", 0, anyHigh),
 		long("wal.cache.bytes", "0", "Memory for the newest batches; 0: a share of memory.max.bytes, at most 128 MiB (what is older is read through the page cache).", 0, anyHigh),

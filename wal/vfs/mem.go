@@ -341,13 +341,13 @@ func (m *Mem) Lock(name string) (io.Closer, error) {
 }
 
 // Free implements FS.
-func (m *Mem) Free(string) (int64, error) {
+func (m *Mem) Free(string) (free, size int64, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.limit == 0 {
-		return 1 << 40, nil
+		return 1 << 40, 1 << 40, nil
 	}
-	return max(m.limit-m.used(), 0), nil
+	return max(m.limit-m.used(), 0), m.limit, nil
 }
 
 func (m *Mem) used() (n int64) {

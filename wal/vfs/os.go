@@ -72,7 +72,10 @@ func (OS) Lock(name string) (io.Closer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	for err = unix.EINTR; err == unix.EINTR; {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil {
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("%w: %s", ErrLocked, name)
@@ -83,12 +86,15 @@ func (OS) Lock(name string) (io.Closer, error) {
 }
 
 // Free implements FS.
-func (OS) Free(dir string) (int64, error) {
+func (OS) Free(dir string) (free, size int64, err error) {
 	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return 0, err
+	for {
+		if err := unix.Statfs(dir, &st); err == nil {
+			return int64(st.Bavail) * int64(st.Bsize), int64(st.Blocks) * int64(st.Bsize), nil
+		} else if err != unix.EINTR {
+			return 0, 0, err
+		}
 	}
-	return int64(st.Bavail) * int64(st.Bsize), nil
 }
 
 // Sync is fdatasync: for a file whose blocks were written before, it writes data and no metadata.

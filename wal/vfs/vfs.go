@@ -21,7 +21,8 @@ type FS interface {
 	MkdirAll(dir string) error
 	SyncDir(dir string) error
 	Lock(name string) (io.Closer, error) // exclusive, ends with the process; ErrLocked
-	Free(dir string) (int64, error)      // bytes
+	// Free is how many bytes the disk that holds dir has left, and how many it has in all.
+	Free(dir string) (free, size int64, err error)
 }
 
 // File is an open file. A write is durable once a Sync that began after it has returned without error; until then

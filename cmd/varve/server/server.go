@@ -305,27 +305,18 @@ func trimNewline(v string) string {
 	return v
 }
 
-// openLog opens the write-ahead log. Its bound, if none is set, is 80 % of
-// what the log has and could have of its disk.
+// openLog opens the write-ahead log.
 func (s *Server) openLog(clusterID string, checkpoint func(), telling func(bool)) (*wal.Log, error) {
 	c := s.o.Config
 	fs := s.o.FS
 	if fs == nil {
 		fs = vfs.OS{}
 	}
-	free, err := fs.Free(c.LogDir)
+	free, size, err := fs.Free(c.LogDir)
 	if err != nil {
 		return nil, fmt.Errorf("log.dirs: %w", err)
 	}
-	bound, disk := c.WALMaxBytes, free+used(c.LogDir)
-	switch most := disk / 10 * 9; {
-	case bound == 0:
-		bound = disk / 10 * 8
-		s.log.Info("wal.max.bytes is not set: the log may use 80 % of its disk's free space", "bytes", bound, "dir", c.LogDir)
-	case bound > most:
-		s.log.Warn("wal.max.bytes is more than the disk has: the log may use 90 % of what is free", "wal.max.bytes", bound, "bytes", most, "dir", c.LogDir)
-		bound = most
-	}
+	bound := s.logBound(free, size, used(c.LogDir))
 	events := s.metrics.walEvents()
 	events.Telling = telling
 	l, err := wal.Open(wal.Options{
@@ -343,6 +334,30 @@ func (s *Server) openLog(clusterID string, checkpoint func(), telling func(bool)
 		return nil, fmt.Errorf("log.dirs: %w", err)
 	}
 	return l, nil
+}
+
+// logBound is wal.max.bytes, or, if that is not set, 80 % of what the log has
+// and could have of its disk. What others have taken of the disk for now does
+// not count against what was set: where they leave no room the disk is full,
+// which passes when they do, while a bound stays as it is.
+func (s *Server) logBound(free, size, used int64) int64 {
+	c := s.o.Config
+	bound := c.WALMaxBytes
+	if bound == 0 {
+		// Not less than it has: a restart on a disk that has become full is no
+		// reason to be at the bound as well.
+		bound = max((free+used)/10*8, used)
+		s.log.Info("wal.max.bytes is not set: the log may use 80 % of its disk's free space", "bytes", bound, "dir", c.LogDir)
+		return bound
+	}
+	if most := size / 10 * 9; bound > most {
+		s.log.Warn("wal.max.bytes is more than the disk has: the log may use 90 % of the disk", "wal.max.bytes", bound, "bytes", most, "dir", c.LogDir)
+		bound = most
+	}
+	if bound > free+used {
+		s.log.Warn("the disk has less room than wal.max.bytes: the log is full when the disk is", "wal.max.bytes", bound, "bytes", free+used, "dir", c.LogDir)
+	}
+	return bound
 }
 
 // used is how much of its disk the log has already.

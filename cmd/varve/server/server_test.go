@@ -158,7 +158,7 @@ type beforeLog struct {
 	f func()
 }
 
-func (b beforeLog) Free(dir string) (int64, error) {
+func (b beforeLog) Free(dir string) (free, size int64, err error) {
 	b.f()
 	return b.OS.Free(dir)
 }
