@@ -187,6 +187,86 @@ func TestShortWrites(t *testing.T) {
 	mustClose(t, l)
 }
 
+// TestShortReads lets each read end early once, in turn, while the log is opened and while it is read. That is an error
+// and never the end of the log: what a disk does not give now must not be cut off.
+func TestShortReads(t *testing.T) {
+	mem := vfs.NewMem()
+	fs := vfs.NewFaulty(mem)
+	o := testOptions(fs)
+	o.CacheBytes = 1
+	o.IndexBytes = 1 // runs are read from the footers again
+	l := mustOpen(t, o)
+	p := l.Create([16]byte{1}, 0, 0, nil, nil, nil)
+	var want []byte
+	const records = 80
+	for i := range int64(records) {
+		want = append(want, mustAppend(t, l, p, i, 1, 3000)...)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	whole := func(what string) {
+		t.Helper()
+		_, end := l.Bounds(p)
+		got, err := readAll(l, p, 0, end, 50_000)
+		if r := l.Partitions()[0]; err != nil || end != records || r.Suspect || !bytes.Equal(got, want) {
+			t.Fatalf("%s: %d bytes of %d, end %d, %v; %+v", what, len(got), len(want), end, err, r)
+		}
+	}
+	refused := 0
+	for n := int32(1); ; n++ {
+		var count atomic.Int32
+		fs.Decide(func(op vfs.Op, name string) vfs.Fault {
+			if op == vfs.OpRead && count.Add(1) == n {
+				return vfs.Fault{Short: 1 + int(n)*37%2000}
+			}
+			return vfs.Fault{}
+		})
+		var err error
+		if l, err = Open(o); err != nil {
+			if !errors.Is(err, syscall.EIO) {
+				t.Fatalf("read %d: %v", n, err)
+			}
+			refused++
+			fs.Decide(nil)
+			l = mustOpen(t, o)
+		}
+		fs.Decide(nil)
+		whole(fmt.Sprintf("read %d of the start ended early", n))
+		l.Close()
+		if count.Load() < n {
+			break
+		}
+	}
+	if refused == 0 {
+		t.Error("no start was refused")
+	}
+	l = mustOpen(t, o)
+	failed := 0
+	for n := int32(1); n < 2*records; n += 3 {
+		var count atomic.Int32
+		fs.Decide(func(op vfs.Op, name string) vfs.Fault {
+			if op == vfs.OpRead && count.Add(1) == n {
+				return vfs.Fault{Short: 1 + int(n)*37%2000}
+			}
+			return vfs.Fault{}
+		})
+		got, err := readAll(l, p, 0, records, 1)
+		fs.Decide(nil)
+		switch {
+		case err == nil && !bytes.Equal(got, want), err != nil && !errors.Is(err, syscall.EIO):
+			t.Fatalf("read %d ended early: %d bytes, %v", n, len(got), err)
+		case err != nil:
+			failed++
+		}
+	}
+	if failed == 0 {
+		t.Error("no read failed")
+	}
+	whole("afterwards")
+	mustClose(t, l)
+}
+
 func TestReadFlips(t *testing.T) {
 	noLeak(t)
 	fs := vfs.NewFaulty(vfs.NewMem())

@@ -3,6 +3,7 @@ package vfs
 import (
 	"io"
 	"sync"
+	"syscall"
 )
 
 // Op names an operation for fault injection.
@@ -24,7 +25,7 @@ const (
 // Fault is what happens to an operation. The zero value is that it goes well.
 type Fault struct {
 	Err   error // returned
-	Short int   // of a write: so many bytes are written before Err, or before io.ErrShortWrite without one
+	Short int   // of a write: so many bytes are written before Err, or before io.ErrShortWrite without one; of a read likewise, EIO without one
 	Flip  int   // of a read that goes well: this bit of what was read is flipped, counted from 1
 }
 
@@ -113,6 +114,15 @@ type faultyFile struct {
 
 func (f *faultyFile) ReadAt(p []byte, off int64) (int, error) {
 	x := f.fs.fault(OpRead, f.name)
+	if x.Short > 0 && x.Short < len(p) {
+		n, err := f.File.ReadAt(p[:x.Short], off)
+		if err == nil {
+			if err = x.Err; err == nil {
+				err = syscall.EIO
+			}
+		}
+		return n, err
+	}
 	if x.Err != nil {
 		return 0, x.Err
 	}
