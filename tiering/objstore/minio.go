@@ -1,7 +1,6 @@
 package objstore
 
 import (
-	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -12,7 +11,6 @@ import (
 	"net/http"
 	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/minio/minio-go/v7"
@@ -60,12 +58,9 @@ func openMinio(ctx context.Context, loc Location, o Options) (Bucket, error) {
 // minioCredentials takes the file the URL names, or the first complete pair of the environment.
 func minioCredentials(loc Location, log *slog.Logger) (*credentials.Credentials, error) {
 	if loc.CredentialsFile != "" {
-		p := &fileCredentials{path: loc.CredentialsFile}
+		p := &minioFile{file: openCredentials(loc.CredentialsFile, log)}
 		if _, err := p.Retrieve(); err != nil {
 			return nil, err
-		}
-		if info, err := os.Stat(p.path); err == nil && info.Mode().Perm()&0o077 != 0 {
-			log.Warn("object store credentials can be read by others", "file", p.path, "mode", info.Mode().Perm().String())
 		}
 		return credentials.New(p), nil
 	}
@@ -83,74 +78,6 @@ func minioCredentials(loc Location, log *slog.Logger) (*credentials.Credentials,
 		return credentials.NewStaticV4(id, secret, token), nil
 	}
 	return nil, fmt.Errorf("%w: no credentials (set MINIO_ROOT_USER and MINIO_ROOT_PASSWORD, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a file in ?credentials_file=/path)", ErrDenied)
-}
-
-// fileCredentials reads an access key and a secret from a file, again when the file changes: rotation needs no restart.
-// The file has the two on a line each, or lines NAME=value with the names of the environment variables.
-type fileCredentials struct {
-	path string
-
-	mu      sync.Mutex
-	modTime time.Time
-	looked  time.Time
-}
-
-func (f *fileCredentials) Retrieve() (credentials.Value, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	file, err := os.Open(f.path)
-	if err != nil {
-		return credentials.Value{}, fmt.Errorf("%w: credentials file: %w", ErrDenied, err)
-	}
-	defer file.Close()
-	info, err := file.Stat()
-	if err != nil {
-		return credentials.Value{}, fmt.Errorf("%w: credentials file: %w", ErrDenied, err)
-	}
-	v := credentials.Value{SignerType: credentials.SignatureV4}
-	s := bufio.NewScanner(io.LimitReader(file, 64<<10))
-	var plain []string
-	for s.Scan() {
-		line := strings.TrimSpace(s.Text())
-		if line == "" || strings.HasPrefix(line, "#") {
-			continue
-		}
-		name, value, found := strings.Cut(line, "=")
-		switch name = strings.ToUpper(strings.TrimSpace(name)); {
-		case found && (name == "MINIO_ROOT_USER" || name == "MINIO_ACCESS_KEY" || name == "AWS_ACCESS_KEY_ID"):
-			v.AccessKeyID = strings.TrimSpace(value)
-		case found && (name == "MINIO_ROOT_PASSWORD" || name == "MINIO_SECRET_KEY" || name == "AWS_SECRET_ACCESS_KEY"):
-			v.SecretAccessKey = strings.TrimSpace(value)
-		case found && name == "AWS_SESSION_TOKEN":
-			v.SessionToken = strings.TrimSpace(value)
-		default:
-			plain = append(plain, line)
-		}
-	}
-	if v.AccessKeyID == "" && v.SecretAccessKey == "" && len(plain) == 2 {
-		v.AccessKeyID, v.SecretAccessKey = plain[0], plain[1]
-	}
-	if v.AccessKeyID == "" || v.SecretAccessKey == "" {
-		// The lines themselves are not quoted: one of them is the secret.
-		return credentials.Value{}, fmt.Errorf("%w: credentials file %s: want two lines, access key and secret, or NAME=value with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", ErrDenied, f.path)
-	}
-	f.modTime, f.looked = info.ModTime(), time.Now()
-	return v, nil
-}
-
-func (f *fileCredentials) RetrieveWithCredContext(*credentials.CredContext) (credentials.Value, error) {
-	return f.Retrieve()
-}
-
-func (f *fileCredentials) IsExpired() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if time.Since(f.looked) < 5*time.Second {
-		return false
-	}
-	f.looked = time.Now()
-	info, err := os.Stat(f.path)
-	return err == nil && !info.ModTime().Equal(f.modTime)
 }
 
 func (d *minioDriver) classify(ctx context.Context, err error) error {

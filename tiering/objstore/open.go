@@ -79,7 +79,7 @@ type Location struct {
 	SkipCheck bool
 
 	Profile         string // s3: of the shared configuration files
-	CredentialsFile string // minio: two lines, or NAME=value lines
+	CredentialsFile string // two lines, or NAME=value lines
 	Attempts        int    // tries of one request inside the client library
 	PartSize        int64  // bytes of a part of a multipart upload
 	PartThreshold   int64  // largest body sent as one PUT
@@ -158,7 +158,7 @@ func ParseURL(raw string) (Location, error) {
 	allowed := []string{"create", "check"}
 	switch u.Scheme {
 	case "s3":
-		allowed = append(allowed, "region", "endpoint", "path_style", "profile", "attempts", "part_size", "part_threshold", "part_concurrency", "sign_payload", "conditional")
+		allowed = append(allowed, "region", "endpoint", "path_style", "profile", "credentials_file", "attempts", "part_size", "part_threshold", "part_concurrency", "sign_payload", "conditional")
 		if u.Port() != "" || strings.Contains(u.Host, ":") {
 			return fail("%q looks like host:port; a bucket name comes first in s3://bucket/prefix, the server goes into ?endpoint=http://host:port (or use minio://host:port/bucket)", u.Host)
 		}
@@ -224,6 +224,9 @@ func ParseURL(raw string) (Location, error) {
 			if len(loc.Prefix) > MaxKeyBytes/2 {
 				return fail("prefix of %d bytes leaves no room for keys; at most %d", len(loc.Prefix), MaxKeyBytes/2)
 			}
+		}
+		if loc.Profile != "" && loc.CredentialsFile != "" {
+			return fail("profile and credentials_file are both given; one of them is where the credentials come from")
 		}
 		if u.Scheme == "s3" && loc.Endpoint != "" && !q.Has("path_style") {
 			loc.PathStyle = true

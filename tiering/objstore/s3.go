@@ -25,7 +25,8 @@ import (
 )
 
 // s3Driver speaks to Amazon S3, and to stores that behave like it, through the AWS SDK. Credentials come from the
-// standard chain: environment, shared files, web identity, container and instance roles; rotation is the chain's.
+// standard chain (environment, shared files, web identity, container and instance roles), where rotation is the chain's,
+// or from a file that is read again.
 type s3Driver struct {
 	c      *s3.Client
 	bucket *string
@@ -54,6 +55,9 @@ func openS3(ctx context.Context, loc Location, o Options) (Bucket, error) {
 	}
 	if loc.Profile != "" {
 		load = append(load, config.WithSharedConfigProfile(loc.Profile))
+	}
+	if loc.CredentialsFile != "" {
+		load = append(load, config.WithCredentialsProvider(awsFile{openCredentials(loc.CredentialsFile, o.Logger)}))
 	}
 	cfg, err := config.LoadDefaultConfig(ctx, load...)
 	if err != nil {
@@ -108,7 +112,7 @@ func (d deniedCredentials) Retrieve(ctx context.Context) (aws.Credentials, error
 		return aws.Credentials{}, fmt.Errorf("%w: no AWS credentials", ErrDenied)
 	}
 	c, err := d.CredentialsProvider.Retrieve(ctx)
-	if err != nil && ctx.Err() == nil {
+	if err != nil && ctx.Err() == nil && !errors.Is(err, ErrDenied) {
 		err = fmt.Errorf("%w: no AWS credentials (set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or run under a role): %s", ErrDenied, short(err.Error(), 200))
 	}
 	return c, err
