@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -446,6 +447,61 @@ func TestOutage(t *testing.T) {
 			t.Errorf("%+v, %v", s, x.Healthy())
 		}
 		w.clean(x, f, slow)
+	})
+}
+
+// F33: the pauses between attempts double up to their bound, and those of many brokers
+// that failed at one moment end at moments of their own.
+func TestBackoff(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		o := &Options{MinBackoff: 200 * time.Millisecond, MaxBackoff: 30 * time.Second}
+		brokers := make([]*pauser, 50)
+		for i := range brokers {
+			brokers[i] = &pauser{}
+		}
+		err := fmt.Errorf("put: %w", objstore.ErrThrottled)
+		for fails := range 12 {
+			want := min(o.MinBackoff<<fails, o.MaxBackoff)
+			now := time.Now()
+			var ends []time.Duration
+			for _, p := range brokers {
+				if !p.begin(now) {
+					t.Fatalf("after %d failures: no attempt is allowed when the pause is over", fails)
+				}
+				if fails > 0 && p.begin(now) {
+					t.Fatalf("after %d failures: two attempts at a time", fails)
+				}
+				p.end(err, o)
+				d := p.until.Sub(now)
+				if d < want/2 || d > want*3/2 {
+					t.Errorf("after %d failures: a pause of %v, want about %v", fails+1, d, want)
+				}
+				if p.begin(now.Add(d-1)) || p.running != 0 {
+					t.Fatalf("after %d failures: an attempt within the pause", fails+1)
+				}
+				ends = append(ends, d)
+			}
+			slices.Sort(ends)
+			if spread := ends[len(ends)-1] - ends[0]; len(slices.Compact(ends)) < 45 || spread < want/2 {
+				t.Errorf("after %d failures: the pauses of 50 brokers lie within %v", fails+1, spread)
+			}
+			time.Sleep(2 * want)
+		}
+		// A success ends it at once, and another failure begins anew.
+		p := brokers[0]
+		if !p.begin(time.Now()) {
+			t.Fatal("no attempt")
+		}
+		p.end(nil, o)
+		for range 2 {
+			if !p.begin(time.Now()) {
+				t.Error("there is a pause after a success")
+			}
+		}
+		p.end(err, o)
+		if d := time.Until(p.until); d > o.MinBackoff*3/2 {
+			t.Errorf("a pause of %v after the first failure", d)
+		}
 	})
 }
 

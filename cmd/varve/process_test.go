@@ -310,22 +310,30 @@ func (l *ledger) produce(cl *kgo.Client, topic string, stop <-chan struct{}, ref
 // check reads the topic and compares it with what was acknowledged.
 func (l *ledger) check(p *process, topic string) {
 	p.t.Helper()
+	l.checkFrom(p, topic, 0)
+}
+
+// checkFrom is check of the records from an offset on.
+func (l *ledger) checkFrom(p *process, topic string, from int64) {
+	p.t.Helper()
 	l.mu.Lock()
 	want := make(map[int64]uint64, len(l.at))
 	last := int64(-1)
 	for o, n := range l.at {
-		want[o] = n
-		last = max(last, o)
+		if o >= from {
+			want[o] = n
+			last = max(last, o)
+		}
 	}
 	l.mu.Unlock()
 	if last < 0 {
 		p.t.Fatal("nothing was acknowledged")
 	}
-	cl := p.client(kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	cl := p.client(kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().At(from)))
 	defer cl.Close()
 	ctx, cancel := context.WithTimeout(p.t.Context(), time.Minute)
 	defer cancel()
-	found, next := 0, int64(0)
+	found, next := 0, from
 	for next <= last {
 		fs := cl.PollFetches(ctx)
 		if err := fs.Err(); err != nil {
