@@ -38,14 +38,7 @@ func decide(p Policy, o *Options, w pending, nowMs int64, jitter float64, urgent
 	if w.bytes >= target(p, o) {
 		return own
 	}
-	limit := o.FlushInterval.Milliseconds()
-	if p.FlushIntervalMs > 0 {
-		limit = p.FlushIntervalMs
-	}
-	if p.SegmentMs > 0 {
-		limit = min(limit, max(1, p.SegmentMs-int64(jitter*float64(p.SegmentJitterMs))))
-	}
-	switch due := age >= limit || urgent; {
+	switch due := age >= flushAge(p, o, jitter) || urgent; {
 	case due && w.bytes >= o.OwnBytes:
 		return own
 	case due:
@@ -54,6 +47,29 @@ func decide(p Policy, o *Options, w pending, nowMs int64, jitter float64, urgent
 		return follow
 	}
 	return wait // soon in an object of its own
+}
+
+// flushAge is how old (ms) the oldest record gets before it must go.
+func flushAge(p Policy, o *Options, jitter float64) int64 {
+	limit := o.FlushInterval.Milliseconds()
+	if p.FlushIntervalMs > 0 {
+		limit = p.FlushIntervalMs
+	}
+	if p.SegmentMs > 0 {
+		limit = min(limit, max(1, p.SegmentMs-int64(jitter*float64(p.SegmentJitterMs))))
+	}
+	return limit
+}
+
+// restsUntil is until when (ms) a verdict of wait or follow stands if nothing is added, 0 if that is not known.
+func restsUntil(p Policy, o *Options, w pending, jitter float64) int64 {
+	if p.CopyLagMs != 0 && p.CopyLagBytes != 0 {
+		return 0
+	}
+	if p.CopyDisabled {
+		return math.MaxInt64 // a change of that is found by the look that is due anyway
+	}
+	return w.oldestMs + flushAge(p, o, jitter)
 }
 
 // lags tells whether the records are still to be held back from the bucket: as

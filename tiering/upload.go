@@ -37,7 +37,7 @@ func (t *Tier) uploadLoop() {
 	timer := time.NewTimer(tick)
 	defer timer.Stop()
 	var pause pauser
-	idle, waiting := 0, false
+	idle, next := 0, time.Time{}
 	for {
 		woken := false
 		select {
@@ -48,8 +48,8 @@ func (t *Tier) uploadLoop() {
 			woken = true
 		}
 		idle++
-		if moved := t.moved.Swap(false); moved || woken || waiting || idle >= idleTicks {
-			waiting = t.schedule(&pause)
+		if moved := t.moved.Swap(false); moved || woken || idle >= idleTicks || !time.Now().Before(next) || t.urgent() {
+			next = t.schedule(&pause)
 			idle = 0
 		}
 		timer.Reset(tick)
@@ -107,23 +107,26 @@ func bucketFault(err error) bool {
 	return objstore.ClassOf(err) != objstore.ClassOther || errors.Is(err, ErrCorrupt) || errors.Is(err, ErrForeign)
 }
 
-// schedule starts what is due. waiting: there is more to upload, or to read back.
-func (t *Tier) schedule(pause *pauser) (waiting bool) {
+func (t *Tier) urgent() bool { return t.o.Urgent != nil && t.o.Urgent() }
+
+// schedule starts what is due, and tells when it has to look again even if nothing moves.
+func (t *Tier) schedule(pause *pauser) (again time.Time) {
 	now := time.Now()
-	urgent := t.o.Urgent != nil && t.o.Urgent()
+	urgent := t.urgent()
+	again = now.Add(time.Hour)
 	var big, small []candidate
 	due := false
 	for _, l := range t.leaders() {
-		waiting = waiting || l.unread.Load()
 		if l.unread.Load() && !l.busy.Load() && l.ctx.Err() == nil {
+			again = now
 			t.spawn(func() { t.readBackLater(l) })
 		}
 		next := l.next.Load()
 		if l.r.HighWatermark() <= next {
 			continue
 		}
-		waiting = true
 		if l.busy.Load() || l.ctx.Err() != nil || !l.ready(now) {
+			again = now
 			continue
 		}
 		c := candidate{l: l}
@@ -138,6 +141,11 @@ func (t *Tier) schedule(pause *pauser) (waiting bool) {
 			due = due || c.verdict == flush
 			small = append(small, c)
 		}
+		if c.verdict == own || c.verdict == flush {
+			again = now
+		} else if at := time.UnixMilli(restsUntil(p, &t.o, c.pending, l.jitter(next))); at.Before(again) {
+			again = at
+		}
 	}
 	byAge := func(a, b candidate) int { return int(min(max(a.oldestMs-b.oldestMs, -1), 1)) }
 	if due {
@@ -151,7 +159,7 @@ func (t *Tier) schedule(pause *pauser) (waiting bool) {
 				n++
 			}
 			if !t.start(pause, now, slices.Clone(small[:n])) {
-				return waiting
+				return again
 			}
 			small = small[n:]
 		}
@@ -159,10 +167,10 @@ func (t *Tier) schedule(pause *pauser) (waiting bool) {
 	slices.SortFunc(big, byAge)
 	for _, c := range big {
 		if !t.start(pause, now, []candidate{c}) {
-			return waiting
+			return again
 		}
 	}
-	return waiting
+	return again
 }
 
 // start begins one upload if there is a slot and memory for it.

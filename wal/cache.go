@@ -28,23 +28,6 @@ type cached struct {
 	id uint64
 }
 
-// add counts a chunk, remove one that is kept no more. Called with the partition's lock held.
-func (c *cache) add(x *chunk) {
-	if x.buf == nil {
-		c.bytes.Add(int64(len(x.bytes)))
-	} else if x.buf.Cached.Add(1) == 1 {
-		c.bytes.Add(int64(x.buf.Charge()))
-	}
-}
-
-func (c *cache) remove(x *chunk) {
-	if x.buf == nil {
-		c.bytes.Add(-int64(len(x.bytes)))
-	} else if x.buf.Cached.Add(-1) == 0 {
-		c.bytes.Add(-int64(x.buf.Charge()))
-	}
-}
-
 // trimCache takes note of the chunks of a block that is durable, and lets go of the oldest until the bound holds. What
 // is not durable can only be read from memory and is never let go. It is the completer that calls it, after it has told
 // the block's callers.
@@ -55,16 +38,25 @@ func (l *Log) trimCache(items []item) {
 			f.push(cached{it.p, it.chunk})
 		}
 	}
+	var p *part // locked
 	for f.n > 0 && l.cache.bytes.Load() > l.o.CacheBytes {
 		v := f.popFront()
-		v.p.mu.Lock()
+		if v.p != p {
+			if p != nil {
+				p.mu.Unlock()
+			}
+			p = v.p
+			p.mu.Lock()
+		}
 		// It may be gone: cut off, or its partition dropped.
-		if v.p.mem.n > 0 && v.p.mem.at(0).id == v.id {
-			l.let(v.p.mem.popFront())
+		if p.mem.n > 0 && p.mem.at(0).id == v.id {
+			l.let(p.mem.popFront())
 		} else {
 			l.cache.blank.Add(-1)
 		}
-		v.p.mu.Unlock()
+	}
+	if p != nil {
+		p.mu.Unlock()
 	}
 	if n := l.cache.blank.Load(); n >= minBlank && n > int64(f.n/2) {
 		var kept ring[cached]
@@ -87,10 +79,12 @@ func (p *part) has(id uint64) bool {
 	return i < p.mem.n && p.mem.at(i).id == id
 }
 
+// let gives up a chunk that is not in its partition's mem any more. Called with the partition's lock held.
 func (l *Log) let(x chunk) {
-	l.cache.remove(&x)
-	if x.buf != nil {
-		x.buf.Release()
+	if x.buf == nil {
+		l.cache.bytes.Add(-int64(len(x.bytes)))
+	} else if n := int64(x.buf.Charge()); x.buf.ReleaseCached() {
+		l.cache.bytes.Add(-n)
 	}
 }
 

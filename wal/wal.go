@@ -515,24 +515,26 @@ func (l *Log) Append(a *Append) {
 		return
 	}
 	it.p, it.buf = p, a.Buf
+	charge := int64(len(a.Run))
 	if a.Buf != nil {
 		// One reference for the write, one for the cache: a truncation may drop the second before the first is done.
-		a.Buf.Retain()
-		a.Buf.Retain()
+		charge = 0
+		if a.Buf.RetainCached() {
+			charge = int64(a.Buf.Charge())
+		}
 	}
 	p.chunks++
 	it.chunk = p.chunks
 	if !l.enqueue(&it) {
 		if a.Buf != nil {
 			a.Buf.Release()
-			a.Buf.Release()
+			a.Buf.ReleaseCached()
 		}
 		return
 	}
+	l.cache.bytes.Add(charge)
 	// The completer does not look before it has this lock.
-	x := chunk{id: it.chunk, base: it.base, next: it.next, maxTS: it.maxTS, bytes: it.payload, buf: it.buf}
-	l.cache.add(&x)
-	p.mem.push(x)
+	p.mem.push(chunk{id: it.chunk, base: it.base, next: it.next, maxTS: it.maxTS, bytes: it.payload, buf: it.buf})
 	p.end = it.next
 }
 

@@ -39,6 +39,7 @@ var (
 	rounds  = flag.Int("rounds", 1, "how often to measure each, floor and broker in turn")
 	dir     = flag.String("dir", "", "where to put data; a temporary directory by default")
 	keep    = flag.String("cpuprofile", "", "write a CPU profile of the broker while it is produced to, to this file")
+	matrix  = flag.Bool("matrix", false, "what a request costs the broker over sizes, partitions (1, 100, 10,000) and connections (1, 100, 1,000); -conns, -depth and -partitions do not count")
 	floor   = flag.String("floor-server", "", "run the bare server at this address (used by the command itself)")
 )
 
@@ -65,6 +66,9 @@ func run() error {
 		}
 		defer os.RemoveAll(d)
 		tmp = d
+	}
+	if *matrix {
+		return runMatrix(tmp)
 	}
 	fmt.Printf("%d connections, %d in flight each, %d partitions, %d s each; broker and load share this machine's cores\n", *conns, *depth, *parts, *seconds)
 	fmt.Printf("%-8s %-9s %-7s %10s %12s %14s %12s\n", "what", "request", "server", "MB/s", "requests/s", "CPU s/GB", "of floor")
@@ -175,7 +179,7 @@ func measure(tmp string, size int) error {
 				go profile(s.admin, fmt.Sprintf("%s.%d", *keep, size))
 			}
 		}
-		r := load(s, func(part int32) []byte { return produceFrame(part, raw) }, nil)
+		r := load(s, func(part int32) []byte { return produceFrame(part, raw) })
 		report("produce", size, name, r, size, &floorProduce, bare)
 		from := func(int32) int64 { return 0 } // the floor serves what it is asked for
 		if !bare {
@@ -183,7 +187,7 @@ func measure(tmp string, size int) error {
 				return err
 			}
 		}
-		r = load(s, func(part int32) []byte { return fetchFrame(part, from(part), size) }, raw)
+		r = load(s, func(part int32) []byte { return fetchFrame(part, from(part), size) })
 		report("fetch", size, name, r, 0, &floorFetch, bare)
 		s.stop()
 	}
@@ -193,7 +197,11 @@ func measure(tmp string, size int) error {
 type result struct {
 	requests, bytes int64 // bytes of answers
 	took, cpu       time.Duration
+	costs           map[string]float64 // what else the broker has used; see server.costs
 }
+
+// frameBytes bounds what a connection keeps of frames for different partitions.
+const frameBytes = 4 << 20
 
 func report(what string, size int, name string, r result, perRequest int, floor *float64, bare bool) {
 	bytes := float64(r.requests) * float64(perRequest)
@@ -211,8 +219,9 @@ func report(what string, size int, name string, r result, perRequest int, floor 
 }
 
 // load keeps depth requests in flight on each connection for the measured
-// time, after a second of warming up.
-func load(s *server, frame func(part int32) []byte, _ []byte) result {
+// time, after a second of warming up. Each connection goes round partitions of
+// its own, as many as there are frames for.
+func load(s *server, frame func(part int32) []byte) result {
 	var requests, bytes atomic.Int64
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
@@ -226,9 +235,23 @@ func load(s *server, frame func(part int32) []byte, _ []byte) result {
 		go func() {
 			defer wg.Done()
 			defer c.Close()
-			req := frame(int32(i % *parts))
+			var frames [][]byte
+			for part := i % *parts; part < *parts && (len(frames) == 0 || len(frames)*len(frames[0]) < frameBytes); part += *conns {
+				if f := frame(int32(part)); f != nil {
+					frames = append(frames, f)
+				}
+			}
+			if len(frames) == 0 {
+				return
+			}
+			next := 0
+			send := func() error {
+				_, err := c.Write(frames[next%len(frames)])
+				next++
+				return err
+			}
 			for range *depth {
-				c.Write(req)
+				send()
 			}
 			br := bufio.NewReaderSize(c, 64<<10)
 			var size [4]byte
@@ -249,16 +272,21 @@ func load(s *server, frame func(part int32) []byte, _ []byte) result {
 					return
 				default:
 				}
-				if _, err := c.Write(req); err != nil {
+				if send() != nil {
 					return
 				}
 			}
 		}()
 	}
 	time.Sleep(time.Second)
+	costs := s.costs()
 	r0, b0, c0, t0 := requests.Load(), bytes.Load(), s.cpu(), time.Now()
 	time.Sleep(time.Duration(*seconds) * time.Second)
-	r := result{requests.Load() - r0, bytes.Load() - b0, time.Since(t0), s.cpu() - c0}
+	r := result{requests.Load() - r0, bytes.Load() - b0, time.Since(t0), s.cpu() - c0, nil}
+	r.costs = s.costs()
+	for k := range r.costs {
+		r.costs[k] -= costs[k]
+	}
 	close(stop)
 	wg.Wait()
 	return r
@@ -296,7 +324,7 @@ func produceFrame(part int32, raw []byte) []byte {
 }
 
 // tail tells where in each partition the newest records begin, some requests'
-// worth.
+// worth: below zero if there are none.
 func tail(addr string, size int) (func(part int32) int64, error) {
 	cl, err := kgo.NewClient(kgo.SeedBrokers(addr))
 	if err != nil {
@@ -310,13 +338,16 @@ func tail(addr string, size int) (func(part int32) int64, error) {
 	behind := int64(4 * max(size/1000, 1))
 	return func(part int32) int64 {
 		end, _ := ends.Lookup("wire", part)
-		return max(end.Offset-behind, 0)
+		return max(end.Offset-behind, min(end.Offset-1, 0))
 	}, nil
 }
 
 // fetchFrame asks for the same newest records again and again: about size
 // bytes, from near the end of what has been produced.
 func fetchFrame(part int32, from int64, size int) []byte {
+	if from < 0 {
+		return nil
+	}
 	req := kmsg.NewPtrFetchRequest()
 	req.SetVersion(12)
 	req.ReplicaID, req.MaxWaitMillis, req.MinBytes, req.MaxBytes = -1, 100, 1, int32(size)

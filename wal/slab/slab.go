@@ -37,13 +37,13 @@ const (
 type Buf struct {
 	mem   []byte // the whole size class
 	n     int
-	refs  atomic.Int32
 	class int8 // -1: not pooled
-
-	// Cached belongs to the log that the buffer was appended to: how often its cache counts it. Whoever else holds the
-	// buffer leaves it alone.
-	Cached atomic.Int32
+	// count has the references in its lower half, and in its upper half how many of them are a cache's: one word, as
+	// every change of it is a cache line on its way from one processor to another.
+	count atomic.Int64
 }
+
+const cached = 1<<32 + 1 // a reference of a cache
 
 var (
 	pools [small]sync.Pool
@@ -103,7 +103,7 @@ func Get(n int) *Buf {
 	c := classOf(n)
 	if c < 0 {
 		b := &Buf{mem: make([]byte, n), n: n, class: -1}
-		b.refs.Store(1)
+		b.count.Store(1)
 		inUse.Add(int64(n))
 		return b
 	}
@@ -117,7 +117,7 @@ func Get(n int) *Buf {
 		b = &Buf{mem: make([]byte, sizeOf(c)), class: int8(c)}
 	}
 	b.n = n
-	b.refs.Store(1)
+	b.count.Store(1)
 	inUse.Add(int64(len(b.mem)))
 	return b
 }
@@ -154,15 +154,34 @@ func (b *Buf) Bytes() []byte { return b.mem[:b.n:b.n] }
 func (b *Buf) Charge() int { return len(b.mem) }
 
 // Retain adds a reference. The caller must hold one.
-func (b *Buf) Retain() {
-	if r := b.refs.Add(1); r <= 1 {
+func (b *Buf) Retain() { b.added(b.count.Add(1), 1) }
+
+// RetainCached adds two references, one of them that of a cache, which ends with ReleaseCached. first: no other cache's
+// reference was there, so that a buffer which a cache holds several times is charged once. The caller must hold a reference.
+func (b *Buf) RetainCached() (first bool) {
+	c := b.count.Add(cached + 1)
+	b.added(c, 2)
+	return c>>32 == 1
+}
+
+// ReleaseCached gives up a cache's reference. last: there is no other one.
+func (b *Buf) ReleaseCached() (last bool) {
+	c := b.count.Add(-cached)
+	b.released(int32(c))
+	return c>>32 == 0
+}
+
+func (b *Buf) added(count int64, n int32) {
+	if r := int32(count); r <= n {
 		panic(fmt.Sprintf("slab: retain of a released buffer (references now %d)", r))
 	}
 }
 
 // Release gives up one reference. The last one returns the buffer to its pool.
-func (b *Buf) Release() {
-	switch r := b.refs.Add(-1); {
+func (b *Buf) Release() { b.released(int32(b.count.Add(-1))) }
+
+func (b *Buf) released(refs int32) {
+	switch r := refs; {
 	case r > 0:
 		return
 	case r < 0:

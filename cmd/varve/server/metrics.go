@@ -1,6 +1,7 @@
 package server
 
 import (
+	"regexp"
 	"runtime"
 	"sync"
 	"time"
@@ -252,5 +253,8 @@ func (m *metrics) watch(s *Server) {
 	})
 	m.gauge("varve_uptime_seconds", "Time since the broker started.", func() float64 { return time.Since(s.started).Seconds() })
 	m.gauge("varve_memory_max_bytes", "Bound of memory (memory.max.bytes).", func() float64 { return float64(s.memory.total) })
-	m.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.reg.MustRegister(collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics(
+		// Where time goes that no other figure shows: waiting for locks, and the collector.
+		collectors.GoRuntimeMetricsRule{Matcher: regexp.MustCompile(`^/sync/mutex/wait/total:seconds$|^/cpu/classes/gc/total:cpu-seconds$`)},
+	)), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 }
