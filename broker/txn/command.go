@@ -39,10 +39,9 @@ type (
 	}
 	// MarkersWritten says that partitions have the marker which a Markers asked for, or need none since they exist no more.
 	MarkersWritten struct {
-		ID            string
-		ProducerID    int64
-		ProducerEpoch int16
-		Topics        []Topic
+		ID     string
+		Order  uint64 // as in Markers
+		Topics []Topic
 	}
 	// Tick is due at the id's Deadline. While markers are out it asks again for those that are missing.
 	Tick struct{ ID string }
@@ -124,13 +123,20 @@ type Reply struct {
 	Response kmsg.Response
 }
 
-// Markers asks for a marker in each of the partitions. They are to be written until it is done or the partition is gone,
-// for as long as this coordinator is the leader: there is no other way on for the transaction. They may be written twice.
+// Markers asks for a marker in each of the partitions. It is to be tried until it is done or the partition is gone, for as
+// long as this coordinator leads: there is no other way on for the transaction.
+//
+// A partition may get the same marker twice, but none may still be on its way to it when MarkersWritten says that it has
+// it: the next transaction of a producer that keeps its epoch begins right after, and would be ended by it.
+//
+// Order tells transactions apart; producer id and epoch do not, as long as a producer keeps them. It means something to
+// this shard alone. Of one transaction it is always the same.
 type Markers struct {
 	ID                 string
+	Order              uint64 // set by Settle
 	ProducerID         int64
 	ProducerEpoch      int16
-	CoordinatorEpoch   int32 // as of Loaded
+	CoordinatorEpoch   int32 // set by Settle
 	Commit             bool
 	TransactionVersion int8 // from 2 on the epoch is above that of the transaction's records, and leaders may insist on it
 	Topics             []Topic

@@ -10,7 +10,6 @@ import (
 // turn is the handling of one command.
 type turn struct {
 	cfg   *Config
-	epoch int32
 	now   time.Time
 	id    string
 	e     *entry // nil if the shard does not know the id
@@ -21,7 +20,7 @@ type turn struct {
 
 // Handle decides what a command leads to and changes nothing: see the package comment for what to do with the result.
 func (s *Shard) Handle(now time.Time, c Command) Result {
-	t := &turn{cfg: &s.cfg, epoch: s.epoch, now: now, id: c.TransactionalID(), fresh: -1}
+	t := &turn{cfg: &s.cfg, now: now, id: c.TransactionalID(), fresh: -1}
 	if given, ok := c.(*Supplied); ok {
 		c, t.fresh = given.Command, given.ProducerID
 	}
@@ -154,7 +153,8 @@ func (t *turn) init(c *Init) {
 		// Before all else: the producer may name an id that it was told of and that is current only after the markers.
 		refuse(codeConcurrentTransactions)
 		return
-	case expects && req.ProducerID != m.producerID && !(req.ProducerID == m.previousID && exhausted(req.ProducerEpoch)):
+	case expects && req.ProducerEpoch > lastClientEpoch, // nobody was ever told that one
+		expects && req.ProducerID != m.producerID && !(req.ProducerID == m.previousID && exhausted(req.ProducerEpoch)):
 		refuse(codeProducerFenced)
 		return
 	case m.state == Ongoing && expects && (req.ProducerID != m.producerID || req.ProducerEpoch != m.epoch):
@@ -299,7 +299,7 @@ func (t *turn) add(id int64, epoch int16, topics []Topic, version int16) (code i
 		return codeConcurrentTransactions
 	case m.producerID != id:
 		return codeInvalidProducerIDMapping
-	case m.epoch != epoch:
+	case m.epoch != epoch, epoch > lastClientEpoch:
 		return codeProducerFenced
 	case m.state == Ongoing && hasAll(m.topics, topics):
 		return codeNone
@@ -356,7 +356,7 @@ func (t *turn) endKeeping(c *End) (code int16) {
 	switch {
 	case m.producerID != c.Req.ProducerID:
 		return codeInvalidProducerIDMapping
-	case m.epoch != c.Req.ProducerEpoch:
+	case m.epoch != c.Req.ProducerEpoch, m.epoch > lastClientEpoch:
 		return codeProducerFenced
 	case m.state.prepared():
 		return codeConcurrentTransactions
@@ -382,8 +382,8 @@ func (t *turn) endKeeping(c *End) (code int16) {
 func (t *turn) endBumping(c *End) {
 	req, m := c.Req, t.m
 	refuse := func(code int16) { t.reply(c.Token, endReply(c, -1, -1, code)) }
-	current := m.producerID == req.ProducerID && m.epoch == req.ProducerEpoch
-	repeated := m.producerID == req.ProducerID && req.ProducerEpoch >= 0 && m.epoch == bumped(req.ProducerEpoch) && !current ||
+	current := m.producerID == req.ProducerID && m.epoch == req.ProducerEpoch && m.epoch <= lastClientEpoch
+	repeated := m.producerID == req.ProducerID && req.ProducerEpoch >= 0 && int(m.epoch) == int(req.ProducerEpoch)+1 ||
 		m.previousID == req.ProducerID && m.epoch == 0 && req.ProducerEpoch == lastClientEpoch
 	ended := m.state == CompleteCommit || m.state == CompleteAbort
 	switch {
@@ -417,9 +417,6 @@ func (t *turn) endBumping(c *End) {
 	id, epoch := t.prepare(to, req.Commit, m.epoch, NoteAborting)
 	t.reply(c.Token, endReply(c, id, epoch, codeNone))
 }
-
-// lastClientEpoch is the highest epoch that a client may have.
-const lastClientEpoch = 1<<15 - 2
 
 // bump is the transaction with its epoch bumped, and a new producer id in store if that was the last.
 func (t *turn) bump() (to metadata, ok bool) {
@@ -465,7 +462,7 @@ func (t *turn) prepare(to metadata, commit bool, last int16, aborts NoteKind) (i
 		t.move(after)
 		t.note(Note{Kind: NoteComplete})
 	} else {
-		t.r.Markers = markersOf(t.id, t.m, t.epoch, t.m.topics)
+		t.r.Markers = markersOf(t.id, t.m, t.m.topics)
 	}
 	return after.producerID, after.epoch
 }
@@ -475,7 +472,7 @@ func (t *turn) prepare(to metadata, commit bool, last int16, aborts NoteKind) (i
 // markersWritten takes note of markers; the last makes the transaction complete. News of another transaction, or of markers
 // of which there was news before, is old.
 func (t *turn) markersWritten(c *MarkersWritten) {
-	if t.e == nil || !t.m.state.prepared() || t.m.producerID != c.ProducerID || t.m.epoch != c.ProducerEpoch {
+	if t.e == nil || !t.m.state.prepared() || t.e.order != c.Order {
 		return
 	}
 	news := map[place]struct{}{}
@@ -503,7 +500,7 @@ func (t *turn) tick() {
 	switch {
 	case t.e == nil:
 	case t.m.state.prepared():
-		t.r.Markers = t.e.missing(t.id, t.epoch)
+		t.r.Markers = markersOf(t.id, t.m, t.e.left())
 	case t.m.state == Ongoing && t.m.timeout != noTimeout &&
 		!t.now.Before(time.UnixMilli(t.m.started).Add(time.Duration(t.m.timeout)*time.Millisecond)):
 		t.fence(NoteTimedOut)

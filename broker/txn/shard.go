@@ -49,6 +49,7 @@ type Shard struct {
 	epoch   int32 // of the coordinator
 	entries map[string]*entry
 	bytes   int64
+	orders  uint64 // counts Prepare records
 }
 
 // entry is what a shard knows of one transactional id.
@@ -59,6 +60,7 @@ type entry struct {
 
 	last     int16 // the epoch before the current one, if its producer may still name it; -1 none
 	unmarked map[place]struct{}
+	order    uint64 // of the markers
 }
 
 // place is a partition that has no marker yet.
@@ -139,6 +141,8 @@ func (s *Shard) Apply(r Record) error {
 	}
 	e.m, e.last, e.unmarked = *m, m.lastEpoch(), nil
 	if m.state.prepared() {
+		s.orders++
+		e.order = s.orders
 		e.unmarked = make(map[place]struct{}, count(m.topics))
 		for _, t := range m.topics {
 			for _, p := range t.Partitions {
@@ -150,9 +154,13 @@ func (s *Shard) Apply(r Record) error {
 	return nil
 }
 
-// Settle takes over the part of a result that is not in the log. It comes after Apply of the result's records.
+// Settle takes over the part of a result that is not in the log. It comes after Apply of the result's records; the
+// coordinator's epoch may have changed since Handle, so the markers that are to be written get theirs now.
 func (s *Shard) Settle(_ time.Time, r Result) {
 	e := s.entries[r.ID]
+	if r.Markers != nil {
+		r.Markers.CoordinatorEpoch, r.Markers.Order = s.epoch, e.order
+	}
 	if !r.settles || e == nil {
 		return
 	}
@@ -175,17 +183,16 @@ func (s *Shard) Loaded(epoch int32) (markers []Markers) {
 	s.epoch = epoch
 	for _, id := range s.IDs() {
 		if e := s.entries[id]; e.m.state.prepared() {
-			markers = append(markers, *e.missing(id, epoch))
+			m := markersOf(id, e.m, e.left())
+			m.CoordinatorEpoch, m.Order = epoch, e.order
+			markers = append(markers, *m)
 		}
 	}
 	return markers
 }
 
-// missing asks for the markers that are not written.
-func (e *entry) missing(id string, epoch int32) *Markers { return markersOf(id, e.m, epoch, e.left()) }
-
-func markersOf(id string, m metadata, epoch int32, topics []Topic) *Markers {
-	return &Markers{ID: id, ProducerID: m.producerID, ProducerEpoch: m.epoch, CoordinatorEpoch: epoch, Commit: m.state == PrepareCommit,
+func markersOf(id string, m metadata, topics []Topic) *Markers {
+	return &Markers{ID: id, ProducerID: m.producerID, ProducerEpoch: m.epoch, CoordinatorEpoch: -1, Commit: m.state == PrepareCommit,
 		TransactionVersion: int8(min(m.version, bumps)), Topics: topics}
 }
 

@@ -20,7 +20,7 @@ import (
 //	add CLIENT ID by=P to=t/0,t/1 [v=N] [verify]
 //	add-offsets CLIENT ID by=P partition=N [v=N]
 //	commit|abort CLIENT ID by=P [v=N]
-//	written ID by=P in=t/0,t/1    markers are written
+//	written ID in=t/0,t/1 [older=N]   the markers asked for last, or N times before, are written
 //	wait D; tick ID; expire
 //	describe ID; list [states=..] [ids=..] [longer=D] [pattern=..]; show
 //	dry            the next need of a producer id finds none
@@ -208,7 +208,9 @@ func (s *story) command(t *testing.T, d *datadriven.TestData) {
 		s.do(&End{Token: ask(), Req: req})
 	case "written":
 		c := &MarkersWritten{ID: a.pos(0), Topics: a.topics("in")}
-		c.ProducerID, c.ProducerEpoch = a.producer("by")
+		if e := s.shard.entries[a.pos(0)]; e != nil {
+			c.Order = e.order - uint64(a.num("older", 0))
+		}
 		s.do(c)
 	case "tick":
 		s.do(&Tick{ID: a.pos(0)})

@@ -98,9 +98,11 @@ var before = [...][]State{
 
 func legal(from, to State) bool { return slices.Contains(before[to], from) }
 
-// exhausted says that an epoch is the last that a client may have. The one above is kept for the coordinator, which must
-// be able to fence whoever has this one.
-func exhausted(epoch int16) bool { return epoch >= math.MaxInt16-1 }
+// lastClientEpoch is the highest epoch that a client may have. The one above is kept for the coordinator, which must be
+// able to fence whoever has this one.
+const lastClientEpoch = math.MaxInt16 - 1
+
+func exhausted(epoch int16) bool { return epoch >= lastClientEpoch }
 
 // bumped is the next epoch. Above the highest there is none: such an epoch is never a client's.
 func bumped(epoch int16) int16 {
@@ -148,7 +150,7 @@ func (m metadata) lastEpoch() int16 {
 	case m.version < bumps || m.state < PrepareCommit || m.state > CompleteAbort:
 		return -1
 	case m.epoch == 0:
-		return math.MaxInt16 - 1 // the producer id is a new one
+		return lastClientEpoch // the producer id is a new one
 	}
 	return m.epoch - 1
 }

@@ -61,7 +61,7 @@ abort a x by=1000/3
 ----
 -> a: CONCURRENT_TRANSACTIONS
 
-written x by=1000/3 in=t/0
+written x in=t/0
 ----
 append x: CompleteCommit 1000/3 version=2 timeout=60000ms updated=1000000 started=1000000
 

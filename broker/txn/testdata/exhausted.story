@@ -16,7 +16,7 @@ append x: PrepareCommit 500/32766 version=2 timeout=3000ms updated=1000000 start
 -> a: ok, producer 500/32766
 markers x 500/32766 commit coordinator=8 version=2 t[0]
 
-written x by=500/32766 in=t/0
+written x in=t/0
 ----
 append x: CompleteCommit 500/32766 version=2 timeout=3000ms updated=1000000 started=1000000
 
@@ -56,7 +56,7 @@ reload
 ----
 markers x 500/32767 commit coordinator=9 version=2 t[0]
 
-written x by=500/32767 in=t/0
+written x in=t/0
 ----
 append x: CompleteCommit 1000/0 previous=500 version=2 timeout=3000ms updated=1000000 started=1000000
 
@@ -157,7 +157,7 @@ abort a x by=500/32766
 ----
 -> a: CONCURRENT_TRANSACTIONS
 
-written x by=500/32767 in=t/0
+written x in=t/0
 ----
 append x: CompleteAbort 1002/0 previous=500 version=2 timeout=3000ms updated=1005000 started=1000000
 
@@ -192,7 +192,7 @@ note: fenced 500/32767 partitions=1 age=0s
 -> b: CONCURRENT_TRANSACTIONS
 markers x 500/32767 abort coordinator=8 version=0 t[0]
 
-written x by=500/32767 in=t/0
+written x in=t/0
 ----
 append x: CompleteAbort 500/32767 previous=-1 timeout=3000ms updated=1000000 started=1000000
 
@@ -227,13 +227,20 @@ reload
 
 abort a x by=500/32766
 ----
+append x: PrepareAbort 500/32767 next=1000 version=2 timeout=3000ms updated=1000000 started=1000000
+append x: CompleteAbort 1000/0 previous=500 version=2 timeout=3000ms updated=1000000 started=1000000
+-> a: ok, producer 1000/0
 
 abort a x by=500/32766
 ----
+-> a: ok, producer 1000/0
 
 # A producer that names an epoch that nobody may have is no other one's successor.
 abort a x by=1000/-1
 ----
+-> a: PRODUCER_FENCED
 
 init a x expect=1000/32766
 ----
+append x: Empty 1000/0 version=2 timeout=60000ms updated=1000000
+-> a: producer 1000/0

@@ -70,7 +70,7 @@ wait 14m
 expire
 ----
 
-written z by=1002/1 in=t/0
+written z in=t/0
 ----
 append z: CompleteCommit 1002/1 version=2 timeout=60000ms updated=5440000 started=1000000
 
@@ -80,7 +80,7 @@ append y: PrepareCommit 1001/2 version=2 timeout=900000ms updated=5440000 starte
 -> b: ok, producer 1001/2
 markers y 1001/2 commit coordinator=7 version=2 t[0]
 
-written y by=1001/2 in=t/0
+written y in=t/0
 ----
 append y: CompleteCommit 1001/2 version=2 timeout=900000ms updated=5440000 started=4600000
 

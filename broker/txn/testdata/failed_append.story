@@ -63,7 +63,7 @@ append x: PrepareAbort 1001/1 version=2 timeout=60000ms updated=1000000 started=
 -> a: ok, producer 1001/1
 markers x 1001/1 abort coordinator=7 version=2 t[0]
 
-written x by=1001/1 in=t/0
+written x in=t/0
 ----
 append x: CompleteAbort 1001/1 version=2 timeout=60000ms updated=1000000 started=1000000
 

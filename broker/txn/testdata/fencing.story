@@ -23,7 +23,7 @@ init b x
 ----
 -> b: CONCURRENT_TRANSACTIONS
 
-written x by=1000/1 in=t/0
+written x in=t/0
 ----
 append x: CompleteAbort 1000/1 version=2 timeout=60000ms updated=1005000 started=1000000
 
@@ -128,7 +128,7 @@ note: fenced 1000/1 partitions=1 age=0s
 -> b: CONCURRENT_TRANSACTIONS
 markers x 1000/1 abort coordinator=7 version=0 t[0]
 
-written x by=1000/1 in=t/0
+written x in=t/0
 ----
 append x: CompleteAbort 1000/1 previous=-1 timeout=60000ms updated=1000000 started=1000000
 

@@ -37,7 +37,7 @@ add leader x by=1000/1 to=t/0 v=5
 ----
 -> leader: [x t/0 CONCURRENT_TRANSACTIONS]
 
-written x by=1000/1 in=t/1,u/5
+written x in=t/1,u/5
 ----
 
 describe x
@@ -45,20 +45,20 @@ describe x
 x PrepareCommit 1000/1 timeout=30000ms start=1000000 __consumer_offsets[7] t[0 2]
 
 # News that is old or makes no sense changes nothing.
-written x by=1000/1 in=t/1,v/9
+written x in=t/1,v/9
 ----
 
-written x by=1000/0 in=t/0,t/2,__consumer_offsets/7
+written x older=1 in=t/0,t/2,__consumer_offsets/7
 ----
 
-written y by=1000/1 in=t/0
+written y in=t/0
 ----
 
-written x by=1000/1 in=t/0,t/2,__consumer_offsets/7
+written x in=t/0,t/2,__consumer_offsets/7
 ----
 append x: CompleteCommit 1000/1 version=2 timeout=30000ms updated=1002000 started=1000000
 
-written x by=1000/1 in=t/0
+written x in=t/0
 ----
 
 describe x
@@ -76,7 +76,7 @@ append x: PrepareAbort 1000/2 version=2 timeout=30000ms updated=1002000 started=
 -> a: ok, producer 1000/2
 markers x 1000/2 abort coordinator=7 version=2 t[0]
 
-written x by=1000/2 in=t/0
+written x in=t/0
 ----
 append x: CompleteAbort 1000/2 version=2 timeout=30000ms updated=1002000 started=1002000
 

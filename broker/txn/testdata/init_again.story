@@ -59,7 +59,7 @@ note: fenced 1000/4 partitions=1 age=0s
 -> a: CONCURRENT_TRANSACTIONS
 markers x 1000/4 abort coordinator=7 version=2 t[0]
 
-written x by=1000/4 in=t/0
+written x in=t/0
 ----
 append x: CompleteAbort 1000/4 version=2 timeout=60000ms updated=1000000 started=1000000
 
@@ -87,7 +87,7 @@ append y: PrepareCommit 1001/1 version=2 timeout=60000ms updated=1000000 started
 -> a: ok, producer 1001/1
 markers y 1001/1 commit coordinator=7 version=2 t[0]
 
-written y by=1001/1 in=t/0
+written y in=t/0
 ----
 append y: CompleteCommit 1001/1 version=2 timeout=60000ms updated=1000000 started=1000000
 

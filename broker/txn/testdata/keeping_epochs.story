@@ -45,7 +45,7 @@ init a x v=4
 ----
 -> a: CONCURRENT_TRANSACTIONS
 
-written x by=1000/0 in=__consumer_offsets/12,t/0,t/1
+written x in=__consumer_offsets/12,t/0,t/1
 ----
 append x: CompleteCommit 1000/0 timeout=60000ms updated=1000000 started=1000000
 
@@ -69,7 +69,7 @@ append x: PrepareAbort 1000/0 timeout=60000ms updated=1000000 started=1000000 __
 -> a: ok
 markers x 1000/0 abort coordinator=7 version=0 __consumer_offsets[3]
 
-written x by=1000/0 in=__consumer_offsets/3
+written x in=__consumer_offsets/3
 ----
 append x: CompleteAbort 1000/0 timeout=60000ms updated=1000000 started=1000000
 
@@ -98,3 +98,41 @@ abort a x by=1000/1 v=4
 show
 ----
 x: Empty 1000/1 timeout=60000ms updated=1000000
+
+# News that comes late is of a transaction that has the same producer id and epoch as the one that ends now, but is not it.
+add a x by=1000/1 to=t/0
+----
+append x: Ongoing 1000/1 timeout=60000ms updated=1000000 started=1000000 t[0]
+-> a: t/0 ok
+
+commit a x by=1000/1 v=4
+----
+append x: PrepareCommit 1000/1 timeout=60000ms updated=1000000 started=1000000 t[0]
+-> a: ok
+markers x 1000/1 commit coordinator=7 version=0 t[0]
+
+written x in=t/0
+----
+append x: CompleteCommit 1000/1 timeout=60000ms updated=1000000 started=1000000
+
+add a x by=1000/1 to=t/0
+----
+append x: Ongoing 1000/1 timeout=60000ms updated=1000000 started=1000000 t[0]
+-> a: t/0 ok
+
+commit a x by=1000/1 v=4
+----
+append x: PrepareCommit 1000/1 timeout=60000ms updated=1000000 started=1000000 t[0]
+-> a: ok
+markers x 1000/1 commit coordinator=7 version=0 t[0]
+
+written x older=1 in=t/0
+----
+
+describe x
+----
+x PrepareCommit 1000/1 timeout=60000ms start=1000000 t[0]
+
+written x in=t/0
+----
+append x: CompleteCommit 1000/1 timeout=60000ms updated=1000000 started=1000000

@@ -41,7 +41,7 @@ append y: PrepareAbort 1001/0 timeout=60000ms updated=1000000 started=1000000 t[
 -> b: ok
 markers y 1001/0 abort coordinator=7 version=0 t[1] u[0]
 
-written x by=1000/1 in=t/0
+written x in=t/0
 ----
 
 lead 8
@@ -57,7 +57,7 @@ markers x 1000/1 commit coordinator=8 version=2 t[1]
 fail 15
 ----
 
-written x by=1000/1 in=t/1
+written x in=t/1
 ----
 append fails
 
@@ -70,14 +70,14 @@ reload
 markers x 1000/1 commit coordinator=9 version=2 t[0 1]
 markers y 1001/0 abort coordinator=9 version=0 t[1] u[0]
 
-written x by=1000/1 in=t/0,t/1
+written x in=t/0,t/1
 ----
 append x: CompleteCommit 1000/1 version=2 timeout=60000ms updated=1000000 started=1000000
 
-written y by=1001/0 in=t/1
+written y in=t/1
 ----
 
-written y by=1001/0 in=u/0
+written y in=u/0
 ----
 append y: CompleteAbort 1001/0 timeout=60000ms updated=1000000 started=1000000
 
@@ -98,6 +98,6 @@ reload
 ----
 markers w 3000/4 abort coordinator=11 version=2
 
-written w by=3000/4
+written w
 ----
 append w: CompleteAbort 3000/4 version=2 timeout=3000ms updated=1000000 started=1000000

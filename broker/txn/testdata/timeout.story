@@ -49,7 +49,7 @@ abort a x by=1000/0
 ----
 -> a: CONCURRENT_TRANSACTIONS
 
-written x by=1000/1 in=t/0,t/1
+written x in=t/0,t/1
 ----
 append x: CompleteAbort 1000/1 version=2 timeout=10000ms updated=1074000 started=1060000
 
@@ -129,7 +129,7 @@ note: timed out 1000/1 partitions=1 age=10s
 markers x 1000/1 abort coordinator=7 version=0 t[0]
   at 10s
 
-written x by=1000/1 in=t/0
+written x in=t/0
 ----
 append x: CompleteAbort 1000/1 timeout=10000ms updated=1010000 started=1000000
 

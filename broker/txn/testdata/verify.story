@@ -38,7 +38,7 @@ add leader x by=1000/0 to=t/0 v=5 verify
 ----
 -> leader: [x t/0 CONCURRENT_TRANSACTIONS]
 
-written x by=1000/0 in=t/0,t/1
+written x in=t/0,t/1
 ----
 append x: CompleteCommit 1000/0 timeout=60000ms updated=1000000 started=1000000
 
