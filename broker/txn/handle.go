@@ -147,28 +147,28 @@ func (t *turn) init(c *Init) {
 		t.initialized(c, id, 0, -1)
 		return
 	}
-	m := t.m
+	m, last := t.m, t.e.last
+	current := req.ProducerID == m.producerID && req.ProducerEpoch == m.epoch && m.epoch <= lastClientEpoch
+	// The answer to a request that named the last epoch was lost. Nobody else can have got the current one, or the last would
+	// be forgotten.
+	repeated := last >= 0 && req.ProducerEpoch == last &&
+		(last < m.epoch && req.ProducerID == m.producerID || last > m.epoch && req.ProducerID == m.previousID)
 	switch {
 	case m.state.prepared():
-		// Before all else: the producer may name an id that it was told of and that is current only after the markers.
+		// Before all else: the producer may name an identity that it was told and that is current only after the markers.
 		refuse(codeConcurrentTransactions)
-		return
-	case expects && req.ProducerEpoch > lastClientEpoch, // nobody was ever told that one
-		expects && req.ProducerID != m.producerID && !(req.ProducerID == m.previousID && exhausted(req.ProducerEpoch)):
+	case expects && !current && !(repeated && m.state.atRest()):
+		// Were there a transaction, Kafka would abort it, though the one who asks is fenced already.
 		refuse(codeProducerFenced)
-		return
-	case m.state == Ongoing && expects && (req.ProducerID != m.producerID || req.ProducerEpoch != m.epoch):
-		// Kafka aborts here, though the one who asks is fenced already.
-		refuse(codeProducerFenced)
-		return
 	case m.state == Ongoing:
 		// The producer is told to ask again. Without an expected epoch it gets one above that of the abort then.
 		if t.fence(NoteFenced) {
 			refuse(codeConcurrentTransactions)
 		}
-		return
-	case !expects || req.ProducerEpoch == m.epoch:
-		last := int16(-1) // without an expected epoch whoever had the last one is fenced
+	case repeated:
+		t.initialized(c, m.producerID, m.epoch, last)
+	default:
+		last = -1 // whoever had an epoch until now is fenced
 		if expects {
 			last = m.epoch
 		}
@@ -177,11 +177,6 @@ func (t *turn) init(c *Init) {
 		} else if id, ok := t.unused(); ok {
 			t.initialized(c, id, 0, last)
 		}
-	case req.ProducerEpoch == t.e.last:
-		// The answer was lost. Nobody else can have got the current epoch, or the last one would be forgotten.
-		t.initialized(c, m.producerID, m.epoch, t.e.last)
-	default:
-		refuse(codeProducerFenced)
 	}
 }
 

@@ -293,8 +293,8 @@ func NewFilter(req *kmsg.ListTransactionsRequest) (f Filter, unknown []string, c
 // List answers a ListTransactions request, in order of ids. As in Kafka, an id that had no transaction since InitProducerId
 // passes for one that has run for ever.
 func (s *Shard) List(now time.Time, f Filter) (list []kmsg.ListTransactionsResponseTransactionState) {
-	for _, id := range s.IDs() {
-		m := s.entries[id].m
+	for id, e := range s.entries {
+		m := e.m
 		switch {
 		case !f.any && !f.states[m.state],
 			len(f.ids) > 0 && !slices.Contains(f.ids, m.producerID),
@@ -306,5 +306,8 @@ func (s *Shard) List(now time.Time, f Filter) (list []kmsg.ListTransactionsRespo
 		t.TransactionalID, t.ProducerID, t.TransactionState = id, m.producerID, m.state.String()
 		list = append(list, t)
 	}
+	slices.SortFunc(list, func(a, b kmsg.ListTransactionsResponseTransactionState) int {
+		return cmp.Compare(a.TransactionalID, b.TransactionalID)
+	})
 	return list
 }
