@@ -69,12 +69,13 @@ func TestRecordsWritten(t *testing.T) {
 		}
 	}
 	topics := []Topic{{"a", []int32{0, 2}}, {"b", []int32{7}}}
-	m := metadata{producerID: 42, previousID: 42, nextID: -1, epoch: 3, timeout: 60000, state: Ongoing, topics: topics, updated: 1700000000000, started: 1699999999000, version: 2}
+	m := metadata{producerID: 42, previousID: 42, nextID: -1, last: -1, epoch: 3, timeout: 60000, state: Ongoing, topics: topics, updated: 1700000000000, started: 1699999999000, version: 2}
 	ended := m
-	ended.state, ended.epoch, ended.nextID = PrepareCommit, 32767, 99
-	empty := metadata{producerID: 42, previousID: -1, nextID: -1, timeout: 1000, updated: 5, started: -1}
-	complete := metadata{producerID: 42, previousID: -1, nextID: -1, epoch: 3, timeout: 1000, state: CompleteAbort, updated: 5, started: 4}
-	for _, r := range []Record{recordOf("tx", m, 2), recordOf("tx", ended, 2), recordOf("tx", empty, 0), recordOf("tx", complete, 0), tombstone("tx")} {
+	ended.state, ended.epoch, ended.nextID, ended.last = PrepareCommit, 32767, 99, 32766
+	again := metadata{producerID: 42, previousID: 42, nextID: -1, epoch: 4, last: 3, timeout: 60000, updated: 1700000000000, started: -1}
+	empty := metadata{producerID: 42, previousID: -1, nextID: -1, last: -1, timeout: 1000, updated: 5, started: -1}
+	complete := metadata{producerID: 42, previousID: -1, nextID: -1, last: -1, epoch: 3, timeout: 1000, state: CompleteAbort, updated: 5, started: 4}
+	for _, r := range []Record{recordOf("tx", m, 2), recordOf("tx", ended, 2), recordOf("tx", again, 1), recordOf("tx", empty, 0), recordOf("tx", complete, 0), tombstone("tx")} {
 		w, ok := want[text(r)]
 		if !ok {
 			t.Errorf("%s is not in the file", text(r))
@@ -91,14 +92,14 @@ func samples() (rs []Record) {
 	topics := []Topic{{"t", []int32{0, 1}}}
 	for st := Empty; st <= CompleteAbort; st++ {
 		for version := range int16(3) {
-			rs = append(rs, recordOf("x", metadata{producerID: 5, previousID: 4, nextID: -1, epoch: 1, timeout: 1000, state: st, topics: topics, updated: 2, started: 1, version: version}, version))
+			rs = append(rs, recordOf("x", metadata{producerID: 5, previousID: 4, nextID: -1, last: -1, epoch: 1, timeout: 1000, state: st, topics: topics, updated: 2, started: 1, version: version}, version))
 		}
 	}
 	return append(rs, tombstone("x"))
 }
 
 func TestHostileRecords(t *testing.T) {
-	good := recordOf("x", metadata{producerID: 5, previousID: 4, nextID: -1, epoch: 1, state: Ongoing, topics: []Topic{{"t", []int32{0}}}}, 2)
+	good := recordOf("x", metadata{producerID: 5, previousID: 4, nextID: -1, last: -1, epoch: 1, state: Ongoing, topics: []Topic{{"t", []int32{0}}}}, 2)
 	// A million topics in few bytes, in both versions.
 	many0 := append([]byte{0, 0}, make([]byte, 15)...)
 	many0 = append(many0, 0, 15, 255, 255)
@@ -202,7 +203,7 @@ func TestCounts(t *testing.T) {
 		t.Error("an empty shard has a transaction")
 	}
 	for i, st := range []State{Empty, Ongoing, Ongoing, PrepareAbort, CompleteCommit} {
-		m := metadata{producerID: int64(i), previousID: -1, nextID: -1, state: st, started: int64(100 - i)}
+		m := metadata{producerID: int64(i), previousID: -1, nextID: -1, last: -1, state: st, started: int64(100 - i)}
 		if err := s.Apply(recordOf(string(rune('a'+i)), m, 2)); err != nil {
 			t.Fatal(err)
 		}

@@ -24,9 +24,10 @@ func (s *Shard) Handle(now time.Time, c Command) Result {
 	if given, ok := c.(*Supplied); ok {
 		c, t.fresh = given.Command, given.ProducerID
 	}
-	t.r.ID, t.r.cmd, t.r.last = t.id, c, -1
+	t.r.ID, t.r.cmd = t.id, c
 	if t.e = s.entries[t.id]; t.e != nil {
 		t.m, t.r.version, t.r.last = t.e.m, t.e.version, t.e.last
+		t.m.last = t.e.last
 	}
 	switch c := c.(type) {
 	case *Init:
@@ -88,7 +89,7 @@ func (t *turn) move(to metadata) {
 	}
 	to.previousID, to.updated = t.m.producerID, t.now.UnixMilli()
 	t.r.Records = append(t.r.Records, recordOf(t.id, to, t.cfg.TransactionVersion))
-	t.r.settles, t.r.ongoing = true, to.state == Ongoing
+	t.r.settles, t.r.last, t.r.ongoing = true, to.last, to.state == Ongoing
 	t.m = to
 }
 
@@ -143,15 +144,15 @@ func (t *turn) init(c *Init) {
 		if !ok {
 			return
 		}
-		t.m = metadata{producerID: id, nextID: -1, epoch: -1}
+		t.m = metadata{producerID: id, nextID: -1, epoch: -1, last: -1}
 		t.initialized(c, id, 0, -1)
 		return
 	}
-	m, last := t.m, t.e.last
+	m, last := t.m, t.m.last
 	current := req.ProducerID == m.producerID && req.ProducerEpoch == m.epoch && m.epoch <= lastClientEpoch
 	// The answer to a request that named the last epoch was lost. Nobody else can have got the current one, or the last would
 	// be forgotten.
-	repeated := last >= 0 && req.ProducerEpoch == last &&
+	repeated := last >= 0 && req.ProducerEpoch == last && m.epoch <= lastClientEpoch &&
 		(last < m.epoch && req.ProducerID == m.producerID || last > m.epoch && req.ProducerID == m.previousID)
 	switch {
 	case m.state.prepared():
@@ -182,10 +183,9 @@ func (t *turn) init(c *Init) {
 
 func (t *turn) initialized(c *Init, id int64, epoch, last int16) {
 	to := t.m
-	to.state, to.producerID, to.epoch = Empty, id, epoch
+	to.state, to.producerID, to.epoch, to.last = Empty, id, epoch, last
 	to.timeout, to.topics, to.started = c.Req.TransactionTimeoutMillis, nil, -1
 	t.move(to)
-	t.r.last = last
 	t.note(Note{Kind: NoteInitialized})
 	t.reply(c.Token, initReply(c, id, epoch, codeNone))
 }
@@ -231,7 +231,7 @@ func (t *turn) addPartitions(c *AddPartitions) {
 	}
 	version := int16(0)
 	if c.Version >= 4 {
-		version = min(bumps, t.cfg.TransactionVersion) // a partition asks so for clients that leave it to ask
+		version = bumps // a partition asks so for clients that leave it to ask
 	}
 	topics := make([]Topic, 0, len(c.Txn.Topics))
 	for _, at := range c.Txn.Topics {
@@ -260,10 +260,8 @@ func (t *turn) verify(c *AddPartitions) {
 			return code
 		case has(t.m.topics, topic, partition):
 			return codeNone
-		case c.Version < 5:
-			return codeInvalidTxnState // what it was called before
 		}
-		return codeTransactionAbortable
+		return codeTransactionAbortable // the broker that asks knows what its client understands
 	}))
 }
 
@@ -331,8 +329,8 @@ func (t *turn) end(c *End) {
 	switch {
 	case t.id == "":
 		code = codeInvalidRequest
-	case req.Version >= 5 && t.cfg.TransactionVersion < bumps:
-		code = codeUnsupportedVersion // the log could not hold what follows
+	case req.Version >= 5 && valueVersion(t.cfg.TransactionVersion) < flexibleVersion:
+		code = codeUnsupportedVersion // a record has no room for the next producer id
 	case t.e == nil:
 		code = codeInvalidProducerIDMapping
 	case req.Version >= 5:
@@ -358,7 +356,7 @@ func (t *turn) endKeeping(c *End) (code int16) {
 	case m.state == Ongoing:
 		to := m
 		to.version = 0
-		t.prepare(to, c.Req.Commit, t.r.last, NoteAborting)
+		t.prepare(to, c.Req.Commit, NoteAborting)
 		return codeNone
 	case m.state == CompleteCommit && c.Req.Commit, m.state == CompleteAbort && !c.Req.Commit:
 		return codeNone
@@ -372,15 +370,18 @@ func (t *turn) endKeeping(c *End) (code int16) {
 //	               abort               commit
 //	               repeated  current   repeated  current
 //	Empty          fenced    bump      fenced    refused
-//	CompleteAbort  told      bump      refused   refused
+//	CompleteAbort  told      bump      fenced    refused
 //	CompleteCommit refused   bump      told      refused
+//
+// A commit that finds the transaction aborted is no repetition: the coordinator was quicker. Kafka before 4.5 refuses it,
+// which clients take for a fault of their own (KAFKA-20785).
 func (t *turn) endBumping(c *End) {
 	req, m := c.Req, t.m
 	refuse := func(code int16) { t.reply(c.Token, endReply(c, -1, -1, code)) }
 	current := m.producerID == req.ProducerID && m.epoch == req.ProducerEpoch && m.epoch <= lastClientEpoch
-	repeated := m.producerID == req.ProducerID && req.ProducerEpoch >= 0 && int(m.epoch) == int(req.ProducerEpoch)+1 ||
-		m.previousID == req.ProducerID && m.epoch == 0 && req.ProducerEpoch == lastClientEpoch
-	ended := m.state == CompleteCommit || m.state == CompleteAbort
+	// After an end that bumped the epoch. Where the coordinator fenced without that, nobody is to get the epoch.
+	repeated := req.ProducerEpoch >= 0 && req.ProducerEpoch == m.endedFrom() && m.epoch <= lastClientEpoch &&
+		(m.producerID == req.ProducerID && m.epoch > 0 || m.previousID == req.ProducerID && m.epoch == 0)
 	switch {
 	case m.state.prepared():
 		refuse(codeConcurrentTransactions) // first, as for AddPartitionsToTxn
@@ -388,13 +389,16 @@ func (t *turn) endBumping(c *End) {
 	case m.producerID != req.ProducerID && !repeated:
 		refuse(codeInvalidProducerIDMapping)
 		return
-	case !current && !(ended && repeated):
+	case !current && !repeated:
 		refuse(codeProducerFenced)
 		return
 	case repeated:
-		if req.Commit == (m.state == CompleteCommit) {
+		switch {
+		case req.Commit == (m.state == CompleteCommit):
 			t.reply(c.Token, endReply(c, m.producerID, m.epoch, codeNone))
-		} else {
+		case req.Commit:
+			refuse(codeProducerFenced)
+		default:
 			refuse(codeInvalidTxnState)
 		}
 		return
@@ -409,7 +413,7 @@ func (t *turn) endBumping(c *End) {
 	if m.state != Ongoing {
 		to.started = t.now.UnixMilli() // there was nothing; Kafka's tools want a time
 	}
-	id, epoch := t.prepare(to, req.Commit, m.epoch, NoteAborting)
+	id, epoch := t.prepare(to, req.Commit, NoteAborting)
 	t.reply(c.Token, endReply(c, id, epoch, codeNone))
 }
 
@@ -421,7 +425,7 @@ func (t *turn) bump() (to metadata, ok bool) {
 			return to, false
 		}
 	}
-	to.epoch, to.version = bumped(to.epoch), bumps
+	to.last, to.epoch, to.version = to.epoch, bumped(to.epoch), bumps
 	return to, true
 }
 
@@ -429,28 +433,26 @@ func (t *turn) bump() (to metadata, ok bool) {
 // for anything. It is false if a producer id is needed first.
 func (t *turn) fence(why NoteKind) bool {
 	if t.cfg.TransactionVersion >= bumps {
-		last := t.m.epoch
 		to, ok := t.bump()
 		if ok {
-			t.prepare(to, false, last, why)
+			t.prepare(to, false, why)
 		}
 		return ok
 	}
 	to := t.m
-	to.epoch, to.version = bumped(to.epoch), 0
-	t.prepare(to, false, -1, why)
+	to.last, to.epoch, to.version = -1, bumped(to.epoch), 0
+	t.prepare(to, false, why)
 	return true
 }
 
 // prepare ends a transaction and returns with which identity its producer goes on. What has no partitions needs no markers:
 // both records are appended at once.
-func (t *turn) prepare(to metadata, commit bool, last int16, aborts NoteKind) (id int64, epoch int16) {
+func (t *turn) prepare(to metadata, commit bool, aborts NoteKind) (id int64, epoch int16) {
 	to.state = PrepareAbort
 	if commit {
 		to.state, aborts = PrepareCommit, NoteCommitting
 	}
 	t.move(to)
-	t.r.last = last
 	t.note(Note{Kind: aborts, Partitions: count(to.topics), Age: t.age()})
 	after := t.m.complete()
 	if len(to.topics) == 0 {

@@ -21,6 +21,9 @@ const (
 	keyVersion      = 0
 	maxValueVersion = 1
 	flexibleVersion = 1 // of values; from then on they have tags
+
+	// lastEpochTag is the last producer epoch, an int16, -1 if it is not there. Kafka writes it since 4.5 (KAFKA-20357).
+	lastEpochTag = 4
 )
 
 // valueVersion is the version in which values are written: the one with tags once transaction.version says that every
@@ -46,6 +49,9 @@ func recordOf(id string, m metadata, transactionVersion int16) Record {
 	v.State = kmsg.TransactionState(m.state)
 	v.LastUpdateTimestamp, v.StartTimestamp = m.updated, m.started
 	v.PreviousProducerID, v.NextProducerID, v.ClientTransactionVersion = m.previousID, m.nextID, m.version
+	if m.last != -1 {
+		v.UnknownTags.Set(lastEpochTag, binary.BigEndian.AppendUint16(nil, uint16(m.last)))
+	}
 	if m.state != Empty {
 		v.Topics = make([]kmsg.TxnMetadataValueTopic, 0, len(m.topics)) // null says Empty
 		for _, t := range m.topics {
@@ -100,6 +106,12 @@ func decode(r Record) (id string, m *metadata, err error) {
 		}
 		m.topics = union(nil, ts)
 	}
+	m.last = m.endedFrom() // all that records of old tell
+	v.UnknownTags.Each(func(tag uint32, b []byte) {
+		if tag == lastEpochTag && len(b) == 2 {
+			m.last = int16(binary.BigEndian.Uint16(b))
+		}
+	})
 	return id, m, nil
 }
 

@@ -58,7 +58,7 @@ type entry struct {
 	version int // counts Settle, to catch results that were overtaken
 	bytes   int64
 
-	last     int16 // the epoch before the current one, if its producer may still name it; -1 none
+	last     int16 // as in m; records without tags have no room for it
 	unmarked map[place]struct{}
 	order    uint64 // of the markers
 }
@@ -139,7 +139,7 @@ func (s *Shard) Apply(r Record) error {
 		e = &entry{}
 		s.entries[id] = e
 	}
-	e.m, e.last, e.unmarked = *m, m.lastEpoch(), nil
+	e.m, e.last, e.unmarked = *m, m.last, nil
 	if m.state.prepared() {
 		s.orders++
 		e.order = s.orders

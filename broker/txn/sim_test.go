@@ -70,7 +70,7 @@ func newSim(t testing.TB, src func() int) *sim {
 		if s.pick(2) == 0 {
 			continue
 		}
-		m := metadata{producerID: 500, previousID: -1, nextID: -1, epoch: int16(32760 + s.pick(7)), timeout: 10_000, started: -1, updated: s.now.UnixMilli()}
+		m := metadata{producerID: 500, previousID: -1, nextID: -1, last: -1, epoch: int16(32760 + s.pick(7)), timeout: 10_000, started: -1, updated: s.now.UnixMilli()}
 		s.apply(recordOf(id, m, s.cfg.TransactionVersion))
 		s.known[id] = append(s.known[id], identity{500, m.epoch})
 	}
@@ -177,7 +177,7 @@ func (s *sim) step() {
 	switch n := s.pick(16); n {
 	case 0:
 		s.now = s.now.Add(time.Duration(s.pick(5000)) * time.Millisecond)
-		if s.pick(12) == 0 {
+		if s.pick(6) == 0 {
 			s.now = s.now.Add(time.Hour)
 		}
 		s.tracef("time passes")
@@ -598,7 +598,8 @@ func (s *sim) replay() *Shard {
 		}
 	}
 	for id, e := range fresh.entries {
-		if live := s.shard.entries[id]; e.last != -1 && e.last != live.last {
+		// Below transaction.version 1 there is no room for it in a record.
+		if live := s.shard.entries[id]; e.last != live.last && (s.cfg.TransactionVersion > 0 || e.last != -1) {
 			s.failf("%s: the last epoch is %d after a replay, was %d", id, e.last, live.last)
 		}
 	}

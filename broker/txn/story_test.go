@@ -225,7 +225,7 @@ func (s *story) command(t *testing.T, d *datadriven.TestData) {
 	case "fail":
 		s.fail = int16(number(t, a.pos(0)))
 	case "log":
-		m := metadata{state: State(a.num("state", 0)), nextID: -1, timeout: int32(a.dur("timeout", 3*time.Second).Milliseconds()),
+		m := metadata{state: State(a.num("state", 0)), nextID: -1, last: -1, timeout: int32(a.dur("timeout", 3*time.Second).Milliseconds()),
 			topics: a.topics("in"), updated: s.now.UnixMilli(), started: s.now.UnixMilli(), version: int16(a.num("version", 0))}
 		m.producerID, m.epoch = a.producer("by")
 		m.previousID = m.producerID
@@ -474,6 +474,9 @@ func (m metadata) text() string {
 	if m.nextID != -1 {
 		s += fmt.Sprintf(" next=%d", m.nextID)
 	}
+	if m.last != -1 {
+		s += fmt.Sprintf(" last=%d", m.last)
+	}
 	if m.version != 0 {
 		s += fmt.Sprintf(" version=%d", m.version)
 	}
@@ -490,8 +493,8 @@ func dump(s *Shard) string {
 	for _, id := range s.IDs() {
 		e := s.entries[id]
 		fmt.Fprintf(&b, "%s: %s", id, e.m.text())
-		if e.last != -1 {
-			fmt.Fprintf(&b, " last=%d", e.last)
+		if e.last != e.m.last {
+			fmt.Fprintf(&b, " in memory: last=%d", e.last)
 		}
 		if e.m.state.prepared() {
 			fmt.Fprintf(&b, " unmarked:%s", places(e.left()))

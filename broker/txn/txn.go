@@ -5,8 +5,8 @@
 //
 //   - What is in the log: of each transactional id its producer id and epoch, the state of its transaction and the
 //     partitions in it. Only Apply changes it, at recovery and at run time alike.
-//   - What is lost with the leader: which partitions have their marker already, and the epoch that an id had before its
-//     last one. Only Settle takes from it; a Prepare record puts all its partitions back.
+//   - What is lost with the leader: which partitions have their marker already. Only Settle takes from it; a Prepare record
+//     puts all its partitions back.
 //
 // Handle decides and changes neither. The one commit point of a transition is the append of its records: until it
 // succeeded, the state is what it was before the command, and the command may be repeated.
@@ -125,6 +125,7 @@ type metadata struct {
 	previousID int64 // before the last transition; -1 unknown
 	nextID     int64 // while a transaction ends at an exhausted epoch: the producer id from then on; -1 none
 	epoch      int16
+	last       int16 // the epoch before, if its producer may still name it; -1 none
 	timeout    int32 // ms
 	state      State
 	topics     []Topic
@@ -143,9 +144,8 @@ func (m metadata) complete() metadata {
 	return m
 }
 
-// lastEpoch is what the log alone tells of the epoch before the current one: if every transaction has its own, the end of
-// one tells both. -1: nothing.
-func (m metadata) lastEpoch() int16 {
+// endedFrom is the epoch in which a transaction was that has ended, if the end bumped it; -1 otherwise.
+func (m metadata) endedFrom() int16 {
 	switch {
 	case m.version < bumps || m.state < PrepareCommit || m.state > CompleteAbort:
 		return -1

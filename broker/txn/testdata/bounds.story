@@ -57,6 +57,6 @@ append x: Ongoing 1000/0 timeout=60000ms updated=1000000 started=1000000 t[0 1] 
 
 abort a x by=1000/0
 ----
-append x: PrepareAbort 1000/1 version=2 timeout=60000ms updated=1000000 started=1000000 t[0 1] u[0]
+append x: PrepareAbort 1000/1 last=0 version=2 timeout=60000ms updated=1000000 started=1000000 t[0 1] u[0]
 -> a: ok, producer 1000/1
 markers x 1000/1 abort coordinator=7 version=2 t[0 1] u[0]

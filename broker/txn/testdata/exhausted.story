@@ -12,17 +12,17 @@ append x: Ongoing 500/32765 version=2 timeout=3000ms updated=1000000 started=100
 
 commit a x by=500/32765
 ----
-append x: PrepareCommit 500/32766 version=2 timeout=3000ms updated=1000000 started=1000000 t[0]
+append x: PrepareCommit 500/32766 last=32765 version=2 timeout=3000ms updated=1000000 started=1000000 t[0]
 -> a: ok, producer 500/32766
 markers x 500/32766 commit coordinator=8 version=2 t[0]
 
 written x in=t/0
 ----
-append x: CompleteCommit 500/32766 version=2 timeout=3000ms updated=1000000 started=1000000
+append x: CompleteCommit 500/32766 last=32765 version=2 timeout=3000ms updated=1000000 started=1000000
 
 add leader x by=500/32766 to=t/0 v=5
 ----
-append x: Ongoing 500/32766 version=2 timeout=3000ms updated=1000000 started=1000000 t[0]
+append x: Ongoing 500/32766 last=32765 version=2 timeout=3000ms updated=1000000 started=1000000 t[0]
 -> leader: [x t/0 ok]
 
 dry
@@ -35,7 +35,7 @@ no producer id
 
 commit a x by=500/32766
 ----
-append x: PrepareCommit 500/32767 next=1000 version=2 timeout=3000ms updated=1000000 started=1000000 t[0]
+append x: PrepareCommit 500/32767 next=1000 last=32766 version=2 timeout=3000ms updated=1000000 started=1000000 t[0]
 -> a: ok, producer 1000/0
 markers x 500/32767 commit coordinator=8 version=2 t[0]
 
@@ -58,7 +58,7 @@ markers x 500/32767 commit coordinator=9 version=2 t[0]
 
 written x in=t/0
 ----
-append x: CompleteCommit 1000/0 previous=500 version=2 timeout=3000ms updated=1000000 started=1000000
+append x: CompleteCommit 1000/0 previous=500 last=32766 version=2 timeout=3000ms updated=1000000 started=1000000
 
 # The answer was lost.
 commit a x by=500/32766
@@ -71,7 +71,7 @@ abort a x by=500/32766
 
 init a x expect=500/32766
 ----
-append x: Empty 1000/0 version=2 timeout=60000ms updated=1000000
+append x: Empty 1000/0 last=32766 version=2 timeout=60000ms updated=1000000
 -> a: producer 1000/0
 
 init a x expect=500/32765
@@ -80,7 +80,7 @@ init a x expect=500/32765
 
 show
 ----
-x: Empty 1000/0 version=2 timeout=60000ms updated=1000000 last=32766
+x: Empty 1000/0 last=32766 version=2 timeout=60000ms updated=1000000
 
 # Without a transaction InitProducerId does the same.
 log x state=0 by=500/32766
@@ -99,12 +99,12 @@ no producer id
 
 init a x expect=500/32766
 ----
-append x: Empty 1001/0 previous=500 timeout=60000ms updated=1000000
+append x: Empty 1001/0 previous=500 last=32766 timeout=60000ms updated=1000000
 -> a: producer 1001/0
 
 init a x expect=500/32766
 ----
-append x: Empty 1001/0 timeout=60000ms updated=1000000
+append x: Empty 1001/0 last=32766 timeout=60000ms updated=1000000
 -> a: producer 1001/0
 
 init b x
@@ -136,7 +136,7 @@ no producer id
 
 init b x
 ----
-append x: PrepareAbort 500/32767 next=1002 version=2 timeout=3000ms updated=1000000 started=1000000 t[0]
+append x: PrepareAbort 500/32767 next=1002 last=32766 version=2 timeout=3000ms updated=1000000 started=1000000 t[0]
 note: fenced 500/32767 partitions=1 age=0s
 -> b: CONCURRENT_TRANSACTIONS
 markers x 500/32767 abort coordinator=11 version=2 t[0]
@@ -148,7 +148,7 @@ wait 5s
 ----
 no producer id
   at 3s
-append y: PrepareAbort 2000/32767 next=1003 version=2 timeout=3000ms updated=1004000 started=1000000 t[0]
+append y: PrepareAbort 2000/32767 next=1003 last=32766 version=2 timeout=3000ms updated=1004000 started=1000000 t[0]
 note: timed out 2000/32767 partitions=1 age=4s
 markers y 2000/32767 abort coordinator=11 version=2 t[0]
   at 4s
@@ -159,7 +159,7 @@ abort a x by=500/32766
 
 written x in=t/0
 ----
-append x: CompleteAbort 1002/0 previous=500 version=2 timeout=3000ms updated=1005000 started=1000000
+append x: CompleteAbort 1002/0 previous=500 last=32766 version=2 timeout=3000ms updated=1005000 started=1000000
 
 abort a x by=500/32766
 ----
@@ -173,7 +173,7 @@ append x: Empty 1002/1 version=2 timeout=60000ms updated=1005000
 show
 ----
 x: Empty 1002/1 version=2 timeout=60000ms updated=1005000
-y: PrepareAbort 2000/32767 next=1003 version=2 timeout=3000ms updated=1004000 started=1000000 t[0] last=32766 unmarked: t[0]
+y: PrepareAbort 2000/32767 next=1003 last=32766 version=2 timeout=3000ms updated=1004000 started=1000000 t[0] unmarked: t[0]
 
 # Below version 2 an epoch above the last fences, and the next InitProducerId needs another id.
 config version=0
@@ -227,8 +227,8 @@ reload
 
 abort a x by=500/32766
 ----
-append x: PrepareAbort 500/32767 next=1000 version=2 timeout=3000ms updated=1000000 started=1000000
-append x: CompleteAbort 1000/0 previous=500 version=2 timeout=3000ms updated=1000000 started=1000000
+append x: PrepareAbort 500/32767 next=1000 last=32766 version=2 timeout=3000ms updated=1000000 started=1000000
+append x: CompleteAbort 1000/0 previous=500 last=32766 version=2 timeout=3000ms updated=1000000 started=1000000
 -> a: ok, producer 1000/0
 
 abort a x by=500/32766
@@ -243,3 +243,32 @@ abort a x by=1000/-1
 init a x expect=1000/32766
 ----
 -> a: PRODUCER_FENCED
+
+# Kafka before 4.4 did not write down which producer id comes next. Nobody gets the epoch that is left then.
+log x state=2 by=500/32767 version=2 in=t/0
+----
+
+reload
+----
+markers x 500/32767 commit coordinator=9 version=2 t[0]
+
+written x in=t/0
+----
+append x: CompleteCommit 500/32767 last=32766 version=2 timeout=3000ms updated=1000000 started=1000000
+
+commit a x by=500/32766
+----
+-> a: PRODUCER_FENCED
+
+init a x expect=500/32766
+----
+-> a: PRODUCER_FENCED
+
+commit a x by=500/32767
+----
+-> a: PRODUCER_FENCED
+
+init a x
+----
+append x: Empty 1001/0 previous=500 version=2 timeout=60000ms updated=1000000
+-> a: producer 1001/0

@@ -23,7 +23,7 @@ append z: Ongoing 1002/0 version=2 timeout=60000ms updated=1000000 started=10000
 
 commit c z by=1002/0
 ----
-append z: PrepareCommit 1002/1 version=2 timeout=60000ms updated=1000000 started=1000000 t[0]
+append z: PrepareCommit 1002/1 last=0 version=2 timeout=60000ms updated=1000000 started=1000000 t[0]
 -> c: ok, producer 1002/1
 markers z 1002/1 commit coordinator=7 version=2 t[0]
 
@@ -61,7 +61,7 @@ note: expired 1000/0 partitions=0 age=1h0m0s
 show
 ----
 y: Ongoing 1001/1 version=2 timeout=900000ms updated=4600000 started=4600000 t[0]
-z: PrepareCommit 1002/1 version=2 timeout=60000ms updated=1000000 started=1000000 t[0] last=0 unmarked: t[0]
+z: PrepareCommit 1002/1 last=0 version=2 timeout=60000ms updated=1000000 started=1000000 t[0] unmarked: t[0]
 
 # Markers that cannot be written keep the id; so does a transaction.
 wait 14m
@@ -72,17 +72,17 @@ expire
 
 written z in=t/0
 ----
-append z: CompleteCommit 1002/1 version=2 timeout=60000ms updated=5440000 started=1000000
+append z: CompleteCommit 1002/1 last=0 version=2 timeout=60000ms updated=5440000 started=1000000
 
 commit b y by=1001/1
 ----
-append y: PrepareCommit 1001/2 version=2 timeout=900000ms updated=5440000 started=4600000 t[0]
+append y: PrepareCommit 1001/2 last=1 version=2 timeout=900000ms updated=5440000 started=4600000 t[0]
 -> b: ok, producer 1001/2
 markers y 1001/2 commit coordinator=7 version=2 t[0]
 
 written y in=t/0
 ----
-append y: CompleteCommit 1001/2 version=2 timeout=900000ms updated=5440000 started=4600000
+append y: CompleteCommit 1001/2 last=1 version=2 timeout=900000ms updated=5440000 started=4600000
 
 wait 1h
 ----

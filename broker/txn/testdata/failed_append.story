@@ -59,17 +59,17 @@ append fails
 # It did not happen, so that the other end is still possible.
 abort a x by=1001/0
 ----
-append x: PrepareAbort 1001/1 version=2 timeout=60000ms updated=1000000 started=1000000 t[0]
+append x: PrepareAbort 1001/1 last=0 version=2 timeout=60000ms updated=1000000 started=1000000 t[0]
 -> a: ok, producer 1001/1
 markers x 1001/1 abort coordinator=7 version=2 t[0]
 
 written x in=t/0
 ----
-append x: CompleteAbort 1001/1 version=2 timeout=60000ms updated=1000000 started=1000000
+append x: CompleteAbort 1001/1 last=0 version=2 timeout=60000ms updated=1000000 started=1000000
 
 add a x by=1001/1 to=t/0
 ----
-append x: Ongoing 1001/1 timeout=60000ms updated=1000000 started=1000000 t[0]
+append x: Ongoing 1001/1 last=0 timeout=60000ms updated=1000000 started=1000000 t[0]
 -> a: t/0 ok
 
 fail 15
@@ -82,11 +82,11 @@ append fails
 
 show
 ----
-x: Ongoing 1001/1 timeout=60000ms updated=1000000 started=1000000 t[0] last=0
+x: Ongoing 1001/1 last=0 timeout=60000ms updated=1000000 started=1000000 t[0]
 
 init b x
 ----
-append x: PrepareAbort 1001/2 version=2 timeout=60000ms updated=1000000 started=1000000 t[0]
+append x: PrepareAbort 1001/2 last=1 version=2 timeout=60000ms updated=1000000 started=1000000 t[0]
 note: fenced 1001/2 partitions=1 age=0s
 -> b: CONCURRENT_TRANSACTIONS
 markers x 1001/2 abort coordinator=7 version=2 t[0]

@@ -14,7 +14,7 @@ wait 5s
 
 init b x
 ----
-append x: PrepareAbort 1000/1 version=2 timeout=60000ms updated=1005000 started=1000000 t[0]
+append x: PrepareAbort 1000/1 last=0 version=2 timeout=60000ms updated=1005000 started=1000000 t[0]
 note: fenced 1000/1 partitions=1 age=5s
 -> b: CONCURRENT_TRANSACTIONS
 markers x 1000/1 abort coordinator=7 version=2 t[0]
@@ -25,7 +25,7 @@ init b x
 
 written x in=t/0
 ----
-append x: CompleteAbort 1000/1 version=2 timeout=60000ms updated=1005000 started=1000000
+append x: CompleteAbort 1000/1 last=0 version=2 timeout=60000ms updated=1005000 started=1000000
 
 init b x
 ----

@@ -28,7 +28,7 @@ x Ongoing 1000/0 timeout=30000ms start=1000000 __consumer_offsets[7] t[0 1 2] u[
 
 commit a x by=1000/0
 ----
-append x: PrepareCommit 1000/1 version=2 timeout=30000ms updated=1002000 started=1000000 __consumer_offsets[7] t[0 1 2] u[5]
+append x: PrepareCommit 1000/1 last=0 version=2 timeout=30000ms updated=1002000 started=1000000 __consumer_offsets[7] t[0 1 2] u[5]
 -> a: ok, producer 1000/1
 markers x 1000/1 commit coordinator=7 version=2 __consumer_offsets[7] t[0 1 2] u[5]
 
@@ -56,7 +56,7 @@ written y in=t/0
 
 written x in=t/0,t/2,__consumer_offsets/7
 ----
-append x: CompleteCommit 1000/1 version=2 timeout=30000ms updated=1002000 started=1000000
+append x: CompleteCommit 1000/1 last=0 version=2 timeout=30000ms updated=1002000 started=1000000
 
 written x in=t/0
 ----
@@ -67,19 +67,19 @@ x CompleteCommit 1000/1 timeout=30000ms start=1000000
 
 add leader x by=1000/1 to=t/0 v=5
 ----
-append x: Ongoing 1000/1 version=2 timeout=30000ms updated=1002000 started=1002000 t[0]
+append x: Ongoing 1000/1 last=0 version=2 timeout=30000ms updated=1002000 started=1002000 t[0]
 -> leader: [x t/0 ok]
 
 abort a x by=1000/1
 ----
-append x: PrepareAbort 1000/2 version=2 timeout=30000ms updated=1002000 started=1002000 t[0]
+append x: PrepareAbort 1000/2 last=1 version=2 timeout=30000ms updated=1002000 started=1002000 t[0]
 -> a: ok, producer 1000/2
 markers x 1000/2 abort coordinator=7 version=2 t[0]
 
 written x in=t/0
 ----
-append x: CompleteAbort 1000/2 version=2 timeout=30000ms updated=1002000 started=1002000
+append x: CompleteAbort 1000/2 last=1 version=2 timeout=30000ms updated=1002000 started=1002000
 
 show
 ----
-x: CompleteAbort 1000/2 version=2 timeout=30000ms updated=1002000 started=1002000 last=1
+x: CompleteAbort 1000/2 last=1 version=2 timeout=30000ms updated=1002000 started=1002000

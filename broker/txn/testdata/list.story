@@ -28,7 +28,7 @@ append y: Ongoing 1002/0 version=2 timeout=60000ms updated=1005000 started=10050
 
 commit c y by=1002/0
 ----
-append y: PrepareCommit 1002/1 version=2 timeout=60000ms updated=1005000 started=1005000 t[0]
+append y: PrepareCommit 1002/1 last=0 version=2 timeout=60000ms updated=1005000 started=1005000 t[0]
 -> c: ok, producer 1002/1
 markers y 1002/1 commit coordinator=7 version=2 t[0]
 

@@ -137,7 +137,31 @@ show
 ----
 x: Empty 1000/0 timeout=60000ms updated=1000000
 
-# A cluster that has not finalized version 2 has no room for it in its log.
+# A cluster that has not finalized version 1 has no room in its log for what follows from EndTxn 5.
+config version=0
+----
+
+init a x
+----
+append x: Empty 1000/0 previous=-1 timeout=60000ms updated=1000000
+-> a: producer 1000/0
+
+add leader x by=1000/0 to=t/0 v=5
+----
+append x: Ongoing 1000/0 previous=-1 timeout=60000ms updated=1000000 started=1000000 t[0]
+-> leader: [x t/0 ok]
+
+commit a x by=1000/0
+----
+-> a: UNSUPPORTED_VERSION
+
+commit a x by=1000/0 v=4
+----
+append x: PrepareCommit 1000/0 previous=-1 timeout=60000ms updated=1000000 started=1000000 t[0]
+-> a: ok
+markers x 1000/0 commit coordinator=7 version=0 t[0]
+
+# At version 1 it has. What the coordinator does by itself is as before, what the client asks for is done.
 config version=1
 ----
 
@@ -148,15 +172,27 @@ append x: Empty 1000/0 timeout=60000ms updated=1000000
 
 add leader x by=1000/0 to=t/0 v=5
 ----
-append x: Ongoing 1000/0 version=1 timeout=60000ms updated=1000000 started=1000000 t[0]
+append x: Ongoing 1000/0 version=2 timeout=60000ms updated=1000000 started=1000000 t[0]
 -> leader: [x t/0 ok]
 
 commit a x by=1000/0
 ----
--> a: UNSUPPORTED_VERSION
+append x: PrepareCommit 1000/1 last=0 version=2 timeout=60000ms updated=1000000 started=1000000 t[0]
+-> a: ok, producer 1000/1
+markers x 1000/1 commit coordinator=7 version=2 t[0]
 
-commit a x by=1000/0 v=4
+written x in=t/0
 ----
-append x: PrepareCommit 1000/0 timeout=60000ms updated=1000000 started=1000000 t[0]
--> a: ok
-markers x 1000/0 commit coordinator=7 version=0 t[0]
+append x: CompleteCommit 1000/1 last=0 version=2 timeout=60000ms updated=1000000 started=1000000
+
+add leader x by=1000/1 to=t/0 v=5
+----
+append x: Ongoing 1000/1 last=0 version=2 timeout=60000ms updated=1000000 started=1000000 t[0]
+-> leader: [x t/0 ok]
+
+init b x
+----
+append x: PrepareAbort 1000/2 timeout=60000ms updated=1000000 started=1000000 t[0]
+note: fenced 1000/2 partitions=1 age=0s
+-> b: CONCURRENT_TRANSACTIONS
+markers x 1000/2 abort coordinator=7 version=0 t[0]

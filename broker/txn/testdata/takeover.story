@@ -31,7 +31,7 @@ append z: Ongoing 1002/0 timeout=60000ms updated=1000000 started=1000000 t[0]
 
 commit a x by=1000/0
 ----
-append x: PrepareCommit 1000/1 version=2 timeout=60000ms updated=1000000 started=1000000 t[0 1]
+append x: PrepareCommit 1000/1 last=0 version=2 timeout=60000ms updated=1000000 started=1000000 t[0 1]
 -> a: ok, producer 1000/1
 markers x 1000/1 commit coordinator=7 version=2 t[0 1]
 
@@ -72,7 +72,7 @@ markers y 1001/0 abort coordinator=9 version=0 t[1] u[0]
 
 written x in=t/0,t/1
 ----
-append x: CompleteCommit 1000/1 version=2 timeout=60000ms updated=1000000 started=1000000
+append x: CompleteCommit 1000/1 last=0 version=2 timeout=60000ms updated=1000000 started=1000000
 
 written y in=t/1
 ----
@@ -86,7 +86,7 @@ reload
 
 show
 ----
-x: CompleteCommit 1000/1 version=2 timeout=60000ms updated=1000000 started=1000000 last=0
+x: CompleteCommit 1000/1 last=0 version=2 timeout=60000ms updated=1000000 started=1000000
 y: CompleteAbort 1001/0 timeout=60000ms updated=1000000 started=1000000
 z: Ongoing 1002/0 timeout=60000ms updated=1000000 started=1000000 t[0]
 
@@ -100,4 +100,4 @@ markers w 3000/4 abort coordinator=11 version=2
 
 written w
 ----
-append w: CompleteAbort 3000/4 version=2 timeout=3000ms updated=1000000 started=1000000
+append w: CompleteAbort 3000/4 last=3 version=2 timeout=3000ms updated=1000000 started=1000000

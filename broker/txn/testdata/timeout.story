@@ -35,7 +35,7 @@ tick x
 
 wait 10s
 ----
-append x: PrepareAbort 1000/1 version=2 timeout=10000ms updated=1070000 started=1060000 t[0 1]
+append x: PrepareAbort 1000/1 last=0 version=2 timeout=10000ms updated=1070000 started=1060000 t[0 1]
 note: timed out 1000/1 partitions=2 age=10s
 markers x 1000/1 abort coordinator=7 version=2 t[0 1]
   at 1m10s
@@ -51,11 +51,11 @@ abort a x by=1000/0
 
 written x in=t/0,t/1
 ----
-append x: CompleteAbort 1000/1 version=2 timeout=10000ms updated=1074000 started=1060000
+append x: CompleteAbort 1000/1 last=0 version=2 timeout=10000ms updated=1074000 started=1060000
 
 commit a x by=1000/0
 ----
--> a: INVALID_TXN_STATE
+-> a: PRODUCER_FENCED
 
 add leader x by=1000/0 to=t/1 v=5
 ----
@@ -73,15 +73,15 @@ wait 20s
 ----
 append fails
   at 1m34s
-append y: PrepareAbort 1001/1 version=2 timeout=30000ms updated=1095000 started=1064000 t[0]
+append y: PrepareAbort 1001/1 last=0 version=2 timeout=30000ms updated=1095000 started=1064000 t[0]
 note: timed out 1001/1 partitions=1 age=31s
 markers y 1001/1 abort coordinator=7 version=2 t[0]
   at 1m35s
 
 show
 ----
-x: CompleteAbort 1000/1 version=2 timeout=10000ms updated=1074000 started=1060000 last=0
-y: PrepareAbort 1001/1 version=2 timeout=30000ms updated=1095000 started=1064000 t[0] last=0 unmarked: t[0]
+x: CompleteAbort 1000/1 last=0 version=2 timeout=10000ms updated=1074000 started=1060000
+y: PrepareAbort 1001/1 last=0 version=2 timeout=30000ms updated=1095000 started=1064000 t[0] unmarked: t[0]
 
 # A new coordinator does not give more time.
 init c z timeout=10s
@@ -103,7 +103,7 @@ wait 9s
 
 wait 1s
 ----
-append z: PrepareAbort 1002/1 version=2 timeout=10000ms updated=1105000 started=1095000 t[0]
+append z: PrepareAbort 1002/1 last=0 version=2 timeout=10000ms updated=1105000 started=1095000 t[0]
 note: timed out 1002/1 partitions=1 age=10s
 markers z 1002/1 abort coordinator=8 version=2 t[0]
   at 1m45s

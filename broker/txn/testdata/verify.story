@@ -20,7 +20,7 @@ add leader x by=1000/0 to=t/0,t/1 v=5 verify
 
 add leader x by=1000/0 to=t/0,t/1 v=4 verify
 ----
--> leader: [x t/0 ok t/1 INVALID_TXN_STATE]
+-> leader: [x t/0 ok t/1 TRANSACTION_ABORTABLE]
 
 # In versions of clients there is no such thing.
 add a x by=1000/0 to=t/1 v=3 verify
