@@ -124,6 +124,7 @@ func TestHostileRecords(t *testing.T) {
 		{r: Record{Key: good.Key, Value: good.Value[:len(good.Value)-1]}},
 		{r: Record{Key: good.Key, Value: recordOf("x", metadata{producerID: -1}, 2).Value}},
 		{r: Record{Key: good.Key, Value: recordOf("x", metadata{epoch: -1}, 2).Value}},
+		{r: Record{Key: good.Key, Value: recordOf("x", metadata{version: -1}, 2).Value}},
 		{r: Record{Key: good.Key, Value: recordOf("x", metadata{state: Dead}, 2).Value}},
 		{r: Record{Key: good.Key, Value: recordOf("x", metadata{state: PrepareEpochFence}, 2).Value}},
 		{r: Record{Key: good.Key, Value: recordOf("x", metadata{state: -1}, 2).Value}},

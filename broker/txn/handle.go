@@ -373,8 +373,8 @@ func (t *turn) endKeeping(c *End) (code int16) {
 //	CompleteAbort  told      bump      fenced    refused
 //	CompleteCommit refused   bump      told      refused
 //
-// A commit that finds the transaction aborted is no repetition: the coordinator was quicker. Kafka before 4.5 refuses it,
-// which clients take for a fault of their own (KAFKA-20785).
+// A commit that finds the transaction aborted is no repetition: the coordinator was quicker. Kafka up to 4.3 refuses it, which
+// clients take for a fault of their own (KAFKA-20785).
 func (t *turn) endBumping(c *End) {
 	req, m := c.Req, t.m
 	refuse := func(code int16) { t.reply(c.Token, endReply(c, -1, -1, code)) }

@@ -22,7 +22,7 @@ const (
 	maxValueVersion = 1
 	flexibleVersion = 1 // of values; from then on they have tags
 
-	// lastEpochTag is the last producer epoch, an int16, -1 if it is not there. Kafka writes it since 4.5 (KAFKA-20357).
+	// lastEpochTag is the last producer epoch, an int16, -1 if it is not there. Kafka after 4.3 writes it (KAFKA-20357).
 	lastEpochTag = 4
 )
 
@@ -96,8 +96,8 @@ func decode(r Record) (id string, m *metadata, err error) {
 	switch {
 	case m.state < Empty || m.state > CompleteAbort:
 		return id, nil, fmt.Errorf("txn: value of %q: state %d", id, m.state)
-	case m.producerID < 0 || m.epoch < 0:
-		return id, nil, fmt.Errorf("txn: value of %q: producer id %d, epoch %d", id, m.producerID, m.epoch)
+	case m.producerID < 0 || m.epoch < 0 || m.version < 0:
+		return id, nil, fmt.Errorf("txn: value of %q: producer id %d, epoch %d, transaction version %d", id, m.producerID, m.epoch, m.version)
 	}
 	if m.state != Empty {
 		var ts []Topic

@@ -244,7 +244,7 @@ init a x expect=1000/32766
 ----
 -> a: PRODUCER_FENCED
 
-# Kafka before 4.4 did not write down which producer id comes next. Nobody gets the epoch that is left then.
+# Kafka did not always write down which producer id comes next (KAFKA-20310). Nobody gets the epoch that is left then.
 log x state=2 by=500/32767 version=2 in=t/0
 ----
 
