@@ -253,8 +253,14 @@ func (s *sim) do(c Command) {
 
 // judge checks a decision against who asked for it.
 func (s *sim) judge(c Command, r Result) {
-	by, ok := author(c)
 	e := s.shard.entries[c.TransactionalID()]
+	if _, ended := c.(*End); !ended && e != nil && e.m.state == Ongoing && len(r.Records) > 0 {
+		// An abort of the coordinator's own fences the producer.
+		if _, m, _ := decode(r.Records[0]); m.state == PrepareAbort && m.epoch <= e.m.epoch {
+			s.failf("%T aborts at epoch %d what is at %d", c, m.epoch, e.m.epoch)
+		}
+	}
+	by, ok := author(c)
 	if !ok || e == nil {
 		return
 	}
