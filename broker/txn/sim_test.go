@@ -45,9 +45,8 @@ type identity struct {
 func (a identity) before(b identity) bool { return a.id < b.id || a.id == b.id && a.epoch < b.epoch }
 
 type simFlight struct {
-	r   Result
-	c   Command
-	who string
+	r Result
+	c Command
 }
 
 // simTxn is a transaction as an outsider sees it: what the records say of it, and which markers its partitions have.
