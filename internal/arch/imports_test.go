@@ -45,7 +45,8 @@ var allowed = map[string][]string{
 	"broker/protocol":                    {},
 	"broker/protocol/internal/schemagen": {},
 	"broker/partition":                   {"wal/batch", "wal/producer", "wal/lineage"},
-	"broker/group":                       {},
+	"broker/group/assignor":              {},
+	"broker/group":                       {"broker/group/assignor"},
 	"broker/txn":                         {},
 	"broker/coordinator":                 {"broker/group", "broker/protocol", "wal/batch"},
 	"broker":                             {"broker/...", "wal", "wal/slab", "wal/batch", "wal/producer", "wal/lineage", "metadata/image", "metadata/controller", "config", "tiering"},
@@ -65,7 +66,7 @@ var allowed = map[string][]string{
 // goroutine, lock or randomness.
 var pure = []string{
 	"config", "wal/crc32c", "wal/batch", "wal/producer", "wal/lineage", "metadata/image", "metadata/controller",
-	"tiering/manifest", "broker/partition", "broker/group", "broker/txn",
+	"tiering/manifest", "broker/partition", "broker/group", "broker/group/assignor", "broker/txn",
 }
 
 var impure = []string{"os", "net", "net/http", "sync", "sync/atomic", "log", "log/slog", "math/rand", "math/rand/v2", "crypto/rand", "context", "os/exec", "syscall"}
