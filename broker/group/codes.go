@@ -12,6 +12,7 @@ const (
 	codeUnknownMemberID           int16 = 25
 	codeInvalidSessionTimeout     int16 = 26
 	codeRebalanceInProgress       int16 = 27
+	codeUnsupportedVersion        int16 = 35
 	codeInvalidRequest            int16 = 42
 	codeNonEmptyGroup             int16 = 68
 	codeGroupIDNotFound           int16 = 69
@@ -19,4 +20,9 @@ const (
 	codeGroupMaxSizeReached       int16 = 81
 	codeFencedInstanceID          int16 = 82
 	codeGroupSubscribedToTopic    int16 = 86
+	codeFencedMemberEpoch         int16 = 110
+	codeUnreleasedInstanceID      int16 = 111
+	codeUnsupportedAssignor       int16 = 112
+	codeStaleMemberEpoch          int16 = 113
+	codeInvalidRegex              int16 = 128
 )

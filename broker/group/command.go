@@ -35,8 +35,9 @@ type (
 	}
 	// Commit is an OffsetCommit request. Topics are named in every version: ids were resolved before.
 	Commit struct {
-		Token uint64
-		Req   *kmsg.OffsetCommitRequest
+		Token  uint64
+		Req    *kmsg.OffsetCommitRequest
+		Topics Topics // for ids of topics that the request only names; may be nil
 	}
 	// DeleteOffsets is an OffsetDelete request.
 	DeleteOffsets struct {
@@ -99,7 +100,7 @@ func AccessOf(c Command) Access {
 		return Free
 	case *Commit:
 		return Shared
-	case *Join, *Sync, *Leave, *Tick, *Shrink:
+	case *Join, *Sync, *Leave, *Tick, *Shrink, *ConsumerHeartbeat:
 		return Member
 	}
 	return Exclusive
@@ -118,10 +119,31 @@ type Result struct {
 	version  int
 	next     *classic
 	sessions []session
+	converts bool // a parked JoinGroup whose records make the group one of the classic protocol
+
+	// Of groups of the consumer protocol, whose next state is in the records.
+	revokes []revocation
+	seen    []seenRegex
+	viewed  int64 // version of the topics of which the hash was looked at; 0 none
+	moves   bool
 }
 
 // Moves says whether the group's Deadline may have come closer.
-func (r *Result) Moves() bool { return r.next != nil }
+func (r *Result) Moves() bool { return r.next != nil || r.moves }
+
+// revocation is until when a member has to give partitions up, unless it has moved on from that epoch. A zero time
+// removes it.
+type revocation struct {
+	member string
+	by     time.Time
+	epoch  int32
+}
+
+// seenRegex says that an expression matches in that version of the topics what it did before.
+type seenRegex struct {
+	expr    string
+	version int64
+}
 
 // session moves a member's deadline; a zero time removes it. A touch never moves it closer.
 type session struct {

@@ -52,6 +52,19 @@ func (s *Shard) Handle(now time.Time, c Command) Result {
 	case *Expire:
 		t.expire()
 		return t.r
+	case *ConsumerHeartbeat:
+		t.r.token = c.Token
+		t.consumerHeartbeat(c)
+		return t.r
+	case *Tick:
+		if t.e != nil && t.e.consumer != nil {
+			t.consumerTick()
+			return t.r
+		}
+	case *Shrink:
+		if t.e != nil && t.e.consumer != nil {
+			return t.r // no more members join; those that are there stay, as in Kafka
+		}
 	}
 
 	if t.e != nil {
@@ -62,7 +75,19 @@ func (s *Shard) Handle(now time.Time, c Command) Result {
 	switch c := c.(type) {
 	case *Join:
 		t.r.token = c.Token
-		t.join(c)
+		if t.e == nil || t.e.consumer == nil {
+			t.join(c)
+			break
+		}
+		if len(t.e.consumer.members) > 0 {
+			t.reply(c.Token, joinError(c.Req.MemberID, codeInconsistentGroupProtocol))
+			return t.r
+		}
+		// Nobody is in it: a group of the consumer protocol becomes one of the classic protocol.
+		if t.join(c); len(t.g.members)+len(t.g.pending) > 0 {
+			t.r.Records = append(t.consumerTombstones(), t.r.Records...)
+			t.r.converts = true
+		}
 	case *Sync:
 		t.r.token = c.Token
 		t.sync(c)
@@ -116,9 +141,14 @@ func Fail(r Result, code int16) []Reply {
 			return []Reply{{r.token, d}}
 		case *kmsg.DeleteGroupsResponse:
 			return []Reply{{r.token, deleteReply(r.Group, code)}}
+		case *kmsg.ConsumerGroupHeartbeatResponse:
+			return []Reply{{r.token, consumerError(&refusal{code: code})}}
 		default:
 			panic(fmt.Sprintf("group: no failure of a %T", resp))
 		}
+	}
+	if r.converts {
+		return []Reply{{r.token, joinError("", code)}}
 	}
 	return nil
 }

@@ -58,7 +58,13 @@ func (t *turn) mayCommit(req *kmsg.OffsetCommitRequest) int16 {
 
 func (t *turn) commit(c *Commit) {
 	req := c.Req
-	code := t.mayCommit(req)
+	var code int16
+	var each func(*kmsg.OffsetCommitRequestTopic, int32) bool
+	if t.e != nil && t.e.consumer != nil {
+		code, each = t.mayCommitConsumer(c)
+	} else {
+		code = t.mayCommit(req)
+	}
 	if len(req.Group) > maxString {
 		code = codeInvalidGroupID
 	}
@@ -83,6 +89,10 @@ func (t *turn) commit(c *Commit) {
 			}
 			if p.Metadata != nil {
 				o.Metadata = *p.Metadata
+			}
+			if each != nil && !each(&topic, p.Partition) {
+				resp.Topics[i].Partitions[j].ErrorCode = codeStaleMemberEpoch
+				continue
 			}
 			if longer(o.Metadata, min(t.cfg.OffsetMetadataMax, maxString)) {
 				resp.Topics[i].Partitions[j].ErrorCode = codeOffsetMetadataTooLarge
@@ -144,7 +154,7 @@ func (t *turn) deleteOffsets(c *DeleteOffsets) {
 		for _, p := range topic.Partitions {
 			rp := kmsg.NewOffsetDeleteResponseTopicPartition()
 			rp.Partition = p.Partition
-			if g.subscribed(topic.Topic) {
+			if t.e.subscribed(topic.Topic) {
 				rp.ErrorCode = codeGroupSubscribedToTopic
 			} else if _, ok := t.e.offsets[topic.Topic][p.Partition]; ok && !seen[topic.Topic][p.Partition] {
 				seen[topic.Topic][p.Partition] = true
@@ -170,7 +180,7 @@ func (t *turn) delete(c *Delete) {
 	case t.e == nil:
 		t.reply(c.Token, deleteReply(t.id, codeGroupIDNotFound))
 		return
-	case t.e.group.state != Empty:
+	case t.e.state() != Empty:
 		t.reply(c.Token, deleteReply(t.id, codeNonEmptyGroup))
 		return
 	}
@@ -183,6 +193,9 @@ func (t *turn) delete(c *Delete) {
 	})
 	if t.e.saved {
 		t.r.Records = append(t.r.Records, groupTombstone(t.id))
+	}
+	if t.e.consumer != nil {
+		t.r.Records = append(t.r.Records, t.consumerTombstones()...)
 	}
 	if len(t.e.group.pending) > 0 {
 		// Members about to join find no group; they begin again.
@@ -219,6 +232,7 @@ const maxExpired = 4096
 //
 //	group                                   an offset's retention runs from
 //	without protocol type (simple)          its commit
+//	of the consumer protocol                its commit, if the topic is not subscribed
 //	empty                                   the time at which the group became empty
 //	consumers, stable, subscription known   its commit, if the topic is not subscribed
 //	any other                               never
@@ -229,7 +243,7 @@ func (t *turn) expire() {
 	g, now, keep := t.e.group, t.now.UnixMilli(), t.cfg.OffsetsRetention.Milliseconds()
 	var from func(Offset) int64
 	switch {
-	case g.protocolType == "":
+	case t.e.consumer != nil, g.protocolType == "":
 		from = func(o Offset) int64 { return o.Committed }
 	case g.state == Empty:
 		from = func(o Offset) int64 {
@@ -246,7 +260,7 @@ func (t *turn) expire() {
 	left, n := false, 0
 	t.eachOffset(func(topic string, p int32, o Offset) bool {
 		switch {
-		case g.subscribed(topic):
+		case t.e.subscribed(topic):
 			left = true
 		case o.Expires >= 0 && now < o.Expires, o.Expires < 0 && now-from(o) < keep:
 			left = true
@@ -264,6 +278,10 @@ func (t *turn) expire() {
 	}
 	if !left && g.state == Empty && len(g.pending) == 0 && t.e.saved {
 		t.r.Records = append(t.r.Records, groupTombstone(t.id))
+		t.note(Note{Kind: NoteDeleted})
+	}
+	if !left && t.e.consumer != nil && t.e.state() == Empty {
+		t.r.Records = append(t.r.Records, t.consumerTombstones()...)
 		t.note(Note{Kind: NoteDeleted})
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/varve/varve/broker/group/assignor"
 )
 
 // Config bounds and times what groups do. While MaxSessionTimeout is 0, every setting of Kafka's that is 0 takes its
@@ -20,6 +22,11 @@ type Config struct {
 	MaxSize               int           // group.max.size; at most MaxMembers
 	OffsetMetadataMax     int           // offset.metadata.max.bytes
 	OffsetsRetention      time.Duration // offsets.retention.minutes
+
+	ConsumerSession   time.Duration // group.consumer.session.timeout.ms
+	ConsumerInterval  time.Duration // group.consumer.heartbeat.interval.ms
+	ConsumerMaxSize   int           // group.consumer.max.size; at most MaxMembers
+	ConsumerAssignors []string      // group.consumer.assignors; the first is that of groups without a preference
 
 	// Bounds of Varve's own; Kafka leaves the first to the size of a request.
 	MaxMemberBytes     int           // what one member offers, all protocols together
@@ -60,6 +67,12 @@ func (c Config) filled() Config {
 	}
 	or(&c.NewMemberTimeout, DefaultNewMemberTimeout)
 	c.MaxSize = min(cmp.Or(c.MaxSize, MaxMembers), MaxMembers)
+	or(&c.ConsumerSession, DefaultConsumerSession)
+	or(&c.ConsumerInterval, DefaultConsumerInterval)
+	c.ConsumerMaxSize = min(cmp.Or(c.ConsumerMaxSize, MaxMembers), MaxMembers)
+	if len(c.ConsumerAssignors) == 0 {
+		c.ConsumerAssignors = []string{assignor.UniformName, assignor.RangeName}
+	}
 	c.MaxMemberBytes = cmp.Or(c.MaxMemberBytes, DefaultMaxMemberBytes)
 	c.MaxAssignmentBytes = cmp.Or(c.MaxAssignmentBytes, DefaultMaxAssignmentBytes)
 	c.MaxGroupBytes = cmp.Or(c.MaxGroupBytes, DefaultMaxGroupBytes)
@@ -85,6 +98,32 @@ type entry struct {
 
 	// sessions are the members' deadlines. They are not part of the group, as every heartbeat moves one.
 	sessions map[string]time.Time
+
+	// consumer is the group if it is one of the consumer protocol, nil otherwise; group is empty then.
+	consumer *consumers
+	revokes  map[string]revocation // deadlines of members that have to give partitions up
+	seen     map[string]int64      // of regular expressions: see seenRegex
+	viewed   int64                 // version of the topics that the group's hash was last compared with
+}
+
+// state is the group's state, in the terms of the classic protocol for groups of either.
+func (e *entry) state() State {
+	if e.consumer != nil {
+		return e.consumer.state()
+	}
+	return e.group.state
+}
+
+// subscribed says whether the group counts as reading the topic.
+func (e *entry) subscribed(topic string) bool {
+	if e.consumer != nil {
+		return e.consumer.subscribed(topic)
+	}
+	return e.group.subscribed(topic)
+}
+
+func (e *entry) has(member string) bool {
+	return e.group.members[member] != nil || e.consumer != nil && e.consumer.members[member] != nil
 }
 
 // NewShard returns a shard without groups.
@@ -96,11 +135,15 @@ const offsetBytes = 96
 // Bytes is about the memory that the shard holds.
 func (s *Shard) Bytes() int64 { return s.bytes }
 
-// Counts are the numbers of groups by state, of members, and of committed offsets.
+// Counts are the numbers of groups by state, of members, and of committed offsets. A group of the consumer protocol
+// that is Assigning counts as PreparingRebalance, one that is Reconciling as CompletingRebalance.
 func (s *Shard) Counts() (states [Stable + 1]int, members, offsets int) {
 	for _, e := range s.groups {
-		states[e.group.state]++
+		states[e.state()]++
 		members += len(e.group.members)
+		if e.consumer != nil {
+			members += len(e.consumer.members)
+		}
 	}
 	return states, members, s.offsets
 }
@@ -135,14 +178,21 @@ func (s *Shard) entry(id string) *entry {
 
 func (s *Shard) put(e *entry, g *classic) {
 	e.group = g
-	n := g.size()
+	s.weigh(e)
+}
+
+func (s *Shard) weigh(e *entry) {
+	n := e.group.size()
+	if e.consumer != nil {
+		n += e.consumer.bytes
+	}
 	s.bytes += n - e.bytes
 	e.bytes = n
 }
 
 // tidy forgets a group of which nothing is left.
 func (s *Shard) tidy(id string, e *entry) {
-	if !e.saved && len(e.offsets) == 0 && e.group.idle() {
+	if !e.saved && len(e.offsets) == 0 && e.group.idle() && e.consumer == nil {
 		delete(s.groups, id)
 		s.bytes -= e.bytes
 	}
@@ -152,6 +202,9 @@ func (s *Shard) tidy(id string, e *entry) {
 // committed, and does not mind which older records of the same key compaction has removed. Records of other
 // protocols are ignored; malformed ones change nothing and are reported.
 func (s *Shard) Apply(r Record) error {
+	if isConsumer(r.Key) {
+		return s.applyConsumer(r)
+	}
 	d, known, err := decode(r)
 	if err != nil || !known {
 		return err
@@ -221,7 +274,7 @@ func (s *Shard) Settle(now time.Time, r Result) {
 	}
 	for _, d := range r.sessions {
 		switch {
-		case e.group.members[d.member] == nil:
+		case !e.has(d.member):
 			delete(e.sessions, d.member)
 		case d.by.IsZero():
 			delete(e.sessions, d.member)
@@ -235,6 +288,9 @@ func (s *Shard) Settle(now time.Time, r Result) {
 			e.sessions[d.member] = by
 		}
 	}
+	if e.consumer != nil {
+		e.settleConsumer(now, r)
+	}
 	s.tidy(r.Group, e)
 }
 
@@ -245,6 +301,14 @@ func (s *Shard) Loaded(now time.Time) (follow []Command) {
 		e := s.groups[id]
 		for _, m := range e.group.members {
 			e.sessions[m.id] = now.Add(m.session)
+		}
+		if c := e.consumer; c != nil {
+			for _, m := range c.members {
+				e.sessions[m.id] = now.Add(s.cfg.ConsumerSession)
+				if m.state == memberUnrevoked {
+					e.revokes[m.id] = revocation{m.id, now.Add(m.rebalance), m.epoch}
+				}
+			}
 		}
 		if len(e.group.members) > s.cfg.MaxSize {
 			follow = append(follow, &Shrink{Group: id})
@@ -273,6 +337,14 @@ func (s *Shard) Deadline(id string) (at time.Time, ok bool) {
 	}
 	for _, by := range g.pending {
 		earliest(by)
+	}
+	if e.consumer != nil {
+		for id := range e.consumer.members {
+			earliest(e.sessions[id])
+		}
+		for _, r := range e.revokes {
+			earliest(r.by)
+		}
 	}
 	earliest(g.joinBy)
 	earliest(g.syncBy)
@@ -309,6 +381,9 @@ func (s *Shard) Lookup(group, topic string, partition int32) (Offset, bool) {
 func (s *Shard) Fetch(req *kmsg.OffsetFetchRequestGroup) kmsg.OffsetFetchResponseGroup {
 	resp := kmsg.NewOffsetFetchResponseGroup()
 	resp.Group = req.Group
+	if resp.ErrorCode = s.mayFetch(req); resp.ErrorCode != codeNone {
+		return resp
+	}
 	none := ""
 	one := func(t *kmsg.OffsetFetchResponseGroupTopic, p int32, o Offset, ok bool) {
 		rp := kmsg.NewOffsetFetchResponseGroupTopicPartition()
@@ -349,11 +424,14 @@ func (s *Shard) Describe(id string, version int16) kmsg.DescribeGroupsResponseGr
 	resp := kmsg.NewDescribeGroupsResponseGroup()
 	resp.Group = id
 	e := s.groups[id]
-	if e == nil {
+	if e == nil || e.consumer != nil {
 		resp.State = "Dead"
 		if version >= 6 {
 			resp.ErrorCode = codeGroupIDNotFound
 			msg := fmt.Sprintf("Group %s not found.", id)
+			if e != nil {
+				msg = fmt.Sprintf("Group %s is not a classic group.", id)
+			}
 			resp.ErrorMessage = &msg
 		}
 		return resp
@@ -378,21 +456,22 @@ func (s *Shard) Describe(id string, version int16) kmsg.DescribeGroupsResponseGr
 }
 
 // List answers a ListGroups request: the groups in one of the states and of one of the types, whatever the case of
-// the letters; no states or no types means any. All groups here are of type classic.
+// the letters; no states or no types means any.
 func (s *Shard) List(states, types []string) (groups []kmsg.ListGroupsResponseGroup) {
 	among := func(filter []string, v string) bool {
 		return len(filter) == 0 || slices.ContainsFunc(filter, func(f string) bool { return strings.EqualFold(strings.TrimSpace(f), v) })
 	}
-	if !among(types, "classic") {
-		return nil
-	}
 	for _, id := range s.GroupIDs() {
-		g := s.groups[id].group
-		if !among(states, g.state.String()) {
+		e := s.groups[id]
+		protocolType, state, kind := e.group.protocolType, e.group.state.String(), "Classic"
+		if e.consumer != nil {
+			protocolType, state, kind = consumerType, e.consumer.stateName(), "Consumer"
+		}
+		if !among(states, state) || !among(types, kind) {
 			continue
 		}
 		lg := kmsg.NewListGroupsResponseGroup()
-		lg.Group, lg.ProtocolType, lg.GroupState, lg.GroupType = id, g.protocolType, g.state.String(), "Classic"
+		lg.Group, lg.ProtocolType, lg.GroupState, lg.GroupType = id, protocolType, state, kind
 		groups = append(groups, lg)
 	}
 	return groups
