@@ -22,6 +22,10 @@ import (
 //	heartbeat|leave|commit|delete|delete-offsets ...
 //	fetch GROUP [topics]; describe GROUP; list [states=..] [types=..]; show
 //	wait D
+//	topics t=4 u=2 [t=2:a+b/c]   partitions of the topics from now on, with the racks of each partition
+//	beat CLIENT GROUP member=ID epoch=N [v=N] [instance=ID] [topics=t,u|none] [regex=R] [owned=t:0,t:1|none] [rebalance=D] [assignor=A]
+//	     [rack=R] [session=D] [interval=D]     ConsumerGroupHeartbeat; epoch=0 fills in what has to be there
+//	describe-consumer GROUP
 //	fail CODE      the next append fails
 //	reload         a new coordinator replays the log
 type story struct {
@@ -33,10 +37,11 @@ type story struct {
 	suffix int
 	fail   int16
 	out    strings.Builder
+	view   *view
 }
 
 func newStory(cfg Config) *story {
-	return &story{shard: NewShard(cfg), now: time.UnixMilli(1_000_000).UTC(), names: map[uint64]string{}}
+	return &story{shard: NewShard(cfg), now: time.UnixMilli(1_000_000).UTC(), names: map[uint64]string{}, view: &view{version: 1}}
 }
 
 func TestStories(t *testing.T) {
@@ -77,6 +82,8 @@ func configOf(t *testing.T, d *datadriven.TestData) (c Config) {
 			c.MaxPending = number(t, v)
 		case "metadata":
 			c.OffsetMetadataMax = number(t, v)
+		case "consumer-size":
+			c.ConsumerMaxSize = number(t, v)
 		default:
 			t.Fatalf("config: %s", a.Key)
 		}
@@ -214,7 +221,7 @@ func (s *story) command(t *testing.T, d *datadriven.TestData) {
 			rt.Partitions = append(rt.Partitions, rp)
 			req.Topics = append(req.Topics, rt)
 		}
-		s.do(&Commit{Token: who(0), Req: req})
+		s.do(&Commit{Token: who(0), Req: req, Topics: s.view})
 	case "delete":
 		s.do(&Delete{Token: who(0), Group: a.pos(1)})
 	case "delete-offsets":
@@ -263,7 +270,12 @@ func (s *story) command(t *testing.T, d *datadriven.TestData) {
 			rt.Topic, rt.Partitions = topic, []int32{int32(number(t, part))}
 			req.Topics = append(req.Topics, rt)
 		}
-		for _, rt := range s.shard.Fetch(&req).Topics {
+		req.MemberID, req.MemberEpoch = a.opt("member"), int32(a.num("epoch", -1))
+		resp := s.shard.Fetch(&req)
+		if resp.ErrorCode != 0 {
+			fmt.Fprintf(&s.out, "fetch%s\n", code(resp.ErrorCode))
+		}
+		for _, rt := range resp.Topics {
 			for _, p := range rt.Partitions {
 				fmt.Fprintf(&s.out, "%s/%d: %d epoch=%d metadata=%q\n", rt.Topic, p.Partition, p.Offset, p.LeaderEpoch, *p.Metadata)
 			}
@@ -288,7 +300,9 @@ func (s *story) command(t *testing.T, d *datadriven.TestData) {
 	case "show":
 		s.out.WriteString(dump(s.shard, s.now))
 	default:
-		t.Fatalf("unknown command %s", d.Cmd)
+		if !s.consumerCommand(a) {
+			t.Fatalf("unknown command %s", d.Cmd)
+		}
 	}
 }
 
@@ -382,7 +396,9 @@ var codeNames = map[int16]string{
 	codeRebalanceInProgress: "REBALANCE_IN_PROGRESS", codeInvalidRequest: "INVALID_REQUEST", codeNonEmptyGroup: "NON_EMPTY_GROUP",
 	codeGroupIDNotFound: "GROUP_ID_NOT_FOUND", codeMemberIDRequired: "MEMBER_ID_REQUIRED",
 	codeGroupMaxSizeReached: "GROUP_MAX_SIZE_REACHED", codeFencedInstanceID: "FENCED_INSTANCE_ID",
-	codeGroupSubscribedToTopic: "GROUP_SUBSCRIBED_TO_TOPIC",
+	codeGroupSubscribedToTopic: "GROUP_SUBSCRIBED_TO_TOPIC", codeUnsupportedVersion: "UNSUPPORTED_VERSION",
+	codeFencedMemberEpoch: "FENCED_MEMBER_EPOCH", codeUnreleasedInstanceID: "UNRELEASED_INSTANCE_ID", codeUnsupportedAssignor: "UNSUPPORTED_ASSIGNOR",
+	codeStaleMemberEpoch: "STALE_MEMBER_EPOCH", codeInvalidRegex: "INVALID_REGULAR_EXPRESSION",
 }
 
 func instance(i *string) string {
@@ -446,6 +462,8 @@ func response(r kmsg.Response) string {
 			}
 		}
 		return s
+	case *kmsg.ConsumerGroupHeartbeatResponse:
+		return beatText(r)
 	case *kmsg.DeleteGroupsResponse:
 		return "delete " + r.Groups[0].Group + cmpOr(code(r.Groups[0].ErrorCode), " ok")
 	}
@@ -460,6 +478,9 @@ func cmpOr(a, b string) string {
 }
 
 func text(r Record) string {
+	if isConsumer(r.Key) {
+		return consumerText(r)
+	}
 	d, _, err := decode(r)
 	switch {
 	case err != nil:
