@@ -17,11 +17,13 @@ type (
 		Req                  *kmsg.JoinGroupRequest
 		ClientID, ClientHost string
 		Suffix               string // unique: makes the member id, if one is needed
+		Topics               Topics // for members of groups of the consumer protocol; nil: they are refused
 	}
 	// Sync is a SyncGroup request. It may be parked.
 	Sync struct {
-		Token uint64
-		Req   *kmsg.SyncGroupRequest
+		Token  uint64
+		Req    *kmsg.SyncGroupRequest
+		Topics Topics // as of Join
 	}
 	// Heartbeat is a Heartbeat request.
 	Heartbeat struct {
@@ -123,6 +125,7 @@ type Result struct {
 
 	// Of groups of the consumer protocol, whose next state is in the records.
 	revokes []revocation
+	rejoins []revocation // until when members of the classic protocol have to join or to sync
 	seen    []seenRegex
 	viewed  int64 // version of the topics of which the hash was looked at; 0 none
 	moves   bool

@@ -180,7 +180,21 @@ func newConsumers() *consumers {
 // ids are the members' ids in order.
 func (c *consumers) ids() []string { return slices.Sorted(maps.Keys(c.members)) }
 
-// put takes over a member, nil if it is gone. It is part of Apply.
+// describe takes over what is new of a member but what it has. That must not be looked at: in a log of which older
+// records are missing it may be somebody else's since.
+func (c *consumers) describe(m *consumerMember) {
+	old := c.members[m.id]
+	if old.instance != nil && c.static[*old.instance] == m.id {
+		delete(c.static, *old.instance)
+	}
+	if m.instance != nil {
+		c.static[*m.instance] = m.id
+	}
+	c.bytes += m.size() - old.size()
+	c.members[m.id] = m
+}
+
+// put takes over a member and what it has, nil if it is gone. It is part of Apply.
 func (c *consumers) put(id string, m *consumerMember) {
 	old := c.members[id]
 	if old != nil {

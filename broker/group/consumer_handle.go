@@ -67,7 +67,7 @@ func (t *turn) consumerHeartbeat(c *ConsumerHeartbeat) {
 		}
 	}
 	if r != nil {
-		t.r.Records, t.r.sessions, t.r.revokes, t.r.seen, t.r.viewed, t.r.moves = nil, nil, nil, nil, 0, false // nothing of what was begun
+		t.r.Records, t.r.Replies, t.r.sessions, t.r.revokes, t.r.seen, t.r.viewed, t.r.moves = nil, nil, nil, nil, nil, 0, false // nothing of what was begun
 		resp = consumerError(r)
 	}
 	t.reply(c.Token, resp)
@@ -195,15 +195,15 @@ func (t *turn) noConsumerGroup() *refusal {
 // fence removes members for good. What they had is free, and the group's epoch says that it has to be assigned.
 func (t *turn) fence(ids []string) {
 	c := t.e.consumer
-	for _, id := range ids {
-		t.r.Records = append(t.r.Records, consumerTombstone(keyConsumerCurrent, t.id, id), consumerTombstone(keyConsumerAssigned, t.id, id),
-			consumerTombstone(keyConsumerMember, t.id, id))
-		t.r.sessions = append(t.r.sessions, session{member: id})
-		t.r.revokes = append(t.r.revokes, revocation{member: id})
-	}
 	left := maps.Clone(c.members)
 	for _, id := range ids {
 		delete(left, id)
+	}
+	if t.downgrade(left) {
+		return
+	}
+	for _, id := range ids {
+		t.forget(id)
 	}
 	t.dropRegexes(left)
 	t.r.Records = append(t.r.Records, consumerGroupRecord(t.id, c.epoch+1, c.hash))
@@ -231,12 +231,17 @@ func (t *turn) dropRegexes(members map[string]*consumerMember) {
 func (t *turn) consumerGoOn(c *ConsumerHeartbeat) (*kmsg.ConsumerGroupHeartbeatResponse, *refusal) {
 	req := c.Req
 	join := req.MemberEpoch == epochJoin
-	group := newConsumers() // only to be read
+	group, upgraded := newConsumers(), false // only to be read
 	switch {
 	case t.e != nil && t.e.consumer != nil:
 		group = t.e.consumer
-	case !join, t.e != nil && t.e.group.state != Empty:
+	case !join:
 		return nil, t.noConsumerGroup()
+	case t.e != nil && t.e.group.state != Empty:
+		upgraded = true
+		if group = t.upgrade(c.Topics); group == nil {
+			return nil, t.noConsumerGroup()
+		}
 	case t.e != nil && t.e.saved:
 		// Nobody is in it: a group of the classic protocol becomes one of the consumer protocol.
 		t.r.Records = append(t.r.Records, groupTombstone(t.id))
@@ -249,93 +254,11 @@ func (t *turn) consumerGoOn(c *ConsumerHeartbeat) (*kmsg.ConsumerGroupHeartbeatR
 	if r != nil {
 		return nil, r
 	}
-	members := group.members // with what this request changes
-	overlay := func() {
-		members = maps.Clone(group.members)
-		if old != nil {
-			delete(members, old.id)
-		}
-		members[id] = m
-	}
-
-	// 1. What the member says of itself; and what the group reads.
 	was := m
 	m = updated(m, c)
-	bump := group.epoch == 0
-	if old != nil || group.members[id] == nil || !sameMember(was, m) {
-		t.r.Records = append(t.r.Records, consumerMemberRecord(t.id, m))
-	}
-	if !slices.Equal(was.topics, m.topics) || was.regex != m.regex {
-		bump = true
-	}
-	regexes := group.regexes
-	if m.regex != "" {
-		found, known := group.regexes[m.regex]
-		seen := t.e != nil && t.e.seen[m.regex] >= c.Topics.Version()
-		if !known || !seen && found.version != c.Topics.Version() && t.now.UnixMilli()-found.at >= regexRefresh.Milliseconds() {
-			names, err := match(m.regex, c.Topics, c.Visible)
-			if err != nil {
-				return nil, refuse(codeInvalidRegex, "%v", err)
-			}
-			if known && slices.Equal(names, found.topics) {
-				t.r.seen = append(t.r.seen, seenRegex{m.regex, c.Topics.Version()})
-			} else {
-				regexes = maps.Clone(regexes)
-				regexes[m.regex] = resolved{topics: names, version: c.Topics.Version(), at: t.now.UnixMilli()}
-				t.r.Records = append(t.r.Records, consumerRegexRecord(t.id, m.regex, regexes[m.regex]))
-				bump = true
-			}
-		}
-	}
-	if was.regex != "" && was.regex != m.regex && t.e != nil && t.e.consumer != nil {
-		overlay()
-		t.dropRegexes(members)
-	}
-	epoch, hash := group.epoch, group.hash
-	var names []string
-	if bump || t.e == nil || c.Topics.Version() > t.e.viewed {
-		overlay()
-		names = allTopics(members, regexes)
-		hash = hashTopics(c.Topics, names)
-		t.r.viewed = c.Topics.Version()
-		if bump || hash != group.hash {
-			epoch++
-			if group.legacy {
-				t.r.Records = append(t.r.Records, consumerTombstone(keyConsumerTopics, t.id))
-			}
-			t.r.Records = append(t.r.Records, consumerGroupRecord(t.id, epoch, hash))
-			t.note(Note{Kind: NoteRebalance, Generation: epoch, Members: len(members), Reason: "the group's members, their subscriptions or topics have changed"})
-		}
-	}
-
-	// 2. Who is meant to have what.
-	target, targetEpoch := group.target[id], group.targetEpoch
-	if old != nil {
-		target = group.target[old.id]
-	}
-	if epoch > group.targetEpoch {
-		overlay()
-		if names == nil {
-			names = allTopics(members, regexes)
-		}
-		target = t.assignTarget(c.Topics, group, members, regexes, names, m, old)
-		targetEpoch = epoch
-		t.r.Records = append(t.r.Records, consumerTargetRecord(t.id, epoch))
-		t.note(Note{Kind: NoteGeneration, Generation: epoch, Members: len(members)})
-	} else if old != nil {
-		t.r.Records = append(t.r.Records, consumerAssignedRecord(t.id, id, target))
-	}
-
-	// 3. A step of the member's own way there.
-	next := reconcile(m, targetEpoch, target, req.Topics, func(topic topicID, p int32) string { return group.owner[topic][p] })
-	if next != m || old != nil {
-		t.r.Records = append(t.r.Records, consumerCurrentRecord(t.id, next))
-		by := time.Time{}
-		if next.state == memberUnrevoked {
-			by = t.now.Add(next.rebalance)
-			t.r.moves = true
-		}
-		t.r.revokes = append(t.r.revokes, revocation{member: id, by: by, epoch: next.epoch})
+	next, r := t.advance(step{group: group, was: was, m: m, old: old, owned: req.Topics, topics: c.Topics, visible: c.Visible, upgraded: upgraded})
+	if r != nil {
+		return nil, r
 	}
 	interval, timeout := c.Interval, c.Session
 	if interval == 0 {
@@ -356,6 +279,109 @@ func (t *turn) consumerGoOn(c *ConsumerHeartbeat) (*kmsg.ConsumerGroupHeartbeatR
 	return resp, nil
 }
 
+// step is a member's turn: what it was, with what it says of itself now, who it was before if it took another's place.
+type step struct {
+	group       *consumers
+	was, m, old *consumerMember
+	owned       []kmsg.ConsumerGroupHeartbeatRequestTopic // nil: it does not say
+	topics      Topics
+	visible     func(string) bool
+	upgraded    bool // the group was one of the classic protocol: what its leader assigned, if it came to that, need not be all
+}
+
+// advance is what a heartbeat does, or a JoinGroup of a member of the classic protocol. It returns the member as it is
+// afterwards.
+func (t *turn) advance(s step) (*consumerMember, *refusal) {
+	group, was, m, old, id := s.group, s.was, s.m, s.old, s.m.id
+	members := group.members // with what this request changes
+	overlay := func() {
+		members = maps.Clone(group.members)
+		if old != nil {
+			delete(members, old.id)
+		}
+		members[id] = m
+	}
+
+	// 1. What the member says of itself; and what the group reads.
+	bump := group.epoch == 0 || s.upgraded
+	if old != nil || group.members[id] == nil || !sameMember(was, m) {
+		t.r.Records = append(t.r.Records, consumerMemberRecord(t.id, m))
+	}
+	if !slices.Equal(was.topics, m.topics) || was.regex != m.regex {
+		bump = true
+	}
+	regexes := group.regexes
+	if m.regex != "" {
+		found, known := group.regexes[m.regex]
+		seen := t.e != nil && t.e.seen[m.regex] >= s.topics.Version()
+		if !known || !seen && found.version != s.topics.Version() && t.now.UnixMilli()-found.at >= regexRefresh.Milliseconds() {
+			names, err := match(m.regex, s.topics, s.visible)
+			if err != nil {
+				return nil, refuse(codeInvalidRegex, "%v", err)
+			}
+			if known && slices.Equal(names, found.topics) {
+				t.r.seen = append(t.r.seen, seenRegex{m.regex, s.topics.Version()})
+			} else {
+				regexes = maps.Clone(regexes)
+				regexes[m.regex] = resolved{topics: names, version: s.topics.Version(), at: t.now.UnixMilli()}
+				t.r.Records = append(t.r.Records, consumerRegexRecord(t.id, m.regex, regexes[m.regex]))
+				bump = true
+			}
+		}
+	}
+	if was.regex != "" && was.regex != m.regex && t.e != nil && t.e.consumer != nil {
+		overlay()
+		t.dropRegexes(members)
+	}
+	epoch, hash := group.epoch, group.hash
+	var names []string
+	if bump || t.e == nil || s.topics.Version() > t.e.viewed {
+		overlay()
+		names = allTopics(members, regexes)
+		hash = hashTopics(s.topics, names)
+		t.r.viewed = s.topics.Version()
+		if bump || hash != group.hash {
+			epoch++
+			if group.legacy {
+				t.r.Records = append(t.r.Records, consumerTombstone(keyConsumerTopics, t.id))
+			}
+			t.r.Records = append(t.r.Records, consumerGroupRecord(t.id, epoch, hash))
+			t.note(Note{Kind: NoteRebalance, Generation: epoch, Members: len(members), Reason: "the group's members, their subscriptions or topics have changed"})
+		}
+	}
+
+	// 2. Who is meant to have what.
+	target, targetEpoch := group.target[id], group.targetEpoch
+	if old != nil {
+		target = group.target[old.id]
+	}
+	if epoch > group.targetEpoch {
+		overlay()
+		if names == nil {
+			names = allTopics(members, regexes)
+		}
+		target = t.assignTarget(s.topics, group, members, regexes, names, m, old)
+		targetEpoch = epoch
+		t.r.Records = append(t.r.Records, consumerTargetRecord(t.id, epoch))
+		t.note(Note{Kind: NoteGeneration, Generation: epoch, Members: len(members)})
+	} else if old != nil {
+		t.r.Records = append(t.r.Records, consumerAssignedRecord(t.id, id, target))
+	}
+
+	// 3. A step of the member's own way there.
+	next := reconcile(m, targetEpoch, target, s.owned, func(topic topicID, p int32) string { return group.owner[topic][p] })
+	if next != m || old != nil {
+		t.r.Records = append(t.r.Records, consumerCurrentRecord(t.id, next))
+		by := time.Time{}
+		if next.state == memberUnrevoked {
+			by = t.now.Add(next.rebalance)
+			t.r.moves = true
+		}
+		t.r.revokes = append(t.r.revokes, revocation{member: id, by: by, epoch: next.epoch})
+	}
+	return next, nil
+}
+
 // consumerMember is the member that a heartbeat is from: one of the group, or a new one. A static member that was away
 // comes back as another: old is who it was then.
 func (t *turn) consumerMember(c *ConsumerHeartbeat, group *consumers, id string) (m, old *consumerMember, r *refusal) {
@@ -370,22 +396,11 @@ func (t *turn) consumerMember(c *ConsumerHeartbeat, group *consumers, id string)
 				return nil, nil, r
 			}
 			return m, nil, checkEpoch(m, req.MemberEpoch, req.Topics)
-		case holder != nil && holder != known && (holder.epoch != epochLeaveStatic || known != nil):
+		case holder != nil && holder != known && (holder.epoch != epochLeaveStatic && holder.classic == nil || known != nil):
 			return nil, nil, refuse(codeUnreleasedInstanceID, "Static member %.100s with instance id %.100s cannot join the group because the instance id is owned by %s member.", id, *req.InstanceID, holder.id)
-		case holder != nil && holder.epoch == epochLeaveStatic:
-			// Its place was kept: the new process has what the old one had.
-			back := *holder
-			back.id = strings.Clone(id)
-			back.epoch, back.previous, back.state, back.revoking = 0, 0, memberStable, holding{}
-			if holder.id == id {
-				return &back, nil, nil
-			}
-			t.r.Records = append(t.r.Records, consumerTombstone(keyConsumerCurrent, t.id, holder.id), consumerTombstone(keyConsumerAssigned, t.id, holder.id),
-				consumerTombstone(keyConsumerMember, t.id, holder.id))
-			t.r.sessions = append(t.r.sessions, session{member: holder.id})
-			t.r.revokes = append(t.r.revokes, revocation{member: holder.id})
-			t.note(Note{Kind: NoteFenced, Member: holder.id, Reason: "instance " + *req.InstanceID + " is now " + id})
-			return &back, holder, nil
+		case holder != nil && (holder.epoch == epochLeaveStatic || holder.classic != nil):
+			m, old = t.takeOver(holder, id)
+			return m, old, nil
 		}
 	}
 	switch {
@@ -398,6 +413,28 @@ func (t *turn) consumerMember(c *ConsumerHeartbeat, group *consumers, id string)
 		return nil, nil, refuse(codeGroupMaxSizeReached, "The consumer group has reached its maximum capacity of %d members.", t.cfg.ConsumerMaxSize)
 	}
 	return &consumerMember{id: strings.Clone(id), assigned: holding{}, revoking: holding{}}, nil, nil
+}
+
+// takeOver puts a new process in the place of a static member: it has what the old one had.
+func (t *turn) takeOver(holder *consumerMember, id string) (m, old *consumerMember) {
+	back := *holder
+	back.id = strings.Clone(id)
+	back.epoch, back.previous, back.state, back.revoking = 0, 0, memberStable, holding{}
+	if holder.id == id {
+		return &back, nil
+	}
+	t.forget(holder.id)
+	t.note(Note{Kind: NoteFenced, Member: holder.id, Reason: "instance " + *holder.instance + " is now " + id})
+	return &back, holder
+}
+
+// forget removes what there is of a member.
+func (t *turn) forget(id string) {
+	t.r.Records = append(t.r.Records, consumerTombstone(keyConsumerCurrent, t.id, id), consumerTombstone(keyConsumerAssigned, t.id, id),
+		consumerTombstone(keyConsumerMember, t.id, id))
+	t.r.sessions = append(t.r.sessions, session{member: id})
+	t.r.revokes = append(t.r.revokes, revocation{member: id})
+	t.r.rejoins = append(t.r.rejoins, revocation{member: id})
 }
 
 // updated is the member with what a request says of it. What is null there stays.
@@ -439,8 +476,11 @@ func updated(m *consumerMember, c *ConsumerHeartbeat) *consumerMember {
 // sameMember compares what the member's record says.
 func sameMember(a, b *consumerMember) bool {
 	eq := func(x, y *string) bool { return x == y || x != nil && y != nil && *x == *y }
+	if (a.classic == nil) != (b.classic == nil) || a.classic != nil && (a.classic.session != b.classic.session || !(&member{protocols: a.classic.protocols}).offers(b.classic.protocols)) {
+		return false
+	}
 	return a.id == b.id && eq(a.instance, b.instance) && eq(a.rack, b.rack) && eq(a.assignor, b.assignor) && a.clientID == b.clientID && a.clientHost == b.clientHost &&
-		slices.Equal(a.topics, b.topics) && a.regex == b.regex && a.rebalance == b.rebalance && (a.classic == nil) == (b.classic == nil)
+		slices.Equal(a.topics, b.topics) && a.regex == b.regex && a.rebalance == b.rebalance
 }
 
 // allTopics are the names that members subscribe to, in order.
@@ -531,6 +571,9 @@ func (t *turn) consumerTick() {
 		if r, ok := t.e.revokes[id]; ok && due(r.by) && c.members[id].state == memberUnrevoked && c.members[id].epoch == r.epoch {
 			reason = "did not give up partitions within the rebalance timeout"
 		}
+		if due(t.e.rejoins[id].by) {
+			reason = "did not join or sync within the rebalance timeout"
+		}
 		if due(t.e.sessions[id]) {
 			reason = "not heard of within its session timeout"
 		}
@@ -568,6 +611,10 @@ func (t *turn) mayCommitConsumer(c *Commit) (code int16, each func(topic *kmsg.O
 	switch {
 	case m == nil:
 		return codeUnknownMemberID, nil
+	case m.classic != nil && req.Generation != m.epoch:
+		return codeIllegalGeneration, nil
+	case m.classic != nil:
+		return codeNone, nil
 	case req.Version < 9:
 		return codeUnsupportedVersion, nil
 	case req.Generation == m.epoch:

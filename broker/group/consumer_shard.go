@@ -27,14 +27,14 @@ func (s *Shard) applyConsumer(r Record) error {
 	if e.consumer == nil {
 		// Member ids that were handed out for the classic protocol are worth nothing any more.
 		e.consumer, e.group = newConsumers(), newClassic(-1)
-		e.revokes, e.seen, e.viewed = map[string]revocation{}, map[string]int64{}, 0
+		e.revokes, e.rejoins, e.seen, e.viewed = map[string]revocation{}, map[string]revocation{}, map[string]int64{}, 0
 		clear(e.sessions)
 	}
 	c := e.consumer
 	switch d.kind {
 	case keyConsumerGroup:
 		if d.gone {
-			e.consumer, e.revokes, e.seen = nil, nil, nil
+			e.consumer, e.revokes, e.rejoins, e.seen = nil, nil, nil, nil
 			clear(e.sessions)
 			break
 		}
@@ -58,9 +58,10 @@ func (s *Shard) applyConsumer(r Record) error {
 		m := d.member
 		if old := c.members[d.name]; old != nil {
 			m.epoch, m.previous, m.state, m.assigned, m.revoking = old.epoch, old.previous, old.state, old.assigned, old.revoking
-		} else {
-			m.assigned, m.revoking = holding{}, holding{}
+			c.describe(m)
+			break
 		}
+		m.assigned, m.revoking = holding{}, holding{}
 		c.put(d.name, m)
 	case keyConsumerCurrent:
 		// The record of who it is comes first and is removed last, but compaction may have left only a newer one of
@@ -92,14 +93,18 @@ func (s *Shard) applyConsumer(r Record) error {
 
 // settleConsumer takes over what of a group of the consumer protocol is not in the log.
 func (e *entry) settleConsumer(now time.Time, r Result) {
-	for _, x := range r.revokes {
-		if x.by.IsZero() || e.consumer.members[x.member] == nil {
-			delete(e.revokes, x.member)
-			continue
+	set := func(deadlines map[string]revocation, xs []revocation) {
+		for _, x := range xs {
+			if x.by.IsZero() || e.consumer.members[x.member] == nil {
+				delete(deadlines, x.member)
+				continue
+			}
+			x.by = x.by.Add(now.Sub(r.at))
+			deadlines[x.member] = x
 		}
-		x.by = x.by.Add(now.Sub(r.at))
-		e.revokes[x.member] = x
 	}
+	set(e.revokes, r.revokes)
+	set(e.rejoins, r.rejoins)
 	for _, x := range r.seen {
 		e.seen[x.expr] = x.version
 	}

@@ -60,8 +60,12 @@ type consumer struct {
 	said     string
 	asked    uint64 // its heartbeat under way
 	leaving  int32
-	silent   bool // does not speak any more; it still reads
-	slow     bool // does not give partitions up yet
+	classic  bool     // of the classic protocol, and eager: it gives up everything before it joins again
+	sync     bool     // it has joined and wants its assignment
+	stable   bool     // it has its assignment
+	members  []string // as leader: whom it has to assign to
+	silent   bool     // does not speak any more; it still reads
+	slow     bool     // does not give partitions up yet
 }
 
 type spot struct {
@@ -88,6 +92,9 @@ type csim struct {
 	commits   int
 	owners    int
 	rebalance int
+	classics  bool   // clients of the classic protocol come too
+	kind      string // of the group
+	up, down  int    // how often it moved from one protocol to the other with members
 }
 
 func newConsumerSim(t testing.TB, seed uint64) *csim {
@@ -119,9 +126,7 @@ func dumpConsumers(s *Shard) string {
 		}
 		c := e.consumer
 		if c == nil {
-			if e.saved {
-				fmt.Fprintf(&b, "%s classic generation %d\n", id, e.group.generation)
-			}
+			fmt.Fprintf(&b, "%s saved=%v\n", id, e.saved)
 			continue
 		}
 		fmt.Fprintf(&b, "%s epoch=%d hash=%x target=%d static=%v legacy=%v\n", id, c.epoch, c.hash, c.targetEpoch, c.static, c.legacy)
@@ -169,6 +174,12 @@ func (s *csim) pick(n int) int { return s.r.IntN(n) }
 func (s *csim) join() {
 	s.names++
 	c := &consumer{id: fmt.Sprint("c", s.names), has: map[spot]bool{}, told: map[spot]bool{}, full: true}
+	if s.classics && s.pick(2) == 0 {
+		c.id, c.classic, c.full, c.topics = "", true, false, []string{"t1", "t2"}
+		s.clients = append(s.clients, c)
+		s.tracef("a client of the classic protocol starts")
+		return
+	}
 	if s.pick(3) == 0 {
 		c.instance = ptr([]string{"i1", "i2"}[s.pick(2)])
 	}
@@ -206,6 +217,10 @@ func (c *consumer) owned() []kmsg.ConsumerGroupHeartbeatRequestTopic {
 // heartbeat is what a client says next.
 func (s *csim) heartbeat(c *consumer) {
 	if c.asked != 0 || c.silent {
+		return
+	}
+	if c.classic {
+		s.classicTurn(c)
 		return
 	}
 	req := kmsg.NewPtrConsumerGroupHeartbeatRequest()
@@ -304,10 +319,20 @@ func (s *csim) settle(r Result) {
 func (s *csim) answered(rs []Reply) {
 	for _, rep := range rs {
 		resp, ok := rep.Response.(*kmsg.ConsumerGroupHeartbeatResponse)
+		c := s.waiting[rep.Token]
+		if c != nil && c.classic {
+			delete(s.waiting, rep.Token)
+			c.asked = 0
+			if s.pick(6) != 0 {
+				s.hearClassic(c, rep.Response)
+			} else {
+				s.tracef("%s does not get its answer", c.id)
+			}
+			continue
+		}
 		if !ok {
 			continue
 		}
-		c := s.waiting[rep.Token]
 		if c == nil {
 			s.failf("token %d is answered twice", rep.Token)
 		}
@@ -367,6 +392,111 @@ func (s *csim) hear(c *consumer, resp *kmsg.ConsumerGroupHeartbeatResponse) {
 	maps.Copy(c.has, c.told)
 }
 
+// classicTurn is what a client of the classic protocol says next.
+func (s *csim) classicTurn(c *consumer) {
+	s.token++
+	var cmd Command
+	switch {
+	case c.stable:
+		req := kmsg.NewPtrHeartbeatRequest()
+		req.Group, req.MemberID, req.Generation = "g", c.id, c.epoch
+		cmd = &Heartbeat{Token: s.token, Req: req}
+	case c.sync:
+		req := kmsg.NewPtrSyncGroupRequest()
+		req.Version, req.Group, req.MemberID, req.Generation = 5, "g", c.id, c.epoch
+		for i, id := range c.members {
+			var a kmsg.ConsumerMemberAssignment
+			for _, name := range c.topics {
+				at := kmsg.ConsumerMemberAssignmentTopic{Topic: name}
+				for p := range s.view.byName[name].Partitions {
+					if int(p)%len(c.members) == i {
+						at.Partitions = append(at.Partitions, p)
+					}
+				}
+				a.Topics = append(a.Topics, at)
+			}
+			req.GroupAssignment = append(req.GroupAssignment, kmsg.SyncGroupRequestGroupAssignment{MemberID: id, MemberAssignment: a.AppendTo(nil)})
+		}
+		cmd = &Sync{Token: s.token, Req: req, Topics: s.view}
+	default:
+		clear(c.has)
+		req := kmsg.NewPtrJoinGroupRequest()
+		req.Version, req.Group, req.MemberID, req.ProtocolType = 3, "g", c.id, "consumer"
+		req.SessionTimeoutMillis, req.RebalanceTimeoutMillis = 20_000, 10_000
+		req.Protocols = []kmsg.JoinGroupRequestProtocol{{Name: "range", Metadata: metadata("sub/" + strings.Join(c.topics, "/"))}}
+		s.names++
+		cmd = &Join{Token: s.token, Req: req, ClientID: "x", ClientHost: "/h", Suffix: fmt.Sprint(s.names), Topics: s.view}
+	}
+	if !s.admitted(cmd) {
+		return
+	}
+	c.asked = s.token
+	s.waiting[s.token] = c
+	s.do(cmd)
+}
+
+func (s *csim) hearClassic(c *consumer, r kmsg.Response) {
+	s.tracef("%s hears %s", c.id, response(r))
+	again := func(code int16) {
+		c.sync, c.stable, c.members = false, false, nil
+		switch code {
+		case codeUnknownMemberID:
+			clear(c.has)
+			c.id = ""
+		case codeIllegalGeneration:
+			clear(c.has)
+		}
+	}
+	switch r := r.(type) {
+	case *kmsg.JoinGroupResponse:
+		if again(r.ErrorCode); r.ErrorCode != codeNone {
+			if r.ErrorCode == codeGroupMaxSizeReached || r.ErrorCode == codeInconsistentGroupProtocol {
+				s.gone(c)
+			}
+			return
+		}
+		c.id, c.epoch, c.sync = r.MemberID, r.Generation, true
+		for _, m := range r.Members {
+			c.members = append(c.members, m.MemberID)
+		}
+	case *kmsg.SyncGroupResponse:
+		if r.ErrorCode != codeNone {
+			again(r.ErrorCode)
+			return
+		}
+		c.sync, c.stable = false, true
+		var a kmsg.ConsumerMemberAssignment
+		if len(r.MemberAssignment) > 0 {
+			if err := a.ReadFrom(r.MemberAssignment); err != nil {
+				s.failf("%s: assignment %x: %v", c.id, r.MemberAssignment, err)
+			}
+		}
+		for _, t := range a.Topics {
+			for _, p := range t.Partitions {
+				c.has[spot{s.view.byName[t.Topic].ID, p}] = true
+			}
+		}
+	case *kmsg.HeartbeatResponse:
+		if r.ErrorCode != codeNone && r.ErrorCode != codeCoordinatorNotAvailable {
+			again(r.ErrorCode)
+		}
+	}
+}
+
+func (s *csim) leaveClassic(c *consumer) {
+	req := kmsg.NewPtrLeaveGroupRequest()
+	req.Version, req.Group = 5, "g"
+	req.Members = []kmsg.LeaveGroupRequestMember{{MemberID: c.id}}
+	s.token++
+	cmd := &Leave{Token: s.token, Req: req}
+	if c.asked != 0 || !s.admitted(cmd) {
+		c.leaving = 0
+		return
+	}
+	s.gone(c)
+	s.do(cmd)
+}
+
 func (s *csim) gone(c *consumer) {
 	clear(c.has)
 	s.clients = slices.DeleteFunc(s.clients, func(x *consumer) bool { return x == c })
@@ -396,7 +526,11 @@ func (s *csim) step() {
 		s.tracef("topic %s has %d partitions", name, parts)
 	case n == 7:
 		c := pick()
-		switch s.pick(6) {
+		what := s.pick(6)
+		if c.classic && what != 0 && what != 2 {
+			break
+		}
+		switch what {
 		case 0:
 			c.leaving = epochLeave
 		case 1:
@@ -413,7 +547,9 @@ func (s *csim) step() {
 		default:
 			c.full, c.said = true, ""
 		}
-		if c.leaving != 0 {
+		if c.leaving != 0 && c.classic {
+			s.leaveClassic(c)
+		} else if c.leaving != 0 {
 			clear(c.has) // who leaves gives up everything first
 		}
 	case n == 8:
@@ -449,7 +585,7 @@ func (s *csim) ticks() {
 
 // commit commits the offset of a partition, and says independently who may.
 func (s *csim) commit(c *consumer) {
-	if c.leaving != 0 {
+	if c.leaving != 0 || c.classic {
 		return
 	}
 	name := []string{"t1", "t2", "u"}[s.pick(3)]
@@ -481,14 +617,10 @@ func (s *csim) commit(c *consumer) {
 
 // reload is another coordinator that replays the log. Appends under way are lost with their answers.
 func (s *csim) reload() {
-	for _, f := range s.flying {
-		for _, rep := range f.r.Replies {
-			if c := s.waiting[rep.Token]; c != nil {
-				delete(s.waiting, rep.Token)
-				c.asked, c.full, c.said = 0, true, ""
-			}
-		}
+	for _, c := range s.waiting {
+		c.asked, c.full, c.said = 0, !c.classic, ""
 	}
+	clear(s.waiting)
 	s.flying = nil
 	before := dumpConsumers(s.shard)
 	s.shard = s.replayed(s.log)
@@ -512,10 +644,23 @@ func (s *csim) replayed(log []Record) *Shard {
 // check is what must always be true.
 func (s *csim) check() {
 	g := s.group()
+	kind := ""
+	if x := s.shard.groups["g"]; g != nil && len(g.members) > 0 {
+		kind = "consumer"
+	} else if x != nil && len(x.group.members) > 0 {
+		kind = "classic"
+	}
+	switch {
+	case s.kind == "classic" && kind == "consumer":
+		s.up++
+	case s.kind == "consumer" && kind == "classic":
+		s.down++
+	}
+	s.kind = kind
 	// No partition is read by two that are members. Who is none any more may not know it yet.
 	readers := map[spot]string{}
 	for _, c := range s.clients {
-		if g == nil || g.members[c.id] == nil || c.leaving != 0 {
+		if x := s.shard.groups["g"]; x == nil || !x.has(c.id) || c.leaving != 0 {
 			continue
 		}
 		for p := range c.has {
@@ -733,10 +878,11 @@ func TestConsumerSim(t *testing.T) {
 	if testing.Short() {
 		seeds = 30
 	}
-	commits, owners, rebalances := 0, 0, 0
+	commits, owners, rebalances, up, down := 0, 0, 0, 0, 0
 	for seed := range seeds {
 		func() {
 			s := newConsumerSim(t, seed)
+			s.classics = seed%2 == 1
 			defer func() {
 				if t.Failed() {
 					t.Logf("seed %d", seed)
@@ -748,9 +894,11 @@ func TestConsumerSim(t *testing.T) {
 			s.settleDown()
 			s.prefixes()
 			commits, owners, rebalances = commits+s.commits, owners+s.owners, rebalances+s.rebalance
+			up, down = up+s.up, down+s.down
 		}()
 	}
-	if commits == 0 || owners == 0 || rebalances < int(seeds) {
-		t.Fatalf("nothing happened: %d commits, %d owners, %d rebalances", commits, owners, rebalances)
+	t.Logf("%d commits, %d owners, %d rebalances, %d moves to the consumer protocol and %d back", commits, owners, rebalances, up, down)
+	if commits == 0 || owners == 0 || rebalances < int(seeds) || up < 5 || down < 5 {
+		t.Fatalf("too little happened: %d commits, %d owners, %d rebalances, %d moves to the consumer protocol and %d back", commits, owners, rebalances, up, down)
 	}
 }

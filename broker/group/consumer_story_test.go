@@ -156,3 +156,30 @@ func consumerText(r Record) string {
 	}
 	return s
 }
+
+// assignmentBytes is a leader's assignment if it is written as one: asg+topic-0+topic-1.
+func assignmentBytes(s string) []byte {
+	ts := assignmentOfText(s)
+	if ts == nil {
+		return []byte(s)
+	}
+	return (&kmsg.ConsumerMemberAssignment{Topics: ts}).AppendTo(nil)
+}
+
+func assignmentOfText(s string) (ts []kmsg.ConsumerMemberAssignmentTopic) {
+	s, ok := strings.CutPrefix(s, "asg+")
+	if !ok {
+		return nil
+	}
+	for x := range strings.SplitSeq(s, "+") {
+		name, p, _ := strings.Cut(x, "-")
+		if len(ts) == 0 || ts[len(ts)-1].Topic != name {
+			ts = append(ts, kmsg.ConsumerMemberAssignmentTopic{Topic: name})
+		}
+		var n int32
+		if _, err := fmt.Sscan(p, &n); err == nil {
+			ts[len(ts)-1].Partitions = append(ts[len(ts)-1].Partitions, n)
+		}
+	}
+	return ts
+}

@@ -77,6 +77,10 @@ type member struct {
 	protocols  []protocol
 	assignment []byte
 
+	// held is what a member had when the group came back from the consumer protocol, until it is assigned anew: should
+	// the group go there again before that, nobody else may get it.
+	held holding
+
 	fresh   bool   // has not been told yet that it is a member, so it cannot heartbeat
 	joining uint64 // token of the parked JoinGroup, 0 if none
 	syncing uint64 // token of the parked SyncGroup, 0 if none

@@ -32,7 +32,11 @@ func (s *Shard) Handle(now time.Time, c Command) Result {
 	switch c := c.(type) {
 	case *Heartbeat:
 		t.r.token = c.Token
-		t.heartbeat(c)
+		if t.e != nil && t.e.consumer != nil {
+			t.consumerClassicHeartbeat(c)
+		} else {
+			t.heartbeat(c)
+		}
 		return t.r
 	case *Commit:
 		t.r.token = c.Token
@@ -56,6 +60,18 @@ func (s *Shard) Handle(now time.Time, c Command) Result {
 		t.r.token = c.Token
 		t.consumerHeartbeat(c)
 		return t.r
+	case *Sync:
+		if t.e != nil && t.e.consumer != nil {
+			t.r.token = c.Token
+			t.consumerSync(c)
+			return t.r
+		}
+	case *Leave:
+		if t.e != nil && t.e.consumer != nil {
+			t.r.token = c.Token
+			t.consumerLeaveClassic(c)
+			return t.r
+		}
 	case *Tick:
 		if t.e != nil && t.e.consumer != nil {
 			t.consumerTick()
@@ -80,7 +96,8 @@ func (s *Shard) Handle(now time.Time, c Command) Result {
 			break
 		}
 		if len(t.e.consumer.members) > 0 {
-			t.reply(c.Token, joinError(c.Req.MemberID, codeInconsistentGroupProtocol))
+			t.g = nil
+			t.consumerJoin(c)
 			return t.r
 		}
 		// Nobody is in it: a group of the consumer protocol becomes one of the classic protocol.
@@ -657,7 +674,7 @@ func (t *turn) assign(c *Sync) {
 	delete(g.unsynced, g.leader)
 	for _, id := range g.ids() {
 		m := g.edit(id)
-		m.assignment = given[id]
+		m.assignment, m.held = given[id], nil
 	}
 	g.transition(Stable, t.now)
 	t.endSyncPhase()

@@ -27,6 +27,7 @@ type Config struct {
 	ConsumerInterval  time.Duration // group.consumer.heartbeat.interval.ms
 	ConsumerMaxSize   int           // group.consumer.max.size; at most MaxMembers
 	ConsumerAssignors []string      // group.consumer.assignors; the first is that of groups without a preference
+	MigrationPolicy   string        // group.consumer.migration.policy: bidirectional, upgrade, downgrade or disabled
 
 	// Bounds of Varve's own; Kafka leaves the first to the size of a request.
 	MaxMemberBytes     int           // what one member offers, all protocols together
@@ -69,6 +70,7 @@ func (c Config) filled() Config {
 	c.MaxSize = min(cmp.Or(c.MaxSize, MaxMembers), MaxMembers)
 	or(&c.ConsumerSession, DefaultConsumerSession)
 	or(&c.ConsumerInterval, DefaultConsumerInterval)
+	c.MigrationPolicy = strings.ToLower(cmp.Or(c.MigrationPolicy, "bidirectional"))
 	c.ConsumerMaxSize = min(cmp.Or(c.ConsumerMaxSize, MaxMembers), MaxMembers)
 	if len(c.ConsumerAssignors) == 0 {
 		c.ConsumerAssignors = []string{assignor.UniformName, assignor.RangeName}
@@ -102,6 +104,7 @@ type entry struct {
 	// consumer is the group if it is one of the consumer protocol, nil otherwise; group is empty then.
 	consumer *consumers
 	revokes  map[string]revocation // deadlines of members that have to give partitions up
+	rejoins  map[string]revocation // of members of the classic protocol that have to join or to sync
 	seen     map[string]int64      // of regular expressions: see seenRegex
 	viewed   int64                 // version of the topics that the group's hash was last compared with
 }
@@ -305,6 +308,9 @@ func (s *Shard) Loaded(now time.Time) (follow []Command) {
 		if c := e.consumer; c != nil {
 			for _, m := range c.members {
 				e.sessions[m.id] = now.Add(s.cfg.ConsumerSession)
+				if m.classic != nil {
+					e.sessions[m.id] = now.Add(m.classic.session)
+				}
 				if m.state == memberUnrevoked {
 					e.revokes[m.id] = revocation{m.id, now.Add(m.rebalance), m.epoch}
 				}
@@ -343,6 +349,9 @@ func (s *Shard) Deadline(id string) (at time.Time, ok bool) {
 			earliest(e.sessions[id])
 		}
 		for _, r := range e.revokes {
+			earliest(r.by)
+		}
+		for _, r := range e.rejoins {
 			earliest(r.by)
 		}
 	}

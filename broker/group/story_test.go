@@ -82,6 +82,8 @@ func configOf(t *testing.T, d *datadriven.TestData) (c Config) {
 			c.MaxPending = number(t, v)
 		case "metadata":
 			c.OffsetMetadataMax = number(t, v)
+		case "policy":
+			c.MigrationPolicy = v
 		case "consumer-size":
 			c.ConsumerMaxSize = number(t, v)
 		default:
@@ -176,7 +178,7 @@ func (s *story) command(t *testing.T, d *datadriven.TestData) {
 			req.Protocols = nil
 		}
 		s.suffix++
-		s.do(&Join{Token: who(0), Req: req, ClientID: a.pos(0), ClientHost: "/10.0.0.1", Suffix: strconv.Itoa(s.suffix)})
+		s.do(&Join{Token: who(0), Req: req, ClientID: a.pos(0), ClientHost: "/10.0.0.1", Suffix: strconv.Itoa(s.suffix), Topics: s.view})
 	case "sync":
 		req := kmsg.NewPtrSyncGroupRequest()
 		req.Version = int16(a.num("v", 5))
@@ -184,10 +186,10 @@ func (s *story) command(t *testing.T, d *datadriven.TestData) {
 		req.Protocol, req.ProtocolType = a.opt("protocol"), a.opt("type")
 		for _, p := range pairs(a.str("assign", "")) {
 			ra := kmsg.NewSyncGroupRequestGroupAssignment()
-			ra.MemberID, ra.MemberAssignment = p[0], []byte(p[1])
+			ra.MemberID, ra.MemberAssignment = p[0], assignmentBytes(p[1])
 			req.GroupAssignment = append(req.GroupAssignment, ra)
 		}
-		s.do(&Sync{Token: who(0), Req: req})
+		s.do(&Sync{Token: who(0), Req: req, Topics: s.view})
 	case "heartbeat":
 		req := kmsg.NewPtrHeartbeatRequest()
 		req.Version = 4
@@ -306,14 +308,21 @@ func (s *story) command(t *testing.T, d *datadriven.TestData) {
 	}
 }
 
-// metadata is a subscription if it is written as one: sub/topic/topic.
+// metadata is a subscription if it is written as one: sub/topic/topic, and what it owns: sub/topic+topic-0+topic-1.
 func metadata(s string) []byte {
 	names, ok := strings.CutPrefix(s, "sub/")
 	if !ok {
 		return []byte(s)
 	}
 	m := kmsg.NewConsumerMemberMetadata()
+	names, owned, says := strings.Cut(names, "+")
 	m.Topics = strings.Split(names, "/")
+	if says {
+		m.Version = 1
+		for _, t := range assignmentOfText("asg+" + owned) {
+			m.OwnedPartitions = append(m.OwnedPartitions, kmsg.ConsumerMemberMetadataOwnedPartition{Topic: t.Topic, Partitions: t.Partitions})
+		}
+	}
 	return m.AppendTo(nil)
 }
 
@@ -436,6 +445,13 @@ func response(r kmsg.Response) string {
 	case *kmsg.SyncGroupResponse:
 		if r.ErrorCode != 0 {
 			return "sync" + code(r.ErrorCode)
+		}
+		if a := new(kmsg.ConsumerMemberAssignment); len(r.MemberAssignment) > 4 && a.ReadFrom(r.MemberAssignment) == nil {
+			s := fmt.Sprintf("sync protocol=%s/%s", deref(r.ProtocolType), deref(r.Protocol))
+			for _, t := range a.Topics {
+				s += fmt.Sprintf(" %s:%v", t.Topic, t.Partitions)
+			}
+			return s
 		}
 		return fmt.Sprintf("sync %q protocol=%s/%s", r.MemberAssignment, deref(r.ProtocolType), deref(r.Protocol))
 	case *kmsg.HeartbeatResponse:
