@@ -50,7 +50,7 @@ func (r *reader) topicPartitions() map[string][]int32 {
 			m[name] = append(m[name], r.int32())
 		}
 	}
-	return m
+	return m // without topics of no partitions
 }
 
 // readSubscription reads a subscription; later versions begin as the last known one does.
@@ -291,6 +291,12 @@ func (t *turn) consumerJoin(c *Join) {
 		refuse(id, codeUnknownMemberID) // an id of a member of the consumer protocol
 		return
 	}
+	if m == nil && req.MemberID != "" && len(said.owned) > 0 {
+		// Who is new owns nothing: this is a member that was removed, and what it had may be another's. It has to give
+		// it up before it comes back.
+		refuse(id, codeUnknownMemberID)
+		return
+	}
 	if m == nil {
 		m = &consumerMember{id: strings.Clone(id), assigned: holding{}, revoking: holding{}}
 	}
@@ -300,6 +306,18 @@ func (t *turn) consumerJoin(c *Join) {
 	next.clientID, next.clientHost = strings.Clone(c.ClientID), strings.Clone(c.ClientHost)
 	next.classic = &classicPart{protocols: ps}
 	next.classic.session, next.rebalance = timeouts(req)
+	left := maps.Clone(group.members)
+	if old != nil {
+		delete(left, old.id)
+	}
+	left[id] = &next
+	if t.downgrade(left) {
+		// It took the place of the last member of the consumer protocol.
+		t.g.edit(id).joining = c.Token
+		t.r.converts = true
+		t.maybeComplete()
+		return
+	}
 	owned := []kmsg.ConsumerGroupHeartbeatRequestTopic{}
 	for _, name := range slices.Sorted(maps.Keys(said.owned)) {
 		if topic, ok := c.Topics.ByName(name); ok {

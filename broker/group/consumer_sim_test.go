@@ -60,12 +60,12 @@ type consumer struct {
 	said     string
 	asked    uint64 // its heartbeat under way
 	leaving  int32
-	classic  bool     // of the classic protocol, and eager: it gives up everything before it joins again
-	sync     bool     // it has joined and wants its assignment
-	stable   bool     // it has its assignment
-	members  []string // as leader: whom it has to assign to
-	silent   bool     // does not speak any more; it still reads
-	slow     bool     // does not give partitions up yet
+	classic  bool                           // of the classic protocol
+	sync     bool                           // it has joined and wants its assignment
+	stable   bool                           // it has its assignment
+	members  []kmsg.JoinGroupResponseMember // as leader: whom it has to assign to
+	silent   bool                           // does not speak any more; it still reads
+	slow     bool                           // does not give partitions up yet
 }
 
 type spot struct {
@@ -93,6 +93,7 @@ type csim struct {
 	owners    int
 	rebalance int
 	classics  bool   // clients of the classic protocol come too
+	coop      bool   // which keep what they own while they join again; eager ones give up everything before
 	kind      string // of the group
 	up, down  int    // how often it moved from one protocol to the other with members
 }
@@ -404,26 +405,55 @@ func (s *csim) classicTurn(c *consumer) {
 	case c.sync:
 		req := kmsg.NewPtrSyncGroupRequest()
 		req.Version, req.Group, req.MemberID, req.Generation = 5, "g", c.id, c.epoch
-		for i, id := range c.members {
+		// A cooperative leader assigns what somebody owns to nobody else yet (KIP-429).
+		owner := map[string]map[int32]string{}
+		for _, m := range c.members {
+			said, _ := readSubscription(m.ProtocolMetadata)
+			for name, ps := range said.owned {
+				if owner[name] == nil {
+					owner[name] = map[int32]string{}
+				}
+				for _, p := range ps {
+					owner[name][p] = m.MemberID
+				}
+			}
+		}
+		for i, m := range c.members {
 			var a kmsg.ConsumerMemberAssignment
 			for _, name := range c.topics {
 				at := kmsg.ConsumerMemberAssignmentTopic{Topic: name}
 				for p := range s.view.byName[name].Partitions {
-					if int(p)%len(c.members) == i {
+					if o := owner[name][p]; int(p)%len(c.members) == i && (o == "" || o == m.MemberID) {
 						at.Partitions = append(at.Partitions, p)
 					}
 				}
 				a.Topics = append(a.Topics, at)
 			}
-			req.GroupAssignment = append(req.GroupAssignment, kmsg.SyncGroupRequestGroupAssignment{MemberID: id, MemberAssignment: a.AppendTo(nil)})
+			req.GroupAssignment = append(req.GroupAssignment, kmsg.SyncGroupRequestGroupAssignment{MemberID: m.MemberID, MemberAssignment: a.AppendTo(nil)})
 		}
 		cmd = &Sync{Token: s.token, Req: req, Topics: s.view}
 	default:
-		clear(c.has)
+		offer := metadata("sub/" + strings.Join(c.topics, "/"))
+		if s.coop {
+			sub := kmsg.ConsumerMemberMetadata{Version: 1, Topics: c.topics}
+			for _, name := range c.topics {
+				owned := kmsg.ConsumerMemberMetadataOwnedPartition{Topic: name}
+				for p := range c.has {
+					if p.topic == s.view.byName[name].ID {
+						owned.Partitions = append(owned.Partitions, p.partition)
+					}
+				}
+				slices.Sort(owned.Partitions)
+				sub.OwnedPartitions = append(sub.OwnedPartitions, owned)
+			}
+			offer = sub.AppendTo(nil)
+		} else {
+			clear(c.has)
+		}
 		req := kmsg.NewPtrJoinGroupRequest()
 		req.Version, req.Group, req.MemberID, req.ProtocolType = 3, "g", c.id, "consumer"
 		req.SessionTimeoutMillis, req.RebalanceTimeoutMillis = 20_000, 10_000
-		req.Protocols = []kmsg.JoinGroupRequestProtocol{{Name: "range", Metadata: metadata("sub/" + strings.Join(c.topics, "/"))}}
+		req.Protocols = []kmsg.JoinGroupRequestProtocol{{Name: "range", Metadata: offer}}
 		s.names++
 		cmd = &Join{Token: s.token, Req: req, ClientID: "x", ClientHost: "/h", Suffix: fmt.Sprint(s.names), Topics: s.view}
 	}
@@ -456,9 +486,7 @@ func (s *csim) hearClassic(c *consumer, r kmsg.Response) {
 			return
 		}
 		c.id, c.epoch, c.sync = r.MemberID, r.Generation, true
-		for _, m := range r.Members {
-			c.members = append(c.members, m.MemberID)
-		}
+		c.members = r.Members
 	case *kmsg.SyncGroupResponse:
 		if r.ErrorCode != codeNone {
 			again(r.ErrorCode)
@@ -471,11 +499,18 @@ func (s *csim) hearClassic(c *consumer, r kmsg.Response) {
 				s.failf("%s: assignment %x: %v", c.id, r.MemberAssignment, err)
 			}
 		}
+		may := map[spot]bool{}
 		for _, t := range a.Topics {
 			for _, p := range t.Partitions {
-				c.has[spot{s.view.byName[t.Topic].ID, p}] = true
+				may[spot{s.view.byName[t.Topic].ID, p}] = true
 			}
 		}
+		n := len(c.has)
+		maps.DeleteFunc(c.has, func(p spot, _ bool) bool { return !may[p] })
+		if len(c.has) < n {
+			c.stable = false // it has given something up: it joins again, so that others can have it
+		}
+		maps.Copy(c.has, may)
 	case *kmsg.HeartbeatResponse:
 		if r.ErrorCode != codeNone && r.ErrorCode != codeCoordinatorNotAvailable {
 			again(r.ErrorCode)
@@ -882,7 +917,7 @@ func TestConsumerSim(t *testing.T) {
 	for seed := range seeds {
 		func() {
 			s := newConsumerSim(t, seed)
-			s.classics = seed%2 == 1
+			s.classics, s.coop = seed%2 == 1, seed%4 == 3
 			defer func() {
 				if t.Failed() {
 					t.Logf("seed %d", seed)

@@ -233,3 +233,91 @@ note: member a-1 was not heard of within its session timeout
 describe g
 ----
 g Empty type="consumer" protocol=""
+
+# A static member that goes back takes the group with it, if it was the last.
+beat s h member=S instance=one topics=t
+----
+append member h S: instance=one client=s topics=[t]
+append group h: epoch=1
+append meant h S: t:[0 1 2 3]
+append target h: epoch=1
+append current h S: epoch=1/0 STABLE has t:0@1,1@1,2@1,3@1
+note: the group's members, their subscriptions or topics have changed
+-> s: beat member=S epoch=1 assignment t:[0 1 2 3]
+
+beat s h member=S instance=one epoch=-2
+----
+append current h S: epoch=-2/0 STABLE has t:0@1,1@1,2@1,3@1
+-> s: beat member=S epoch=-2 interval=0s
+
+fail 15
+----
+
+join s h v=9 protocols=coop:sub/t instance=one
+----
+append fails
+-> s: join COORDINATOR_NOT_AVAILABLE member=
+
+join s h v=9 protocols=coop:sub/t instance=one
+----
+append current h S: null
+append meant h S: null
+append member h S: null
+append h: gen=1 type="consumer" protocol=- leader=-
+append current h S: null
+append meant h S: null
+append member h S: null
+append target h: null
+append group h: null
+note: the last member of the consumer protocol is gone
+-> s: join gen=2 member=one-17 leader=one-17 protocol=coop members=["one-17/one:\x00\x00\x00\x00\x00\x01\x00\x01t\xff\xff\xff\xff"]
+
+sync s h member=one-17 gen=2 assign=one-17:asg+t-0
+----
+append h: gen=2 type="consumer" protocol=coop leader=one-17 [one-17 instance=one "\x00\x00\x00\x00\x00\x01\x00\x01t\x00\x00\x00\x01\x00\x00\x00\x00\xff\xff\xff\xff"]
+-> s: sync protocol=consumer/coop t:[0]
+
+describe h
+----
+h Stable type="consumer" protocol="coop"
+  one-17 instance=one client=s host=/10.0.0.1 metadata="\x00\x00\x00\x00\x00\x01\x00\x01t\xff\xff\xff\xff" assignment="\x00\x00\x00\x00\x00\x01\x00\x01t\x00\x00\x00\x01\x00\x00\x00\x00\xff\xff\xff\xff"
+
+describe-consumer h
+----
+h GROUP_ID_NOT_FOUND: Group h is not a consumer group.
+
+# And forth again, with what it has.
+beat s h member=S instance=one topics=t
+----
+append h: null
+append member h one-17: instance=one client=s topics=[t] classic=10s coop:"\x00\x00\x00\x00\x00\x01\x00\x01t\xff\xff\xff\xff"
+append group h: epoch=2
+append meant h one-17: t:[0]
+append current h one-17: epoch=2/2 STABLE has t:0@2
+append target h: epoch=2
+append current h one-17: null
+append meant h one-17: null
+append member h one-17: null
+append member h S: instance=one client=s topics=[t]
+append group h: epoch=3
+append meant h S: t:[0 1 2 3]
+append target h: epoch=3
+append current h S: epoch=3/0 STABLE has t:0@2,1@3,2@3,3@3
+note: the group's members, their subscriptions or topics have changed
+-> s: beat member=S epoch=3 assignment t:[0 1 2 3]
+
+# Who was removed and still has something must give it up first.
+join x h v=9 member=x-1 protocols=coop:sub/t+t-0
+----
+-> x: join UNKNOWN_MEMBER_ID member=x-1
+
+join x h v=9 member=x-1 protocols=coop:sub/t
+----
+append member h x-1: client=x topics=[t] classic=10s coop:"\x00\x00\x00\x00\x00\x01\x00\x01t\xff\xff\xff\xff"
+append group h: epoch=4
+append meant h S: t:[0 1]
+append meant h x-1: t:[2 3]
+append target h: epoch=4
+append current h x-1: epoch=4/0 UNRELEASED has
+note: the group's members, their subscriptions or topics have changed
+-> x: join gen=4 member=x-1 leader= protocol=coop
