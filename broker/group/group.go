@@ -1,11 +1,12 @@
 // Package group decides what consumer groups do: who is a member, when a group rebalances, which offset commits
-// count. It is Kafka's group coordinator for the classic protocol (KIP-62, 345, 394, 814, 1043), as a pure state
-// machine: it knows no clock, no log, no goroutine and no lock, and draws no random numbers.
+// count. It is Kafka's group coordinator for the classic protocol (KIP-62, 345, 394, 814, 1043) and the consumer
+// protocol (KIP-848, 1082, 1251), as a pure state machine: it knows no clock, no log, no goroutine and no lock, and
+// draws no random numbers.
 //
 // A Shard holds the groups of one partition of __consumer_offsets. It knows two sorts of state:
 //
 //   - What is in the log: committed offsets, and each group's members and assignments as of the last completed
-//     rebalance. Only Apply changes it, at recovery and at run time alike.
+//     rebalance; all of a group of the consumer protocol. Only Apply changes it, at recovery and at run time alike.
 //   - What is lost with the leader and rebuilt by the clients: a rebalance under way, parked requests, deadlines.
 //     Only Settle changes it.
 //

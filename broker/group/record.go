@@ -126,8 +126,8 @@ type decoded struct {
 	value     *kmsg.GroupMetadataValue // nil: tombstone
 }
 
-// decode reads a record. known is false for keys of versions that are not of the classic protocol (KIP-848's and
-// later ones), which are left alone: they belong to groups that this version cannot serve.
+// decode reads a record of the classic protocol. known is false for keys of other versions: those of the consumer
+// protocol are decodeConsumer's, and later ones belong to groups that this version cannot serve and are left alone.
 func decode(r Record) (d decoded, known bool, err error) {
 	if len(r.Key) < 2 {
 		return d, true, fmt.Errorf("group: record key of %d bytes", len(r.Key))
