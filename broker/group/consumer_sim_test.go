@@ -94,6 +94,7 @@ type csim struct {
 	rebalance int
 	classics  bool   // clients of the classic protocol come too
 	coop      bool   // which keep what they own while they join again; eager ones give up everything before
+	hostile   bool   // somebody forges requests; what clients own then means nothing
 	kind      string // of the group
 	up, down  int    // how often it moved from one protocol to the other with members
 }
@@ -334,6 +335,9 @@ func (s *csim) answered(rs []Reply) {
 		if !ok {
 			continue
 		}
+		if c == nil && s.hostile {
+			continue
+		}
 		if c == nil {
 			s.failf("token %d is answered twice", rep.Token)
 		}
@@ -374,7 +378,7 @@ func (s *csim) hear(c *consumer, resp *kmsg.ConsumerGroupHeartbeatResponse) {
 		s.gone(c)
 		return
 	}
-	if resp.MemberEpoch < c.epoch {
+	if resp.MemberEpoch < c.epoch && !s.hostile {
 		s.failf("%s goes from epoch %d back to %d", c.id, c.epoch, resp.MemberEpoch)
 	}
 	c.epoch = resp.MemberEpoch
@@ -589,6 +593,8 @@ func (s *csim) step() {
 		}
 	case n == 8:
 		s.commit(pick())
+	case n >= 17 && s.hostile:
+		s.forge()
 	case n == 9 && s.pick(20) == 0:
 		if c := (&Expire{Group: "g"}); s.admitted(c) {
 			s.do(c)
@@ -605,6 +611,66 @@ func (s *csim) step() {
 	}
 	s.ticks()
 	s.check()
+}
+
+// forge says what no client would, in the name of any.
+func (s *csim) forge() {
+	ids := []string{"forged", "", "c1", "c2", "c3", "x-2"}
+	instances := []*string{nil, nil, ptr("i1"), ptr("i2"), ptr("i3")}
+	if g := s.group(); g != nil {
+		ids = append(ids, g.ids()...)
+	}
+	id, instance := ids[s.pick(len(ids))], instances[s.pick(len(instances))]
+	epoch := int32(s.pick(12) - 3)
+	if g := s.group(); g != nil && g.members[id] != nil && s.pick(2) == 0 {
+		epoch, instance = g.members[id].epoch-int32(s.pick(2)), g.members[id].instance
+	}
+	s.token++
+	var cmd Command
+	switch s.pick(5) {
+	case 0:
+		req := kmsg.NewPtrSyncGroupRequest()
+		req.Version, req.Group, req.MemberID, req.Generation, req.InstanceID = 5, "g", id, epoch, instance
+		cmd = &Sync{Token: s.token, Req: req, Topics: s.view}
+	case 1:
+		req := kmsg.NewPtrLeaveGroupRequest()
+		req.Version, req.Group = 5, "g"
+		req.Members = []kmsg.LeaveGroupRequestMember{{MemberID: id, InstanceID: instance}, {MemberID: id}}
+		cmd = &Leave{Token: s.token, Req: req}
+	case 2:
+		req := kmsg.NewPtrJoinGroupRequest()
+		req.Version, req.Group, req.MemberID, req.InstanceID, req.ProtocolType = []int16{3, 9}[s.pick(2)], "g", id, instance, "consumer"
+		req.SessionTimeoutMillis, req.RebalanceTimeoutMillis = 20_000, 10_000
+		for range s.pick(3) {
+			req.Protocols = append(req.Protocols, kmsg.JoinGroupRequestProtocol{Name: []string{"range", "x"}[s.pick(2)], Metadata: metadata([]string{"sub/t1", "sub/u/t2+u-0+t2-1", "?", ""}[s.pick(4)])})
+		}
+		s.names++
+		cmd = &Join{Token: s.token, Req: req, ClientID: "x", ClientHost: "/h", Suffix: fmt.Sprint(s.names), Topics: s.view}
+	default:
+		req := kmsg.NewPtrConsumerGroupHeartbeatRequest()
+		req.Version, req.Group, req.MemberID, req.MemberEpoch, req.InstanceID = int16(s.pick(2)), "g", id, epoch, instance
+		if s.pick(2) == 0 || epoch == 0 {
+			req.RebalanceTimeoutMillis = int32(s.pick(20_000)) - 100
+			req.SubscribedTopicNames = []string{"t1", "t1", "", "u"}[:s.pick(5)]
+			req.SubscribedTopicRegex = []*string{nil, ptr(""), ptr("t.*"), ptr("(")}[s.pick(4)]
+		}
+		if s.pick(2) == 0 || epoch == 0 {
+			req.Topics = []kmsg.ConsumerGroupHeartbeatRequestTopic{}
+			for range s.pick(3) {
+				req.Topics = append(req.Topics, kmsg.ConsumerGroupHeartbeatRequestTopic{TopicID: topicID{15: byte(s.pick(4))}, Partitions: []int32{int32(s.pick(6)) - 1, int32(s.pick(6))}})
+			}
+			if epoch == 0 {
+				req.Topics = req.Topics[:0]
+			}
+		}
+		req.ServerAssignor = []*string{nil, nil, ptr("range"), ptr("none")}[s.pick(4)]
+		req.RackID = []*string{nil, ptr("r")}[s.pick(2)]
+		s.names++
+		cmd = &ConsumerHeartbeat{Token: s.token, Req: req, ClientID: "f", ClientHost: "/f", Suffix: fmt.Sprint("f", s.names), Topics: s.view}
+	}
+	if s.admitted(cmd) {
+		s.do(cmd)
+	}
 }
 
 func (s *csim) ticks() {
@@ -695,7 +761,7 @@ func (s *csim) check() {
 	// No partition is read by two that are members. Who is none any more may not know it yet.
 	readers := map[spot]string{}
 	for _, c := range s.clients {
-		if x := s.shard.groups["g"]; x == nil || !x.has(c.id) || c.leaving != 0 {
+		if x := s.shard.groups["g"]; x == nil || !x.has(c.id) || c.leaving != 0 || s.hostile {
 			continue
 		}
 		for p := range c.has {
@@ -917,7 +983,7 @@ func TestConsumerSim(t *testing.T) {
 	for seed := range seeds {
 		func() {
 			s := newConsumerSim(t, seed)
-			s.classics, s.coop = seed%2 == 1, seed%4 == 3
+			s.classics, s.coop, s.hostile = seed%2 == 1, seed%4 == 3, seed%5 == 4
 			defer func() {
 				if t.Failed() {
 					t.Logf("seed %d", seed)
