@@ -162,6 +162,7 @@ type consumers struct {
 	epoch       int32
 	hash        int64 // of the topics that members subscribe to
 	targetEpoch int32
+	assignedAt  int64 // when the target was made, ms since the epoch; 0 unknown
 	target      map[string]assignor.Assignment
 	members     map[string]*consumerMember
 	static      map[string]string // instance id -> member id

@@ -1,6 +1,7 @@
 package group
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -22,7 +23,7 @@ type ConsumerHeartbeat struct {
 	Visible              func(topic string) bool // whether a regular expression of this client may match the topic; nil: any
 
 	// Of the group's configuration; 0 stands for Config's.
-	Session, Interval time.Duration
+	Session, Interval, AssignmentInterval time.Duration
 }
 
 // GroupID is the group that the command is about.
@@ -256,17 +257,11 @@ func (t *turn) consumerGoOn(c *ConsumerHeartbeat) (*kmsg.ConsumerGroupHeartbeatR
 	}
 	was := m
 	m = updated(m, c)
-	next, r := t.advance(step{group: group, was: was, m: m, old: old, owned: req.Topics, topics: c.Topics, visible: c.Visible, upgraded: upgraded})
+	next, r := t.advance(step{group: group, was: was, m: m, old: old, owned: req.Topics, topics: c.Topics, visible: c.Visible, upgraded: upgraded, interval: cmp.Or(c.AssignmentInterval, t.cfg.ConsumerAssignmentInterval)})
 	if r != nil {
 		return nil, r
 	}
-	interval, timeout := c.Interval, c.Session
-	if interval == 0 {
-		interval = t.cfg.ConsumerInterval
-	}
-	if timeout == 0 {
-		timeout = t.cfg.ConsumerSession
-	}
+	interval, timeout := cmp.Or(c.Interval, t.cfg.ConsumerInterval), cmp.Or(c.Session, t.cfg.ConsumerSession)
 	t.r.sessions = append(t.r.sessions, session{member: id, by: t.now.Add(timeout), touch: len(t.r.Records) == 0})
 	t.r.moves = t.r.moves || group.members[id] == nil
 
@@ -286,7 +281,8 @@ type step struct {
 	owned       []kmsg.ConsumerGroupHeartbeatRequestTopic // nil: it does not say
 	topics      Topics
 	visible     func(string) bool
-	upgraded    bool // the group was one of the classic protocol: what its leader assigned, if it came to that, need not be all
+	interval    time.Duration // how old the last target has to be before there is another (KIP-1263)
+	upgraded    bool          // the group was one of the classic protocol: what its leader assigned, if it came to that, need not be all
 }
 
 // advance is what a heartbeat does, or a JoinGroup of a member of the classic protocol. It returns the member as it is
@@ -355,14 +351,14 @@ func (t *turn) advance(s step) (*consumerMember, *refusal) {
 	if old != nil {
 		target = group.target[old.id]
 	}
-	if epoch > group.targetEpoch {
+	if epoch > group.targetEpoch && (group.targetEpoch == 0 || s.upgraded || t.now.UnixMilli()-group.assignedAt >= s.interval.Milliseconds()) {
 		overlay()
 		if names == nil {
 			names = allTopics(members, regexes)
 		}
 		target = t.assignTarget(s.topics, group, members, regexes, names, m, old)
 		targetEpoch = epoch
-		t.r.Records = append(t.r.Records, consumerTargetRecord(t.id, epoch))
+		t.r.Records = append(t.r.Records, consumerTargetRecord(t.id, epoch, t.now.UnixMilli()))
 		t.note(Note{Kind: NoteGeneration, Generation: epoch, Members: len(members)})
 	} else if old != nil {
 		t.r.Records = append(t.r.Records, consumerAssignedRecord(t.id, id, target))

@@ -156,7 +156,7 @@ func (t *turn) upgrade(view Topics) *consumers {
 		t.r.Records = append([]Record{groupTombstone(t.id)}, t.r.Records...)
 	}
 	t.r.Records = append(t.r.Records, consumerGroupRecord(t.id, c.epoch, c.hash))
-	t.r.Records = append(append(t.r.Records, current...), consumerTargetRecord(t.id, c.targetEpoch))
+	t.r.Records = append(append(t.r.Records, current...), consumerTargetRecord(t.id, c.targetEpoch, 0))
 	t.r.moves = true
 	return c
 }
@@ -324,7 +324,7 @@ func (t *turn) consumerJoin(c *Join) {
 			owned = append(owned, kmsg.ConsumerGroupHeartbeatRequestTopic{TopicID: topic.ID, Partitions: said.owned[name]})
 		}
 	}
-	after, r := t.advance(step{group: group, was: was, m: &next, old: old, owned: owned, topics: c.Topics})
+	after, r := t.advance(step{group: group, was: was, m: &next, old: old, owned: owned, topics: c.Topics, interval: t.cfg.ConsumerAssignmentInterval})
 	if r != nil {
 		t.r = Result{Group: t.r.Group, at: t.r.at, version: t.r.version, token: t.r.token}
 		refuse(id, r.code)

@@ -123,10 +123,14 @@ func consumerMemberRecord(group string, m *consumerMember) Record {
 	return Record{consumerKey(keyConsumerMember, group, m.id), v.b}
 }
 
-func consumerTargetRecord(group string, epoch int32) Record {
-	v := newValue(8)
+func consumerTargetRecord(group string, epoch int32, at int64) Record {
+	v := newValue(20)
 	v.int32(epoch)
-	v.noTags()
+	if at == 0 {
+		v.noTags()
+	} else {
+		v.tag(0, binary.BigEndian.AppendUint64(nil, uint64(at)))
+	}
 	return Record{consumerKey(keyConsumerTarget, group), v.b}
 }
 
@@ -191,6 +195,7 @@ type consumerRecord struct {
 
 	epoch  int32 // of the group or the target
 	hash   int64
+	at     int64           // when the target was made
 	member *consumerMember // keyConsumerMember: without epochs and holdings; keyConsumerCurrent: only these
 	target assignor.Assignment
 	regex  resolved
@@ -394,7 +399,11 @@ func decodeConsumer(rec Record) (c consumerRecord, err error) {
 		c.member = m
 	case keyConsumerTarget:
 		c.epoch = r.int32()
-		r.tags(nil)
+		r.tags(func(id int, field *reader) {
+			if id == 0 {
+				c.at = field.int64()
+			}
+		})
 	case keyConsumerAssigned:
 		c.target = assignor.Assignment{}
 		for t, ps := range r.holding(0) {

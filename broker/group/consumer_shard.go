@@ -42,7 +42,7 @@ func (s *Shard) applyConsumer(r Record) error {
 	case keyConsumerTopics:
 		c.legacy = !d.gone
 	case keyConsumerTarget:
-		c.targetEpoch = d.epoch
+		c.targetEpoch, c.assignedAt = d.epoch, d.at
 	case keyConsumerAssigned:
 		c.bytes -= targetSize(c.target[d.name])
 		delete(c.target, d.name)

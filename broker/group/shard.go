@@ -23,11 +23,16 @@ type Config struct {
 	OffsetMetadataMax     int           // offset.metadata.max.bytes
 	OffsetsRetention      time.Duration // offsets.retention.minutes
 
-	ConsumerSession   time.Duration // group.consumer.session.timeout.ms
-	ConsumerInterval  time.Duration // group.consumer.heartbeat.interval.ms
-	ConsumerMaxSize   int           // group.consumer.max.size; at most MaxMembers
-	ConsumerAssignors []string      // group.consumer.assignors; the first is that of groups without a preference
-	MigrationPolicy   string        // group.consumer.migration.policy: bidirectional, upgrade, downgrade or disabled
+	ConsumerSession  time.Duration // group.consumer.session.timeout.ms
+	ConsumerInterval time.Duration // group.consumer.heartbeat.interval.ms
+	ConsumerMaxSize  int           // group.consumer.max.size; at most MaxMembers
+
+	// ConsumerAssignmentInterval is group.consumer.assignment.interval.ms, of Kafka since 4.3. 0, which is the default
+	// here, assigns at once, as Kafka did before: otherwise a member that comes right after another waits for its next
+	// heartbeat but one.
+	ConsumerAssignmentInterval time.Duration
+	ConsumerAssignors          []string // group.consumer.assignors; the first is that of groups without a preference
+	MigrationPolicy            string   // group.consumer.migration.policy: bidirectional, upgrade, downgrade or disabled
 
 	// Bounds of Varve's own; Kafka leaves the first to the size of a request.
 	MaxMemberBytes     int           // what one member offers, all protocols together

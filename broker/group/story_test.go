@@ -82,6 +82,8 @@ func configOf(t *testing.T, d *datadriven.TestData) (c Config) {
 			c.MaxPending = number(t, v)
 		case "metadata":
 			c.OffsetMetadataMax = number(t, v)
+		case "interval":
+			c.ConsumerAssignmentInterval = duration(t, v)
 		case "policy":
 			c.MigrationPolicy = v
 		case "consumer-size":
