@@ -258,9 +258,13 @@ func (t *turn) expire() {
 		return
 	}
 	left, n := false, 0
+	last, subscribed := "", t.e.subscribed("")
 	t.eachOffset(func(topic string, p int32, o Offset) bool {
+		if topic != last {
+			last, subscribed = topic, t.e.subscribed(topic)
+		}
 		switch {
-		case t.e.subscribed(topic):
+		case subscribed:
 			left = true
 		case o.Expires >= 0 && now < o.Expires, o.Expires < 0 && now-from(o) < keep:
 			left = true

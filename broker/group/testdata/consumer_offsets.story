@@ -138,3 +138,52 @@ append group g: null
 
 fetch g
 ----
+
+# Offsets expire by themselves: those of topics that are read stay, and an empty group goes with its last one.
+config retention=1h
+----
+
+topics t=1 u=1
+----
+
+beat a g member=A topics=t session=3h
+----
+append member g A: client=a topics=[t]
+append group g: epoch=1
+append meant g A: t:[0]
+append target g: epoch=1
+append current g A: epoch=1/0 STABLE has t:0@1
+note: the group's members, their subscriptions or topics have changed
+-> a: beat member=A epoch=1 assignment t:[0]
+
+commit a g member=A gen=1 offsets=t/0:1,u/0:2
+----
+append g t/0: 1
+append g u/0: 2
+-> a: commit t/0 ok u/0 ok
+
+wait 2h
+----
+
+expire
+----
+append g u/0: null
+
+beat a g member=A epoch=-1
+----
+append current g A: null
+append meant g A: null
+append member g A: null
+append group g: epoch=2
+note: 1 members are gone
+-> a: beat member=A epoch=-1 interval=0s
+
+expire
+----
+append g t/0: null
+append target g: null
+append group g: null
+
+describe-consumer g
+----
+g GROUP_ID_NOT_FOUND: Group g not found.
