@@ -68,10 +68,15 @@ func (t *turn) consumerHeartbeat(c *ConsumerHeartbeat) {
 		}
 	}
 	if r != nil {
-		t.r.Records, t.r.Replies, t.r.sessions, t.r.revokes, t.r.seen, t.r.viewed, t.r.moves = nil, nil, nil, nil, nil, 0, false // nothing of what was begun
+		t.discard()
 		resp = consumerError(r)
 	}
 	t.reply(c.Token, resp)
+}
+
+// discard forgets what was begun of a command that is refused after all.
+func (t *turn) discard() {
+	t.r = Result{Group: t.r.Group, Notes: t.r.Notes, token: t.r.token, at: t.r.at, version: t.r.version}
 }
 
 // validConsumer says what is wrong with a request by itself.
@@ -109,7 +114,7 @@ func (t *turn) validConsumer(c *ConsumerHeartbeat) *refusal {
 	}
 	if req.SubscribedTopicRegex != nil && *req.SubscribedTopicRegex != "" {
 		if _, err := compileRegex(*req.SubscribedTopicRegex); err != nil {
-			return refuse(codeInvalidRegex, "SubscribedTopicRegex `%.200s` is not a valid regular expression: %v.", *req.SubscribedTopicRegex, err)
+			return invalidRegex(*req.SubscribedTopicRegex, err)
 		}
 	}
 	n := len(c.ClientID) + len(c.ClientHost)
@@ -126,6 +131,10 @@ func (t *turn) validConsumer(c *ConsumerHeartbeat) *refusal {
 		return invalid("The member's metadata is too large.")
 	}
 	return nil
+}
+
+func invalidRegex(expr string, err error) *refusal {
+	return refuse(codeInvalidRegex, "SubscribedTopicRegex `%.200s` is not a valid regular expression: %v.", expr, err)
 }
 
 func (t *turn) unknownMember(id string) *refusal {
@@ -313,7 +322,7 @@ func (t *turn) advance(s step) (*consumerMember, *refusal) {
 		if !known || !seen && found.version != s.topics.Version() && t.now.UnixMilli()-found.at >= regexRefresh.Milliseconds() {
 			names, err := match(m.regex, s.topics, s.visible)
 			if err != nil {
-				return nil, refuse(codeInvalidRegex, "%v", err)
+				return nil, invalidRegex(m.regex, err) // one that an earlier version wrote
 			}
 			if known && slices.Equal(names, found.topics) {
 				t.r.seen = append(t.r.seen, seenRegex{m.regex, s.topics.Version()})

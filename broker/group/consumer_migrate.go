@@ -326,7 +326,7 @@ func (t *turn) consumerJoin(c *Join) {
 	}
 	after, r := t.advance(step{group: group, was: was, m: &next, old: old, owned: owned, topics: c.Topics, interval: t.cfg.ConsumerAssignmentInterval})
 	if r != nil {
-		t.r = Result{Group: t.r.Group, at: t.r.at, version: t.r.version, token: t.r.token}
+		t.discard()
 		refuse(id, r.code)
 		return
 	}

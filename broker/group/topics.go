@@ -103,7 +103,7 @@ func cost(re *syntax.Regexp) int {
 func match(expr string, view Topics, visible func(string) bool) ([]string, error) {
 	re, err := compileRegex(expr)
 	if err != nil {
-		return nil, fmt.Errorf("SubscribedTopicRegex `%.200s` is not a valid regular expression: %w.", expr, err)
+		return nil, fmt.Errorf("group: %.200q is no regular expression: %w", expr, err)
 	}
 	var names []string
 	for _, name := range view.Names() {

@@ -120,3 +120,38 @@ describe-consumer i
 ----
 i Assigning epoch=2 assignment-epoch=1 assignor=uniform
   one-9 instance=one epoch=1 type=0 client=a/10.0.0.1 topics=[t] regex=- has t:[1] target t:[1]
+
+# A refusal leaves the group as it was.
+config consumer-size=2
+----
+
+topics t=2
+----
+
+join a g v=3 protocols=coop:sub/t
+----
+note: member a-1 joins
+
+join b g v=3 protocols=coop:sub/t
+----
+
+wait 1s
+----
+-> a: join gen=1 member=a-1 leader=a-1 protocol=coop members=["a-1:\x00\x00\x00\x00\x00\x01\x00\x01t\xff\xff\xff\xff" "b-2:\x00\x00\x00\x00\x00\x01\x00\x01t\xff\xff\xff\xff"]
+-> b: join gen=1 member=b-2 leader=a-1 protocol=coop
+  at 0s
+
+beat c g member=C topics=t
+----
+-> c: beat GROUP_ID_NOT_FOUND: Group g is not a consumer group.
+
+describe g
+----
+g CompletingRebalance type="consumer" protocol=""
+  a-1 client=a host=/10.0.0.1 metadata="" assignment=""
+  b-2 client=b host=/10.0.0.1 metadata="" assignment=""
+
+sync a g member=a-1 assign=a-1:asg+t-0,b-2:asg+t-1
+----
+append g: gen=1 type="consumer" protocol=coop leader=a-1 [a-1 "\x00\x00\x00\x00\x00\x01\x00\x01t\x00\x00\x00\x01\x00\x00\x00\x00\xff\xff\xff\xff"] [b-2 "\x00\x00\x00\x00\x00\x01\x00\x01t\x00\x00\x00\x01\x00\x00\x00\x01\xff\xff\xff\xff"]
+-> a: sync protocol=consumer/coop t:[0]
