@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"regexp"
 	"regexp/syntax"
 	"slices"
@@ -21,12 +22,42 @@ type Topic struct {
 
 // Topics is a view of the cluster's topics that does not change.
 type Topics interface {
-	// Version grows with every change of what the other methods say.
+	// Version grows with every change of what the other methods say. It is at least 1.
 	Version() int64
 	ByName(name string) (Topic, bool)
 	ByID(id [16]byte) (Topic, bool)
 	// Names are all topics' names, in order.
 	Names() []string
+}
+
+// topicSet is a Topics made of a list.
+type topicSet struct {
+	version int64
+	names   []string
+	byName  map[string]Topic
+	byID    map[topicID]string
+}
+
+// NewTopics is a view of these topics, which must not be changed after that. Versions begin at 1.
+func NewTopics(version int64, topics []Topic) Topics {
+	s := &topicSet{version: version, byName: make(map[string]Topic, len(topics)), byID: make(map[topicID]string, len(topics))}
+	for _, t := range topics {
+		s.byName[t.Name] = t
+		s.byID[t.ID] = t.Name
+	}
+	s.names = slices.Sorted(maps.Keys(s.byName))
+	return s
+}
+
+func (s *topicSet) Version() int64                   { return s.version }
+func (s *topicSet) ByName(name string) (Topic, bool) { t, ok := s.byName[name]; return t, ok }
+func (s *topicSet) Names() []string                  { return s.names }
+func (s *topicSet) ByID(id [16]byte) (Topic, bool) {
+	name, ok := s.byID[id]
+	if !ok {
+		return Topic{}, false
+	}
+	return s.byName[name], true
 }
 
 // hashTopics is the hash of these topics, as far as they exist: of their names, ids, partitions and racks. It is never

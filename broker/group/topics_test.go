@@ -69,3 +69,25 @@ func TestHashTopics(t *testing.T) {
 		}
 	}
 }
+
+func TestNewTopics(t *testing.T) {
+	a, b := Topic{ID: topicID{1}, Name: "b", Partitions: 2}, Topic{ID: topicID{2}, Name: "a", Partitions: 3}
+	v := NewTopics(7, []Topic{a, b})
+	if v.Version() != 7 || !slices.Equal(v.Names(), []string{"a", "b"}) {
+		t.Error(v.Version(), v.Names())
+	}
+	for _, want := range []Topic{a, b} {
+		if got, ok := v.ByName(want.Name); !ok || got.ID != want.ID {
+			t.Errorf("%+v", got)
+		}
+		if got, ok := v.ByID(want.ID); !ok || got.Name != want.Name || got.Partitions != want.Partitions {
+			t.Errorf("%+v", got)
+		}
+	}
+	if _, ok := v.ByName("c"); ok {
+		t.Error("a topic that is not there")
+	}
+	if _, ok := v.ByID(topicID{3}); ok {
+		t.Error("an id that is not there")
+	}
+}
