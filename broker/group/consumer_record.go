@@ -394,7 +394,9 @@ func decodeConsumer(rec Record) (c consumerRecord, err error) {
 				field.tags(nil)
 			}
 			field.tags(nil)
-			m.classic = p
+			if len(p.protocols) > 0 { // as it always is; others may rely on it
+				m.classic = p
+			}
 		})
 		c.member = m
 	case keyConsumerTarget:

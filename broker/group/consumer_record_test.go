@@ -36,6 +36,8 @@ var goldenConsumer = []struct {
 	{"member of the classic protocol", "0005 0001 67 0001 6d", "0000 00 00 01 01 02 02 74 00 00000008 00 01 00 10 01 00000009 02 06 72616e6765 02 ff 00 00",
 		consumerRecord{kind: 5, group: "g", name: "m", member: &consumerMember{id: "m", topics: []string{"t"}, rebalance: 8 * time.Millisecond, classic: &classicPart{9 * time.Millisecond, []protocol{{"range", []byte{0xff}}}}}},
 		consumerMemberRecord("g", &consumerMember{id: "m", topics: []string{"t"}, rebalance: 8 * time.Millisecond, classic: &classicPart{9 * time.Millisecond, []protocol{{"range", []byte{0xff}}}}})},
+	{"member of the classic protocol that offers nothing", "0005 0001 67 0001 6d", "0000 00 00 01 01 02 02 74 00 00000008 00 01 00 07 01 00000009 01 00",
+		consumerRecord{kind: 5, group: "g", name: "m", member: &consumerMember{id: "m", topics: []string{"t"}, rebalance: 8 * time.Millisecond}}, Record{}},
 	{"target", "0006 0001 67", "0000 00000005 00", consumerRecord{kind: 6, group: "g", epoch: 5}, consumerTargetRecord("g", 5, 0)},
 	{"target, 4.3", "0006 0001 67", "0000 00000005 01 00 08 0000000000000001", consumerRecord{kind: 6, group: "g", epoch: 5, at: 1}, consumerTargetRecord("g", 5, 1)},
 	{"assigned", "0007 0001 67 0001 6d", "0000 02 000102030405060708090a0b0c0d0e0f 03 00000000 00000002 00 00",
