@@ -1009,3 +1009,53 @@ func TestConsumerSim(t *testing.T) {
 		t.Fatalf("too little happened: %d commits, %d owners, %d rebalances, %d moves to the consumer protocol and %d back", commits, owners, rebalances, up, down)
 	}
 }
+
+// What lies in the log may be anything: nothing that was ever written in any order brings the coordinator down, whatever
+// is asked of it then.
+func TestConsumerAnyLog(t *testing.T) {
+	answered := 0
+	for seed := range uint64(60) {
+		s := newConsumerSim(t, seed)
+		s.classics, s.hostile = true, true
+		for range 150 {
+			s.step()
+		}
+		log := slices.Clone(s.log)
+		s.r.Shuffle(len(log), func(i, j int) { log[i], log[j] = log[j], log[i] })
+		s.shard = NewShard(s.cfg)
+		for _, r := range log[:s.pick(len(log)+1)] {
+			if r.Value != nil && len(r.Key) > 1 && r.Key[1] == keyConsumerCurrent && s.pick(4) == 0 {
+				r.Value = bytes.Clone(r.Value)
+				r.Value[10] = 99 // a state of a later version
+			}
+			s.shard.Apply(r) // some are refused
+		}
+		s.shard.Loaded(s.now)
+		s.flying = nil
+		clear(s.waiting)
+		for range 200 {
+			s.now = s.now.Add(time.Duration(s.pick(500)) * time.Millisecond)
+			before := s.token
+			s.forge()
+			if s.token > before {
+				answered++
+			}
+			for len(s.flying) > 0 {
+				for _, r := range s.flying[0].r.Records {
+					s.shard.Apply(r)
+				}
+				s.shard.Settle(s.now, s.flying[0].r)
+				s.flying = s.flying[1:]
+			}
+			if at, ok := s.shard.Deadline("g"); ok && !at.After(s.now) {
+				s.do(&Tick{Group: "g"})
+			}
+			s.shard.DescribeConsumer("g", s.view)
+			s.shard.List(nil, nil)
+			s.shard.Counts()
+		}
+	}
+	if answered == 0 {
+		t.Error("nothing was asked")
+	}
+}
