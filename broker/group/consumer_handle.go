@@ -373,8 +373,23 @@ func (t *turn) advance(s step) (*consumerMember, *refusal) {
 		t.r.Records = append(t.r.Records, consumerAssignedRecord(t.id, id, target))
 	}
 
-	// 3. A step of the member's own way there.
-	next := reconcile(m, targetEpoch, target, s.owned, func(topic topicID, p int32) string { return group.owner[topic][p] })
+	// 3. A step of the member's own way there. A target that is older than its subscription does not count for topics that
+	// it has left: it would read what nobody asks for.
+	left := false
+	if epoch > targetEpoch {
+		names := (&consumers{regexes: regexes}).subscription(m)
+		reads := func(id topicID) bool {
+			topic, ok := s.topics.ByID(id)
+			_, found := slices.BinarySearch(names, topic.Name)
+			return ok && found
+		}
+		target = maps.Clone(target)
+		maps.DeleteFunc(target, func(id topicID, _ []int32) bool { return !reads(id) })
+		for id := range m.assigned {
+			left = left || !reads(id)
+		}
+	}
+	next := reconcile(m, targetEpoch, target, left, s.owned, func(topic topicID, p int32) string { return group.owner[topic][p] })
 	if next != m || old != nil {
 		t.r.Records = append(t.r.Records, consumerCurrentRecord(t.id, next))
 		by := time.Time{}

@@ -11,12 +11,13 @@ import (
 // reconcile moves a member a step towards its target, as far as it can go: see consumers. It returns the same member if
 // that is nowhere.
 //
+//	left   it has left topics that it has partitions of, and the target does not know that yet
 //	owned  what the member says that it has; nil if it did not say
 //	owner  who has a partition, "" nobody
-func reconcile(m *consumerMember, epoch int32, target assignor.Assignment, owned []kmsg.ConsumerGroupHeartbeatRequestTopic, owner func(topicID, int32) string) *consumerMember {
+func reconcile(m *consumerMember, epoch int32, target assignor.Assignment, left bool, owned []kmsg.ConsumerGroupHeartbeatRequestTopic, owner func(topicID, int32) string) *consumerMember {
 	switch m.state {
 	case memberStable:
-		if m.epoch == epoch {
+		if m.epoch == epoch && !left {
 			return m
 		}
 	case memberUnrevoked:

@@ -76,3 +76,47 @@ beat a g member=A epoch=1
 ----
 append current g A: epoch=1/1 UNREVOKED has t:0@1,1@1 gives t:2@1,3@1
 -> a: beat member=A epoch=1 assignment t:[0 1]
+
+# Who leaves a topic gives it up at once.
+config interval=10s
+----
+
+topics t=1 u=1
+----
+
+beat a g member=A topics=t,u
+----
+append member g A: client=a topics=[t u]
+append group g: epoch=1
+append meant g A: t:[0] u:[0]
+append target g: epoch=1
+append current g A: epoch=1/0 STABLE has t:0@1 u:0@1
+note: the group's members, their subscriptions or topics have changed
+-> a: beat member=A epoch=1 assignment t:[0] u:[0]
+
+beat a g member=A epoch=1 topics=t
+----
+append member g A: client=a topics=[t]
+append group g: epoch=2
+append current g A: epoch=1/1 UNREVOKED has t:0@1 gives u:0@1
+note: the group's members, their subscriptions or topics have changed
+-> a: beat member=A epoch=1 assignment t:[0]
+
+beat a g member=A epoch=1 owned=t:0
+----
+append current g A: epoch=1/1 STABLE has t:0@1
+-> a: beat member=A epoch=1
+
+beat a g member=A epoch=1 owned=t:0
+----
+-> a: beat member=A epoch=1
+
+wait 10s
+----
+
+beat a g member=A epoch=1 owned=t:0
+----
+append meant g A: t:[0]
+append target g: epoch=2
+append current g A: epoch=2/1 STABLE has t:0@1
+-> a: beat member=A epoch=2
