@@ -414,7 +414,7 @@ func TestLoading(t *testing.T) {
 		log.readErr = errors.New("bucket away")
 		b := batch.NewBuilder()
 		b.Add(1, []byte{0}, nil) // what a client with too much permission may produce
-		b.Add(1, []byte{0, 3, 0, 1, 'x'}, []byte{0, 0})
+		b.Add(1, []byte{0, 10, 0, 1, 'x'}, []byte{0, 0})
 		b.Add(1, []byte{0, 2, 0, 1, 'g'}, []byte{0, 3, 0, 0, 0, 0, 0, 0})
 		run, _ := b.Build()
 		log.Append(0, 1, run, func(int64, error) {})

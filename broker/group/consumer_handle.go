@@ -338,12 +338,12 @@ func (t *turn) advance(s step) (*consumerMember, *refusal) {
 		overlay()
 		t.dropRegexes(members)
 	}
-	epoch, hash := group.epoch, group.hash
+	epoch := group.epoch
 	var names []string
 	if bump || t.e == nil || s.topics.Version() > t.e.viewed {
 		overlay()
 		names = allTopics(members, regexes)
-		hash = hashTopics(s.topics, names)
+		hash := hashTopics(s.topics, names)
 		t.r.viewed = s.topics.Version()
 		if bump || hash != group.hash {
 			epoch++

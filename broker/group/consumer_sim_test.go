@@ -965,8 +965,7 @@ func (s *csim) prefixes() {
 	}
 	var kept []Record
 	for i, r := range s.log {
-		k := string(r.Key)
-		if last[k] != i && s.pick(3) > 0 {
+		if last[string(r.Key)] != i && s.pick(3) > 0 {
 			continue // of an older record a newer one may be missing: not all of a log is compacted at once
 		}
 		kept = append(kept, r)

@@ -322,7 +322,7 @@ func metadata(s string) []byte {
 	if says {
 		m.Version = 1
 		for _, t := range assignmentOfText("asg+" + owned) {
-			m.OwnedPartitions = append(m.OwnedPartitions, kmsg.ConsumerMemberMetadataOwnedPartition{Topic: t.Topic, Partitions: t.Partitions})
+			m.OwnedPartitions = append(m.OwnedPartitions, kmsg.ConsumerMemberMetadataOwnedPartition(t))
 		}
 	}
 	return m.AppendTo(nil)
