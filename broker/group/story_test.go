@@ -3,6 +3,7 @@ package group
 import (
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -45,21 +46,24 @@ func newStory(cfg Config) *story {
 }
 
 func TestStories(t *testing.T) {
-	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
-		if !strings.HasSuffix(path, ".story") {
-			t.Skip()
-		}
-		s := newStory(Config{})
-		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
-			s.out.Reset()
-			if d.Cmd == "config" {
-				s = newStory(configOf(t, d))
-				return ""
-			}
-			s.command(t, d)
-			return s.out.String()
+	paths, err := filepath.Glob("testdata/*.story")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("stories: %v, %v", paths, err)
+	}
+	for _, path := range paths {
+		t.Run(filepath.Base(path), func(t *testing.T) {
+			s := newStory(Config{})
+			datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
+				s.out.Reset()
+				if d.Cmd == "config" {
+					s = newStory(configOf(t, d))
+					return ""
+				}
+				s.command(t, d)
+				return s.out.String()
+			})
 		})
-	})
+	}
 }
 
 func configOf(t *testing.T, d *datadriven.TestData) (c Config) {
