@@ -215,7 +215,7 @@ func Replay(ctx context.Context, spec Spec) (*Result, error) {
 	res, err := r.measure(ctx, ended, read)
 	cancel()
 	wg.Wait()
-	if err = cmp.Or(err, rawErr); err != nil {
+	if err = cmp.Or(rawErr, err); err != nil { // why nothing came says more than that nothing did
 		return nil, err
 	}
 	res.What = "replay"

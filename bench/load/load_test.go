@@ -114,12 +114,14 @@ func TestReplay(t *testing.T) {
 		want += x.End - x.Start
 	}
 	s.Consumers = 2
-	r, err := Replay(context.Background(), s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if r.Consumed.Records != want || want == 0 {
-		t.Errorf("replayed %d records of %d", r.Consumed.Records, want)
+	for _, s.Raw = range []bool{false, true} {
+		r, err := Replay(context.Background(), s)
+		if err != nil {
+			t.Fatalf("raw %v: %v", s.Raw, err)
+		}
+		if r.Consumed.Records != want || want == 0 {
+			t.Errorf("raw %v: replayed %d records of %d", s.Raw, r.Consumed.Records, want)
+		}
 	}
 }
 

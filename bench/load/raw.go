@@ -18,8 +18,10 @@ import (
 	"github.com/varve/varve/wal/batch"
 )
 
-// rawFetch is the version of Fetch that raw consumers speak: the last with topic names.
-const rawFetch = 12
+// rawFetch is the version of Fetch that raw consumers speak: one that every broker serves, and the floor.
+const rawFetch = 11
+
+var rawFormatter = kmsg.NewRequestFormatter(kmsg.FormatterClientID("varve-bench-raw"))
 
 // rawConsumer reads partitions with plain Fetch requests and looks at their batches only: headers, checksums. What a
 // client library makes of the records costs as much as the broker does, and is not what a replay is to show.
@@ -57,13 +59,18 @@ func (r *run) replayRaw(ctx context.Context, left map[int32]int64) error {
 		leader   int32
 	}
 	parts := map[owner][]int32{}
+	led := 0
 	for _, t := range meta.Topics {
 		for _, p := range t.Partitions {
-			if _, ok := left[p.Partition]; ok {
+			if _, ok := left[p.Partition]; ok && addr[p.Leader] != "" {
 				o := owner{int(p.Partition) % r.spec.Consumers, p.Leader}
 				parts[o] = append(parts[o], p.Partition)
+				led++
 			}
 		}
+	}
+	if led != len(left) {
+		return fmt.Errorf("load: %d of %d partitions of %s have a leader", led, len(left), r.spec.Topic)
 	}
 	errs := make(chan error, len(parts))
 	for o, list := range parts {
@@ -119,15 +126,7 @@ func (c *rawConsumer) fetch(left map[int32]int64) error {
 	}
 	req.Topics = append(req.Topics, topic)
 	c.corr++
-	const client = "varve-bench-raw"
-	b := make([]byte, 4, 512)
-	b = binary.BigEndian.AppendUint16(b, uint16(req.Key()))
-	b = binary.BigEndian.AppendUint16(b, rawFetch)
-	b = binary.BigEndian.AppendUint32(b, c.corr)
-	b = binary.BigEndian.AppendUint16(b, uint16(len(client)))
-	b = append(append(b, client...), 0)
-	b = req.AppendTo(b)
-	binary.BigEndian.PutUint32(b, uint32(len(b)-4))
+	b := rawFormatter.AppendRequest(nil, &req, int32(c.corr))
 	c.conn.SetDeadline(time.Now().Add(30*time.Second + c.r.spec.FetchMaxWait))
 	if _, err := c.conn.Write(b); err != nil {
 		return err
@@ -137,7 +136,7 @@ func (c *rawConsumer) fetch(left map[int32]int64) error {
 		return err
 	}
 	n := int(binary.BigEndian.Uint32(size[:]))
-	if n < 5 || n > 2*c.r.spec.FetchMaxBytes+(16<<20) {
+	if n < 4 || n > 2*c.r.spec.FetchMaxBytes+(16<<20) {
 		return fmt.Errorf("an answer of %d bytes", n)
 	}
 	if cap(c.body) < n {
@@ -147,12 +146,12 @@ func (c *rawConsumer) fetch(left map[int32]int64) error {
 	if _, err := io.ReadFull(c.in, body); err != nil {
 		return err
 	}
-	if got := binary.BigEndian.Uint32(body); got != c.corr || body[4] != 0 {
+	if got := binary.BigEndian.Uint32(body); got != c.corr {
 		return fmt.Errorf("the answer is that of request %d, not %d", got, c.corr)
 	}
 	resp := kmsg.NewFetchResponse()
 	resp.SetVersion(rawFetch)
-	if err := resp.ReadFrom(body[5:]); err != nil {
+	if err := resp.ReadFrom(body[4:]); err != nil {
 		return err
 	}
 	if resp.ErrorCode != 0 {

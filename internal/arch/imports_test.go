@@ -25,9 +25,9 @@ var allowed = map[string][]string{
 	"wal/slab":     {},
 	"wal/crc32c":   {},
 	"wal/vfs":      {},
-	"wal/lineage":  {},
+	"wal/lineage":  {"wal/crc32c"},
 	"wal/batch":    {"wal/crc32c"},
-	"wal/producer": {"wal/batch"},
+	"wal/producer": {"wal/batch", "wal/crc32c"},
 	"wal":          {"wal/slab", "wal/vfs", "wal/crc32c", "wal/lineage", "wal/batch"},
 
 	"metadata/image":      {},

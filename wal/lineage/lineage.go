@@ -13,9 +13,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"slices"
 	"sort"
+
+	"github.com/varve/varve/wal/crc32c"
 )
 
 // Entry is the first offset of an epoch.
@@ -135,8 +136,6 @@ const (
 	maxCount = 1 << 20
 )
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
 // Encode returns the lineage as bytes that carry a version and a checksum.
 func (l Lineage) Encode() []byte {
 	b := make([]byte, 0, 8+6*len(l))
@@ -148,7 +147,7 @@ func (l Lineage) Encode() []byte {
 		b = binary.AppendUvarint(b, uint64(e.Start-prev.Start))
 		prev = e
 	}
-	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+	return binary.BigEndian.AppendUint32(b, crc32c.Checksum(b))
 }
 
 // Decode reads what Encode wrote; b is exactly that. It returns ErrCorrupt.
@@ -157,7 +156,7 @@ func Decode(b []byte) (Lineage, error) {
 		return nil, fmt.Errorf("%w: %d bytes", ErrCorrupt, len(b))
 	}
 	body := b[:len(b)-4]
-	if crc32.Checksum(body, castagnoli) != binary.BigEndian.Uint32(b[len(b)-4:]) {
+	if crc32c.Checksum(body) != binary.BigEndian.Uint32(b[len(b)-4:]) {
 		return nil, fmt.Errorf("%w: checksum mismatch", ErrCorrupt)
 	}
 	if b[1] != version {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"hash/crc32"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -18,6 +17,7 @@ import (
 	"github.com/cockroachdb/datadriven"
 
 	"github.com/varve/varve/wal/batch"
+	"github.com/varve/varve/wal/crc32c"
 )
 
 func rewriting() bool {
@@ -513,5 +513,5 @@ func BenchmarkEncode(b *testing.B) {
 // seal puts magic, version and checksum around what a snapshot is made of.
 func seal(body []byte) []byte {
 	b := append([]byte{magic, version}, body...)
-	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+	return binary.BigEndian.AppendUint32(b, crc32c.Checksum(b))
 }

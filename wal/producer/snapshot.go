@@ -5,9 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"math"
 	"slices"
+
+	"github.com/varve/varve/wal/crc32c"
 )
 
 // The encoding of a snapshot. Integers are varints: u unsigned, s zig-zag.
@@ -34,8 +35,6 @@ const (
 
 // ErrCorrupt says that bytes are no snapshot.
 var ErrCorrupt = errors.New("producer: corrupt snapshot")
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // Encode returns the state as a snapshot: what is known after all batches below offset. Equal states give
 // equal bytes.
@@ -76,7 +75,7 @@ func (s *State) Encode(offset int64) []byte {
 		u(d.first)
 		u(d.last)
 	}
-	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+	return binary.BigEndian.AppendUint32(b, crc32c.Checksum(b))
 }
 
 // Decode reads what Encode wrote; b is exactly that. It returns ErrCorrupt for anything else, having allocated no
@@ -86,7 +85,7 @@ func Decode(b []byte) (*State, int64, error) {
 		return nil, 0, fmt.Errorf("%w: %d bytes", ErrCorrupt, len(b))
 	}
 	body := b[:len(b)-4]
-	if crc32.Checksum(body, castagnoli) != binary.BigEndian.Uint32(b[len(b)-4:]) {
+	if crc32c.Checksum(body) != binary.BigEndian.Uint32(b[len(b)-4:]) {
 		return nil, 0, fmt.Errorf("%w: checksum mismatch", ErrCorrupt)
 	}
 	if b[1] != version {
