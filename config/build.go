@@ -68,6 +68,7 @@ type BrokerConfig struct {
 	WALSegmentBytes int64
 	WALQueueBytes   int64 // 0: derived
 	WALCacheBytes   int64 // 0: derived
+	WALDirectIO     bool
 
 	// Object storage.
 	RemoteStorageURL             string
@@ -257,7 +258,7 @@ func (b *builder) fill(m Machine) *BrokerConfig {
 		GroupInitialRebalanceDelay: b.ms("group.initial.rebalance.delay.ms"), GroupMaxSize: b.int("group.max.size"),
 
 		MemoryMaxBytes: b.num("memory.max.bytes"), WALMaxBytes: b.num("wal.max.bytes"), WALSegmentBytes: b.num("wal.segment.bytes"),
-		WALQueueBytes: b.num("wal.queue.bytes"), WALCacheBytes: b.num("wal.cache.bytes"),
+		WALQueueBytes: b.num("wal.queue.bytes"), WALCacheBytes: b.num("wal.cache.bytes"), WALDirectIO: b.bool("wal.direct.io"),
 
 		RemoteStorageURL: b.text("remote.storage.url"), RemoteFlushInterval: b.ms("remote.flush.interval.ms"), RemoteObjectBytes: b.num("remote.object.bytes"),
 		RemoteDeleteGrace: b.ms("remote.delete.grace.ms"), RemoteRequestTimeout: b.ms("remote.request.timeout.ms"),

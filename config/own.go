@@ -28,8 +28,9 @@ func ownDefs() []*Def {
 
 		long("wal.max.bytes", "0", "How much disk the log may use, at most 90 % of it; 0: 80 % of what is free for it at the start, which prints it.", 0, anyHigh, or0(16<<20)),
 		long("wal.segment.bytes", "268435456", "The size of one file of the log; where wal.max.bytes is small and this is not set, an eighth of it.", 1<<20, 4<<30),
+		boolean("wal.direct.io", "true", "Whether the log is written around the page cache (O_DIRECT), where the file system can do that; false costs up to twice the processor time, and lets what wal.cache.bytes has not the room for be read from memory as long as the machine has some."),
 		long("wal.queue.bytes", "0", "How much may wait to be written to the log; 0: a share of memory.max.bytes.", 0, anyHigh),
-		long("wal.cache.bytes", "0", "Memory for the newest batches; 0: a share of memory.max.bytes, at most 128 MiB (what is older is read through the page cache).", 0, anyHigh),
+		long("wal.cache.bytes", "0", "Memory for the newest batches; 0: a share of memory.max.bytes, at most 128 MiB (what is older is read from the disk, see wal.direct.io).", 0, anyHigh),
 
 		long("memory.max.bytes", "0", "The memory for requests in flight, caches, indexes and coordinators together; 0: 60 % of the container's or the machine's.", 0, anyHigh, or0(64<<20)),
 		choice("record.validation", "header", "How much of a batch is checked: header (its header and checksum) or full (every record). Compacted topics and bounded timestamps always get full.",

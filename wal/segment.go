@@ -288,10 +288,10 @@ func (l *Log) makeSpare(name string) (spare, error) {
 // is only allocated and 0.13 in one that was written, which took as long as the difference.
 const largeBlock = 32 << 10
 
-// fill writes zeros, in the background of what clients write. They are a second copy of everything on its way through
-// the page cache to the disk, and make syncs of small blocks a third cheaper. So while blocks are large, or files are
-// needed, one that is allocated is left at that: it reads as zeros too, improve may fill it later, and once its data has
-// written it, it is as good as any other. raw says that it was left.
+// fill writes zeros, in the background of what clients write. They take as much of the disk as everything that is
+// written later, and make syncs of small blocks a third cheaper. So while blocks are large, or files are needed, one that is
+// allocated is left at that: it reads as zeros too, improve may fill it later, and once its data has written it, it is as
+// good as any other. raw says that it was left.
 func (l *Log) fill(f vfs.File) (raw bool, err error) {
 	size, err := f.Size()
 	if err != nil {
@@ -309,7 +309,7 @@ func (l *Log) fill(f vfs.File) (raw bool, err error) {
 			return true, f.Sync()
 		}
 		step := min(int64(len(zeros)), l.o.SegmentBytes-off)
-		if _, err := f.WriteAt(zeros[:step], off); err != nil {
+		if _, err := f.WriteVAt([][]byte{zeros[:step]}, off); err != nil {
 			return false, err
 		}
 		// Synced in steps, and with pauses unless the file is needed at once: one long flush would hold up the fsync

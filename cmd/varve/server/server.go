@@ -105,7 +105,7 @@ func divide(c *config.BrokerConfig) memory {
 	m.responses = share(10, 0)
 	m.walQueue = min(share(6, c.WALQueueBytes), 1<<30)
 	// What a tail consumer has not read yet, and no more: buffers that come back soon are still in the processor's
-	// cache when the next request is read into them, and what is older is in the page cache at nearly the same cost.
+	// cache when the next request is read into them.
 	m.walCache = share(20, c.WALCacheBytes)
 	if c.WALCacheBytes == 0 {
 		m.walCache = min(m.walCache, 128<<20)
@@ -310,7 +310,7 @@ func (s *Server) openLog(clusterID string, checkpoint func(), telling func(bool)
 	c := s.o.Config
 	fs := s.o.FS
 	if fs == nil {
-		fs = vfs.OS{}
+		fs = vfs.OS{Buffered: !c.WALDirectIO}
 	}
 	free, size, err := fs.Free(c.LogDir)
 	if err != nil {
@@ -320,7 +320,7 @@ func (s *Server) openLog(clusterID string, checkpoint func(), telling func(bool)
 	events := s.metrics.walEvents()
 	events.Telling = telling
 	l, err := wal.Open(wal.Options{
-		FS: s.o.FS, Dir: c.LogDir, ClusterID: clusterID, BrokerID: c.NodeID,
+		FS: fs, Dir: c.LogDir, ClusterID: clusterID, BrokerID: c.NodeID,
 		SegmentBytes: c.WALSegmentBytes, MaxBytes: bound, QueueBytes: s.memory.walQueue, CacheBytes: s.memory.walCache, IndexBytes: s.memory.walIndex,
 		Logger: s.log.With("part", "wal"), Events: events, Checkpoint: checkpoint,
 		Fatal: func(err error) {
