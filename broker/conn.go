@@ -273,7 +273,7 @@ func (c *conn) read() error {
 			return errDraining
 		}
 		charge = 0
-		buf, err := c.frames.next(c.ctx, c.b.conf().SocketRequestMaxBytes, frameStarted, admitFrame)
+		frame, buf, err := c.frames.next(c.ctx, c.b.conf().SocketRequestMaxBytes, frameStarted, admitFrame)
 		if err != nil {
 			c.b.requests.release(charge)
 			if c.b.draining.Load() {
@@ -281,7 +281,7 @@ func (c *conn) read() error {
 			}
 			return err
 		}
-		if err := c.handle(buf, charge); err != nil {
+		if err := c.handle(frame, buf, charge); err != nil {
 			return err
 		}
 	}
@@ -310,9 +310,9 @@ var errDraining = errors.New("broker: shutting down")
 // frameTimeout bounds the time from a frame's size to its last byte.
 const frameTimeout = 60 * time.Second
 
-// handle decodes and starts one request. A returned error closes the
+// handle decodes and starts one request, whose reference to buf it owns. A returned error closes the
 // connection; c.slots has one entry for the request, which the writer frees.
-func (c *conn) handle(buf *slab.Buf, charge int64) (err error) {
+func (c *conn) handle(frame []byte, buf *slab.Buf, charge int64) (err error) {
 	p := &pending{c: c, start: time.Now()}
 	p.charge.Store(charge)
 	defer func() {
@@ -329,7 +329,7 @@ func (c *conn) handle(buf *slab.Buf, charge int64) (err error) {
 			p.complete(nil, nil)
 		}
 	}()
-	hdr, body, err := protocol.ParseHeaderAfter(buf.Bytes(), c.clientID)
+	hdr, body, err := protocol.ParseHeaderAfter(frame, c.clientID)
 	p.hdr = hdr
 	if err != nil {
 		if hdr.Key == protocol.KeyApiVersions && errors.Is(err, protocol.ErrUnsupportedVersion) {

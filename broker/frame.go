@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"sync"
 	"syscall"
 
 	"github.com/varve/varve/wal/slab"
@@ -35,18 +34,24 @@ func spoken(size uint32) string {
 	return ""
 }
 
-const readBufferSize = 64 << 10
-
-var readBuffers = sync.Pool{New: func() any { b := make([]byte, readBufferSize); return &b }}
+const (
+	readBufferSize = 64 << 10
+	// sharedFrame is from which size on a frame may stay where it was read: a copy of a smaller one costs less than
+	// what sharing a buffer between more holders does.
+	sharedFrame = 4 << 10
+)
 
 // frameReader cuts a connection's bytes into frames. While the connection is
-// idle it holds no buffer: it waits in the poller, and takes a buffer from the
-// pool only when the socket has something to read.
+// idle it holds no buffer: it waits in the poller, and takes a buffer only when
+// the socket has something to read.
 type frameReader struct {
-	conn net.Conn
-	raw  syscall.RawConn // nil for connections that are not sockets
-	buf  *[]byte         // nil while empty
-	r, w int             // unread part of buf
+	conn   net.Conn
+	raw    syscall.RawConn // nil for connections that are not sockets
+	buf    *slab.Buf       // nil while empty
+	r, w   int             // unread part of buf
+	shared bool            // frames that were handed out lie below r
+	looked int             // up to where worth has looked
+	worth  bool            // the frames in buf are to stay there
 }
 
 func newFrameReader(c net.Conn) *frameReader {
@@ -78,19 +83,30 @@ func (f *frameReader) atLeast(n int, atEOF error) error {
 
 // fill reads once, into an empty or a partly filled buffer.
 func (f *frameReader) fill() error {
-	if f.r == f.w {
+	if f.r == f.w && f.shared {
+		f.drop()
+	} else if f.r == f.w {
 		f.r, f.w = 0, 0
 	} else if f.r > 0 && f.w == readBufferSize {
-		copy(*f.buf, (*f.buf)[f.r:f.w])
-		f.r, f.w = 0, f.w-f.r
+		to := f.buf
+		if f.shared {
+			to = slab.Get(readBufferSize)
+		}
+		f.w = copy(to.Bytes(), f.buf.Bytes()[f.r:f.w])
+		f.r = 0
+		if f.shared {
+			f.buf.Release()
+			f.buf, f.shared = to, false
+		}
 	}
+	f.looked = -1
 	var n int
 	var err error
 	if f.raw != nil && f.buf == nil {
 		perr := f.raw.Read(func(fd uintptr) bool {
-			buf := readBuffers.Get().(*[]byte)
+			buf := slab.Get(readBufferSize)
 			for {
-				n, err = syscall.Read(int(fd), *buf)
+				n, err = syscall.Read(int(fd), buf.Bytes())
 				if err != syscall.EINTR {
 					break
 				}
@@ -99,7 +115,7 @@ func (f *frameReader) fill() error {
 				f.buf = buf
 				return true
 			}
-			readBuffers.Put(buf)
+			buf.Release()
 			return err != syscall.EAGAIN
 		})
 		if perr != nil {
@@ -108,9 +124,9 @@ func (f *frameReader) fill() error {
 		n = max(n, 0)
 	} else {
 		if f.buf == nil {
-			f.buf = readBuffers.Get().(*[]byte)
+			f.buf = slab.Get(readBufferSize)
 		}
-		n, err = f.conn.Read((*f.buf)[f.w:])
+		n, err = f.conn.Read(f.buf.Bytes()[f.w:])
 	}
 	f.w += n
 	if n > 0 {
@@ -122,31 +138,67 @@ func (f *frameReader) fill() error {
 	return err
 }
 
-// next reads the next frame, without its size prefix, into a buffer of its
-// own. started is called once a size has come whose frame has not; admit is
-// asked before anything is allocated for the frame, and that is not before all
-// of the frame has come, or as much of it as the read buffer holds: what a
-// connection merely announces must not be taken from what all of them share.
-func (f *frameReader) next(ctx context.Context, limit int, started func(), admit func(context.Context, int) error) (*slab.Buf, error) {
-	if err := f.atLeast(4, io.EOF); err != nil {
-		return nil, err
+// worthSharing says whether at least half of the buffer are frames that are all
+// there and not small; the next one has size bytes, which begin at r. Then they
+// stay in it, and each holds on to all of it: whoever keeps them for long keeps
+// at most twice of what came.
+func (f *frameReader) worthSharing(size int) bool {
+	if f.looked == f.w {
+		return f.worth
 	}
-	size := int(int32(binary.BigEndian.Uint32((*f.buf)[f.r:])))
+	b := f.buf.Bytes()[:f.w]
+	sum := 0
+	for at := f.r; size <= len(b)-at; {
+		if at += size; size >= sharedFrame {
+			sum += size
+		}
+		if at+4 > len(b) {
+			break
+		}
+		size = int(binary.BigEndian.Uint32(b[at:]))
+		at += 4
+	}
+	f.looked, f.worth = f.w, sum >= readBufferSize/2 || f.shared
+	return f.worth
+}
+
+// next reads the next frame, without its size prefix. It lies in buf, perhaps
+// with other frames, and the caller has a reference to that. started is called
+// once a size has come whose frame has not; admit is asked before anything is
+// allocated for the frame, and that is not before all of the frame has come, or
+// as much of it as the read buffer holds: what a connection merely announces
+// must not be taken from what all of them share.
+func (f *frameReader) next(ctx context.Context, limit int, started func(), admit func(context.Context, int) error) (frame []byte, buf *slab.Buf, err error) {
+	if err := f.atLeast(4, io.EOF); err != nil {
+		return nil, nil, err
+	}
+	size := int(int32(binary.BigEndian.Uint32(f.buf.Bytes()[f.r:])))
 	if size < minFrame || size > limit {
-		return nil, fmt.Errorf("%w: %d bytes, where %d to %d are possible (socket.request.max.bytes)%s", errFrame, size, minFrame, limit, spoken(uint32(size)))
+		return nil, nil, fmt.Errorf("%w: %d bytes, where %d to %d are possible (socket.request.max.bytes)%s", errFrame, size, minFrame, limit, spoken(uint32(size)))
 	}
 	f.r += 4
 	if f.w-f.r < size {
 		started()
 		if err := f.atLeast(min(size, readBufferSize), io.ErrUnexpectedEOF); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	if err := admit(ctx, size); err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	if size >= sharedFrame && size <= f.w-f.r && f.worthSharing(size) {
+		b := f.buf
+		frame = b.Bytes()[f.r : f.r+size : f.r+size]
+		if f.r += size; f.r == f.w {
+			f.buf, f.r, f.w, f.shared = nil, 0, 0, false // its reference goes with the frame
+		} else {
+			b.Retain()
+			f.shared = true
+		}
+		return frame, b, nil
 	}
 	b := slab.Get(size)
-	n := copy(b.Bytes(), (*f.buf)[f.r:f.w])
+	n := copy(b.Bytes(), f.buf.Bytes()[f.r:f.w])
 	f.r += n
 	for n < size {
 		// Small remainders go through the buffer, which may pick up the
@@ -157,7 +209,7 @@ func (f *frameReader) next(ctx context.Context, limit int, started func(), admit
 			n += m
 			if err != nil {
 				b.Release()
-				return nil, err
+				return nil, nil, err
 			}
 			break
 		}
@@ -166,21 +218,21 @@ func (f *frameReader) next(ctx context.Context, limit int, started func(), admit
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
-			return nil, err
+			return nil, nil, err
 		}
-		m := copy(b.Bytes()[n:], (*f.buf)[f.r:f.w])
+		m := copy(b.Bytes()[n:], f.buf.Bytes()[f.r:f.w])
 		f.r += m
 		n += m
 	}
-	if f.r == f.w && f.buf != nil {
+	if f.r == f.w {
 		f.drop()
 	}
-	return b, nil
+	return b.Bytes(), b, nil
 }
 
 func (f *frameReader) drop() {
 	if f.buf != nil {
-		readBuffers.Put(f.buf)
-		f.buf, f.r, f.w = nil, 0, 0
+		f.buf.Release()
+		f.buf, f.r, f.w, f.shared = nil, 0, 0, false
 	}
 }

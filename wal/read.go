@@ -28,8 +28,10 @@ func (r *Run) Release() {
 // Held is what the buffers take that the chunks lie in, and that stay until Release: a whole request's for one
 // batch of it.
 func (r *Run) Held() (n int64) {
-	for _, b := range r.bufs {
-		n += int64(b.Charge())
+	for i, b := range r.bufs {
+		if i == 0 || b != r.bufs[i-1] { // requests that arrived together lie in one
+			n += int64(b.Charge())
+		}
 	}
 	return n
 }
