@@ -245,7 +245,7 @@ func (c *Coordinator) fetchOffsets(ctx context.Context, req *kmsg.OffsetFetchReq
 			wait = req.Group
 		}
 		out := make(chan kmsg.OffsetFetchResponseGroup, 1) // the read may run after this has given up
-		if code = c.look(ctx, s, wait, func(st *group.Shard) { out <- st.Fetch(req) }); code == protocol.CodeNone {
+		if code = c.look(ctx, s, wait, func(st *group.Shard) { out <- st.Fetch(req, stable) }); code == protocol.CodeNone {
 			return <-out
 		}
 	}

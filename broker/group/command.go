@@ -35,11 +35,13 @@ type (
 		Token uint64
 		Req   *kmsg.LeaveGroupRequest
 	}
-	// Commit is an OffsetCommit request. Topics are named in every version: ids were resolved before.
+	// Commit is an OffsetCommit request, or with Txn a TxnOffsetCommit request in the form of the other. Topics are
+	// named in every version: ids were resolved before.
 	Commit struct {
 		Token  uint64
 		Req    *kmsg.OffsetCommitRequest
 		Topics Topics // for ids of topics that the request only names; may be nil
+		Txn    *Txn   // nil: not in a transaction
 	}
 	// DeleteOffsets is an OffsetDelete request.
 	DeleteOffsets struct {
@@ -112,6 +114,7 @@ func AccessOf(c Command) Access {
 type Result struct {
 	Group   string
 	Records []Record // to be appended together; none: nothing to wait for
+	Txn     *Txn     // of whose transaction they are: ApplyTxn is due for them; nil: Apply
 	Replies []Reply  // to be sent once the records are committed
 	Notes   []Note   // what an operator may want to know, once the records are committed
 	More    bool     // the command was bounded and should be repeated

@@ -285,7 +285,7 @@ func (s *csim) do(c Command) {
 		s.settle(r)
 		return
 	}
-	s.flying = append(s.flying, flight{r, AccessOf(c)})
+	s.flying = append(s.flying, flight{r: r, a: AccessOf(c)})
 }
 
 func (s *csim) land(fail bool) {

@@ -18,12 +18,14 @@ type turn struct {
 	e   *entry   // nil if the shard does not know the group
 	g   *classic // the clone; e.group is not touched
 	r   Result
+
+	txns map[int64]*openTxn // of all groups
 }
 
 // Handle decides what a command leads to and changes nothing: see the package comment for what to do with the
 // result.
 func (s *Shard) Handle(now time.Time, c Command) Result {
-	t := &turn{cfg: &s.cfg, now: now, id: c.GroupID()}
+	t := &turn{cfg: &s.cfg, now: now, id: c.GroupID(), txns: s.txns}
 	t.e = s.groups[t.id]
 	t.r.Group, t.r.at = t.id, now
 	if t.e != nil {
