@@ -15,7 +15,8 @@ import (
 
 // The group APIs: FindCoordinator (10), JoinGroup (11), Heartbeat (12),
 // LeaveGroup (13), SyncGroup (14), DescribeGroups (15), ListGroups (16),
-// OffsetCommit (8), OffsetFetch (9), DeleteGroups (42), OffsetDelete (47).
+// OffsetCommit (8), OffsetFetch (9), DeleteGroups (42), OffsetDelete (47);
+// TxnOffsetCommit (28) is in a file of its own.
 //
 // Behavior: what a group is and does is decided in packages group and
 // coordinator. Here requests are routed to them, and topic ids are turned into
@@ -123,10 +124,16 @@ func (b *Broker) coordinatorOf(ctx context.Context, r *request, kind int8, key s
 	return c
 }
 
-// offsetCommit turns the topic ids of version 10 into names for the
-// coordinator, which knows topics by name as its records do.
 func (b *Broker) offsetCommit(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
-	req := in.(*kmsg.OffsetCommitRequest)
+	return b.commitOffsets(in.(*kmsg.OffsetCommitRequest), func(req *kmsg.OffsetCommitRequest) *kmsg.OffsetCommitResponse {
+		return b.groups.OffsetCommit(ctx, req)
+	})
+}
+
+// commitOffsets has offsets committed of partitions that exist, and answers for
+// the others. It turns the topic ids of version 10 into names for the
+// coordinator, which knows topics by name as its records do.
+func (b *Broker) commitOffsets(req *kmsg.OffsetCommitRequest, commit func(*kmsg.OffsetCommitRequest) *kmsg.OffsetCommitResponse) *kmsg.OffsetCommitResponse {
 	im := b.meta.Image()
 	known := req.Topics[:0:0]
 	var refused []kmsg.OffsetCommitResponseTopic
@@ -159,10 +166,7 @@ func (b *Broker) offsetCommit(ctx context.Context, _ *request, in kmsg.Request) 
 		known = append(known, t)
 	}
 	req.Topics = known
-	resp := b.groups.OffsetCommit(ctx, req)
-	if resp == nil {
-		return nil
-	}
+	resp := commit(req)
 	if req.Version >= 10 {
 		for i := range resp.Topics {
 			if it := im.Topic(resp.Topics[i].Topic); it != nil {

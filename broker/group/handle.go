@@ -44,6 +44,10 @@ func (s *Shard) Handle(now time.Time, c Command) Result {
 		t.r.token = c.Token
 		t.commit(c)
 		return t.r
+	case *EndTxn:
+		t.r.token, t.r.Marker, t.r.Ticket = c.Token, c, c.Ticket
+		t.reply(c.Token, markerReply(codeNone))
+		return t.r
 	case *DeleteOffsets:
 		t.r.token = c.Token
 		t.deleteOffsets(c)
@@ -160,6 +164,8 @@ func Fail(r Result, code int16) []Reply {
 			return []Reply{{r.token, d}}
 		case *kmsg.DeleteGroupsResponse:
 			return []Reply{{r.token, deleteReply(r.Group, code)}}
+		case *kmsg.WriteTxnMarkersResponse:
+			return []Reply{{r.token, markerReply(code)}}
 		case *kmsg.ConsumerGroupHeartbeatResponse:
 			return []Reply{{r.token, consumerError(&refusal{code: code})}}
 		default:

@@ -63,7 +63,7 @@ func (t *turn) commit(c *Commit) {
 	switch {
 	case c.Txn != nil:
 		code = t.mayCommitTxn(c)
-		t.r.Txn = c.Txn
+		t.r.Txn, t.r.Ticket = c.Txn, c.Ticket
 	case t.e != nil && t.e.consumer != nil:
 		code, each = t.mayCommitConsumer(c)
 	default:

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // Offsets committed in transactions (KIP-98, 447).
@@ -224,4 +226,16 @@ func (t *turn) mayCommitTxn(c *Commit) int16 {
 		return codeIllegalGeneration
 	}
 	return codeNone
+}
+
+func markerReply(code int16) *kmsg.WriteTxnMarkersResponse {
+	resp := kmsg.NewPtrWriteTxnMarkersResponse()
+	p := kmsg.NewWriteTxnMarkersResponseMarkerTopicPartition()
+	p.ErrorCode = code
+	t := kmsg.NewWriteTxnMarkersResponseMarkerTopic()
+	t.Partitions = append(t.Partitions, p)
+	m := kmsg.NewWriteTxnMarkersResponseMarker()
+	m.Topics = append(m.Topics, t)
+	resp.Markers = append(resp.Markers, m)
+	return resp
 }
