@@ -505,25 +505,22 @@ func (b *Broker) appendCode(err error) (int16, string) {
 	}
 }
 
-// appendInternal appends a batch of this broker's own (coordinators). The log
-// owns records.
-func (r *replica) appendInternal(ctx context.Context, records []byte, done func(base int64, code int16)) {
-	r.appendOwn(ctx, records, nil, wal.ClassInternal, done)
-}
-
-// appendOwn appends a batch that this broker has made.
-func (r *replica) appendOwn(ctx context.Context, records []byte, marker *partition.Marker, class wal.Class, done func(base int64, code int16)) {
+// appendOwn appends a batch that this broker has made, which the log owns then;
+// of the arguments those are filled in that follow from that.
+func (r *replica) appendOwn(ctx context.Context, a *appendArgs, done func(base int64, code int16)) {
+	records := a.bytes
 	h, err := batch.ParseHeader(records)
 	if err != nil || h.Size() != len(records) {
 		panic(fmt.Sprintf("broker: internal append of a malformed batch: %v", err))
 	}
-	if err := r.b.log_.Reserve(ctx, class, int64(len(records))); err != nil {
+	if err := r.b.log_.Reserve(ctx, a.class, int64(len(records))); err != nil {
 		code, _ := r.b.appendCode(err)
 		done(-1, code)
 		return
 	}
 	in := &internalAppend{done: done}
-	d := r.append(&appendArgs{header: h, bytes: records, class: class, origin: partition.Coordinator, marker: marker, acks: -1, to: in, base: &in.base})
+	a.header, a.origin, a.acks, a.to, a.base = h, partition.Coordinator, -1, in, &in.base
+	d := r.append(a)
 	switch d.Kind {
 	case partition.Reject:
 		r.b.log_.Unreserve(int64(len(records)))

@@ -80,8 +80,12 @@ func (r *replica) appendMarker(m txnMarker, class wal.Class, done func(base int6
 			return
 		}
 	}
-	r.appendOwn(ctx, run, &partition.Marker{ProducerID: m.producerID, ProducerEpoch: m.producerEpoch,
-		CoordinatorEpoch: m.coordinatorEpoch, TransactionVersion: int16(m.transactionVersion)}, class, done)
+	r.appendOwn(ctx, &appendArgs{bytes: run, marker: m.partition(), class: class}, done)
+}
+
+func (m txnMarker) partition() *partition.Marker {
+	return &partition.Marker{ProducerID: m.producerID, ProducerEpoch: m.producerEpoch,
+		CoordinatorEpoch: m.coordinatorEpoch, TransactionVersion: int16(m.transactionVersion)}
 }
 
 // maxMarkers bounds the control batches that one request may have written: an

@@ -10,6 +10,7 @@ import (
 	"github.com/varve/varve/broker/group"
 	"github.com/varve/varve/broker/partition"
 	"github.com/varve/varve/broker/protocol"
+	"github.com/varve/varve/wal"
 	"github.com/varve/varve/wal/batch"
 )
 
@@ -25,6 +26,7 @@ import (
 func (b *Broker) registerGroupAPIs() {
 	t := &b.apis
 	t.handle(kmsg.OffsetCommit.Int16(), b.offsetCommit)
+	t.handle(kmsg.TxnOffsetCommit.Int16(), b.txnOffsetCommit)
 	t.handle(kmsg.OffsetFetch.Int16(), b.offsetFetch)
 	t.handle(kmsg.FindCoordinator.Int16(), b.findCoordinator)
 	t.handle(kmsg.JoinGroup.Int16(), func(ctx context.Context, r *request, in kmsg.Request) kmsg.Response {
@@ -275,6 +277,10 @@ func (l groupLog) find(index int32) *replica { return l.b.replicas.find(offsetsT
 
 // Append queues a batch; done is told its offset once it is committed.
 func (l groupLog) Append(index, leaderEpoch int32, run []byte, done func(base int64, err error)) {
+	l.append(index, leaderEpoch, &appendArgs{bytes: run, class: wal.ClassInternal}, done)
+}
+
+func (l groupLog) append(index, leaderEpoch int32, a *appendArgs, done func(base int64, err error)) {
 	r := l.find(index)
 	if r == nil || r.view.Load().Role != partition.Leader || r.view.Load().Epoch != leaderEpoch {
 		done(-1, codeError(protocol.CodeNotCoordinator))
@@ -282,7 +288,7 @@ func (l groupLog) Append(index, leaderEpoch int32, run []byte, done func(base in
 	}
 	ctx, cancel := context.WithTimeout(l.b.ctx, internalAppendTimeout)
 	defer cancel()
-	r.appendInternal(ctx, run, func(base int64, code int16) {
+	r.appendOwn(ctx, a, func(base int64, code int16) {
 		if code != 0 {
 			done(-1, codeError(code))
 			return

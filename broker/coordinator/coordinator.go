@@ -40,6 +40,12 @@ type Log interface {
 	Extent(partition int32) (start, end int64)
 }
 
+// TicketLog is a Log that wants to know more of the batches of transactions than their bytes say.
+type TicketLog interface {
+	// AppendWith is Append for a batch that came with a ticket: see group.Commit and group.EndTxn.
+	AppendWith(partition int32, leaderEpoch int32, run []byte, ticket any, done func(base int64, err error))
+}
+
 // Coder is what an error that Append reports may be: one that carries a Kafka error code, from which what the client
 // is told follows. Other errors are told as COORDINATOR_NOT_AVAILABLE.
 type Coder interface{ Code() int16 }
@@ -163,6 +169,8 @@ func replyCode(err error) int16 {
 	switch f.Code() {
 	case protocol.CodeNotCoordinator, protocol.CodeNotLeaderOrFollower, protocol.CodeKafkaStorageError, protocol.CodeFencedLeaderEpoch, protocol.CodeUnknownLeaderEpoch:
 		return protocol.CodeNotCoordinator
+	case protocol.CodeInvalidProducerEpoch, protocol.CodeInvalidTxnState, protocol.CodeTransactionCoordinatorFenced:
+		return f.Code() // of batches of transactions only
 	case protocol.CodeMessageTooLarge, protocol.CodeRecordListTooLarge, protocol.CodeInvalidFetchSize:
 		return protocol.CodeUnknownServerError
 	}

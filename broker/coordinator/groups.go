@@ -37,26 +37,56 @@ type groupShard = shard[*groupMachine, group.Command, group.Result]
 // groupMachine is the groups of a partition as a shard drives them. The values of access are those of group.Access.
 type groupMachine struct {
 	*group.Shard
-	s *groupShard
+	s    *groupShard
+	live bool // loaded: what happens is new
 }
 
 var _ = [1]int{}[int(exclusive)-int(group.Exclusive)]
 
 func (m *groupMachine) Handle(now time.Time, c group.Command) (group.Result, outcome) {
 	r := m.Shard.Handle(now, c)
-	return r, outcome{key: r.Group, records: len(r.Records), more: r.More, moves: r.Moves()}
+	out := outcome{key: r.Group, records: len(r.Records), more: r.More, moves: r.Moves()}
+	switch {
+	case r.Marker != nil:
+		by := r.Marker.By
+		out.records, out.header = 1, &header{producerID: by.ProducerID, producerEpoch: by.ProducerEpoch, transactional: true, control: true, ticket: r.Ticket}
+	case r.Txn != nil:
+		out.header = &header{producerID: r.Txn.ProducerID, producerEpoch: r.Txn.ProducerEpoch, transactional: true, ticket: r.Ticket}
+	}
+	return r, out
 }
 
 func (m *groupMachine) Record(r group.Result, i int) (key, value []byte) {
+	if r.Marker != nil {
+		return batch.MarkerRecord(r.Marker.Commit, r.Marker.CoordinatorEpoch)
+	}
 	return r.Records[i].Key, r.Records[i].Value
 }
 
-// Apply passes over control batches: no transaction writes here.
+// Apply passes over control records that are no markers.
 func (m *groupMachine) Apply(h batch.Header, _ int64, key, value []byte) error {
-	if h.Control() {
+	by := group.Txn{ProducerID: h.ProducerID, ProducerEpoch: h.ProducerEpoch}
+	switch {
+	case h.Control():
+		commit, _, err := batch.ReadMarker(key, value)
+		if err != nil {
+			return nil
+		}
+		for _, n := range m.ApplyMarker(by, commit) {
+			if m.live {
+				m.tell(n)
+			}
+		}
 		return nil
+	case h.Transactional():
+		return m.ApplyTxn(group.Record{Key: key, Value: value}, by)
 	}
 	return m.Shard.Apply(group.Record{Key: key, Value: value})
+}
+
+func (m *groupMachine) Loaded(now time.Time) []group.Command {
+	m.live = true
+	return m.Shard.Loaded(now)
 }
 
 func (m *groupMachine) Settle(now time.Time, r group.Result) {
@@ -102,7 +132,7 @@ func (m *groupMachine) Grows(c group.Command) bool {
 	case *group.Join:
 		return c.Req.MemberID == ""
 	case *group.Commit:
-		return !m.Has(c.Req.Group)
+		return c.Txn != nil || !m.Has(c.Req.Group)
 	}
 	return false
 }
@@ -113,12 +143,14 @@ func (m *groupMachine) Keys() []string { return m.GroupIDs() }
 type groupTally struct {
 	states           [group.Stable + 1]int
 	members, offsets int
+	pending, txns    int
 	bytes            int64
 }
 
 func (m *groupMachine) Count() tally {
 	t := groupTally{bytes: m.Bytes()}
 	t.states, t.members, t.offsets = m.Counts()
+	t.pending, t.txns = m.Pending()
 	return t
 }
 
@@ -127,7 +159,7 @@ func (t groupTally) line() []any {
 	for _, k := range t.states {
 		n += k
 	}
-	return []any{"groups", n, "offsets", t.offsets}
+	return []any{"groups", n, "offsets", t.offsets, "pending", t.pending}
 }
 
 // Stats are what the coordinator holds.
@@ -136,6 +168,7 @@ type Stats struct {
 	Groups          map[string]int // by state
 	Members         int
 	Offsets         int
+	Pending, Txns   int   // offsets that wait for the end of a transaction, and transactions that they belong to
 	Bytes           int64 // about; all shards
 	Queued, Writing int   // commands waiting to be handled, and waiting for their append
 }
@@ -156,6 +189,8 @@ func (c *Coordinator) Stats() Stats {
 		if t, ok := s.tally.(groupTally); ok {
 			st.Members += t.members
 			st.Offsets += t.offsets
+			st.Pending += t.pending
+			st.Txns += t.txns
 			st.Bytes += t.bytes
 			for i, n := range t.states {
 				if n > 0 {

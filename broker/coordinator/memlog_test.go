@@ -21,6 +21,7 @@ type memLog struct {
 	held    []func()        // appends whose outcome is not told yet; nil: told at once
 	holding bool
 	fail    func(partition int32) error // nil: succeeds
+	check   func(run []byte) error      // of the producers; nil: anybody may
 	readErr error
 	appends int
 }
@@ -37,6 +38,9 @@ func (l *memLog) Append(partition, leaderEpoch int32, run []byte, done func(int6
 		err = AppendFailed(protocol.CodeFencedLeaderEpoch)
 	} else if l.fail != nil {
 		err = l.fail(partition)
+	}
+	if err == nil && l.check != nil {
+		err = l.check(run)
 	}
 	base := int64(-1)
 	if err == nil {
@@ -58,6 +62,12 @@ func (l *memLog) Append(partition, leaderEpoch int32, run []byte, done func(int6
 	if tell != nil {
 		tell()
 	}
+}
+
+func (l *memLog) tried() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.appends
 }
 
 func (l *memLog) hold() {

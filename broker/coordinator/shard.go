@@ -61,6 +61,7 @@ type header struct {
 	producerEpoch int16
 	transactional bool
 	control       bool
+	ticket        any // handed to a TicketLog with the batch; comparable
 }
 
 // tally is what a machine holds, as of when it was asked; Stats of its coordinator knows the type.
@@ -553,8 +554,14 @@ func (s *shard[M, C, R]) send() {
 	s.writes = nil
 	b := s.builder
 	b.ProducerID, b.ProducerEpoch, b.Transactional, b.Control = batch.NoProducerID, batch.NoProducerEpoch, false, false
+	b.Codec = s.o.Codec
+	var ticket any
 	if h := s.header; h != nil {
 		b.ProducerID, b.ProducerEpoch, b.Transactional, b.Control = h.producerID, h.producerEpoch, h.transactional, h.control
+		ticket = h.ticket
+		if h.control {
+			b.Codec = batch.None // as Kafka writes them: readers may not expect another
+		}
 	}
 	run, err := b.Build()
 	b.Reset()
@@ -569,13 +576,18 @@ func (s *shard[M, C, R]) send() {
 	s.mu.Lock()
 	epoch := s.epoch
 	s.mu.Unlock()
-	s.o.Log.Append(s.partition, epoch, run, func(base int64, err error) {
+	done := func(base int64, err error) {
 		l.base, l.err = base, err
 		s.mu.Lock()
 		s.landed = append(s.landed, l)
 		s.mu.Unlock()
 		s.signal()
-	})
+	}
+	if log, ok := s.o.Log.(TicketLog); ok && ticket != nil {
+		log.AppendWith(s.partition, epoch, run, ticket, done)
+		return
+	}
+	s.o.Log.Append(s.partition, epoch, run, done)
 }
 
 // land ends the writes of a batch.
