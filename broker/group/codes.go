@@ -7,6 +7,7 @@ const (
 	codeOffsetMetadataTooLarge    int16 = 12
 	codeCoordinatorNotAvailable   int16 = 15
 	codeIllegalGeneration         int16 = 22
+	codeInvalidCommitOffsetSize   int16 = 28
 	codeInconsistentGroupProtocol int16 = 23
 	codeInvalidGroupID            int16 = 24
 	codeUnknownMemberID           int16 = 25

@@ -71,6 +71,8 @@ func (t *turn) commit(c *Commit) {
 	}
 	if len(req.Group) > maxString {
 		code = codeInvalidGroupID
+	} else if code == codeNone && commitBytes(req) > maxCommit {
+		code = codeInvalidCommitOffsetSize
 	}
 	resp := CommitError(req, code)
 	t.reply(c.Token, resp)
@@ -114,6 +116,22 @@ func (t *turn) commit(c *Commit) {
 	if t.e != nil && (t.e.group.state == Stable || t.e.group.state == PreparingRebalance) {
 		t.touch(t.e.group.members[req.MemberID])
 	}
+}
+
+// maxCommit bounds the records of one commit: each has the group's name, of a partition that costs four bytes to ask for.
+const maxCommit = 32 << 20
+
+// commitBytes is about what the records of a commit take.
+func commitBytes(req *kmsg.OffsetCommitRequest) (n int) {
+	for _, t := range req.Topics {
+		n += len(t.Partitions) * (offsetBytes + len(req.Group) + len(t.Topic))
+		for _, p := range t.Partitions {
+			if p.Metadata != nil {
+				n += len(*p.Metadata)
+			}
+		}
+	}
+	return n
 }
 
 // longer says whether s has more than max characters. The setting speaks of bytes, but what Kafka counts are Java's
