@@ -169,6 +169,9 @@ func TestTxnOffsetCommit(t *testing.T) {
 	x.shows("zombie after a restart", 550, 0)
 
 	// Read from object storage.
+	if codes := x.alter(false, alteration{topicResource, offsetsTopic, []op{{"local.retention.bytes", kmsg.IncrementalAlterConfigOpSet, "1"}}}); codes[0] != 0 {
+		t.Fatal(protocol.Name(codes[0]))
+	}
 	x.wants("pending", x.commitTxn(inTransaction(3, "g", 8, 0, 800, "t")), []int16{0})
 	x.b.Remote(offsetsTopic, true)
 	x.again()
