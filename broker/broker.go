@@ -127,6 +127,8 @@ type Broker struct {
 	groups   *coordinator.Coordinator
 	pids     producerIDs
 
+	verifyTransaction txnVerifier
+
 	// What a client can cause again and again is logged at a bounded rate.
 	badInputLog, errorLog *rate.Limiter
 
@@ -165,6 +167,7 @@ func New(o Options) (*Broker, error) {
 	b.cfg.Store(s)
 	b.replicas = newReplicas(b, o.Log.Partitions())
 	b.groups = b.newGroups()
+	b.verifyTransaction = newTxnVerifier(b)
 	b.registerAPIs()
 	return b, nil
 }

@@ -48,6 +48,7 @@ type conn struct {
 
 	clientID   *string                 // of the last request: the same string is kept
 	produceReq protocol.ProduceRequest // decoded into again and again; used by the reader alone
+	txns       txnQueue
 
 	softwareName    string
 	softwareVersion string
@@ -204,6 +205,7 @@ func (c *conn) serve() {
 	wg.Wait()
 	c.cancel()
 	c.nc.Close()
+	c.txns.wg.Wait()
 	c.frames.drop()
 }
 

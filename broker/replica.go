@@ -372,6 +372,10 @@ type appendArgs struct {
 	origin partition.Origin
 	class  wal.Class
 	acks   int16 // -1, 0, 1
+	// verify: a batch that begins a transaction needs a guard that still stands.
+	verify bool
+	guard  partition.Guard
+	marker *partition.Marker // what the batch was made from, if it is a marker
 	// base takes the offset of the first record before the batch can become
 	// durable; it may be nil.
 	base *int64
@@ -391,7 +395,12 @@ func (r *replica) append(a *appendArgs) partition.Decision {
 		r.mu.Unlock()
 		return partition.Decision{Kind: partition.Reject, Code: r.unavailable(), Message: "this broker does not lead the partition"}
 	}
-	d := r.st.Decide(a.header, a.origin, a.acks == -1, now)
+	var d partition.Decision
+	if a.marker != nil {
+		d = r.st.DecideMarker(*a.marker)
+	} else {
+		d = r.st.Decide(partition.Ask{Header: a.header, Origin: a.origin, AcksAll: a.acks == -1, Verify: a.verify, Guard: a.guard}, now)
+	}
 	if d.Kind != partition.Append {
 		r.mu.Unlock()
 		return d
@@ -454,10 +463,14 @@ func (r *replica) durable(end int64, err error) {
 		r.mu.Unlock()
 		return
 	}
+	before := r.view.Load()
 	moved := r.st.Durable(end)
 	tell, told, bytes := r.settle(end)
+	decided := false
 	if moved {
 		r.publish()
+		now := r.view.Load()
+		decided = before.LastStableOffset < before.HighWatermark && now.LastStableOffset > before.LastStableOffset
 	}
 	r.mu.Unlock()
 	if told != nil {
@@ -467,7 +480,7 @@ func (r *replica) durable(end int64, err error) {
 		w.settle(protocol.CodeNone)
 	}
 	if moved {
-		r.grown(bytes)
+		r.grown(bytes, decided)
 	}
 }
 
@@ -637,6 +650,7 @@ func (r *replica) Committed(s tiering.State) {
 		return
 	}
 	moved := r.st.LiftTo(s.RemoteEnd, s.LogStart)
+	r.st.ForgetAborted(r.localStart())
 	r.publish()
 	r.mu.Unlock()
 	r.b.log_.SetReclaimable(r.localID(), max(s.RemoteEnd, s.LogStart))
@@ -694,7 +708,10 @@ func (r *replica) epochAt(offset int64) int32 {
 	return r.st.Lineage().EpochAt(offset)
 }
 
-// aborted lists the aborted transactions with records in [from, to).
+// aborted lists the aborted transactions with records in [from, to), those whose
+// markers are no longer in the local log excepted: Committed forgets them. Who
+// needs all of a range looks at the local start afterwards, or asks the bucket
+// afterwards.
 func (r *replica) aborted(from, to int64) []producer.Aborted {
 	r.mu.Lock()
 	defer r.mu.Unlock()

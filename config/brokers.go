@@ -197,7 +197,7 @@ func brokerDefs() []*Def {
 		integer("transaction.state.log.load.buffer.size", "5242880", "How much is read at a time when a coordinator loads.", 1, anyHigh, noted("the log hands out runs of its own size")),
 		integer("transaction.abort.timed.out.transaction.cleanup.interval.ms", "10000", "How often transactions that timed out are looked for.", 1, anyHigh, warned(noteNoTxn)),
 		integer("transaction.remove.expired.transaction.cleanup.interval.ms", "3600000", "How often expired transactional ids are looked for.", 1, anyHigh, warned(noteNoTxn)),
-		boolean("transaction.partition.verification.enable", "true", "Whether a transactional write is checked with its coordinator.", clusterWide, warned(noteNoTxn)),
+		boolean("transaction.partition.verification.enable", "true", "Whether a transactional write is checked with its coordinator. Produce 12 and later add their partitions there whatever this says.", clusterWide),
 		boolean("transaction.two.phase.commit.enable", "false", "Whether producers may take part in a two-phase commit.", warned(noteNoTxn)),
 		integer("producer.id.expiration.ms", "86400000", "How long an idle producer is protected against duplicates, at least.", 1, anyHigh, clusterWide),
 	)

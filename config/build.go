@@ -42,6 +42,9 @@ type BrokerConfig struct {
 	FullValidation           bool // record.validation=full
 	RetentionCheckInterval   time.Duration
 	ProducerIDExpiration     time.Duration
+	// VerifyTransactions has transactional batches of older clients checked with
+	// the transaction coordinator.
+	VerifyTransactions       bool
 	MaxProducersPerPartition int
 
 	// Fetch.
@@ -246,6 +249,7 @@ func (b *builder) fill(m Machine) *BrokerConfig {
 		DefaultReplicationFactor: int16(b.num("default.replication.factor")), DeleteTopics: b.bool("delete.topic.enable"),
 		FullValidation: b.text("record.validation") == "full", RetentionCheckInterval: b.ms("log.retention.check.interval.ms"),
 		ProducerIDExpiration: b.ms("producer.id.expiration.ms"), MaxProducersPerPartition: b.int("producer.state.max.producers"),
+		VerifyTransactions: b.bool("transaction.partition.verification.enable"),
 
 		FetchMaxBytes: b.int("fetch.max.bytes"), FetchSessionSlots: b.int("max.incremental.fetch.session.cache.slots"),
 

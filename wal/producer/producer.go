@@ -143,6 +143,24 @@ func New() *State { return &State{limit: DefaultLimit} }
 // a few at a time; one with an open transaction never is.
 func (s *State) SetLimit(n int) { s.limit = max(n, 1) }
 
+// Limit is how many producers are remembered.
+func (s *State) Limit() int { return s.limit }
+
+// Known says whether anything is known of a producer's batches.
+func (s *State) Known(id int64) bool {
+	e := s.entries[id]
+	return e != nil && (e.batches > 0 || e.epoch != batch.NoProducerEpoch)
+}
+
+// InTransaction says whether a producer has a transaction open, and its epoch.
+func (s *State) InTransaction(id int64) (epoch int16, open bool) {
+	e := s.entries[id]
+	if e == nil {
+		return batch.NoProducerEpoch, false
+	}
+	return e.epoch, e.txnFirst != noOffset
+}
+
 // Len is the number of producers remembered.
 func (s *State) Len() int { return len(s.entries) }
 
