@@ -105,7 +105,7 @@ func (c *client) readCommitted(topic string, partition int32, from int64, maxByt
 		part := fetchPart(partition, next)
 		part.PartitionMaxBytes = maxBytes
 		req := fetchReq(12, topic, part)
-		req.IsolationLevel, req.MaxWaitMillis, req.MinBytes = 1, 1000, 1
+		req.IsolationLevel, req.MaxWaitMillis, req.MinBytes = 1, 20, 1
 		p := only(c.t, c.fetch(req))
 		if p.ErrorCode != 0 {
 			c.t.Fatalf("fetch of %s-%d at %d: %s", topic, partition, next, protocol.Name(p.ErrorCode))
