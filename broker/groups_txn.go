@@ -38,11 +38,11 @@ func (b *Broker) offsetsMarker(r *replica, m txnMarker, done func(code int16)) {
 	})
 }
 
-var _ coordinator.TicketLog = groupLog{}
+var _ coordinator.TicketLog = topicLog{}
 
 // AppendWith is Append for a batch of a transaction, with the guard that it was
 // verified under, or for a marker.
-func (l groupLog) AppendWith(index, leaderEpoch int32, run []byte, ticket any, done func(base int64, err error)) {
+func (l topicLog) AppendWith(index, leaderEpoch int32, run []byte, ticket any, done func(base int64, err error)) {
 	a := &appendArgs{bytes: run, class: wal.ClassInternal}
 	switch t := ticket.(type) {
 	case txnMarker:
@@ -70,7 +70,7 @@ func (b *Broker) verifyOffsets(ctx context.Context, req *kmsg.TxnOffsetCommitReq
 	if req.TransactionalID == "" {
 		return v, protocol.CodeInvalidRequest
 	}
-	r := groupLog{b}.find(b.groups.PartitionFor(req.Group))
+	r := b.replicas.find(offsetsTopic, b.groups.PartitionFor(req.Group))
 	if r == nil {
 		return v, protocol.CodeNotCoordinator
 	}

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,8 +31,8 @@ const (
 )
 
 // txnVerifier asks the coordinator of a transactional id whether partitions of a
-// topic are in its transaction, or with add to put them there. It answers one
-// code for each.
+// topic, in order and each once, are in its transaction, or with add to put them
+// there. It answers one code for each.
 type txnVerifier func(ctx context.Context, transactionalID string, producerID int64, epoch int16, topic string, partitions []int32, add bool) []int16
 
 // newTxnVerifier is replaced by tests that have no coordinator.
@@ -208,13 +209,16 @@ func (b *Broker) verify(r *request, req *protocol.ProduceRequest) []txnVerdict {
 	})
 	for _, topic := range topics {
 		list := byTopic[topic]
-		partitions := make([]int32, len(list))
-		for i, a := range list {
-			partitions[i] = a.rep.index
+		var partitions []int32 // in order, and each once
+		for _, a := range list {
+			if at, again := slices.BinarySearch(partitions, a.rep.index); !again {
+				partitions = slices.Insert(partitions, at, a.rep.index)
+			}
 		}
 		codes := b.askCoordinator(r.ctx, string(req.TransactionalID), who, topic, partitions, bumps)
-		for i, a := range list {
-			code, final, message := verificationCode(codes[i], r.hdr.Version)
+		for _, a := range list {
+			at, _ := slices.BinarySearch(partitions, a.rep.index)
+			code, final, message := verificationCode(codes[at], r.hdr.Version)
 			if code == 0 {
 				continue
 			}

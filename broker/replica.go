@@ -243,6 +243,15 @@ func (r *replica) restore(ctx context.Context, rec *wal.Recovered, state tiering
 				return nil, fmt.Errorf("producer snapshot of the newest object: %w", err)
 			}
 			from = end
+			// An object's snapshot leaves to the objects' own indexes what was
+			// aborted below its end; part of that is here as well.
+			if rec.Start < end {
+				aborted, err := r.b.tier.Aborted(ctx, r.topicID, r.index, rec.Start, end)
+				if err != nil {
+					return nil, fmt.Errorf("aborted transactions of the newest objects: %w", err)
+				}
+				producers.RestoreAborted(aborted)
+			}
 		}
 	}
 	from = max(from, rec.Start)

@@ -22,6 +22,7 @@ import (
 
 	"github.com/varve/varve/broker/group"
 	"github.com/varve/varve/broker/protocol"
+	"github.com/varve/varve/broker/txn"
 	"github.com/varve/varve/wal/batch"
 )
 
@@ -63,9 +64,15 @@ func (c AppendFailed) Error() string {
 // Options are what a coordinator is made of. Zero limits take their defaults.
 type Options struct {
 	Log    Log
-	Groups group.Config
 	Logger *slog.Logger
 	Events *Events
+
+	Groups group.Config // of New
+
+	// Of NewTransactions.
+	Transactions txn.Config
+	Markers      Markers
+	ProducerID   func(context.Context) (int64, error) // one that nobody else has
 
 	Codec          batch.Codec   // offsets.topic.compression.codec
 	ReplyTimeout   time.Duration // offsets.commit.timeout.ms: an append that takes longer is answered COORDINATOR_NOT_AVAILABLE
@@ -103,6 +110,7 @@ type Events struct {
 	Refused      func(partition int32, code int16) // a bound of the runtime refused a request
 	BadRecord    func(partition int32, offset int64, err error)
 	Group        func(partition int32, n group.Note)
+	Transaction  func(partition int32, n txn.Note)
 }
 
 // fill takes the defaults.
@@ -156,6 +164,9 @@ func (e *Events) fill() {
 	}
 	if e.Group == nil {
 		e.Group = func(int32, group.Note) {}
+	}
+	if e.Transaction == nil {
+		e.Transaction = func(int32, txn.Note) {}
 	}
 }
 

@@ -103,8 +103,9 @@ type shard[M machine[C, R], C, R any] struct {
 	log       *slog.Logger
 	ctx       context.Context
 	cancel    context.CancelFunc
-	wake      chan struct{} // holds one: something under mu has changed
-	bytes     atomic.Int64  // of state
+	wg        *sync.WaitGroup // of the host: what run starts ends before the host is closed
+	wake      chan struct{}   // holds one: something under mu has changed
+	bytes     atomic.Int64    // of state
 
 	mu      sync.Mutex
 	epoch   int32
@@ -203,7 +204,7 @@ func (g *gate[M, C]) admits(a access) bool {
 }
 
 func newShard[M machine[C, R], C, R any](h *host[M, C, R], partition, epoch int32) *shard[M, C, R] {
-	s := &shard[M, C, R]{o: &h.o, ev: &h.ev, k: &h.kind, full: h.full, partition: partition, epoch: epoch, wake: make(chan struct{}, 1),
+	s := &shard[M, C, R]{o: &h.o, ev: &h.ev, k: &h.kind, full: h.full, wg: &h.wg, partition: partition, epoch: epoch, wake: make(chan struct{}, 1),
 		log:   h.log.With("partition", partition),
 		calls: map[uint64]*call{}, gates: map[string]*gate[M, C]{}, armed: map[string]deadline{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -266,8 +267,20 @@ func (s *shard[M, C, R]) submit(o op[M, C]) int16 {
 func (s *shard[M, C, R]) own(c C) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.queue = append(s.queue, op[M, C]{cmd: c})
-	s.signal()
+	if !s.stopped {
+		s.queue = append(s.queue, op[M, C]{cmd: c})
+		s.signal()
+	}
+}
+
+// do runs f in the shard's goroutine, unless the shard has been stopped.
+func (s *shard[M, C, R]) do(f func(M)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.stopped {
+		s.queue = append(s.queue, op[M, C]{read: f})
+		s.signal()
+	}
 }
 
 // run loads the shard and serves it until it is stopped.
@@ -514,8 +527,10 @@ func (s *shard[M, C, R]) again(o op[M, C], now time.Time) {
 func (s *shard[M, C, R]) resume(token uint64, c C, code int16) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.queue = append(s.queue, op[M, C]{cmd: c, token: token, resumed: true, code: code})
-	s.signal()
+	if !s.stopped { // or whoever waits has been answered
+		s.queue = append(s.queue, op[M, C]{cmd: c, token: token, resumed: true, code: code})
+		s.signal()
+	}
 }
 
 // settle makes a result the state and tells everybody.

@@ -464,6 +464,15 @@ func (s *State) Aborted(from, to int64) []Aborted {
 	return out
 }
 
+// RestoreAborted remembers again what TrimAborted forgot, of the time before
+// everything that is remembered.
+func (s *State) RestoreAborted(list []Aborted) {
+	byLast := func(a, b Aborted) int { return cmp.Compare(a.LastOffset, b.LastOffset) }
+	all := append(slices.Clone(list), s.aborted...)
+	slices.SortFunc(all, byLast)
+	s.aborted = slices.CompactFunc(all, func(a, b Aborted) bool { return a.LastOffset == b.LastOffset })
+}
+
 // TrimAborted forgets the aborted transactions that lie wholly below offset, where nobody reads here any more.
 func (s *State) TrimAborted(below int64) {
 	n := sort.Search(len(s.aborted), func(i int) bool { return s.aborted[i].LastOffset >= below })
