@@ -32,7 +32,8 @@ type Log interface {
 	// shard was elected, and an append in a later epoch must be refused. done is called once, from any goroutine and perhaps
 	// before Append returns, when the batch is committed (acks=all) or will not be; it does not block. An error means that the
 	// batch is not in the log, or that this broker no longer leads the partition: the shard's state leaves it out. Batches
-	// of one partition are done in the order in which they were appended. Append may wait for room, not for the disk.
+	// of one partition are in the log in the order in which they were appended; done may be called in any. Append may wait
+	// for room, not for the disk.
 	Append(partition int32, leaderEpoch int32, run []byte, done func(base int64, err error))
 	// Read returns whole batches from the one that contains offset, up to about maxBytes but at least one, and the offset
 	// after them. Unlike a client's read it goes up to the log end, beyond the high watermark. release may be nil.

@@ -76,11 +76,15 @@ func (l *memLog) hold() {
 	l.holding = true
 }
 
-func (l *memLog) release() {
+func (l *memLog) release() { l.releaseIn(func([]func()) {}) }
+
+// releaseIn tells in the order that f makes.
+func (l *memLog) releaseIn(f func(held []func())) {
 	l.mu.Lock()
 	held := l.held
 	l.held, l.holding = nil, false
 	l.mu.Unlock()
+	f(held)
 	for _, tell := range held {
 		tell()
 	}

@@ -182,6 +182,34 @@ func TestTxnAcrossElections(t *testing.T) {
 	expect(t, "offset of who was not told", off, 3)
 }
 
+// TestToldInAnyOrder: what the log has is taken over in the log's order, whatever order it tells of it in.
+func TestToldInAnyOrder(t *testing.T) {
+	log := newMemLog()
+	c := one(t, log, Options{})
+	p := group.Txn{ProducerID: 7}
+	log.hold()
+	codes := make(chan int16, 4)
+	for i, f := range []func() int16{
+		func() int16 { return commit(c, "g", "", -1, 0, 1) },
+		func() int16 { return txnCommit(c, p, "g", 0, 2) },
+		func() int16 { return endTxn(c, p, true) },
+		func() int16 { return commit(c, "g", "", -1, 1, 3) },
+	} {
+		go func() { codes <- f() }()
+		until(t, func() bool { return log.tried() == i+1 })
+	}
+	log.releaseIn(slices.Reverse[[]func()])
+	for range 4 {
+		expect(t, "code", <-codes, 0)
+	}
+	for p, want := range []int64{2, 3} {
+		off, code := fetch(c, "g", int32(p), true)
+		expect(t, "code", code, 0)
+		expect(t, "offset", off, want)
+	}
+	until(t, func() bool { return c.Stats().Pending == 0 })
+}
+
 // TestTxnFull: a transaction takes memory until it ends, whichever groups it is about.
 func TestTxnFull(t *testing.T) {
 	c := one(t, newMemLog(), Options{MaxBytes: 2000})

@@ -112,7 +112,7 @@ type shard[M machine[C, R], C, R any] struct {
 	active  bool // loaded
 	stopped bool
 	queue   []op[M, C]
-	landed  []landed[M, C, R] // appends that are done, in order
+	landed  []landed[M, C, R] // appends that are done, in any order
 	held    int               // commands that wait at a gate, or for what the machine needs to handle them
 	writing int               // commands whose append is under way
 	tally   tally             // of the machine, at most countEvery old; nil: not loaded
@@ -128,6 +128,9 @@ type shard[M machine[C, R], C, R any] struct {
 	header   *header          // of what is in builder
 	writes   []write[M, C, R] // whose records are in builder
 	inflight int              // batches whose append is under way
+	sent     uint64           // batches sent so far
+	settled  uint64           // of which so many have landed, one after the other
+	early    map[uint64]landed[M, C, R]
 	nHeld    int
 	nLater   int
 	nWriting int
@@ -175,6 +178,7 @@ type write[M, C, R any] struct {
 
 // landed is a batch of which the log has said what became of it.
 type landed[M, C, R any] struct {
+	nth    uint64 // of those that were sent
 	writes []write[M, C, R]
 	h      batch.Header
 	bytes  int
@@ -206,7 +210,8 @@ func (g *gate[M, C]) admits(a access) bool {
 func newShard[M machine[C, R], C, R any](h *host[M, C, R], partition, epoch int32) *shard[M, C, R] {
 	s := &shard[M, C, R]{o: &h.o, ev: &h.ev, k: &h.kind, full: h.full, wg: &h.wg, partition: partition, epoch: epoch, wake: make(chan struct{}, 1),
 		log:   h.log.With("partition", partition),
-		calls: map[uint64]*call{}, gates: map[string]*gate[M, C]{}, armed: map[string]deadline{}}
+		calls: map[uint64]*call{}, gates: map[string]*gate[M, C]{}, armed: map[string]deadline{},
+		early: map[uint64]landed[M, C, R]{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.builder = batch.NewBuilder()
 	s.builder.Codec = h.o.Codec
@@ -308,6 +313,11 @@ func (s *shard[M, C, R]) run() {
 		}
 		now := time.Now()
 		for _, l := range done {
+			s.early[l.nth] = l
+		}
+		for l, ok := s.early[s.settled]; ok; l, ok = s.early[s.settled] {
+			delete(s.early, s.settled)
+			s.settled++
 			s.land(l, now)
 		}
 		for _, o := range queue {
@@ -565,8 +575,9 @@ func (s *shard[M, C, R]) flush() {
 }
 
 func (s *shard[M, C, R]) send() {
-	l := landed[M, C, R]{writes: s.writes, began: time.Now()}
+	l := landed[M, C, R]{nth: s.sent, writes: s.writes, began: time.Now()}
 	s.writes = nil
+	s.sent++
 	b := s.builder
 	b.ProducerID, b.ProducerEpoch, b.Transactional, b.Control = batch.NoProducerID, batch.NoProducerEpoch, false, false
 	b.Codec = s.o.Codec
