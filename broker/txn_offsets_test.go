@@ -2,9 +2,11 @@ package broker_test
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -12,6 +14,7 @@ import (
 	"github.com/varve/varve/broker/coordinator"
 	"github.com/varve/varve/broker/protocol"
 	"github.com/varve/varve/cmd/varve/servertest"
+	"github.com/varve/varve/wal/vfs"
 )
 
 // inTransaction is a request to commit offset in partition 0 of topics.
@@ -306,4 +309,120 @@ func TestTxnOffsetVerification(t *testing.T) {
 	none.TransactionalID = ""
 	x.wants("no transactional id", x.commitTxn(none), []int16{protocol.CodeInvalidRequest})
 	x.unharmed("verification")
+}
+
+// TestTxnOffsetsThroughPowerFailures: offsets committed plainly and in transactions, while the power fails at any moment.
+// Whoever was not answered asks again; what a reader is told is always what the requests come to, one after the other.
+func TestTxnOffsetsThroughPowerFailures(t *testing.T) {
+	for _, seed := range []uint64{1, uint64(time.Now().UnixNano())} {
+		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) { txnOffsetsThroughPowerFailures(t, seed) })
+	}
+}
+
+func txnOffsetsThroughPowerFailures(t *testing.T, seed uint64) {
+	rng := rand.New(rand.NewPCG(seed, 28))
+	disk := vfs.NewMem()
+	b := servertest.Start(t, servertest.Options{FS: disk, Settings: map[string]string{
+		unverified: "false", "offsets.topic.num.partitions": "1", "remote.flush.interval.ms": "100"}})
+	x := &txnOffsets{bystander: newBystander(t, b)}
+	b.CreateTopic("t", 1)
+	b.CreateTopic("u", 1)
+	x.commit("g", "t", 1)
+
+	// send sends a request, perhaps for the power to fail with it, and asks until code accepts the answer.
+	send := func(req kmsg.Request, code func(kmsg.Response) int16) {
+		t.Helper()
+		if rng.IntN(12) == 0 {
+			frame, _ := x.frame(req)
+			x.send(frame)
+			time.Sleep(time.Duration(rng.IntN(3000)) * time.Microsecond)
+			disk = disk.Crash(rng.Uint64())
+			if err := b.RestartOn(disk); err != nil {
+				t.Fatal(err)
+			}
+			x.client = dial(t, b)
+		}
+		servertest.Eventually(t, func() error {
+			switch c := code(x.do(req)); c {
+			case 0:
+				return nil
+			case protocol.CodeNotCoordinator, protocol.CodeCoordinatorNotAvailable, protocol.CodeCoordinatorLoadInProgress, protocol.CodeNotLeaderOrFollower,
+				protocol.CodeUnknownTopicOrPartition:
+				return fmt.Errorf("%T: %s", req, protocol.Name(c))
+			default:
+				t.Fatalf("%T: %s", req, protocol.Name(c))
+				return nil
+			}
+		})
+	}
+	type place struct{ group, topic string }
+	type value struct{ offset, at int64 }
+	groups, topics := []string{"g", "h"}, []string{"t", "u"}
+	committed, pending := map[place]value{{"g", "t"}: {1, 0}}, map[int64]map[place]value{}
+	check := func(when string) {
+		t.Helper()
+		for _, g := range groups {
+			for _, topic := range topics {
+				want, ok := committed[place{g, topic}]
+				if !ok {
+					want.offset = -1
+				}
+				if got := x.committed(g, topic); got != want.offset {
+					t.Fatalf("%s: %s of %s is at %d, expected %d", when, topic, g, got, want.offset)
+				}
+				unstable := int16(0)
+				for _, ps := range pending {
+					if _, ok := ps[place{g, topic}]; ok {
+						unstable = protocol.CodeUnstableOffsetCommit
+					}
+				}
+				if got, code := x.stableOffset(g, topic); code != unstable || code == 0 && got != want.offset {
+					t.Fatalf("%s: %s of %s is at %d (%s), expected %d (%s)", when, topic, g, got, protocol.Name(code), want.offset, protocol.Name(unstable))
+				}
+			}
+		}
+	}
+	for n := range int64(300) {
+		g, topic, id := groups[rng.IntN(2)], topics[rng.IntN(2)], int64(rng.IntN(3))
+		v := value{rng.Int64N(1000), n + 1}
+		switch rng.IntN(6) {
+		case 0, 1:
+			req := kmsg.NewPtrOffsetCommitRequest()
+			req.Group, req.Generation = g, -1
+			rt := kmsg.NewOffsetCommitRequestTopic()
+			rt.Topic = topic
+			rp := kmsg.NewOffsetCommitRequestTopicPartition()
+			rp.Offset = v.offset
+			rt.Partitions = append(rt.Partitions, rp)
+			req.Topics = append(req.Topics, rt)
+			send(at(8, req), func(r kmsg.Response) int16 { return r.(*kmsg.OffsetCommitResponse).Topics[0].Partitions[0].ErrorCode })
+			committed[place{g, topic}] = v
+		case 2, 3, 4:
+			send(inTransaction(3, g, id, 0, v.offset, topics...), func(r kmsg.Response) int16 {
+				return max(r.(*kmsg.TxnOffsetCommitResponse).Topics[0].Partitions[0].ErrorCode, r.(*kmsg.TxnOffsetCommitResponse).Topics[1].Partitions[0].ErrorCode)
+			})
+			if pending[id] == nil {
+				pending[id] = map[place]value{}
+			}
+			for _, topic := range topics {
+				pending[id][place{g, topic}] = v
+			}
+		case 5:
+			commit := rng.IntN(3) > 0
+			send(end(1, id, 0, commit, 0, 0, offsetsTopic, 0), func(r kmsg.Response) int16 {
+				return r.(*kmsg.WriteTxnMarkersResponse).Markers[0].Topics[0].Partitions[0].ErrorCode
+			})
+			for p, v := range pending[id] {
+				if commit && committed[p].at <= v.at {
+					committed[p] = v
+				}
+			}
+			delete(pending, id)
+		}
+		if rng.IntN(4) == 0 {
+			check(fmt.Sprint("after ", n))
+		}
+	}
+	check("in the end")
+	x.unharmed("power failures")
 }
