@@ -23,7 +23,7 @@ import (
 func processor(ctx context.Context, b *servertest.Broker, id string, old bool, rnd *rand.Rand, commits, aborts *atomic.Int64) {
 	for ctx.Err() == nil {
 		opts := []kgo.Opt{kgo.SeedBrokers(b.Addr()), kgo.TransactionalID(id), kgo.TransactionTimeout(3 * time.Second), kgo.DefaultProduceTopic("out"),
-			kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.ConsumerGroup("etl"), kgo.ConsumeTopics("in"), kgo.RequireStableFetchOffsets(),
+			kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.ConsumerGroup("etl"), kgo.ConsumeTopics("in"),
 			kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(50 * time.Millisecond), kgo.HeartbeatInterval(100 * time.Millisecond),
 			kgo.SessionTimeout(6 * time.Second), kgo.RetryBackoffFn(func(int) time.Duration { return 20 * time.Millisecond })}
 		if old {
