@@ -483,7 +483,7 @@ func TestManyProducersDescribed(t *testing.T) {
 // TestManyTransactions: a partition has room for so many transactions, and who
 // would begin another one waits; markers always have room (B26).
 func TestManyTransactions(t *testing.T) {
-	const limit = 1000 // the least that the setting takes
+	const limit = 100
 	b := startQuiet(t, unverified, "false", "producer.state.max.producers", fmt.Sprint(limit))
 	y := newBystander(t, b)
 	b.CreateTopic("m", 1)
