@@ -33,4 +33,5 @@ func (b *Broker) registerAPIs() {
 	t.handle(kmsg.DescribeProducers.Int16(), b.describeProducers)
 	t.handle(kmsg.DescribeTopicPartitions.Int16(), b.describeTopicPartitions)
 	b.registerGroupAPIs()
+	b.registerTxnAPIs()
 }

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -10,6 +11,7 @@ import (
 	"github.com/varve/varve/broker/group"
 	"github.com/varve/varve/broker/partition"
 	"github.com/varve/varve/broker/protocol"
+	"github.com/varve/varve/metadata/image"
 	"github.com/varve/varve/wal/batch"
 )
 
@@ -60,8 +62,9 @@ func (b *Broker) registerGroupAPIs() {
 	})
 }
 
-// findCoordinator answers who hosts a group: the leader of its partition of
-// the offsets topic, which is created when the first client asks.
+// findCoordinator answers who hosts a group or a transactional id: the leader
+// of its partition of the offsets topic, or of that of transaction state, which
+// is created when the first client asks.
 func (b *Broker) findCoordinator(ctx context.Context, r *request, in kmsg.Request) kmsg.Response {
 	req := in.(*kmsg.FindCoordinatorRequest)
 	resp := req.ResponseKind().(*kmsg.FindCoordinatorResponse)
@@ -90,30 +93,32 @@ func (b *Broker) coordinatorOf(ctx context.Context, r *request, kind int8, key s
 		c.ErrorCode, c.ErrorMessage = code, kmsg.StringPtr(message)
 		return c
 	}
+	topic := offsetsTopic
 	switch kind {
 	case groupCoordinator:
 	case txnCoordinator:
-		// Not retriable: a client would ask for ever.
-		return fail(protocol.CodeTransactionalIDAuthorizationFailed, "transactions are not served by this broker yet")
+		topic = txnTopic
+		if key == "" {
+			return fail(protocol.CodeInvalidRequest, "a transactional id is not empty")
+		}
 	default:
 		return fail(protocol.CodeInvalidRequest, "no coordinator of this kind is served")
 	}
-	if b.meta.Image().Topic(offsetsTopic) == nil {
-		b.createNow(ctx, []string{offsetsTopic})
+	index, err := b.partitionFor(ctx, topic, key)
+	if err != nil {
+		return fail(protocol.CodeCoordinatorNotAvailable, err.Error())
 	}
 	im := b.meta.Image()
-	t := im.Topic(offsetsTopic)
-	if t == nil {
-		return fail(protocol.CodeCoordinatorNotAvailable, "the offsets topic could not be created")
+	var p *image.Partition
+	if t := im.Topic(topic); t != nil && int(index) < len(t.Partitions) {
+		p = t.Partitions[index]
 	}
-	index := b.groups.PartitionFor(key)
-	if int(index) >= len(t.Partitions) || t.Partitions[index] == nil {
-		return fail(protocol.CodeCoordinatorNotAvailable, "the group's partition of the offsets topic does not exist")
+	if p == nil {
+		return fail(protocol.CodeCoordinatorNotAvailable, "the topic of the coordinator's state has just been deleted")
 	}
-	p := t.Partitions[index]
 	br := im.Broker(p.Leader)
 	if br == nil || br.Fenced {
-		return fail(protocol.CodeCoordinatorNotAvailable, "the group's partition of the offsets topic has no leader")
+		return fail(protocol.CodeCoordinatorNotAvailable, fmt.Sprintf("partition %d of %s has no leader", index, topic))
 	}
 	ep, ok := br.Endpoint(r.c.listener.name)
 	if !ok {
@@ -253,7 +258,7 @@ func (b *Broker) newGroups() *coordinator.Coordinator {
 	}
 	c := b.conf()
 	return coordinator.New(coordinator.Options{
-		Log: groupLog{b}, Logger: b.log,
+		Log: topicLog{b, offsetsTopic}, Logger: b.log,
 		Groups: group.Config{
 			MinSessionTimeout: c.GroupMinSessionTimeout, MaxSessionTimeout: c.GroupMaxSessionTimeout,
 			InitialRebalanceDelay: c.GroupInitialRebalanceDelay, MaxSize: c.GroupMaxSize,
@@ -264,13 +269,16 @@ func (b *Broker) newGroups() *coordinator.Coordinator {
 	}, partitions)
 }
 
-// groupLog is the offsets topic as the coordinator sees it (coordinator.Log).
-type groupLog struct{ b *Broker }
+// topicLog is the topic of a coordinator's state as it sees it (coordinator.Log).
+type topicLog struct {
+	b     *Broker
+	topic string
+}
 
-func (l groupLog) find(index int32) *replica { return l.b.replicas.find(offsetsTopic, index) }
+func (l topicLog) find(index int32) *replica { return l.b.replicas.find(l.topic, index) }
 
 // Append queues a batch; done is told its offset once it is committed.
-func (l groupLog) Append(index, leaderEpoch int32, run []byte, done func(base int64, err error)) {
+func (l topicLog) Append(index, leaderEpoch int32, run []byte, done func(base int64, err error)) {
 	r := l.find(index)
 	if r == nil || r.view.Load().Role != partition.Leader || r.view.Load().Epoch != leaderEpoch {
 		done(-1, codeError(protocol.CodeNotCoordinator))
@@ -292,7 +300,7 @@ const internalAppendTimeout = 5 * time.Second
 
 // Read returns batches from offset on, wherever they are, up to the log's end:
 // what was appended in an earlier epoch is part of the state, committed or not.
-func (l groupLog) Read(ctx context.Context, index int32, offset int64, maxBytes int) (chunks [][]byte, next int64, release func(), err error) {
+func (l topicLog) Read(ctx context.Context, index int32, offset int64, maxBytes int) (chunks [][]byte, next int64, release func(), err error) {
 	r := l.find(index)
 	if r == nil {
 		return nil, 0, nil, codeError(protocol.CodeNotCoordinator)
@@ -316,7 +324,7 @@ func (l groupLog) Read(ctx context.Context, index int32, offset int64, maxBytes 
 }
 
 // Extent returns the offsets that a load has to read: [start, end).
-func (l groupLog) Extent(index int32) (start, end int64) {
+func (l topicLog) Extent(index int32) (start, end int64) {
 	r := l.find(index)
 	if r == nil {
 		return 0, 0
@@ -337,15 +345,21 @@ func (e codeError) Code() int16 { return int16(e) }
 // with r.mu held and does not wait.
 func (b *Broker) leaderStarted(r *replica, epoch int32) {
 	b.ev.LeaderStarted()
-	if r.topic == offsetsTopic {
+	switch r.topic {
+	case offsetsTopic:
 		b.groups.Elected(r.index, epoch)
+	case txnTopic:
+		b.txns.Elected(r.index, epoch)
 	}
 }
 
 // leaderStopped tells them what it does not lead any more, in the same way.
 func (b *Broker) leaderStopped(r *replica, _ int32) {
 	b.ev.LeaderStopped()
-	if r.topic == offsetsTopic {
+	switch r.topic {
+	case offsetsTopic:
 		b.groups.Resigned(r.index)
+	case txnTopic:
+		b.txns.Resigned(r.index)
 	}
 }
