@@ -240,7 +240,12 @@ const (
 	addRetryFor     = 100 * time.Millisecond
 )
 
+// askTimeout is how long a coordinator may take (Kafka's request.timeout.ms).
+const askTimeout = 30 * time.Second
+
 func (b *Broker) askCoordinator(ctx context.Context, id string, who batch.Header, topic string, partitions []int32, add bool) []int16 {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
 	until := time.Now().Add(addRetryFor)
 	for {
 		codes := b.verifyTransaction(ctx, id, who.ProducerID, who.ProducerEpoch, topic, partitions, add)

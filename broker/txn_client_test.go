@@ -249,3 +249,39 @@ func TestListTransactions(t *testing.T) {
 		t.Errorf("a pattern that is none: %s", protocol.Name(resp.ErrorCode))
 	}
 }
+
+// TestTransactionsOverRestarts restarts the broker in the middle of transactions: what was begun can be ended, what was
+// ended stays so, and a producer that comes back aborts what it left.
+func TestTransactionsOverRestarts(t *testing.T) {
+	b := startTxn(t)
+	b.CreateTopic("t", 2)
+	restart := func() {
+		t.Helper()
+		if err := b.Restart(nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cl := transactional(b, "tx", false)
+	begin(t, cl)
+	mustProduce(t, cl, "t", 0, "a")
+	restart()
+	mustProduce(t, cl, "t", 1, "b")
+	endTxn(t, cl, true)
+	restart()
+	expectCommitted(t, b, "t", 2, "a", "b")
+	described(t, b, "tx", inState("CompleteCommit"))
+
+	begin(t, cl)
+	mustProduce(t, cl, "t", 0, "left behind")
+	before := described(t, b, "tx", inState("Ongoing"))
+	restart()
+	if after := described(t, b, "tx", inState("Ongoing")); after.ProducerID != before.ProducerID || after.ProducerEpoch != before.ProducerEpoch ||
+		after.StartTimestamp != before.StartTimestamp || fmt.Sprint(after.Topics) != fmt.Sprint(before.Topics) {
+		t.Errorf("after a restart %+v, before %+v", after, before)
+	}
+	next := transactional(b, "tx", false)
+	begin(t, next)
+	mustProduce(t, next, "t", 0, "c")
+	endTxn(t, next, true)
+	expectCommitted(t, b, "t", 2, "a", "c", "b")
+}

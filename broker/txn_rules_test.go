@@ -480,7 +480,71 @@ func TestManyProducersDescribed(t *testing.T) {
 	y.unharmed("a million partitions")
 }
 
-// coordinatorOf a test knows which partitions are in which transactions.
+// TestManyTransactions: a partition has room for so many transactions, and who
+// would begin another one waits; markers always have room (B26).
+func TestManyTransactions(t *testing.T) {
+	const limit = 100
+	b := startQuiet(t, unverified, "false", "producer.state.max.producers", fmt.Sprint(limit))
+	y := newBystander(t, b)
+	b.CreateTopic("m", 1)
+	var frames []byte
+	var ids []int32
+	var reqs []kmsg.Request
+	for id := range int64(limit) {
+		req := txnReq(9, "m", 0, inTxn(id, 0, 0, 1))
+		f, n := y.frame(req)
+		frames, ids, reqs = append(frames, f...), append(ids, n), append(reqs, req)
+	}
+	go y.nc.Write(frames)
+	for i, req := range reqs {
+		got, err := y.answer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := decode(req, got, ids[i])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p := resp.(*kmsg.ProduceResponse).Topics[0].Partitions[0]; p.ErrorCode != 0 {
+			t.Fatalf("transaction %d: %s", i, describe(p))
+		}
+	}
+	if p := y.produceTxn(9, "m", 0, inTxn(limit, 0, 0, 1)); p.ErrorCode != protocol.CodeThrottlingQuotaExceeded {
+		t.Errorf("transaction %d: %s", limit+1, describe(p))
+	}
+	// None of those that are open is forgotten for producers that come and go.
+	for id := range int64(50) {
+		s := plain(1)
+		s.ProducerID, s.ProducerEpoch, s.BaseSequence = 1_000_000+id, 0, 0
+		if p := produceTo(y.client, 9, -1, "m", 0, s.bytes()); p.ErrorCode != 0 {
+			t.Fatal(describe(p))
+		}
+	}
+	if lso := y.stable("m", 0); lso != 0 {
+		t.Errorf("last stable offset %d with every transaction open", lso)
+	}
+	n := 0
+	for _, p := range y.producers("m", 0).ActiveProducers {
+		if p.CurrentTxnStartOffset >= 0 {
+			n++
+		}
+	}
+	if n != limit {
+		t.Errorf("%d transactions are known, %d are open", n, limit)
+	}
+	if code := y.end(end(1, 0, 0, true, 0, 0, "m", 0)); code != 0 {
+		t.Fatal(protocol.Name(code))
+	}
+	if lso := y.stable("m", 0); lso != 1 {
+		t.Errorf("last stable offset %d after the first has ended", lso)
+	}
+	if p := y.produceTxn(9, "m", 0, inTxn(limit, 0, 0, 1)); p.ErrorCode != 0 {
+		t.Errorf("one more when one has ended: %s", describe(p))
+	}
+	y.unharmed("many transactions")
+}
+
+// testCoordinator answers as it is told, and notes what it is asked.
 type testCoordinator struct {
 	mu    sync.Mutex
 	code  int16 // what it answers

@@ -266,7 +266,7 @@ func (s *State) Appended(h batch.Header, b []byte) {
 	}
 	if h.ProducerID >= 0 {
 		s.producers.Apply(h, b)
-		if h.Transactional() && len(s.verifying) > 0 {
+		if h.Transactional() && len(s.verifying) > 0 && !s.ofEarlier(h) {
 			// Its transaction has begun here, or has ended: what was verified
 			// before says nothing of the next one.
 			delete(s.verifying, h.ProducerID)

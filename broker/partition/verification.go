@@ -13,7 +13,8 @@ import (
 //
 //	BeginVerification -> guard; the coordinator is asked, without any lock held
 //	Decide(batch, guard)      Append: the guard is spent, the transaction is open
-//	marker in between         the guard is gone: INVALID_TXN_STATE
+//	marker in between         the guard is gone: INVALID_TXN_STATE; unless it can
+//	                          only be of an earlier transaction
 //
 // Guards live in memory alone. What begins again (a leadership, a process) asks
 // again.
@@ -95,6 +96,15 @@ func (s *State) EndVerification(h batch.Header, g Guard) {
 func (s *State) inTransaction(h batch.Header) bool {
 	epoch, open := s.producers.InTransaction(h.ProducerID)
 	return open && epoch == h.ProducerEpoch
+}
+
+// ofEarlier says that a marker is of an earlier transaction than the one that is
+// being verified: of transaction version 2, whose markers are an epoch above
+// their transaction. The coordinator is often asked while the last of them are
+// on their way, and says yes only when they have been written.
+func (s *State) ofEarlier(h batch.Header) bool {
+	v := s.verifying[h.ProducerID]
+	return h.Control() && v != nil && v.bumps && h.ProducerEpoch <= v.epoch
 }
 
 // verified checks what Decide was given against what is being verified.

@@ -79,6 +79,23 @@ func TestGuards(t *testing.T) {
 		t.Errorf("after a no: %d", code)
 	}
 
+	// Of transaction version 2, a marker ends the transaction of the epoch before.
+	// The one of this transaction, were it to be aborted meanwhile, is an epoch above.
+	for marked, want := range map[int16]int16{4: 0, 5: 0, 6: codeProducerEpoch} {
+		id := 20 + int64(marked)
+		g = s.BeginVerification(first(id, 5, 0), true)
+		raw := batch.Marker(id, marked, true, 0, 1)
+		h, err := batch.ParseHeader(raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.BaseOffset = s.View().LogEnd
+		s.Appended(h, raw)
+		if code := s.try(first(id, 5, 0), g); code != want {
+			t.Errorf("at epoch 5, after a marker of epoch %d: %d, want %d", marked, code, want)
+		}
+	}
+
 	// A leadership that ends takes all of them along.
 	g = s.BeginVerification(first(11, 1, 0), false)
 	s.Resign(2)
