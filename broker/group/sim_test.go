@@ -469,6 +469,12 @@ func (s *sim) check() {
 	}
 	var size int64
 	offsets := 0
+	for _, x := range s.shard.txns {
+		size += nodeBytes * int64(1+len(x.groups))
+		for _, ts := range x.groups {
+			size += nodeBytes * int64(len(ts))
+		}
+	}
 	for _, id := range s.shard.GroupIDs() {
 		e := s.shard.groups[id]
 		g := e.group

@@ -41,6 +41,10 @@ type pending = Offset
 // pendingBytes is about what a pending offset costs beside its metadata: an offset, and the producer's id once more.
 const pendingBytes = offsetBytes + 48
 
+// nodeBytes is about what a map of few entries costs: one for a transaction, for each group in it and each topic of that.
+// Most transactions have one offset, and this is nearly all that it costs.
+const nodeBytes = 350
+
 // Pending are the numbers of offsets that wait for a marker, and of transactions that they belong to.
 func (s *Shard) Pending() (offsets, txns int) { return s.pendings, len(s.txns) }
 
@@ -67,6 +71,13 @@ func (s *Shard) ApplyTxn(r Record, by Txn) error {
 			s.txns = map[int64]*openTxn{}
 		}
 		s.txns[by.ProducerID] = x
+		s.bytes += nodeBytes
+	}
+	if x.groups[d.group] == nil {
+		s.bytes += nodeBytes
+	}
+	if x.groups[d.group][d.topic] == nil {
+		s.bytes += nodeBytes
 	}
 	x.epoch = max(x.epoch, by.ProducerEpoch)
 	ps := inner(inner(x.groups, d.group), d.topic)
@@ -94,7 +105,9 @@ func (s *Shard) ApplyMarker(by Txn, commit bool) (notes []Note) {
 	for _, id := range slices.Sorted(maps.Keys(x.groups)) {
 		e := s.groups[id]
 		n := 0
+		s.bytes -= nodeBytes
 		for topic, ps := range x.groups[id] {
+			s.bytes -= nodeBytes
 			for p, o := range ps {
 				s.close(e, by.ProducerID, topic, p, o)
 				if old, ok := e.offsets[topic][p]; commit && (!ok || old.at < o.at) {
@@ -109,6 +122,7 @@ func (s *Shard) ApplyMarker(by Txn, commit bool) (notes []Note) {
 		s.tidy(id, e)
 	}
 	delete(s.txns, by.ProducerID)
+	s.bytes -= nodeBytes
 	return notes
 }
 
@@ -136,10 +150,13 @@ func (s *Shard) dropPending(id string, e *entry, topic string, p int32) {
 		if delete(ps, p); len(ps) > 0 {
 			continue
 		}
+		s.bytes -= nodeBytes
 		if delete(x.groups[id], topic); len(x.groups[id]) > 0 {
 			continue
 		}
+		s.bytes -= nodeBytes
 		if delete(x.groups, id); len(x.groups) == 0 {
+			s.bytes -= nodeBytes
 			delete(s.txns, producerID)
 		}
 	}
