@@ -174,7 +174,9 @@ func (b *Broker) produceAll(r *request, req *protocol.ProduceRequest, verdicts [
 	if po.left.Load() > 1 && req.TimeoutMillis >= 0 {
 		wait := max(time.Duration(req.TimeoutMillis)*time.Millisecond, minCommitWait)
 		turn := po.turn.Load()
-		r.p.park(time.Now().Add(wait), func() { po.expire(turn) })
+		if !r.p.park(time.Now().Add(wait), func() { po.expire(turn) }) {
+			po.expire(turn)
+		}
 	}
 	po.settled()
 	return nil

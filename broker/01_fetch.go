@@ -448,9 +448,16 @@ func (f *fetch) settle() {
 			continue
 		}
 		s.parked = parked
+		if !f.p.fetch {
+			f.p.fetch = true
+		}
+		// Under the lock: as soon as it is released the fetch may be woken and park
+		// again, and this deadline must not take the place of that one.
+		waits := f.p.park(f.end, func() { f.expire(parked) })
 		s.mu.Unlock()
-		f.p.fetch = true
-		f.p.park(f.end, func() { f.expire(parked) })
+		if !waits {
+			f.expire(parked)
+		}
 		return
 	}
 }

@@ -83,8 +83,8 @@ func (r *replica) changed() { r.grown(wakeNow, false) }
 // session is the partitions that one consumer reads: kept over requests
 // (KIP-227) or made for a single one.
 //
-// Lock ordering: a replica's watchMu comes before mu; nothing is called out
-// under mu.
+// Lock ordering: a replica's watchMu comes before mu, a connection's mu after
+// it; nothing else is called out under mu.
 type session struct {
 	id int32 // 0: not kept
 
