@@ -33,3 +33,19 @@ func (l logged) text() string {
 	}
 	return text(l.Record)
 }
+
+// pendingSize is what a shard should count for what is pending.
+func pendingSize(s *Shard) (size int64) {
+	for _, x := range s.txns {
+		size += nodeBytes * int64(1+len(x.groups))
+		for _, topics := range x.groups {
+			size += nodeBytes * int64(len(topics))
+			for _, ps := range topics {
+				for _, o := range ps {
+					size += pendingBytes + int64(len(o.Metadata))
+				}
+			}
+		}
+	}
+	return size
+}

@@ -467,14 +467,8 @@ func (s *sim) check() {
 			s.failf("%s %d is neither answered nor parked", what, t)
 		}
 	}
-	var size int64
+	size := pendingSize(s.shard)
 	offsets := 0
-	for _, x := range s.shard.txns {
-		size += nodeBytes * int64(1+len(x.groups))
-		for _, ts := range x.groups {
-			size += nodeBytes * int64(len(ts))
-		}
-	}
 	for _, id := range s.shard.GroupIDs() {
 		e := s.shard.groups[id]
 		g := e.group
@@ -483,13 +477,6 @@ func (s *sim) check() {
 			for _, o := range ps {
 				size += offsetBytes + int64(len(o.Metadata))
 				offsets++
-			}
-		}
-		for topic, ps := range e.open {
-			for p, ids := range ps {
-				for _, producerID := range ids {
-					size += pendingBytes + int64(len(s.shard.txns[producerID].groups[id][topic][p].Metadata))
-				}
 			}
 		}
 		if g.generation < s.gens[id] && g.generation != 0 {
