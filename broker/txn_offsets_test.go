@@ -233,6 +233,11 @@ func TestTxnOffsetCommitRefused(t *testing.T) {
 	if total > 512<<20 {
 		t.Errorf("a request of 5 MB took %d MB", total>>20)
 	}
+	plain := kmsg.NewPtrOffsetCommitRequest()
+	plain.Group, plain.Generation = many.Group, -1
+	part := kmsg.NewOffsetCommitRequestTopicPartition()
+	plain.Topics = []kmsg.OffsetCommitRequestTopic{{Topic: "t", Partitions: slices.Repeat([]kmsg.OffsetCommitRequestTopicPartition{part}, 300_000)}}
+	x.wants("OffsetCommit of the same", x.do(at(8, plain)).(*kmsg.OffsetCommitResponse).Topics[0].Partitions[0].ErrorCode, protocol.CodeInvalidCommitOffsetSize)
 	x.shows("after all that", 1, 0)
 	x.unharmed("TxnOffsetCommit")
 }

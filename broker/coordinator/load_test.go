@@ -74,7 +74,7 @@ func (l *history) round(run []byte, n int64) []byte {
 		}
 		for i := range inBatch {
 			c := l.number(n, k, i)
-			key := kmsg.OffsetCommitKey{Version: 1, Group: fmt.Sprint("g", c%100), Topic: "topic", Partition: int32(c % parts)}
+			key := kmsg.OffsetCommitKey{Version: 1, Group: fmt.Sprint("g", c/inBatch%100), Topic: "topic", Partition: int32(c % parts)}
 			value := kmsg.OffsetCommitValue{Version: 3, Offset: c, LeaderEpoch: -1, CommitTimestamp: c, ExpireTimestamp: -1}
 			b.Add(c, key.AppendTo(nil), value.AppendTo(nil))
 		}
@@ -131,7 +131,7 @@ func TestLoadHistory(t *testing.T) {
 		t.Errorf("%+v", st)
 	}
 	for p := range int64(parts) {
-		if off, code := fetchTopic(c, fmt.Sprint("g", p%100), "topic", int32(p), false); code != 0 || off != log.want(p) {
+		if off, code := fetchTopic(c, fmt.Sprint("g", p/inBatch), "topic", int32(p), false); code != 0 || off != log.want(p) {
 			t.Fatalf("partition %d: %d (code %d), want %d", p, off, code, log.want(p))
 		}
 	}
