@@ -4,7 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"math/rand/v2"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -16,6 +20,7 @@ import (
 
 	"github.com/varve/varve/broker/protocol"
 	"github.com/varve/varve/cmd/varve/servertest"
+	"github.com/varve/varve/wal/vfs"
 )
 
 const txnTopic = "__transaction_state"
@@ -242,6 +247,18 @@ func TestListTransactions(t *testing.T) {
 			t.Errorf("%s: %s, %s; want %s", x.name, got, protocol.Name(resp.ErrorCode), x.want)
 		}
 	}
+	servertest.Eventually(t, func() error { // the numbers may be a second old
+		for name, want := range map[string]float64{"varve_transactional_ids": 3, "varve_open_transactions": 1,
+			`varve_transactions_total{outcome="commit"}`: 1, `varve_transactions_total{outcome="abort"}`: 1} {
+			if got := y.metric(name); got != want {
+				return fmt.Errorf("%s %v, want %v", name, got, want)
+			}
+		}
+		if age := y.metric("varve_oldest_transaction_seconds"); age <= 0 || age > 60 {
+			return fmt.Errorf("the oldest transaction is %v s old", age)
+		}
+		return nil
+	})
 	if _, resp := list(0, func(r *kmsg.ListTransactionsRequest) { r.StateFilters = []string{"Nonsense"} }); !slices.Equal(resp.UnknownStateFilters, []string{"Nonsense"}) {
 		t.Errorf("unknown states: %q", resp.UnknownStateFilters)
 	}
@@ -284,4 +301,89 @@ func TestTransactionsOverRestarts(t *testing.T) {
 	mustProduce(t, next, "t", 0, "c")
 	endTxn(t, next, true)
 	expectCommitted(t, b, "t", 2, "a", "c", "b")
+}
+
+// TestTransactionsOverPowerFailures cuts the power at random moments of transactions over three partitions, some of which lie
+// in object storage by then. A reader of committed records sees each transaction in all of its partitions or in none, and
+// those of which the producer was told the end as it was told.
+func TestTransactionsOverPowerFailures(t *testing.T) {
+	const partitions, rounds = 3, 6
+	disk := vfs.NewMem()
+	b := servertest.Start(t, servertest.Options{FS: disk, Settings: map[string]string{"transaction.state.log.num.partitions": "2"}})
+	b.CreateTopic("t", partitions)
+	var mu sync.Mutex
+	told := map[string]bool{} // value -> committed
+	n := 0
+	rng := rand.New(rand.NewPCG(1, 2))
+	for round := range uint64(rounds) {
+		cl := transactional(b, "tx", round%2 == 1)
+		ctx, cancel := context.WithCancel(context.Background())
+		enough := make(chan struct{})
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			began := n
+			for ctx.Err() == nil {
+				n++
+				value, commit := fmt.Sprintf("%06d", n), n%3 != 0
+				if cl.BeginTransaction() != nil {
+					return
+				}
+				var rs []*kgo.Record
+				for p := range int32(partitions) {
+					rs = append(rs, &kgo.Record{Topic: "t", Partition: p, Value: []byte(value)})
+				}
+				if cl.ProduceSync(ctx, rs...).FirstErr() != nil || cl.EndTransaction(ctx, kgo.TransactionEndTry(commit)) != nil {
+					return
+				}
+				mu.Lock()
+				told[value] = commit
+				mu.Unlock()
+				if n == began+20 {
+					close(enough)
+				}
+			}
+		})
+		select {
+		case <-enough:
+		case <-time.After(time.Minute):
+			t.Fatalf("round %d: 20 transactions take more than a minute", round)
+		}
+		time.Sleep(time.Duration(rng.IntN(8000)) * time.Microsecond)
+		mu.Lock()
+		want := maps.Clone(told)
+		mu.Unlock()
+		disk = disk.Crash(round)
+		cancel()
+		wg.Wait()
+		if err := b.RestartOn(disk); err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+		mu.Lock()
+		told = want // what was said by a process without power does not count
+		mu.Unlock()
+
+		// Whoever comes next ends what is open.
+		next := transactional(b, "tx", false)
+		begin(t, next)
+		mustProduce(t, next, "t", 0, fmt.Sprintf("end of round %d", round))
+		endTxn(t, next, true)
+		described(t, b, "tx", inState("CompleteCommit"))
+		seen := map[string]int{}
+		for _, v := range committedValues(t, b, "t", partitions) {
+			seen[v]++
+		}
+		for v, k := range seen {
+			if k != partitions && !strings.HasPrefix(v, "end") {
+				t.Errorf("round %d: transaction %s is in %d of %d partitions", round, v, k, partitions)
+			}
+		}
+		for v, committed := range want {
+			if (seen[v] > 0) != committed {
+				t.Errorf("round %d: transaction %s: committed is %v, and it is seen %d times", round, v, committed, seen[v])
+			}
+		}
+		if len(want) < 20*int(round+1) {
+			t.Errorf("round %d: %d transactions", round, len(want))
+		}
+	}
 }

@@ -51,8 +51,15 @@ func (b *Broker) newTransactions() *coordinator.Transactions {
 		ProducerID:   func(ctx context.Context) (int64, error) { return b.pids.next(ctx, b.meta) },
 		ReplyTimeout: txnReplyTimeout, ExpiryInterval: c.TxnExpiryInterval,
 		MaxBytes: b.opts.TxnBytes,
+		Events: &coordinator.Events{Transaction: func(_ int32, n txn.Note) {
+			if outcome := txnOutcome[n.Kind]; outcome != "" {
+				b.ev.TransactionEnded(outcome)
+			}
+		}},
 	}, partitions)
 }
+
+var txnOutcome = map[txn.NoteKind]string{txn.NoteCommitting: "commit", txn.NoteAborting: "abort", txn.NoteFenced: "fenced", txn.NoteTimedOut: "timeout"}
 
 // markers are the partitions that transactions write to, as their coordinator
 // sees them (coordinator.Markers).

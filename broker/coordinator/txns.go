@@ -33,7 +33,7 @@ func NewTransactions(o Options, partitions int32) *Transactions {
 	return &Transactions{newHost(o, kind[*txnMachine, txn.Command, txn.Result]{
 		name: "transaction state",
 		machine: func(s *txnShard) *txnMachine {
-			return &txnMachine{Shard: txn.NewShard(s.o.Transactions), s: s, marking: map[string]*marking{}}
+			return &txnMachine{Shard: txn.NewShard(s.o.Transactions), s: s, marking: map[string]*marking{}, ended: map[string]chan struct{}{}}
 		},
 		of: func(c txn.Command) subject {
 			_, tick := c.(*txn.Tick)
@@ -56,9 +56,10 @@ type txnMachine struct {
 	s *txnShard
 
 	marking  map[string]*marking
-	attempts int       // under way
-	backlog  []attempt // that wait for their turn
-	warnedAt time.Time // of the last failed attempt that was logged
+	ended    map[string]chan struct{} // closed when the markers of the id's transaction are written: see awaitEnd
+	attempts int                      // under way
+	backlog  []attempt                // that wait for their turn
+	warnedAt time.Time                // of the last failed attempt that was logged
 }
 
 func (m *txnMachine) Handle(now time.Time, c txn.Command) (txn.Result, outcome) {
@@ -126,6 +127,10 @@ func (m *txnMachine) Settle(now time.Time, r txn.Result) {
 	for _, n := range r.Notes {
 		if n.Kind == txn.NoteComplete {
 			delete(m.marking, n.ID)
+			if ended := m.ended[n.ID]; ended != nil {
+				delete(m.ended, n.ID)
+				close(ended)
+			}
 		}
 		m.tell(n)
 	}
@@ -370,8 +375,60 @@ func (c *Transactions) Stats() TransactionStats {
 
 // ---- Handlers. As for groups: they take a decoded request and return its response, of the same version.
 
+// How long a request waits for the markers of the last transaction before it is answered CONCURRENT_TRANSACTIONS. A client
+// that is told so comes again after about as long, and mostly the markers take a few syncs.
+const (
+	addPatience  = 20 * time.Millisecond
+	initPatience = 100 * time.Millisecond
+)
+
+// awaitEnd waits until no markers of the ids' transactions are being written, and says whether that came in time.
+func (c *Transactions) awaitEnd(ctx context.Context, limit time.Duration, ids ...string) bool {
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	for _, id := range ids {
+		s, code := c.shardFor(id)
+		if code != protocol.CodeNone {
+			return false
+		}
+		out := make(chan (<-chan struct{}), 1)
+		if c.look(ctx, s, "", func(m *txnMachine) { out <- m.end(id) }) != protocol.CodeNone {
+			return false
+		}
+		select {
+		case <-<-out:
+		case <-timer.C:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
+}
+
+var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
+
+// end is a channel that is closed when the markers of the id's transaction are written. All who wait share it.
+func (m *txnMachine) end(id string) <-chan struct{} {
+	if !m.Ending(id) {
+		return closed
+	}
+	if m.ended[id] == nil {
+		m.ended[id] = make(chan struct{})
+	}
+	return m.ended[id]
+}
+
 // InitProducerID serves key 22 of producers with a transactional id, versions 0-5.
 func (c *Transactions) InitProducerID(ctx context.Context, req *kmsg.InitProducerIDRequest) *kmsg.InitProducerIDResponse {
+	r := c.initProducerID(ctx, req)
+	if r.ErrorCode == protocol.CodeConcurrentTransactions && c.awaitEnd(ctx, initPatience, *req.TransactionalID) {
+		r = c.initProducerID(ctx, req)
+	}
+	return r
+}
+
+func (c *Transactions) initProducerID(ctx context.Context, req *kmsg.InitProducerIDRequest) *kmsg.InitProducerIDResponse {
 	id := ""
 	if req.TransactionalID != nil {
 		id = *req.TransactionalID
@@ -390,6 +447,41 @@ func (c *Transactions) InitProducerID(ctx context.Context, req *kmsg.InitProduce
 // AddPartitionsToTxn adds partitions to each of several transactions, or verifies that they are in it, and returns one
 // answer for each, in the form that the version has. They are handled side by side.
 func (c *Transactions) AddPartitionsToTxn(ctx context.Context, version int16, txns []kmsg.AddPartitionsToTxnRequestTransaction) []*kmsg.AddPartitionsToTxnResponse {
+	out := c.addPartitions(ctx, version, txns)
+	var ids []string
+	var again []kmsg.AddPartitionsToTxnRequestTransaction
+	var at []int
+	for i := range txns {
+		if !txns[i].VerifyOnly && concurrent(out[i]) {
+			ids, again, at = append(ids, txns[i].TransactionalID), append(again, txns[i]), append(at, i)
+		}
+	}
+	if len(ids) > 0 && c.awaitEnd(ctx, addPatience, ids...) {
+		for i, r := range c.addPartitions(ctx, version, again) {
+			out[at[i]] = r
+		}
+	}
+	return out
+}
+
+// concurrent says whether a transaction was told CONCURRENT_TRANSACTIONS.
+func concurrent(r *kmsg.AddPartitionsToTxnResponse) bool {
+	for _, t := range r.Topics {
+		for _, p := range t.Partitions {
+			return p.ErrorCode == protocol.CodeConcurrentTransactions
+		}
+	}
+	for _, x := range r.Transactions {
+		for _, t := range x.Topics {
+			for _, p := range t.Partitions {
+				return p.ErrorCode == protocol.CodeConcurrentTransactions
+			}
+		}
+	}
+	return false
+}
+
+func (c *Transactions) addPartitions(ctx context.Context, version int16, txns []kmsg.AddPartitionsToTxnRequestTransaction) []*kmsg.AddPartitionsToTxnResponse {
 	ctx, cancel := context.WithTimeout(ctx, c.o.ReplyTimeout)
 	defer cancel()
 	cmds, calls := make([]*txn.AddPartitions, len(txns)), make([]*call, len(txns))
@@ -419,6 +511,14 @@ func (c *Transactions) AddPartitionsToTxn(ctx context.Context, version int16, tx
 
 // AddOffsetsToTxn serves key 25, versions 0-4. partition is the group's, of __consumer_offsets.
 func (c *Transactions) AddOffsetsToTxn(ctx context.Context, req *kmsg.AddOffsetsToTxnRequest, partition int32) *kmsg.AddOffsetsToTxnResponse {
+	r := c.addOffsets(ctx, req, partition)
+	if r.ErrorCode == protocol.CodeConcurrentTransactions && c.awaitEnd(ctx, addPatience, req.TransactionalID) {
+		r = c.addOffsets(ctx, req, partition)
+	}
+	return r
+}
+
+func (c *Transactions) addOffsets(ctx context.Context, req *kmsg.AddOffsetsToTxnRequest, partition int32) *kmsg.AddOffsetsToTxnResponse {
 	r, code := request[*kmsg.AddOffsetsToTxnResponse](ctx, c.host, req.TransactionalID, c.o.ReplyTimeout, func(token uint64) txn.Command {
 		return &txn.AddOffsets{Token: token, Req: req, Partition: partition}
 	})

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -203,11 +204,14 @@ func TestMarkersAreTried(t *testing.T) {
 		time.Sleep(time.Minute)
 		expect(t, "state", x.state(), "PrepareCommit")
 		expect(t, "markers", fmt.Sprint(k.list()), "[t-0 1001/1 true]")
-		// Whoever comes meanwhile is told at once to come again.
+		// Whoever comes meanwhile is told to come again, soon.
 		began := time.Now()
 		expect(t, "add", x.add("t"), protocol.CodeConcurrentTransactions)
+		expect(t, "after", time.Since(began), addPatience)
 		expect(t, "init", (&txnClient{c: c, id: "x"}).init(10*time.Second), protocol.CodeConcurrentTransactions)
-		expect(t, "at once", time.Since(began), 0)
+		expect(t, "after", time.Since(began), addPatience+initPatience)
+		expect(t, "end", x.end(5, true), protocol.CodeConcurrentTransactions)
+		expect(t, "after", time.Since(began), addPatience+initPatience)
 		// A topic that is gone needs no marker; the others get theirs when they can.
 		k.mu.Lock()
 		k.gone["u"] = true
@@ -256,17 +260,50 @@ func TestMarkersOnce(t *testing.T) {
 	})
 }
 
+// TestPatience begins transactions while the markers of the last are on their way: it waits for them.
+func TestPatience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &marked{hold: func(_ string, p int32) bool { return p == 1 }}
+		c := transactions(t, newMemLog(), k, Options{})
+		x := &txnClient{c: c, id: "x"}
+		expect(t, "init", x.init(10*time.Second), 0)
+		for i, next := range []func() int16{func() int16 { return x.add("t") }, func() int16 { return x.init(10 * time.Second) }} {
+			expect(t, "add", x.add("t"), 0)
+			expect(t, "end", x.end(5, true), 0)
+			got := int16(-1)
+			began := time.Now()
+			go func() { got = next() }()
+			if i == 0 {
+				go func() { x.add("t") }() // waits as well, for the same
+			}
+			time.Sleep(addPatience / 2)
+			synctest.Wait()
+			expect(t, fmt.Sprint("waits ", i), got, -1)
+			k.release("t-1")
+			synctest.Wait()
+			expect(t, fmt.Sprint("goes on ", i), got, 0)
+			expect(t, "with the last marker", time.Since(began), addPatience/2)
+			time.Sleep(time.Second)
+			if x.state() == "Ongoing" {
+				expect(t, "end", x.end(5, false), 0)
+				synctest.Wait()
+				k.release("t-1")
+				synctest.Wait()
+			}
+		}
+	})
+}
+
 func TestNoProducerIDs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ok := false
-		var next int64
+		var ok atomic.Bool
+		var next atomic.Int64
 		c := transactions(t, newMemLog(), &marked{}, Options{ProducerID: func(ctx context.Context) (int64, error) {
-			if !ok {
+			if !ok.Load() {
 				<-ctx.Done()
 				return 0, errors.New("etcd away")
 			}
-			next++
-			return next, nil
+			return next.Add(1), nil
 		}, ReplyTimeout: time.Minute})
 		x := &txnClient{c: c, id: "x"}
 		began := time.Now()
@@ -280,7 +317,7 @@ func TestNoProducerIDs(t *testing.T) {
 		c.Resigned(0)
 		synctest.Wait()
 		expect(t, "init", code, protocol.CodeNotCoordinator)
-		ok = true
+		ok.Store(true)
 		c.Elected(0, 5)
 		until(t, func() bool { return c.Ready(0) })
 		// Two at once: both get ids, the later epoch stands.
