@@ -33,7 +33,11 @@ import (
 //     here, for acks=all on every in-sync replica. acks=0 is not answered;
 //     an error then closes the connection, which is all the client can see.
 //
-// Versions: 7 zstd, 8 record errors, 9 flexible, 10 leader hints, 13 topic ids.
+//   - A transactional batch is appended only if the transaction coordinator knows
+//     of it; see produce_txn.go.
+//
+// Versions: 7 zstd, 8 record errors, 9 flexible, 10 leader hints, 11
+// TRANSACTION_ABORTABLE, 12 adds partitions to transactions, 13 topic ids.
 
 // produce is one Produce request whose partitions are on their way. It is used
 // again once it was answered: a small request costs little more than what is
@@ -110,11 +114,21 @@ func (po *produce) recycle() {
 }
 
 func (b *Broker) produce(r *request) error {
-	defer r.buf.Release()
 	req := &r.c.produceReq
 	if err := req.Decode(r.hdr.Version, r.body); err != nil {
+		r.buf.Release()
 		return fmt.Errorf("broker: Produce v%d: %w", r.hdr.Version, err)
 	}
+	if req.TransactionalID != nil && r.c.txns.defers(r, req) {
+		return nil
+	}
+	defer r.buf.Release()
+	return b.produceAll(r, req, nil)
+}
+
+// produceAll appends what a request brings. verdicts has one for each of its
+// partitions, if any was to be verified.
+func (b *Broker) produceAll(r *request, req *protocol.ProduceRequest, verdicts []txnVerdict) error {
 	po := produces.Get().(*produce)
 	po.begin(b, r, req)
 	var whole int16
@@ -140,6 +154,10 @@ func (b *Broker) produce(r *request) error {
 		}
 		for j := range t.Partitions {
 			out, slot := &po.parts[at], &po.slots[at]
+			var verdict txnVerdict
+			if verdicts != nil {
+				verdict = verdicts[at]
+			}
 			at++
 			*out = protocol.ProducedPartition{Index: t.Partitions[j].Index, LogAppendTime: -1, LogStartOffset: -1}
 			*slot = produceSlot{po, out}
@@ -147,7 +165,7 @@ func (b *Broker) produce(r *request) error {
 				slot.settle(refused)
 				continue
 			}
-			po.one(r, topic, t.Partitions[j].Index, t.Partitions[j].Records, slot)
+			po.one(r, topic, t.Partitions[j].Index, t.Partitions[j].Records, req.TransactionalID != nil, verdict, slot)
 		}
 	}
 	if po.acks == 0 {
@@ -156,7 +174,9 @@ func (b *Broker) produce(r *request) error {
 	if po.left.Load() > 1 && req.TimeoutMillis >= 0 {
 		wait := max(time.Duration(req.TimeoutMillis)*time.Millisecond, minCommitWait)
 		turn := po.turn.Load()
-		r.p.park(time.Now().Add(wait), func() { po.expire(turn) })
+		if !r.p.park(time.Now().Add(wait), func() { po.expire(turn) }) {
+			po.expire(turn)
+		}
 	}
 	po.settled()
 	return nil
@@ -192,7 +212,7 @@ const minCommitWait = 5 * time.Second
 const adminClientID = "__admin_client"
 
 // one starts the append of one partition's records.
-func (po *produce) one(r *request, topic string, index int32, records []byte, slot *produceSlot) {
+func (po *produce) one(r *request, topic string, index int32, records []byte, transactional bool, verdict txnVerdict, slot *produceSlot) {
 	b, out := po.b, slot.out
 	fail := func(code int16, message string) {
 		if message != "" {
@@ -218,6 +238,15 @@ func (po *produce) one(r *request, topic string, index int32, records []byte, sl
 			out.RecordErrors = append(out.RecordErrors, protocol.RecordError{Index: e.Index, Message: kmsg.StringPtr(e.Message)})
 		}
 		fail(code, message)
+		return
+	}
+	if h.Transactional() && !transactional {
+		// Kafka refuses the whole request, whatever else is in it.
+		fail(protocol.CodeTransactionalIDAuthorizationFailed, "transactional batch in a request without a transactional id")
+		return
+	}
+	if verdict.code != 0 {
+		fail(verdict.code, verdict.message)
 		return
 	}
 	buf := r.buf
@@ -252,7 +281,8 @@ func (po *produce) one(r *request, topic string, index int32, records []byte, sl
 	}
 	acks := po.acks
 	out.LogStartOffset = v.LogStart
-	d := rep.append(&appendArgs{header: h, bytes: records, buf: buf, class: wal.ClassClient, acks: acks, to: slot, base: &out.BaseOffset})
+	d := rep.append(&appendArgs{header: h, bytes: records, buf: buf, class: wal.ClassClient, acks: acks, to: slot, base: &out.BaseOffset,
+		verify: b.mustVerify(r.hdr.Version), guard: verdict.guard})
 	switch d.Kind {
 	case partition.Append:
 		b.ev.Produced(h.RecordCount, len(records))
@@ -400,11 +430,6 @@ func (b *Broker) checkBatch(ctx context.Context, records []byte, version int16, 
 		}
 		return h, protocol.CodeInvalidRecord, err.Error(), nil
 	}
-	if h.Transactional() {
-		// Nothing could end the transaction, and read_committed consumers of
-		// the partition would wait for its end for ever.
-		return h, protocol.CodeTransactionalIDAuthorizationFailed, "transactions are not served by this broker yet", nil
-	}
 	if h.Codec() == batch.Zstd && version < 7 {
 		return h, protocol.CodeUnsupportedCompressionType, "zstd needs Produce v7 or later", nil
 	}
@@ -482,20 +507,22 @@ func (b *Broker) appendCode(err error) (int16, string) {
 	}
 }
 
-// appendInternal appends a batch of this broker's own (coordinators). The log
-// owns records.
-func (r *replica) appendInternal(ctx context.Context, records []byte, done func(base int64, code int16)) {
+// appendOwn appends a batch that this broker has made, which the log owns then;
+// of the arguments those are filled in that follow from that.
+func (r *replica) appendOwn(ctx context.Context, a *appendArgs, done func(base int64, code int16)) {
+	records := a.bytes
 	h, err := batch.ParseHeader(records)
 	if err != nil || h.Size() != len(records) {
 		panic(fmt.Sprintf("broker: internal append of a malformed batch: %v", err))
 	}
-	if err := r.b.log_.Reserve(ctx, wal.ClassInternal, int64(len(records))); err != nil {
+	if err := r.b.log_.Reserve(ctx, a.class, int64(len(records))); err != nil {
 		code, _ := r.b.appendCode(err)
 		done(-1, code)
 		return
 	}
 	in := &internalAppend{done: done}
-	d := r.append(&appendArgs{header: h, bytes: records, class: wal.ClassInternal, origin: partition.Coordinator, acks: -1, to: in, base: &in.base})
+	a.header, a.origin, a.acks, a.to, a.base = h, partition.Coordinator, -1, in, &in.base
+	d := r.append(a)
 	switch d.Kind {
 	case partition.Reject:
 		r.b.log_.Unreserve(int64(len(records)))

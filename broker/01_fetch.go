@@ -384,10 +384,16 @@ func (f *fetch) read(res *fetchResult, room int64) {
 		res.skipped = run.Bytes > 0
 		return
 	}
-	f.take1(res, run.Chunks, run.Bytes, run.Next, run.Held(), run.Release)
 	if f.req.IsolationLevel == 1 {
 		res.aborted = r.aborted(p.fetchOffset, run.Next)
+		if p.fetchOffset < r.localStart() {
+			// The local log has let go of it since, and the list may be short.
+			run.Release()
+			res.aborted, res.cold, res.coldMax = nil, true, int(max(limit, 1))
+			return
+		}
 	}
+	f.take1(res, run.Chunks, run.Bytes, run.Next, run.Held(), run.Release)
 }
 
 // take1 puts records into a partition's answer and charges them. They lie in
@@ -442,9 +448,16 @@ func (f *fetch) settle() {
 			continue
 		}
 		s.parked = parked
+		if !f.p.fetch {
+			f.p.fetch = true
+		}
+		// Under the lock: as soon as it is released the fetch may be woken and park
+		// again, and this deadline must not take the place of that one.
+		waits := f.p.park(f.end, func() { f.expire(parked) })
 		s.mu.Unlock()
-		f.p.fetch = true
-		f.p.park(f.end, func() { f.expire(parked) })
+		if !waits {
+			f.expire(parked)
+		}
 		return
 	}
 }
@@ -521,9 +534,10 @@ const coldGrace = 5 * time.Millisecond
 // time.
 func (f *fetch) loadCold() {
 	type loaded struct {
-		i   int
-		run tiering.Run
-		err error
+		i       int
+		run     tiering.Run
+		aborted []producer.Aborted
+		err     error
 	}
 	var mu sync.Mutex
 	over := false
@@ -538,7 +552,7 @@ func (f *fetch) loadCold() {
 		}
 		asked++
 		res := &f.results[i]
-		r, offset, limit := res.w.r, res.w.p.fetchOffset, res.coldMax
+		r, offset, limit, stable := res.w.r, res.w.p.fetchOffset, res.coldMax, res.view.LastStableOffset
 		if n := int(f.max) / len(f.cold); len(f.cold) > 1 && limit > n {
 			limit = max(n, 1)
 		}
@@ -552,6 +566,12 @@ func (f *fetch) loadCold() {
 			// Not the connection's context: what has been asked of the
 			// bucket goes on, so that the next fetch finds it cached.
 			run, err := f.b.tier.Read(f.b.ctx, r.topicID, r.index, offset, limit)
+			var aborted []producer.Aborted
+			if err == nil && f.req.IsolationLevel == 1 {
+				if aborted, err = r.abortedAnywhere(f.b.ctx, offset, min(run.Next, stable)); err != nil {
+					run.Release()
+				}
+			}
 			f.b.coldReads.Add(-1)
 			mu.Lock()
 			defer mu.Unlock()
@@ -562,7 +582,7 @@ func (f *fetch) loadCold() {
 				}
 				return
 			}
-			got <- loaded{i, run, err}
+			got <- loaded{i, run, aborted, err}
 		}()
 	}
 	wait := max(time.Until(f.end), f.b.conf().RemoteFetchMaxWait)
@@ -575,7 +595,7 @@ wait:
 	for ; asked > 0; asked-- {
 		select {
 		case l := <-got:
-			f.loaded(&f.results[l.i], l.run, l.err)
+			f.loaded(&f.results[l.i], l.run, l.aborted, l.err)
 		case <-timer.C:
 			break wait
 		case <-f.ctx.Done():
@@ -588,12 +608,12 @@ wait:
 	// What came in between the end of the wait and now is taken along.
 	for len(got) > 0 {
 		l := <-got
-		f.loaded(&f.results[l.i], l.run, l.err)
+		f.loaded(&f.results[l.i], l.run, l.aborted, l.err)
 	}
 	f.finish()
 }
 
-func (f *fetch) loaded(res *fetchResult, run tiering.Run, err error) {
+func (f *fetch) loaded(res *fetchResult, run tiering.Run, aborted []producer.Aborted, err error) {
 	r, p := res.w.r, &res.w.p
 	if err != nil {
 		if f.b.ctx.Err() == nil {
@@ -617,14 +637,19 @@ func (f *fetch) loaded(res *fetchResult, run tiering.Run, err error) {
 	}
 	f.take1(res, chunks, bytes, next, run.Held, run.Release)
 	f.have += int64(bytes)
-	if f.req.IsolationLevel == 1 {
-		remote, err := f.b.tier.Aborted(f.ctx, r.topicID, r.index, p.fetchOffset, next)
-		if err != nil {
-			res.code = protocol.CodeKafkaStorageError
-			return
-		}
-		res.aborted = mergeAborted(remote, r.aborted(p.fetchOffset, next))
+	res.aborted = aborted
+}
+
+// abortedAnywhere lists the aborted transactions with records in [from, to),
+// wherever their markers are. The local ones first: what they leave out is in
+// the bucket by then.
+func (r *replica) abortedAnywhere(ctx context.Context, from, to int64) ([]producer.Aborted, error) {
+	local := r.aborted(from, to)
+	remote, err := r.b.tier.Aborted(ctx, r.topicID, r.index, from, to)
+	if err != nil {
+		return nil, err
 	}
+	return mergeAborted(remote, local), nil
 }
 
 // clip cuts a run of batches at the first batch that reaches bound.

@@ -25,7 +25,37 @@ func (b *Broker) apiVersions(_ context.Context, r *request, in kmsg.Request) kms
 		r.c.softwareName, r.c.softwareVersion = req.ClientSoftwareName, req.ClientSoftwareVersion
 	}
 	b.listVersions(resp)
+	listFeatures(resp)
 	return resp
+}
+
+// features are what the cluster as a whole has come to. They are finalized at
+// one level from the beginning: there is no older broker to wait for. Their
+// epoch is that of a state that never changes.
+var features = []struct {
+	name            string
+	min, max, level int16
+}{
+	{"transaction.version", 0, 2, transactionVersion},
+}
+
+const featuresEpoch = 1
+
+// listFeatures fills in the features of versions 3 and later (KIP-584). Below
+// version 4 those are left out that begin at 0: clients of that time take the
+// response for malformed (KAFKA-17011).
+func listFeatures(resp *kmsg.ApiVersionsResponse) {
+	resp.FinalizedFeaturesEpoch = featuresEpoch
+	for _, f := range features {
+		if f.min > 0 || resp.Version >= 4 {
+			s := kmsg.NewApiVersionsResponseSupportedFeature()
+			s.Name, s.MinVersion, s.MaxVersion = f.name, f.min, f.max
+			resp.SupportedFeatures = append(resp.SupportedFeatures, s)
+		}
+		l := kmsg.NewApiVersionsResponseFinalizedFeature()
+		l.Name, l.MinVersionLevel, l.MaxVersionLevel = f.name, f.level, f.level
+		resp.FinalizedFeatures = append(resp.FinalizedFeatures, l)
+	}
 }
 
 func (b *Broker) listVersions(resp *kmsg.ApiVersionsResponse) {

@@ -117,12 +117,26 @@ func (b *Broker) newTopicSpec(name string) controller.NewTopic {
 			{Name: "compression.type", Value: kmsg.StringPtr("producer")},
 			{Name: "segment.bytes", Value: kmsg.StringPtr(strconv.Itoa(max(b.conf().OffsetsTopicSegmentBytes, 1<<20)))},
 		}
+	case txnTopic:
+		// As Kafka creates it. What decides about transactions is never taken from
+		// a replica that was not in sync.
+		c := b.conf()
+		spec.Partitions = c.TxnTopicPartitions
+		spec.ReplicationFactor = b.possibleRF(name, c.TxnTopicReplication)
+		spec.Configs = []controller.ConfigEntry{
+			{Name: "unclean.leader.election.enable", Value: kmsg.StringPtr("false")},
+			{Name: "compression.type", Value: kmsg.StringPtr("uncompressed")},
+			{Name: "cleanup.policy", Value: kmsg.StringPtr("compact")},
+			{Name: "min.insync.replicas", Value: kmsg.StringPtr(strconv.Itoa(c.TxnTopicMinISR))},
+			{Name: "segment.bytes", Value: kmsg.StringPtr(strconv.Itoa(max(c.TxnTopicSegmentBytes, 1<<20)))},
+		}
 	}
 	return spec
 }
 
 // possibleRF is a replication factor that the brokers alive can satisfy: one
-// broker must serve by itself although offsets.topic.replication.factor is 3.
+// broker must serve by itself although offsets.topic.replication.factor and its
+// like are 3.
 func (b *Broker) possibleRF(topic string, want int16) int16 {
 	alive := 0
 	for _, br := range b.meta.Image().Brokers() {

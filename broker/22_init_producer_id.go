@@ -15,7 +15,8 @@ import (
 // Behavior: an idempotent producer gets an id that no other producer of the
 // cluster ever had, with epoch 0. Ids come from blocks that the metadata store
 // hands out once each; what is left of a block when the process ends is never
-// used. A transactional id is refused: transactions are not served yet.
+// used. A producer with a transactional id gets the id and the epoch that its
+// coordinator decides on (package txn), and whoever had that id is fenced.
 
 func (b *Broker) initProducerID(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
 	req := in.(*kmsg.InitProducerIDRequest)
@@ -31,9 +32,7 @@ func (b *Broker) initProducerID(ctx context.Context, _ *request, in kmsg.Request
 			resp.ErrorCode = protocol.CodeInvalidRequest
 			return resp
 		}
-		resp.ErrorCode = protocol.CodeTransactionalIDAuthorizationFailed
-		b.log.Warn("transactional producer refused: transactions are not served yet", "transactional_id", *req.TransactionalID)
-		return resp
+		return b.txns.InitProducerID(ctx, req)
 	}
 	id, err := b.pids.next(ctx, b.meta)
 	if err != nil {

@@ -716,17 +716,38 @@ func TestDescribe(t *testing.T) {
 	y.unharmed("descriptions")
 }
 
-// TestInitProducerID: transactions are refused in a way that clients give up at.
 func TestInitProducerID(t *testing.T) {
 	b := startQuiet(t)
 	y := newBystander(t, b)
+	initTxn := func(version int16, id string) *kmsg.InitProducerIDResponse {
+		req := kmsg.NewPtrInitProducerIDRequest()
+		req.TransactionalID, req.TransactionTimeoutMillis = &id, 1000
+		return y.do(at(version, req)).(*kmsg.InitProducerIDResponse)
+	}
 	for version := int16(0); version <= 5; version++ {
-		for id, want := range map[string]int16{"": protocol.CodeInvalidRequest, "t": protocol.CodeTransactionalIDAuthorizationFailed} {
-			req := kmsg.NewPtrInitProducerIDRequest()
-			req.TransactionalID, req.TransactionTimeoutMillis = &id, 1000
-			if r := y.do(at(version, req)).(*kmsg.InitProducerIDResponse); r.ErrorCode != want || r.ProducerID != -1 {
-				t.Errorf("v%d, transactional id %q: %+v", version, id, r)
+		for id, want := range map[string]int16{"": protocol.CodeInvalidRequest, "t": protocol.CodeCoordinatorNotAvailable} {
+			if r := initTxn(version, id); r.ErrorCode != want || r.ProducerID != -1 {
+				t.Errorf("v%d, transactional id %q before there is a coordinator: %+v", version, id, r)
 			}
+		}
+	}
+	find := at(4, &kmsg.FindCoordinatorRequest{CoordinatorType: 1, CoordinatorKeys: []string{"t", ""}})
+	cs := y.do(find).(*kmsg.FindCoordinatorResponse).Coordinators
+	if cs[0].ErrorCode != 0 || cs[0].NodeID != 1 || cs[1].ErrorCode != protocol.CodeInvalidRequest {
+		t.Fatalf("coordinators of t and of nothing: %+v", cs)
+	}
+	if o := y.overrides(txnTopic); o["cleanup.policy"] != "compact" || o["min.insync.replicas"] != "1" {
+		t.Errorf("settings of %s: %v", txnTopic, o)
+	}
+	ids := map[int64]bool{}
+	for version := int16(0); version <= 5; version++ {
+		r := initTxn(version, "t")
+		for end := time.Now().Add(patience); r.ErrorCode == protocol.CodeCoordinatorLoadInProgress && time.Now().Before(end); r = initTxn(version, "t") {
+			time.Sleep(time.Millisecond)
+		}
+		ids[r.ProducerID] = true
+		if r.ErrorCode != 0 || r.ProducerEpoch != version || len(ids) != 1 {
+			t.Errorf("v%d: %+v after producer ids %v", version, r, ids)
 		}
 	}
 	for _, tc := range []struct {
@@ -742,7 +763,7 @@ func TestInitProducerID(t *testing.T) {
 			}
 		}
 	}
-	seen := map[int64]bool{}
+	seen := ids
 	for range 3000 { // more than a block
 		req := kmsg.NewPtrInitProducerIDRequest()
 		r := y.do(at(4, req)).(*kmsg.InitProducerIDResponse)

@@ -88,6 +88,8 @@ type Options struct {
 	RequestBytes, ResponseBytes int64
 	// GroupBytes bounds the state of consumer groups; 0 is a default.
 	GroupBytes int64
+	// TxnBytes bounds the state of transactional ids; 0 is a default.
+	TxnBytes int64
 
 	Log      Log
 	Tier     Tier
@@ -125,7 +127,10 @@ type Broker struct {
 	replicas *replicas
 	sessions *sessions
 	groups   *coordinator.Coordinator
+	txns     *coordinator.Transactions
 	pids     producerIDs
+
+	verifyTransaction txnVerifier
 
 	// What a client can cause again and again is logged at a bounded rate.
 	badInputLog, errorLog *rate.Limiter
@@ -165,6 +170,8 @@ func New(o Options) (*Broker, error) {
 	b.cfg.Store(s)
 	b.replicas = newReplicas(b, o.Log.Partitions())
 	b.groups = b.newGroups()
+	b.txns = b.newTransactions()
+	b.verifyTransaction = newTxnVerifier(b)
 	b.registerAPIs()
 	return b, nil
 }
@@ -173,6 +180,9 @@ func New(o Options) (*Broker, error) {
 func (b *Broker) Follow(prev, next *image.Image) {
 	if t := next.Topic(offsetsTopic); t != nil {
 		b.groups.SetPartitions(int32(len(t.Partitions)))
+	}
+	if t := next.Topic(txnTopic); t != nil {
+		b.txns.SetPartitions(int32(len(t.Partitions)))
 	}
 	b.reconfigure(prev, next)
 	b.replicas.apply(prev, next)
@@ -281,6 +291,7 @@ func (b *Broker) Close(ctx context.Context) error {
 	}
 	b.mu.Unlock()
 	b.groups.Close() // members that wait for others are sent away
+	b.txns.Close()
 	done := make(chan struct{})
 	go func() { b.wg.Wait(); close(done) }()
 	var err error

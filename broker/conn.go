@@ -48,6 +48,7 @@ type conn struct {
 
 	clientID   *string                 // of the last request: the same string is kept
 	produceReq protocol.ProduceRequest // decoded into again and again; used by the reader alone
+	txns       txnQueue
 
 	softwareName    string
 	softwareVersion string
@@ -108,16 +109,15 @@ func (p *pending) uncharge() { p.c.b.requests.release(p.charge.Swap(0)) }
 func (p *pending) isReady() bool { return p.state.Load() == ready }
 
 // park gives the answer a deadline: when it passes while the answer is first
-// in line, the connection's writer calls expire, once. A connection that has
-// ended expires it at once. One timer per connection serves all its waits:
+// in line, the connection's writer calls expire, once. For a connection that has
+// ended it reports false, and expire is the caller's to call. One timer per connection serves all its waits:
 // answers leave in order, so only the first can be late.
-func (p *pending) park(deadline time.Time, expire func()) {
+func (p *pending) park(deadline time.Time, expire func()) bool {
 	c := p.c
 	c.mu.Lock()
 	if p.state.Load() == abandoned {
 		c.mu.Unlock()
-		expire()
-		return
+		return false
 	}
 	if c.closing && p.fetch {
 		deadline = time.Time{}
@@ -125,6 +125,7 @@ func (p *pending) park(deadline time.Time, expire func()) {
 	p.deadline, p.expire = deadline, expire
 	c.mu.Unlock()
 	c.poke()
+	return true
 }
 
 // States of a pending answer.
@@ -204,6 +205,7 @@ func (c *conn) serve() {
 	wg.Wait()
 	c.cancel()
 	c.nc.Close()
+	c.txns.wg.Wait()
 	c.frames.drop()
 }
 

@@ -18,6 +18,7 @@ type Events struct {
 	BadInput             func(err error)
 	Panic                func()
 	RestartedAtRemoteEnd func()
+	TransactionEnded     func(outcome string) // commit, abort, fenced, timeout
 	LeaderStarted        func()
 	LeaderStopped        func()
 }
@@ -51,6 +52,9 @@ func (e *Events) fill() {
 	}
 	if e.Fetched == nil {
 		e.Fetched = func(int64) {}
+	}
+	if e.TransactionEnded == nil {
+		e.TransactionEnded = func(string) {}
 	}
 	if e.BadInput == nil {
 		e.BadInput = func(error) {}

@@ -851,30 +851,6 @@ func TestListOffsets(t *testing.T) {
 	y.unharmed("lookups")
 }
 
-// TestTransactionalBatches: as long as no transaction can be ended, none may
-// begin, or read_committed consumers of the partition would wait for ever.
-func TestTransactionalBatches(t *testing.T) {
-	b := startQuiet(t)
-	y := newBystander(t, b)
-	b.CreateTopic("t", 1)
-	s := plain(1)
-	s.ProducerID, s.ProducerEpoch, s.BaseSequence, s.Transactional = 5, 0, 0, true
-	for _, id := range []*string{nil, kmsg.StringPtr("mine")} {
-		req := produceReq(9, -1, "t", 0, s.bytes())
-		req.TransactionID = id
-		if p := y.do(req).(*kmsg.ProduceResponse).Topics[0].Partitions[0]; p.ErrorCode != protocol.CodeTransactionalIDAuthorizationFailed {
-			t.Errorf("transactional batch: %s", describe(p))
-		}
-	}
-	y.must("t", 0, 1)
-	req := fetchReq(12, "t", fetchPart(0, 0))
-	req.IsolationLevel, req.MaxWaitMillis = 1, 0
-	if p := only(t, y.fetch(req)); p.LastStableOffset != 1 || len(p.RecordBatches) == 0 {
-		t.Errorf("read_committed sees up to %d", p.LastStableOffset)
-	}
-	y.unharmed("transactional batches")
-}
-
 // TestUnsynced: while the disk holds back its fsync, nobody is told of what was
 // written, neither its producer nor a consumer, whichever way it asks.
 func TestUnsynced(t *testing.T) {

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -10,12 +11,15 @@ import (
 	"github.com/varve/varve/broker/group"
 	"github.com/varve/varve/broker/partition"
 	"github.com/varve/varve/broker/protocol"
+	"github.com/varve/varve/metadata/image"
+	"github.com/varve/varve/wal"
 	"github.com/varve/varve/wal/batch"
 )
 
 // The group APIs: FindCoordinator (10), JoinGroup (11), Heartbeat (12),
 // LeaveGroup (13), SyncGroup (14), DescribeGroups (15), ListGroups (16),
-// OffsetCommit (8), OffsetFetch (9), DeleteGroups (42), OffsetDelete (47).
+// OffsetCommit (8), OffsetFetch (9), DeleteGroups (42), OffsetDelete (47);
+// TxnOffsetCommit (28) is in a file of its own.
 //
 // Behavior: what a group is and does is decided in packages group and
 // coordinator. Here requests are routed to them, and topic ids are turned into
@@ -24,6 +28,7 @@ import (
 func (b *Broker) registerGroupAPIs() {
 	t := &b.apis
 	t.handle(kmsg.OffsetCommit.Int16(), b.offsetCommit)
+	t.handle(kmsg.TxnOffsetCommit.Int16(), b.txnOffsetCommit)
 	t.handle(kmsg.OffsetFetch.Int16(), b.offsetFetch)
 	t.handle(kmsg.FindCoordinator.Int16(), b.findCoordinator)
 	t.handle(kmsg.JoinGroup.Int16(), func(ctx context.Context, r *request, in kmsg.Request) kmsg.Response {
@@ -60,8 +65,9 @@ func (b *Broker) registerGroupAPIs() {
 	})
 }
 
-// findCoordinator answers who hosts a group: the leader of its partition of
-// the offsets topic, which is created when the first client asks.
+// findCoordinator answers who hosts a group or a transactional id: the leader
+// of its partition of the offsets topic, or of that of transaction state, which
+// is created when the first client asks.
 func (b *Broker) findCoordinator(ctx context.Context, r *request, in kmsg.Request) kmsg.Response {
 	req := in.(*kmsg.FindCoordinatorRequest)
 	resp := req.ResponseKind().(*kmsg.FindCoordinatorResponse)
@@ -90,30 +96,32 @@ func (b *Broker) coordinatorOf(ctx context.Context, r *request, kind int8, key s
 		c.ErrorCode, c.ErrorMessage = code, kmsg.StringPtr(message)
 		return c
 	}
+	topic := offsetsTopic
 	switch kind {
 	case groupCoordinator:
 	case txnCoordinator:
-		// Not retriable: a client would ask for ever.
-		return fail(protocol.CodeTransactionalIDAuthorizationFailed, "transactions are not served by this broker yet")
+		topic = txnTopic
+		if key == "" {
+			return fail(protocol.CodeInvalidRequest, "a transactional id is not empty")
+		}
 	default:
 		return fail(protocol.CodeInvalidRequest, "no coordinator of this kind is served")
 	}
-	if b.meta.Image().Topic(offsetsTopic) == nil {
-		b.createNow(ctx, []string{offsetsTopic})
+	index, err := b.partitionFor(ctx, topic, key)
+	if err != nil {
+		return fail(protocol.CodeCoordinatorNotAvailable, err.Error())
 	}
 	im := b.meta.Image()
-	t := im.Topic(offsetsTopic)
-	if t == nil {
-		return fail(protocol.CodeCoordinatorNotAvailable, "the offsets topic could not be created")
+	var p *image.Partition
+	if t := im.Topic(topic); t != nil && int(index) < len(t.Partitions) {
+		p = t.Partitions[index]
 	}
-	index := b.groups.PartitionFor(key)
-	if int(index) >= len(t.Partitions) || t.Partitions[index] == nil {
-		return fail(protocol.CodeCoordinatorNotAvailable, "the group's partition of the offsets topic does not exist")
+	if p == nil {
+		return fail(protocol.CodeCoordinatorNotAvailable, "the topic of the coordinator's state has just been deleted")
 	}
-	p := t.Partitions[index]
 	br := im.Broker(p.Leader)
 	if br == nil || br.Fenced {
-		return fail(protocol.CodeCoordinatorNotAvailable, "the group's partition of the offsets topic has no leader")
+		return fail(protocol.CodeCoordinatorNotAvailable, fmt.Sprintf("partition %d of %s has no leader", index, topic))
 	}
 	ep, ok := br.Endpoint(r.c.listener.name)
 	if !ok {
@@ -123,10 +131,16 @@ func (b *Broker) coordinatorOf(ctx context.Context, r *request, kind int8, key s
 	return c
 }
 
-// offsetCommit turns the topic ids of version 10 into names for the
-// coordinator, which knows topics by name as its records do.
 func (b *Broker) offsetCommit(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
-	req := in.(*kmsg.OffsetCommitRequest)
+	return b.commitOffsets(in.(*kmsg.OffsetCommitRequest), func(req *kmsg.OffsetCommitRequest) *kmsg.OffsetCommitResponse {
+		return b.groups.OffsetCommit(ctx, req)
+	})
+}
+
+// commitOffsets has offsets committed of partitions that exist, and answers for
+// the others. It turns the topic ids of version 10 into names for the
+// coordinator, which knows topics by name as its records do.
+func (b *Broker) commitOffsets(req *kmsg.OffsetCommitRequest, commit func(*kmsg.OffsetCommitRequest) *kmsg.OffsetCommitResponse) *kmsg.OffsetCommitResponse {
 	im := b.meta.Image()
 	known := req.Topics[:0:0]
 	var refused []kmsg.OffsetCommitResponseTopic
@@ -159,10 +173,7 @@ func (b *Broker) offsetCommit(ctx context.Context, _ *request, in kmsg.Request) 
 		known = append(known, t)
 	}
 	req.Topics = known
-	resp := b.groups.OffsetCommit(ctx, req)
-	if resp == nil {
-		return nil
-	}
+	resp := commit(req)
 	if req.Version >= 10 {
 		for i := range resp.Topics {
 			if it := im.Topic(resp.Topics[i].Topic); it != nil {
@@ -253,7 +264,7 @@ func (b *Broker) newGroups() *coordinator.Coordinator {
 	}
 	c := b.conf()
 	return coordinator.New(coordinator.Options{
-		Log: groupLog{b}, Logger: b.log,
+		Log: topicLog{b, offsetsTopic}, Logger: b.log,
 		Groups: group.Config{
 			MinSessionTimeout: c.GroupMinSessionTimeout, MaxSessionTimeout: c.GroupMaxSessionTimeout,
 			InitialRebalanceDelay: c.GroupInitialRebalanceDelay, MaxSize: c.GroupMaxSize,
@@ -264,13 +275,20 @@ func (b *Broker) newGroups() *coordinator.Coordinator {
 	}, partitions)
 }
 
-// groupLog is the offsets topic as the coordinator sees it (coordinator.Log).
-type groupLog struct{ b *Broker }
+// topicLog is the topic of a coordinator's state as it sees it (coordinator.Log).
+type topicLog struct {
+	b     *Broker
+	topic string
+}
 
-func (l groupLog) find(index int32) *replica { return l.b.replicas.find(offsetsTopic, index) }
+func (l topicLog) find(index int32) *replica { return l.b.replicas.find(l.topic, index) }
 
 // Append queues a batch; done is told its offset once it is committed.
-func (l groupLog) Append(index, leaderEpoch int32, run []byte, done func(base int64, err error)) {
+func (l topicLog) Append(index, leaderEpoch int32, run []byte, done func(base int64, err error)) {
+	l.append(index, leaderEpoch, &appendArgs{bytes: run, class: wal.ClassInternal}, done)
+}
+
+func (l topicLog) append(index, leaderEpoch int32, a *appendArgs, done func(base int64, err error)) {
 	r := l.find(index)
 	if r == nil || r.view.Load().Role != partition.Leader || r.view.Load().Epoch != leaderEpoch {
 		done(-1, codeError(protocol.CodeNotCoordinator))
@@ -278,7 +296,7 @@ func (l groupLog) Append(index, leaderEpoch int32, run []byte, done func(base in
 	}
 	ctx, cancel := context.WithTimeout(l.b.ctx, internalAppendTimeout)
 	defer cancel()
-	r.appendInternal(ctx, run, func(base int64, code int16) {
+	r.appendOwn(ctx, a, func(base int64, code int16) {
 		if code != 0 {
 			done(-1, codeError(code))
 			return
@@ -292,7 +310,7 @@ const internalAppendTimeout = 5 * time.Second
 
 // Read returns batches from offset on, wherever they are, up to the log's end:
 // what was appended in an earlier epoch is part of the state, committed or not.
-func (l groupLog) Read(ctx context.Context, index int32, offset int64, maxBytes int) (chunks [][]byte, next int64, release func(), err error) {
+func (l topicLog) Read(ctx context.Context, index int32, offset int64, maxBytes int) (chunks [][]byte, next int64, release func(), err error) {
 	r := l.find(index)
 	if r == nil {
 		return nil, 0, nil, codeError(protocol.CodeNotCoordinator)
@@ -316,7 +334,7 @@ func (l groupLog) Read(ctx context.Context, index int32, offset int64, maxBytes 
 }
 
 // Extent returns the offsets that a load has to read: [start, end).
-func (l groupLog) Extent(index int32) (start, end int64) {
+func (l topicLog) Extent(index int32) (start, end int64) {
 	r := l.find(index)
 	if r == nil {
 		return 0, 0
@@ -337,15 +355,21 @@ func (e codeError) Code() int16 { return int16(e) }
 // with r.mu held and does not wait.
 func (b *Broker) leaderStarted(r *replica, epoch int32) {
 	b.ev.LeaderStarted()
-	if r.topic == offsetsTopic {
+	switch r.topic {
+	case offsetsTopic:
 		b.groups.Elected(r.index, epoch)
+	case txnTopic:
+		b.txns.Elected(r.index, epoch)
 	}
 }
 
 // leaderStopped tells them what it does not lead any more, in the same way.
 func (b *Broker) leaderStopped(r *replica, _ int32) {
 	b.ev.LeaderStopped()
-	if r.topic == offsetsTopic {
+	switch r.topic {
+	case offsetsTopic:
 		b.groups.Resigned(r.index)
+	case txnTopic:
+		b.txns.Resigned(r.index)
 	}
 }

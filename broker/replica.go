@@ -243,6 +243,15 @@ func (r *replica) restore(ctx context.Context, rec *wal.Recovered, state tiering
 				return nil, fmt.Errorf("producer snapshot of the newest object: %w", err)
 			}
 			from = end
+			// An object's snapshot leaves to the objects' own indexes what was
+			// aborted below its end; part of that is here as well.
+			if rec.Start < end {
+				aborted, err := r.b.tier.Aborted(ctx, r.topicID, r.index, rec.Start, end)
+				if err != nil {
+					return nil, fmt.Errorf("aborted transactions of the newest objects: %w", err)
+				}
+				producers.RestoreAborted(aborted)
+			}
 		}
 	}
 	from = max(from, rec.Start)
@@ -372,6 +381,10 @@ type appendArgs struct {
 	origin partition.Origin
 	class  wal.Class
 	acks   int16 // -1, 0, 1
+	// verify: a batch that begins a transaction needs a guard that still stands.
+	verify bool
+	guard  partition.Guard
+	marker *partition.Marker // what the batch was made from, if it is a marker
 	// base takes the offset of the first record before the batch can become
 	// durable; it may be nil.
 	base *int64
@@ -391,7 +404,12 @@ func (r *replica) append(a *appendArgs) partition.Decision {
 		r.mu.Unlock()
 		return partition.Decision{Kind: partition.Reject, Code: r.unavailable(), Message: "this broker does not lead the partition"}
 	}
-	d := r.st.Decide(a.header, a.origin, a.acks == -1, now)
+	var d partition.Decision
+	if a.marker != nil {
+		d = r.st.DecideMarker(*a.marker)
+	} else {
+		d = r.st.Decide(partition.Ask{Header: a.header, Origin: a.origin, AcksAll: a.acks == -1, Verify: a.verify, Guard: a.guard}, now)
+	}
 	if d.Kind != partition.Append {
 		r.mu.Unlock()
 		return d
@@ -454,10 +472,14 @@ func (r *replica) durable(end int64, err error) {
 		r.mu.Unlock()
 		return
 	}
+	before := r.view.Load()
 	moved := r.st.Durable(end)
 	tell, told, bytes := r.settle(end)
+	decided := false
 	if moved {
 		r.publish()
+		now := r.view.Load()
+		decided = before.LastStableOffset < before.HighWatermark && now.LastStableOffset > before.LastStableOffset
 	}
 	r.mu.Unlock()
 	if told != nil {
@@ -467,7 +489,7 @@ func (r *replica) durable(end int64, err error) {
 		w.settle(protocol.CodeNone)
 	}
 	if moved {
-		r.grown(bytes)
+		r.grown(bytes, decided)
 	}
 }
 
@@ -637,6 +659,7 @@ func (r *replica) Committed(s tiering.State) {
 		return
 	}
 	moved := r.st.LiftTo(s.RemoteEnd, s.LogStart)
+	r.st.ForgetAborted(r.localStart())
 	r.publish()
 	r.mu.Unlock()
 	r.b.log_.SetReclaimable(r.localID(), max(s.RemoteEnd, s.LogStart))
@@ -694,7 +717,10 @@ func (r *replica) epochAt(offset int64) int32 {
 	return r.st.Lineage().EpochAt(offset)
 }
 
-// aborted lists the aborted transactions with records in [from, to).
+// aborted lists the aborted transactions with records in [from, to), those whose
+// markers are no longer in the local log excepted: Committed forgets them. Who
+// needs all of a range looks at the local start afterwards, or asks the bucket
+// afterwards.
 func (r *replica) aborted(from, to int64) []producer.Aborted {
 	r.mu.Lock()
 	defer r.mu.Unlock()

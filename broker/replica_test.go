@@ -58,6 +58,7 @@ func TestRepetitionsWaitForTheFirst(t *testing.T) {
 		if _, err := r.st.Lead(partition.Term{Epoch: 1, Replicas: []int32{1, 2}, ISR: isr, MinISR: 1}); err != nil {
 			t.Fatal(err)
 		}
+		r.publish()
 		return r
 	}
 	add := func(r *replica, n int32, to settler) int64 {

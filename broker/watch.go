@@ -19,8 +19,11 @@ type watch struct {
 
 // touched lists a partition as one to look at; n is how many bytes came below
 // the high watermark, or wakeNow for a change that a parked fetch must see at
-// once. It reports false for a watch that nobody looks at any more.
-func (w *watch) touched(n int64) bool {
+// once. decided says that records below the last stable offset have become more
+// than that: the end of a transaction, of a few bytes, may show any number of
+// them to who reads committed records. It reports false for a watch that nobody
+// looks at any more.
+func (w *watch) touched(n int64, decided bool) bool {
 	s := w.s
 	s.mu.Lock()
 	if w.gone {
@@ -34,7 +37,7 @@ func (w *watch) touched(n int64) bool {
 	var wake *parkedFetch
 	if f := s.parked; f != nil {
 		f.have += n
-		if f.have >= f.want {
+		if f.have >= f.want || decided && f.f.req.IsolationLevel == 1 {
 			s.parked = nil
 			wake = f
 		}
@@ -61,11 +64,12 @@ func (r *replica) dropWatch(w *watch) {
 	r.watchMu.Unlock()
 }
 
-// grown tells the watches that n more bytes are below the high watermark.
-func (r *replica) grown(n int64) {
+// grown tells the watches that n more bytes are below the high watermark; see
+// touched.
+func (r *replica) grown(n int64, decided bool) {
 	r.watchMu.Lock()
 	for w := range r.watches {
-		if !w.touched(n) {
+		if !w.touched(n, decided) {
 			// Its session ended while the watch was being set.
 			delete(r.watches, w)
 		}
@@ -74,13 +78,13 @@ func (r *replica) grown(n int64) {
 }
 
 // changed tells the watches that the partition is not what it was.
-func (r *replica) changed() { r.grown(wakeNow) }
+func (r *replica) changed() { r.grown(wakeNow, false) }
 
 // session is the partitions that one consumer reads: kept over requests
 // (KIP-227) or made for a single one.
 //
-// Lock ordering: a replica's watchMu comes before mu; nothing is called out
-// under mu.
+// Lock ordering: a replica's watchMu comes before mu, a connection's mu after
+// it; nothing else is called out under mu.
 type session struct {
 	id int32 // 0: not kept
 

@@ -12,7 +12,6 @@ const (
 	noteNoTLS     = "listeners with TLS do not exist yet"
 	noteNoSASL    = "listeners with SASL do not exist yet"
 	noteNoReplica = "replication between brokers does not exist yet"
-	noteNoTxn     = "transactions do not exist yet"
 	noteNoCleaner = "the compaction worker does not exist yet: a compacted topic keeps every record"
 	noteNoQuota   = "quotas do not exist yet"
 	noteNoACL     = "there is no authorizer yet, and everyone who can connect may do everything: keep listeners on a private network"
@@ -188,17 +187,17 @@ func brokerDefs() []*Def {
 
 	// Transactions and idempotence.
 	add(
-		integer("transaction.max.timeout.ms", "900000", "The longest transaction timeout that a producer may ask for.", 1, anyHigh, warned(noteNoTxn)),
-		integer("transactional.id.expiration.ms", "604800000", "How long an unused transactional id is kept.", 1, anyHigh, warned(noteNoTxn)),
-		integer("transaction.state.log.num.partitions", "50", "The partitions of the topic of transaction state.", 1, anyHigh, warned(noteNoTxn)),
-		short("transaction.state.log.replication.factor", "3", "The replicas of the topic of transaction state.", 1, anyHigh, warned(noteNoTxn)),
-		integer("transaction.state.log.min.isr", "2", "min.insync.replicas of the topic of transaction state.", 1, anyHigh, warned(noteNoTxn)),
-		integer("transaction.state.log.segment.bytes", "104857600", "segment.bytes of the topic of transaction state.", 1, anyHigh, warned(noteNoTxn)),
+		integer("transaction.max.timeout.ms", "900000", "The longest transaction timeout that a producer may ask for.", 1, anyHigh),
+		integer("transactional.id.expiration.ms", "604800000", "How long an unused transactional id is kept.", 1, anyHigh),
+		integer("transaction.state.log.num.partitions", "50", "The partitions of the topic of transaction state.", 1, anyHigh),
+		short("transaction.state.log.replication.factor", "3", "The replicas of the topic of transaction state.", 1, anyHigh),
+		integer("transaction.state.log.min.isr", "2", "min.insync.replicas of the topic of transaction state.", 1, anyHigh),
+		integer("transaction.state.log.segment.bytes", "104857600", "segment.bytes of the topic of transaction state.", 1, anyHigh),
 		integer("transaction.state.log.load.buffer.size", "5242880", "How much is read at a time when a coordinator loads.", 1, anyHigh, noted("the log hands out runs of its own size")),
-		integer("transaction.abort.timed.out.transaction.cleanup.interval.ms", "10000", "How often transactions that timed out are looked for.", 1, anyHigh, warned(noteNoTxn)),
-		integer("transaction.remove.expired.transaction.cleanup.interval.ms", "3600000", "How often expired transactional ids are looked for.", 1, anyHigh, warned(noteNoTxn)),
-		boolean("transaction.partition.verification.enable", "true", "Whether a transactional write is checked with its coordinator.", clusterWide, warned(noteNoTxn)),
-		boolean("transaction.two.phase.commit.enable", "false", "Whether producers may take part in a two-phase commit.", warned(noteNoTxn)),
+		integer("transaction.abort.timed.out.transaction.cleanup.interval.ms", "10000", "How often transactions that timed out are looked for.", 1, anyHigh, noted("a transaction is aborted when its time is over, not at intervals")),
+		integer("transaction.remove.expired.transaction.cleanup.interval.ms", "3600000", "How often expired transactional ids are looked for.", 1, anyHigh),
+		boolean("transaction.partition.verification.enable", "true", "Whether a transactional write is checked with its coordinator. Produce 12 and later add their partitions there whatever this says.", clusterWide),
+		boolean("transaction.two.phase.commit.enable", "false", "Whether producers may take part in a two-phase commit.", warned("two-phase commit does not exist yet: a producer that asks for it is refused")),
 		integer("producer.id.expiration.ms", "86400000", "How long an idle producer is protected against duplicates, at least.", 1, anyHigh, clusterWide),
 	)
 

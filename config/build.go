@@ -42,11 +42,23 @@ type BrokerConfig struct {
 	FullValidation           bool // record.validation=full
 	RetentionCheckInterval   time.Duration
 	ProducerIDExpiration     time.Duration
+	// VerifyTransactions has transactional batches of older clients checked with
+	// the transaction coordinator.
+	VerifyTransactions       bool
 	MaxProducersPerPartition int
 
 	// Fetch.
 	FetchMaxBytes     int
 	FetchSessionSlots int
+
+	// Transactions.
+	TxnMaxTimeout         time.Duration
+	TransactionalIDExpiry time.Duration // after which an unused transactional id is forgotten
+	TxnExpiryInterval     time.Duration // how often those are looked for
+	TxnTopicPartitions    int32
+	TxnTopicReplication   int16
+	TxnTopicMinISR        int
+	TxnTopicSegmentBytes  int
 
 	// Groups and offsets.
 	OffsetsTopicPartitions        int32
@@ -247,8 +259,14 @@ func (b *builder) fill(m Machine) *BrokerConfig {
 		DefaultReplicationFactor: int16(b.num("default.replication.factor")), DeleteTopics: b.bool("delete.topic.enable"),
 		FullValidation: b.text("record.validation") == "full", RetentionCheckInterval: b.ms("log.retention.check.interval.ms"),
 		ProducerIDExpiration: b.ms("producer.id.expiration.ms"), MaxProducersPerPartition: b.int("producer.state.max.producers"),
+		VerifyTransactions: b.bool("transaction.partition.verification.enable"),
 
 		FetchMaxBytes: b.int("fetch.max.bytes"), FetchSessionSlots: b.int("max.incremental.fetch.session.cache.slots"),
+
+		TxnMaxTimeout: b.ms("transaction.max.timeout.ms"), TransactionalIDExpiry: b.ms("transactional.id.expiration.ms"),
+		TxnExpiryInterval:  b.ms("transaction.remove.expired.transaction.cleanup.interval.ms"),
+		TxnTopicPartitions: int32(b.num("transaction.state.log.num.partitions")), TxnTopicReplication: int16(b.num("transaction.state.log.replication.factor")),
+		TxnTopicMinISR: b.int("transaction.state.log.min.isr"), TxnTopicSegmentBytes: b.int("transaction.state.log.segment.bytes"),
 
 		OffsetsTopicPartitions: int32(b.num("offsets.topic.num.partitions")), OffsetsTopicReplicationFactor: int16(b.num("offsets.topic.replication.factor")),
 		OffsetsTopicSegmentBytes: b.int("offsets.topic.segment.bytes"), OffsetsTopicCodec: int8(b.num("offsets.topic.compression.codec")),

@@ -65,7 +65,7 @@ var foreign = func() map[string]string {
 		delegation.token.max.lifetime.ms delegation.token.expiry.check.interval.ms`)
 	put(noteNoReplica, `
 		socket.connection.setup.timeout.ms socket.connection.setup.timeout.max.ms log.initial.task.delay.ms`)
-	put(noteNoTxn, `
+	put("the partition asks its coordinator again every 20 ms, for 100 ms", `
 		add.partitions.to.txn.retry.backoff.ms add.partitions.to.txn.retry.backoff.max.ms`)
 	put("clients are not asked for their metrics yet", `telemetry.max.bytes`)
 	put(noteNoShare, `

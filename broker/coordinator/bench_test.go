@@ -10,6 +10,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/varve/varve/broker/group"
+	"github.com/varve/varve/broker/protocol"
 	"github.com/varve/varve/wal/batch"
 )
 
@@ -51,66 +52,178 @@ func BenchmarkHeartbeat(b *testing.B) {
 	}
 }
 
-// BenchmarkRebalance is a rebalance of a stable group: the leader joins again, the others follow, all sync.
-func BenchmarkRebalance(b *testing.B) {
-	for _, n := range []int{20, 200} {
-		b.Run(fmt.Sprintf("members=%d", n), func(b *testing.B) {
-			c := one(b, newMemLog(), Options{})
-			js := formed(b, c, "g", n)
-			b.ResetTimer()
-			for b.Loop() {
-				var wg sync.WaitGroup
-				var leading sync.WaitGroup
-				leading.Add(1)
-				for i := range js {
-					wg.Go(func() {
-						if i == 0 {
-							go func() {
-								for state(c, "g") == "Stable" {
-									time.Sleep(100 * time.Microsecond)
-								}
-								leading.Done()
-							}()
-						} else {
-							leading.Wait()
-						}
-						js[i] = join(c, "g", js[i].MemberID, nil)
-						if code := syncGroup(c, "g", js[i]).ErrorCode; code != 0 {
-							b.Error("code", code)
-						}
-					})
-				}
-				wg.Wait()
-			}
-		})
-	}
+// A rebalance of 200 members that read 1,000 partitions: of the classic protocol when one of them joins again, of the
+// consumer protocol when one more comes. Members speak as soon as they have something to say; clients wait for their next
+// heartbeat (3 and 5 s), so that to the seconds reported come about one such interval of the classic protocol, and of the
+// consumer protocol one for each round.
+const (
+	crowdMembers = 200
+	crowdTopics  = 10
+	crowdEach    = 100 // partitions of a topic
+)
+
+func crowdTopic(i int) (name string, id [16]byte) {
+	return fmt.Sprint("topic-", i), [16]byte{1, byte(i)}
 }
 
-// BenchmarkLoad replays a history of one million commits to ten thousand partitions.
-func BenchmarkLoad(b *testing.B) {
-	log := newMemLog()
-	sh := group.NewShard(group.Config{})
-	bb := batch.NewBuilder()
-	const records = 1_000_000
-	for i := range records {
-		req := kmsg.NewPtrOffsetCommitRequest()
-		req.Version, req.Group, req.Generation = 9, fmt.Sprint("g", i%100), -1
-		t := kmsg.NewOffsetCommitRequestTopic()
-		t.Topic = "topic"
-		p := kmsg.NewOffsetCommitRequestTopicPartition()
-		p.Partition, p.Offset = int32(i%10_000), int64(i)
-		t.Partitions = append(t.Partitions, p)
-		req.Topics = append(req.Topics, t)
-		for _, r := range sh.Handle(time.UnixMilli(int64(i)), &group.Commit{Token: 1, Req: req}).Records {
-			bb.Add(int64(i), r.Key, r.Value)
+func BenchmarkRebalance(b *testing.B) {
+	b.Run("classic", func(b *testing.B) { classicRebalance(b, crowdMembers) })
+	b.Run("consumer", func(b *testing.B) { consumerRebalance(b, crowdMembers) })
+}
+
+func classicRebalance(b *testing.B, n int) {
+	c := one(b, newMemLog(), Options{})
+	js := formed(b, c, "g", n)
+	var messages atomic.Int64
+	// What the leader hands out: five partitions each.
+	assignments := func(j *kmsg.JoinGroupResponse) *kmsg.SyncGroupRequest {
+		req := kmsg.NewPtrSyncGroupRequest()
+		req.Version, req.Group, req.Generation, req.MemberID = 5, "g", j.Generation, j.MemberID
+		for i, m := range j.Members {
+			a := kmsg.NewConsumerMemberAssignment()
+			for k := i; k < crowdTopics*crowdEach; k += len(j.Members) {
+				name, _ := crowdTopic(k / crowdEach)
+				a.Topics = append(a.Topics, kmsg.ConsumerMemberAssignmentTopic{Topic: name, Partitions: []int32{int32(k % crowdEach)}})
+			}
+			ra := kmsg.NewSyncGroupRequestGroupAssignment()
+			ra.MemberID, ra.MemberAssignment = m.MemberID, a.AppendTo(nil)
+			req.GroupAssignment = append(req.GroupAssignment, ra)
 		}
-		if bb.Len() == 100 {
-			run, err := bb.Build()
+		return req
+	}
+	b.ResetTimer()
+	for b.Loop() {
+		var wg sync.WaitGroup
+		begun := make(chan struct{})
+		for i := range js {
+			wg.Go(func() {
+				if i == 0 {
+					go func() {
+						for state(c, "g") == "Stable" {
+							time.Sleep(100 * time.Microsecond)
+						}
+						close(begun)
+					}()
+				} else {
+					<-begun
+					messages.Add(1)
+					if code := heartbeat(c, "g", js[i].MemberID, js[i].Generation); code != protocol.CodeRebalanceInProgress {
+						b.Error("heartbeat: code", code)
+					}
+				}
+				messages.Add(2)
+				js[i] = join(c, "g", js[i].MemberID, nil)
+				if code := c.SyncGroup(bg, assignments(js[i])).ErrorCode; code != 0 {
+					b.Error("sync: code", code)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	b.ReportMetric(b.Elapsed().Seconds()/float64(b.N), "s/rebalance")
+	b.ReportMetric(float64(messages.Load())/float64(b.N), "messages/rebalance")
+}
+
+// reader is a member of the consumer protocol, as a client is one.
+type reader struct {
+	id    string
+	epoch int32
+	has   []kmsg.ConsumerGroupHeartbeatRequestTopic
+	tell  bool // what it has is not what it said last
+}
+
+func consumerRebalance(b *testing.B, n int) {
+	c := one(b, newMemLog(), Options{})
+	var topics []group.Topic
+	var names []string
+	for i := range crowdTopics {
+		name, id := crowdTopic(i)
+		topics, names = append(topics, group.Topic{ID: id, Name: name, Partitions: crowdEach}), append(names, name)
+	}
+	view := group.NewTopics(1, topics)
+	var messages atomic.Int64
+	beat := func(m *reader, epoch int32) {
+		req := kmsg.NewPtrConsumerGroupHeartbeatRequest()
+		req.Version, req.Group, req.MemberID, req.MemberEpoch = 1, "g", m.id, epoch
+		if epoch == 0 {
+			req.RebalanceTimeoutMillis, req.SubscribedTopicNames = 300_000, names
+		}
+		if epoch == 0 || m.tell {
+			req.Topics = append([]kmsg.ConsumerGroupHeartbeatRequestTopic{}, m.has...)
+		}
+		m.tell = false
+		messages.Add(1)
+		r, code := request[*kmsg.ConsumerGroupHeartbeatResponse](bg, c.host, "g", 0, func(token uint64) group.Command {
+			return &group.ConsumerHeartbeat{Token: token, Req: req, ClientID: "c", ClientHost: "/h", Topics: view}
+		})
+		if code != 0 || r.ErrorCode != 0 {
+			b.Error("heartbeat: codes", code, r)
+			return
+		}
+		m.epoch = r.MemberEpoch
+		if r.Assignment != nil {
+			m.has, m.tell = nil, true
+			for _, t := range r.Assignment.Topics {
+				m.has = append(m.has, kmsg.ConsumerGroupHeartbeatRequestTopic{TopicID: t.TopicID, Partitions: t.Partitions})
+			}
+		}
+	}
+	everyone := func(ms []*reader) (rounds int) {
+		for {
+			stable := make(chan bool, 1)
+			s, _ := c.shardFor("g")
+			c.look(bg, s, "g", func(m *groupMachine) { stable <- m.DescribeConsumer("g", view).State == "Stable" })
+			if <-stable {
+				return rounds
+			}
+			if rounds++; rounds > 100 {
+				b.Fatal("the group does not come to rest")
+			}
+			var wg sync.WaitGroup
+			for _, m := range ms {
+				wg.Go(func() { beat(m, m.epoch) })
+			}
+			wg.Wait()
+		}
+	}
+	var ms []*reader
+	for i := range n - 1 {
+		m := &reader{id: fmt.Sprintf("member-%04d", i)}
+		beat(m, 0)
+		ms = append(ms, m)
+	}
+	everyone(ms)
+	rounds := 0
+	messages.Store(0)
+	b.ResetTimer()
+	for b.Loop() {
+		last := &reader{id: "member-last"}
+		beat(last, 0)
+		rounds += everyone(append(ms, last))
+		b.StopTimer()
+		sent := messages.Load()
+		beat(last, -1)
+		everyone(ms)
+		messages.Store(sent)
+		b.StartTimer()
+	}
+	b.ReportMetric(b.Elapsed().Seconds()/float64(b.N), "s/rebalance")
+	b.ReportMetric(float64(messages.Load())/float64(b.N), "messages/rebalance")
+	b.ReportMetric(float64(rounds)/float64(b.N), "rounds/rebalance")
+}
+
+// BenchmarkLoad replays a history of one million commits to ten thousand partitions, a third of them in transactions.
+func BenchmarkLoad(b *testing.B) {
+	h := &history{rounds: 3334}
+	log := newMemLog()
+	for n := range h.rounds {
+		for run := h.round(nil, n); len(run) > 0; {
+			head, err := batch.ParseHeader(run)
 			if err != nil {
 				b.Fatal(err)
 			}
-			bb.Reset()
-			log.Append(0, 1, run, func(int64, error) {})
+			log.Append(0, 1, run[:head.Size():head.Size()], func(int64, error) {})
+			run = run[head.Size():]
 		}
 	}
 	b.ReportAllocs()
@@ -118,10 +231,10 @@ func BenchmarkLoad(b *testing.B) {
 		c := New(Options{Log: log}, 1)
 		c.Elected(0, 1)
 		until(b, func() bool { return c.Ready(0) })
-		if st := c.Stats(); st.Offsets != 10_000 {
+		if st := c.Stats(); st.Offsets != parts || st.Pending != inBatch {
 			b.Fatal(st)
 		}
 		c.Close()
 	}
-	b.ReportMetric(records*float64(b.N)/b.Elapsed().Seconds(), "records/s")
+	b.ReportMetric(float64(h.rounds*inRound)*float64(b.N)/b.Elapsed().Seconds(), "records/s")
 }

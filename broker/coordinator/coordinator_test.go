@@ -92,12 +92,16 @@ func commit(c *Coordinator, g, member string, gen int32, partition int32, offset
 }
 
 func fetch(c *Coordinator, g string, partition int32, stable bool) (int64, int16) {
+	return fetchTopic(c, g, "t", partition, stable)
+}
+
+func fetchTopic(c *Coordinator, g, topic string, partition int32, stable bool) (int64, int16) {
 	req := kmsg.NewPtrOffsetFetchRequest()
 	req.Version, req.RequireStable = 8, stable
 	gr := kmsg.NewOffsetFetchRequestGroup()
 	gr.Group = g
 	t := kmsg.NewOffsetFetchRequestGroupTopic()
-	t.Topic, t.Partitions = "t", []int32{partition}
+	t.Topic, t.Partitions = topic, []int32{partition}
 	gr.Topics = append(gr.Topics, t)
 	req.Groups = append(req.Groups, gr)
 	r := c.OffsetFetch(bg, req).Groups[0]
@@ -484,7 +488,7 @@ func TestEpochs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := newMemLog()
 		var loads atomic.Int32
-		c := one(t, log, Options{Events: &Events{Loaded: func(int32, int, int, int64, time.Duration) { loads.Add(1) }}})
+		c := one(t, log, Options{Events: &Events{Loaded: func(int32, int, int64, time.Duration) { loads.Add(1) }}})
 		js := formed(t, c, "g", 2)
 		log.mu.Lock()
 		log.epochs[0] = 2

@@ -18,52 +18,7 @@ import (
 
 // ask sends a command to the group's shard and waits for the answer.
 func ask[R kmsg.Response](ctx context.Context, c *Coordinator, groupID string, limit time.Duration, cmd func(token uint64) group.Command) (r R, code int16) {
-	s, code := c.shardFor(groupID)
-	if code != protocol.CodeNone {
-		return r, code
-	}
-	o := op{token: c.tokens.Add(1), call: newCall()}
-	o.cmd = cmd(o.token)
-	a := c.wait(ctx, s, o, limit)
-	if a.resp == nil {
-		return r, a.code
-	}
-	return a.resp.(R), protocol.CodeNone
-}
-
-// wait submits an op and waits for its answer. With no limit it waits until ctx ends.
-func (c *Coordinator) wait(ctx context.Context, s *shard, o op, limit time.Duration) answer {
-	if code := s.submit(o); code != protocol.CodeNone {
-		return answer{code: code}
-	}
-	var late <-chan time.Time
-	if limit > 0 {
-		t := time.NewTimer(limit)
-		defer t.Stop()
-		late = t.C
-	}
-	return await(ctx, o.call, late)
-}
-
-func await(ctx context.Context, call *call, late <-chan time.Time) answer {
-	select {
-	case a := <-call.answer:
-		return a
-	case <-late:
-	case <-ctx.Done():
-	}
-	// The command may still be carried out. Clients treat that as they treat a lost answer.
-	return answer{code: protocol.CodeCoordinatorNotAvailable}
-}
-
-// look runs a read in the group's shard.
-func (c *Coordinator) look(ctx context.Context, s *shard, stable string, read func(*group.Shard)) int16 {
-	o := op{call: newCall(), stable: stable}
-	o.read = func(st *group.Shard) {
-		read(st)
-		o.call.answer <- answer{}
-	}
-	return c.wait(ctx, s, o, c.o.ReplyTimeout).code
+	return request[R](ctx, c.host, groupID, limit, cmd)
 }
 
 // JoinGroup serves key 11, versions 0-9.
@@ -245,7 +200,7 @@ func (c *Coordinator) fetchOffsets(ctx context.Context, req *kmsg.OffsetFetchReq
 			wait = req.Group
 		}
 		out := make(chan kmsg.OffsetFetchResponseGroup, 1) // the read may run after this has given up
-		if code = c.look(ctx, s, wait, func(st *group.Shard) { out <- st.Fetch(req) }); code == protocol.CodeNone {
+		if code = c.look(ctx, s, wait, func(st *groupMachine) { out <- st.Fetch(req, stable) }); code == protocol.CodeNone {
 			return <-out
 		}
 	}
@@ -265,7 +220,7 @@ func (c *Coordinator) DescribeGroups(ctx context.Context, req *kmsg.DescribeGrou
 		s, code := c.shardFor(id)
 		if code == protocol.CodeNone {
 			out := make(chan kmsg.DescribeGroupsResponseGroup, 1)
-			if code = c.look(ctx, s, "", func(st *group.Shard) { out <- st.Describe(id, req.Version) }); code == protocol.CodeNone {
+			if code = c.look(ctx, s, "", func(st *groupMachine) { out <- st.Describe(id, req.Version) }); code == protocol.CodeNone {
 				resp.Groups = append(resp.Groups, <-out)
 				continue
 			}
@@ -290,7 +245,7 @@ func (c *Coordinator) ListGroups(ctx context.Context, req *kmsg.ListGroupsReques
 	}
 	for _, s := range c.all() {
 		out := make(chan []kmsg.ListGroupsResponseGroup, 1)
-		switch code := c.look(ctx, s, "", func(st *group.Shard) { out <- st.List(states, types) }); code {
+		switch code := c.look(ctx, s, "", func(st *groupMachine) { out <- st.List(states, types) }); code {
 		case protocol.CodeNone:
 			resp.Groups = append(resp.Groups, <-out...)
 		case protocol.CodeNotCoordinator: // has just moved
@@ -319,7 +274,7 @@ func (c *Coordinator) DeleteGroups(ctx context.Context, req *kmsg.DeleteGroupsRe
 		if calls[id] != nil {
 			continue
 		}
-		o := op{token: c.tokens.Add(1), call: newCall()}
+		o := op[*groupMachine, group.Command]{token: c.tokens.Add(1), call: newCall()}
 		o.cmd = &group.Delete{Token: o.token, Group: id}
 		calls[id] = o.call
 		s, code := c.shardFor(id)
@@ -352,22 +307,10 @@ func (c *Coordinator) DeleteGroups(ctx context.Context, req *kmsg.DeleteGroupsRe
 // not wait; a partition that is not loaded yet keeps them until they expire.
 func (c *Coordinator) TopicDeleted(topic string) {
 	for _, s := range c.all() {
-		s.submit(op{read: func(st *group.Shard) {
+		s.submit(op[*groupMachine, group.Command]{read: func(st *groupMachine) {
 			for _, id := range st.GroupsOf(topic) {
 				s.sweep = append(s.sweep, &group.DropTopic{Group: id, Topic: topic})
 			}
 		}})
 	}
-}
-
-// all are the shards in order of their partitions.
-func (c *Coordinator) all() []*shard {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var ss []*shard
-	for _, s := range c.shards {
-		ss = append(ss, s)
-	}
-	slices.SortFunc(ss, func(a, b *shard) int { return int(a.partition - b.partition) })
-	return ss
 }

@@ -21,6 +21,7 @@ type memLog struct {
 	held    []func()        // appends whose outcome is not told yet; nil: told at once
 	holding bool
 	fail    func(partition int32) error // nil: succeeds
+	check   func(run []byte) error      // of the producers; nil: anybody may
 	readErr error
 	appends int
 }
@@ -37,6 +38,9 @@ func (l *memLog) Append(partition, leaderEpoch int32, run []byte, done func(int6
 		err = AppendFailed(protocol.CodeFencedLeaderEpoch)
 	} else if l.fail != nil {
 		err = l.fail(partition)
+	}
+	if err == nil && l.check != nil {
+		err = l.check(run)
 	}
 	base := int64(-1)
 	if err == nil {
@@ -60,17 +64,27 @@ func (l *memLog) Append(partition, leaderEpoch int32, run []byte, done func(int6
 	}
 }
 
+func (l *memLog) tried() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.appends
+}
+
 func (l *memLog) hold() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.holding = true
 }
 
-func (l *memLog) release() {
+func (l *memLog) release() { l.releaseIn(func([]func()) {}) }
+
+// releaseIn tells in the order that f makes.
+func (l *memLog) releaseIn(f func(held []func())) {
 	l.mu.Lock()
 	held := l.held
 	l.held, l.holding = nil, false
 	l.mu.Unlock()
+	f(held)
 	for _, tell := range held {
 		tell()
 	}

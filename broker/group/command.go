@@ -35,11 +35,23 @@ type (
 		Token uint64
 		Req   *kmsg.LeaveGroupRequest
 	}
-	// Commit is an OffsetCommit request. Topics are named in every version: ids were resolved before.
+	// Commit is an OffsetCommit request, or with Txn a TxnOffsetCommit request in the form of the other. Topics are
+	// named in every version: ids were resolved before.
 	Commit struct {
 		Token  uint64
 		Req    *kmsg.OffsetCommitRequest
 		Topics Topics // for ids of topics that the request only names; may be nil
+		Txn    *Txn   // nil: not in a transaction
+		Ticket any    // handed on in the result: what the log wants with the records
+	}
+	// EndTxn has a marker written. Its reply is a *kmsg.WriteTxnMarkersResponse of one partition. It is about all groups:
+	// what it decides was decided elsewhere, and only its place in the log counts.
+	EndTxn struct {
+		Token            uint64
+		By               Txn
+		CoordinatorEpoch int32
+		Commit           bool
+		Ticket           any // as of Commit
 	}
 	// DeleteOffsets is an OffsetDelete request.
 	DeleteOffsets struct {
@@ -68,6 +80,7 @@ func (c *Heartbeat) GroupID() string     { return c.Req.Group }
 func (c *Leave) GroupID() string         { return c.Req.Group }
 func (c *Commit) GroupID() string        { return c.Req.Group }
 func (c *DeleteOffsets) GroupID() string { return c.Req.Group }
+func (c *EndTxn) GroupID() string        { return "" }
 func (c *Delete) GroupID() string        { return c.Group }
 func (c *DropTopic) GroupID() string     { return c.Group }
 func (c *Expire) GroupID() string        { return c.Group }
@@ -100,7 +113,7 @@ func AccessOf(c Command) Access {
 	switch c.(type) {
 	case *Heartbeat:
 		return Free
-	case *Commit:
+	case *Commit, *EndTxn:
 		return Shared
 	case *Join, *Sync, *Leave, *Tick, *Shrink, *ConsumerHeartbeat:
 		return Member
@@ -112,6 +125,9 @@ func AccessOf(c Command) Access {
 type Result struct {
 	Group   string
 	Records []Record // to be appended together; none: nothing to wait for
+	Txn     *Txn     // of whose transaction they are: ApplyTxn is due for them; nil: Apply
+	Marker  *EndTxn  // a marker to be appended, in place of records: ApplyMarker is due for it
+	Ticket  any      // of the command
 	Replies []Reply  // to be sent once the records are committed
 	Notes   []Note   // what an operator may want to know, once the records are committed
 	More    bool     // the command was bounded and should be repeated

@@ -635,7 +635,7 @@ func (t *turn) mayCommitConsumer(c *Commit) (code int16, each func(topic *kmsg.O
 		return codeIllegalGeneration, nil
 	case m.classic != nil:
 		return codeNone, nil
-	case req.Version < 9:
+	case c.Txn == nil && req.Version < 9:
 		return codeUnsupportedVersion, nil
 	case req.Generation == m.epoch:
 		return codeNone, nil

@@ -80,7 +80,7 @@ type csim struct {
 	cfg       Config
 	now       time.Time
 	view      *view
-	log       []Record
+	log       []logged
 	dumps     []string // of the log's state after so many records, "" in the middle of an append
 	trace     []string
 	token     uint64
@@ -90,6 +90,7 @@ type csim struct {
 	flying    []flight
 	epochs    [3]int32 // highest seen: group, target; and whether the group was there
 	commits   int
+	ended     int // transactions with something pending
 	owners    int
 	rebalance int
 	classics  bool   // clients of the classic protocol come too
@@ -127,6 +128,13 @@ func dumpConsumers(s *Shard) string {
 		for _, topic := range slices.Sorted(maps.Keys(e.offsets)) {
 			for _, p := range slices.Sorted(maps.Keys(e.offsets[topic])) {
 				fmt.Fprintf(&b, "%s %s/%d at %d\n", id, topic, p, e.offsets[topic][p].Offset)
+			}
+		}
+		for _, topic := range slices.Sorted(maps.Keys(e.open)) {
+			for _, p := range slices.Sorted(maps.Keys(e.open[topic])) {
+				for _, x := range e.open[topic][p] {
+					fmt.Fprintf(&b, "%s %s/%d pending at %d\n", id, topic, p, s.txns[x].groups[id][topic][p].Offset)
+				}
 			}
 		}
 		c := e.consumer
@@ -285,12 +293,23 @@ func (s *csim) do(c Command) {
 		s.settle(r)
 		return
 	}
-	s.flying = append(s.flying, flight{r, AccessOf(c)})
+	s.flying = append(s.flying, flight{r: r, a: AccessOf(c)})
 }
 
 func (s *csim) land(fail bool) {
 	f := s.flying[0]
 	s.flying = s.flying[1:]
+	if f.marker != nil {
+		if !fail {
+			if len(s.shard.txns) > 0 {
+				s.ended++
+			}
+			s.keep(*f.marker)
+			s.dumps[len(s.dumps)-1] = dumpConsumers(s.shard)
+			s.tracef("%s", f.marker.text())
+		}
+		return
+	}
 	if fail {
 		before := dumpConsumers(s.shard)
 		s.answered(Fail(f.r, codeCoordinatorNotAvailable))
@@ -301,11 +320,7 @@ func (s *csim) land(fail bool) {
 		return
 	}
 	for _, r := range f.r.Records {
-		s.log = append(s.log, r)
-		s.dumps = append(s.dumps, "")
-		if err := s.shard.Apply(r); err != nil {
-			s.failf("%v", err)
-		}
+		s.keep(logged{Record: r, txn: f.r.Txn})
 	}
 	s.dumps[len(s.dumps)-1] = dumpConsumers(s.shard)
 	for _, n := range f.r.Notes {
@@ -314,6 +329,13 @@ func (s *csim) land(fail bool) {
 		}
 	}
 	s.settle(f.r)
+}
+
+func (s *csim) keep(l logged) {
+	s.log, s.dumps = append(s.log, l), append(s.dumps, "")
+	if err := l.apply(s.shard); err != nil {
+		s.failf("%v", err)
+	}
 }
 
 func (s *csim) settle(r Result) {
@@ -701,6 +723,11 @@ func (s *csim) commit(c *consumer) {
 	req.Topics = []kmsg.OffsetCommitRequestTopic{{Topic: name, Partitions: []kmsg.OffsetCommitRequestTopicPartition{{Partition: p, Offset: int64(s.commits)}}}}
 	s.token++
 	cmd := &Commit{Token: s.token, Req: req, Topics: s.view}
+	if by := (Txn{ProducerID: int64(1 + s.pick(2))}); s.pick(2) == 0 {
+		cmd.Txn = &by
+	} else if s.pick(4) == 0 {
+		s.flying = append(s.flying, flight{marker: &logged{txn: &by, marker: true, commit: s.pick(2) == 0}})
+	}
 	if !s.admitted(cmd) {
 		return
 	}
@@ -735,10 +762,10 @@ func (s *csim) reload() {
 	s.tracef("another coordinator")
 }
 
-func (s *csim) replayed(log []Record) *Shard {
+func (s *csim) replayed(log []logged) *Shard {
 	fresh := NewShard(s.cfg)
-	for _, r := range log {
-		if err := fresh.Apply(r); err != nil {
+	for _, l := range log {
+		if err := l.apply(fresh); err != nil {
 			s.failf("replay: %v", err)
 		}
 	}
@@ -783,7 +810,7 @@ func (s *csim) check() {
 		s.epochs = [3]int32{}
 		return
 	}
-	if e.bytes < 0 || s.shard.bytes != e.bytes+int64(offsetsOf(e))*offsetBytes {
+	if e.bytes < 0 || s.shard.bytes != e.bytes+int64(offsetsOf(e))*offsetBytes+pendingSize(s.shard) {
 		s.failf("%d bytes of the shard, %d of the group", s.shard.bytes, e.bytes)
 	}
 	if g == nil {
@@ -959,13 +986,15 @@ func (s *csim) prefixes() {
 			s.failf("replay of %d records has\n%s\nthere was\n%s", n, got, s.dumps[n])
 		}
 	}
-	last := map[string]int{}
+	last, txn := map[string]int{}, map[string]bool{}
 	for i, r := range s.log {
 		last[string(r.Key)] = i
+		txn[string(r.Key)] = txn[string(r.Key)] || r.txn != nil
 	}
-	var kept []Record
+	var kept []logged
 	for i, r := range s.log {
-		if last[string(r.Key)] != i && s.pick(3) > 0 {
+		// What compaction makes of transactions is the other simulation's to show.
+		if last[string(r.Key)] != i && !txn[string(r.Key)] && s.pick(3) > 0 {
 			continue // of an older record a newer one may be missing: not all of a log is compacted at once
 		}
 		kept = append(kept, r)
@@ -984,7 +1013,7 @@ func TestConsumerSim(t *testing.T) {
 	if testing.Short() {
 		seeds = 30
 	}
-	commits, owners, rebalances, up, down := 0, 0, 0, 0, 0
+	commits, ended, owners, rebalances, up, down := 0, 0, 0, 0, 0, 0
 	for seed := range seeds {
 		func() {
 			s := newConsumerSim(t, seed)
@@ -999,13 +1028,13 @@ func TestConsumerSim(t *testing.T) {
 			}
 			s.settleDown()
 			s.prefixes()
-			commits, owners, rebalances = commits+s.commits, owners+s.owners, rebalances+s.rebalance
+			commits, ended, owners, rebalances = commits+s.commits, ended+s.ended, owners+s.owners, rebalances+s.rebalance
 			up, down = up+s.up, down+s.down
 		}()
 	}
-	t.Logf("%d commits, %d owners, %d rebalances, %d moves to the consumer protocol and %d back", commits, owners, rebalances, up, down)
-	if commits == 0 || owners == 0 || rebalances < int(seeds) || up < 5 || down < 5 {
-		t.Fatalf("too little happened: %d commits, %d owners, %d rebalances, %d moves to the consumer protocol and %d back", commits, owners, rebalances, up, down)
+	t.Logf("%d commits, %d transactions, %d owners, %d rebalances, %d moves to the consumer protocol and %d back", commits, ended, owners, rebalances, up, down)
+	if commits == 0 || ended == 0 || owners == 0 || rebalances < int(seeds) || up < 5 || down < 5 {
+		t.Fatalf("too little happened: %d commits, %d transactions, %d owners, %d rebalances, %d moves to the consumer protocol and %d back", commits, ended, owners, rebalances, up, down)
 	}
 }
 
@@ -1027,7 +1056,7 @@ func TestConsumerAnyLog(t *testing.T) {
 				r.Value = bytes.Clone(r.Value)
 				r.Value[10] = 99 // a state of a later version
 			}
-			s.shard.Apply(r) // some are refused
+			r.apply(s.shard) // some are refused
 		}
 		s.shard.Loaded(s.now)
 		s.flying = nil
@@ -1040,11 +1069,16 @@ func TestConsumerAnyLog(t *testing.T) {
 				answered++
 			}
 			for len(s.flying) > 0 {
-				for _, r := range s.flying[0].r.Records {
-					s.shard.Apply(r)
-				}
-				s.shard.Settle(s.now, s.flying[0].r)
+				f := s.flying[0]
 				s.flying = s.flying[1:]
+				if f.marker != nil {
+					f.marker.apply(s.shard)
+					continue
+				}
+				for _, r := range f.r.Records {
+					logged{Record: r, txn: f.r.Txn}.apply(s.shard)
+				}
+				s.shard.Settle(s.now, f.r)
 			}
 			if at, ok := s.shard.Deadline("g"); ok && !at.After(s.now) {
 				s.do(&Tick{Group: "g"})

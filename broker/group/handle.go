@@ -18,12 +18,14 @@ type turn struct {
 	e   *entry   // nil if the shard does not know the group
 	g   *classic // the clone; e.group is not touched
 	r   Result
+
+	txns map[int64]*openTxn // of all groups
 }
 
 // Handle decides what a command leads to and changes nothing: see the package comment for what to do with the
 // result.
 func (s *Shard) Handle(now time.Time, c Command) Result {
-	t := &turn{cfg: &s.cfg, now: now, id: c.GroupID()}
+	t := &turn{cfg: &s.cfg, now: now, id: c.GroupID(), txns: s.txns}
 	t.e = s.groups[t.id]
 	t.r.Group, t.r.at = t.id, now
 	if t.e != nil {
@@ -41,6 +43,10 @@ func (s *Shard) Handle(now time.Time, c Command) Result {
 	case *Commit:
 		t.r.token = c.Token
 		t.commit(c)
+		return t.r
+	case *EndTxn:
+		t.r.token, t.r.Marker, t.r.Ticket = c.Token, c, c.Ticket
+		t.reply(c.Token, markerReply(codeNone))
 		return t.r
 	case *DeleteOffsets:
 		t.r.token = c.Token
@@ -158,6 +164,8 @@ func Fail(r Result, code int16) []Reply {
 			return []Reply{{r.token, d}}
 		case *kmsg.DeleteGroupsResponse:
 			return []Reply{{r.token, deleteReply(r.Group, code)}}
+		case *kmsg.WriteTxnMarkersResponse:
+			return []Reply{{r.token, markerReply(code)}}
 		case *kmsg.ConsumerGroupHeartbeatResponse:
 			return []Reply{{r.token, consumerError(&refusal{code: code})}}
 		default:

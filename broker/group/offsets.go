@@ -60,13 +60,19 @@ func (t *turn) commit(c *Commit) {
 	req := c.Req
 	var code int16
 	var each func(*kmsg.OffsetCommitRequestTopic, int32) bool
-	if t.e != nil && t.e.consumer != nil {
+	switch {
+	case c.Txn != nil:
+		code = t.mayCommitTxn(c)
+		t.r.Txn, t.r.Ticket = c.Txn, c.Ticket
+	case t.e != nil && t.e.consumer != nil:
 		code, each = t.mayCommitConsumer(c)
-	} else {
+	default:
 		code = t.mayCommit(req)
 	}
 	if len(req.Group) > maxString {
 		code = codeInvalidGroupID
+	} else if code == codeNone && commitBytes(req) > maxCommit {
+		code = codeInvalidCommitOffsetSize
 	}
 	resp := CommitError(req, code)
 	t.reply(c.Token, resp)
@@ -101,12 +107,31 @@ func (t *turn) commit(c *Commit) {
 			t.r.Records = append(t.r.Records, offsetRecord(t.id, topic.Topic, p.Partition, o))
 		}
 	}
+	if c.Txn != nil {
+		return // no heartbeat, and nothing is committed before the marker
+	}
 	if n := len(t.r.Records); n > 0 {
 		t.note(Note{Kind: NoteCommitted, N: n})
 	}
 	if t.e != nil && (t.e.group.state == Stable || t.e.group.state == PreparingRebalance) {
 		t.touch(t.e.group.members[req.MemberID])
 	}
+}
+
+// maxCommit bounds the records of one commit: each has the group's name, of a partition that costs four bytes to ask for.
+const maxCommit = 32 << 20
+
+// commitBytes is about what the records of a commit take.
+func commitBytes(req *kmsg.OffsetCommitRequest) (n int) {
+	for _, t := range req.Topics {
+		n += len(t.Partitions) * (offsetBytes + len(req.Group) + len(t.Topic))
+		for _, p := range t.Partitions {
+			if p.Metadata != nil {
+				n += len(*p.Metadata)
+			}
+		}
+	}
+	return n
 }
 
 // longer says whether s has more than max characters. The setting speaks of bytes, but what Kafka counts are Java's
@@ -156,7 +181,7 @@ func (t *turn) deleteOffsets(c *DeleteOffsets) {
 			rp.Partition = p.Partition
 			if t.e.subscribed(topic.Topic) {
 				rp.ErrorCode = codeGroupSubscribedToTopic
-			} else if _, ok := t.e.offsets[topic.Topic][p.Partition]; ok && !seen[topic.Topic][p.Partition] {
+			} else if _, ok := t.e.offsets[topic.Topic][p.Partition]; (ok || t.e.unstable(topic.Topic, p.Partition)) && !seen[topic.Topic][p.Partition] {
 				seen[topic.Topic][p.Partition] = true
 				t.r.Records = append(t.r.Records, offsetTombstone(t.id, topic.Topic, p.Partition))
 			}
@@ -174,7 +199,7 @@ func deleteReply(group string, code int16) *kmsg.DeleteGroupsResponse {
 	return resp
 }
 
-// delete removes an empty group with all its offsets, in one append.
+// delete removes an empty group with all its offsets, in one append; what transactions still have pending for it goes too.
 func (t *turn) delete(c *Delete) {
 	switch {
 	case t.e == nil:
@@ -186,7 +211,7 @@ func (t *turn) delete(c *Delete) {
 	}
 	t.reply(c.Token, deleteReply(t.id, codeNone))
 	n := 0
-	t.eachOffset(func(topic string, p int32, _ Offset) bool {
+	t.e.eachKnown(func(topic string, p int32) bool {
 		t.r.Records = append(t.r.Records, offsetTombstone(t.id, topic, p))
 		n++
 		return true
@@ -208,7 +233,7 @@ func (t *turn) dropTopic(c *DropTopic) {
 	if t.e == nil {
 		return
 	}
-	for _, p := range slices.Sorted(maps.Keys(t.e.offsets[c.Topic])) {
+	for _, p := range t.e.known(c.Topic) {
 		t.r.Records = append(t.r.Records, offsetTombstone(t.id, c.Topic, p))
 	}
 }
@@ -236,6 +261,8 @@ const maxExpired = 4096
 //	empty                                   the time at which the group became empty
 //	consumers, stable, subscription known   its commit, if the topic is not subscribed
 //	any other                               never
+//
+// What a transaction has pending does not expire, nor does the offset that it may replace.
 func (t *turn) expire() {
 	if t.e == nil {
 		return
@@ -257,14 +284,14 @@ func (t *turn) expire() {
 	default:
 		return
 	}
-	left, n := false, 0
+	left, n := len(t.e.open) > 0, 0
 	last, subscribed := "", t.e.subscribed("")
 	t.eachOffset(func(topic string, p int32, o Offset) bool {
 		if topic != last {
 			last, subscribed = topic, t.e.subscribed(topic)
 		}
 		switch {
-		case subscribed:
+		case subscribed, t.e.unstable(topic, p):
 			left = true
 		case o.Expires >= 0 && now < o.Expires, o.Expires < 0 && now-from(o) < keep:
 			left = true

@@ -32,6 +32,8 @@ type Offset struct {
 	Metadata    string
 	Committed   int64 // ms since the epoch
 	Expires     int64 // ms since the epoch; -1: as offsets.retention.minutes says
+
+	at int64 // place among the records that were applied, to tell which of two is the later
 }
 
 func offsetKey(group, topic string, partition int32) []byte {

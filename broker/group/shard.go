@@ -93,6 +93,10 @@ type Shard struct {
 	groups  map[string]*entry
 	bytes   int64
 	offsets int
+
+	position int64              // of the last record of an offset
+	txns     map[int64]*openTxn // by producer id: what waits for its marker
+	pendings int                // offsets in txns
 }
 
 // entry is what a shard knows of one group.
@@ -102,6 +106,7 @@ type entry struct {
 	version int  // counts Settle, to catch results that were overtaken
 	bytes   int64
 	offsets map[string]map[int32]Offset
+	open    map[string]map[int32][]int64 // partitions with pending offsets, and the producers whose they are
 
 	// sessions are the members' deadlines. They are not part of the group, as every heartbeat moves one.
 	sessions map[string]time.Time
@@ -138,7 +143,7 @@ func (e *entry) has(member string) bool {
 func NewShard(cfg Config) *Shard { return &Shard{cfg: cfg.filled(), groups: map[string]*entry{}} }
 
 // offsetBytes is about what an offset costs in memory beside its metadata.
-const offsetBytes = 96
+const offsetBytes = 104
 
 // Bytes is about the memory that the shard holds.
 func (s *Shard) Bytes() int64 { return s.bytes }
@@ -159,10 +164,10 @@ func (s *Shard) Counts() (states [Stable + 1]int, members, offsets int) {
 // GroupIDs are the groups in order.
 func (s *Shard) GroupIDs() []string { return slices.Sorted(maps.Keys(s.groups)) }
 
-// GroupsOf are the groups that have offsets of the topic, in order.
+// GroupsOf are the groups that have offsets of the topic, committed or pending, in order.
 func (s *Shard) GroupsOf(topic string) (ids []string) {
 	for id, e := range s.groups {
-		if len(e.offsets[topic]) > 0 {
+		if len(e.offsets[topic])+len(e.open[topic]) > 0 {
 			ids = append(ids, id)
 		}
 	}
@@ -176,7 +181,7 @@ func (s *Shard) Has(id string) bool { return s.groups[id] != nil }
 func (s *Shard) entry(id string) *entry {
 	e := s.groups[id]
 	if e == nil {
-		e = &entry{group: newClassic(-1), offsets: map[string]map[int32]Offset{}, sessions: map[string]time.Time{}}
+		e = &entry{group: newClassic(-1), offsets: map[string]map[int32]Offset{}, open: map[string]map[int32][]int64{}, sessions: map[string]time.Time{}}
 		s.groups[id] = e
 		e.bytes = e.group.size()
 		s.bytes += e.bytes
@@ -200,7 +205,7 @@ func (s *Shard) weigh(e *entry) {
 
 // tidy forgets a group of which nothing is left.
 func (s *Shard) tidy(id string, e *entry) {
-	if !e.saved && len(e.offsets) == 0 && e.group.idle() && e.consumer == nil {
+	if !e.saved && len(e.offsets)+len(e.open) == 0 && e.group.idle() && e.consumer == nil {
 		delete(s.groups, id)
 		s.bytes -= e.bytes
 	}
@@ -220,18 +225,9 @@ func (s *Shard) Apply(r Record) error {
 	switch {
 	case d.isOffset && d.offset != nil:
 		e := s.entry(d.group)
-		ps := e.offsets[d.topic]
-		if ps == nil {
-			ps = map[int32]Offset{}
-			e.offsets[d.topic] = ps
-		}
-		if old, ok := ps[d.partition]; ok {
-			s.bytes -= offsetBytes + int64(len(old.Metadata))
-		} else {
-			s.offsets++
-		}
-		ps[d.partition] = *d.offset
-		s.bytes += offsetBytes + int64(len(d.offset.Metadata))
+		s.position++
+		d.offset.at = s.position
+		s.putOffset(e, d.topic, d.partition, *d.offset)
 	case d.isOffset:
 		e := s.groups[d.group]
 		if e == nil {
@@ -245,6 +241,7 @@ func (s *Shard) Apply(r Record) error {
 				delete(e.offsets, d.topic)
 			}
 		}
+		s.dropPending(d.group, e, d.topic, d.partition)
 		s.tidy(d.group, e)
 	case d.value != nil:
 		e := s.entry(d.group)
@@ -259,6 +256,17 @@ func (s *Shard) Apply(r Record) error {
 		}
 	}
 	return nil
+}
+
+func (s *Shard) putOffset(e *entry, topic string, partition int32, o Offset) {
+	ps := inner(e.offsets, topic)
+	if old, ok := ps[partition]; ok {
+		s.bytes -= offsetBytes + int64(len(old.Metadata))
+	} else {
+		s.offsets++
+	}
+	ps[partition] = o
+	s.bytes += offsetBytes + int64(len(o.Metadata))
 }
 
 // Settle takes over the part of a result that is not in the log. It comes after Apply of the result's records; that
@@ -391,18 +399,23 @@ func (s *Shard) Lookup(group, topic string, partition int32) (Offset, bool) {
 }
 
 // Fetch answers one group of an OffsetFetch request. Topics null means all. Names are looked up; the ids of the
-// request are handed back.
-func (s *Shard) Fetch(req *kmsg.OffsetFetchRequestGroup) kmsg.OffsetFetchResponseGroup {
+// request are handed back. With stable, a partition for which a transaction has an offset pending is answered
+// UNSTABLE_OFFSET_COMMIT.
+func (s *Shard) Fetch(req *kmsg.OffsetFetchRequestGroup, stable bool) kmsg.OffsetFetchResponseGroup {
 	resp := kmsg.NewOffsetFetchResponseGroup()
 	resp.Group = req.Group
 	if resp.ErrorCode = s.mayFetch(req); resp.ErrorCode != codeNone {
 		return resp
 	}
 	none := ""
+	e := s.groups[req.Group]
 	one := func(t *kmsg.OffsetFetchResponseGroupTopic, p int32, o Offset, ok bool) {
 		rp := kmsg.NewOffsetFetchResponseGroupTopicPartition()
 		rp.Partition, rp.Offset, rp.LeaderEpoch, rp.Metadata = p, -1, -1, &none
-		if ok {
+		switch {
+		case stable && e != nil && e.unstable(t.Topic, p):
+			rp.ErrorCode = codeUnstableOffsetCommit
+		case ok:
 			rp.Offset, rp.LeaderEpoch, rp.Metadata = o.Offset, o.LeaderEpoch, &o.Metadata
 		}
 		t.Partitions = append(t.Partitions, rp)
@@ -419,7 +432,7 @@ func (s *Shard) Fetch(req *kmsg.OffsetFetchRequestGroup) kmsg.OffsetFetchRespons
 		}
 		return resp
 	}
-	if e := s.groups[req.Group]; e != nil {
+	if e != nil {
 		for _, topic := range slices.Sorted(maps.Keys(e.offsets)) {
 			rt := kmsg.NewOffsetFetchResponseGroupTopic()
 			rt.Topic = topic

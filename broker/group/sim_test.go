@@ -20,7 +20,7 @@ type sim struct {
 	shard *Shard
 	cfg   Config
 	now   time.Time
-	log   []Record
+	log   []logged
 	trace []string
 
 	token   uint64
@@ -29,17 +29,23 @@ type sim struct {
 	members []string          // ids that somebody was told, forged ones among them
 	gens    map[string]int32  // highest generation seen of a group
 	prep    map[string]bool   // whether it was preparing a rebalance
+
+	epochs  map[int64]int16 // of producers, as the partition knows them: it refuses earlier ones
+	dumps   []string        // what a replay of so many entries of the log must know; "" in the middle of an append
+	decided int             // transactions that ended with something pending
 }
 
+// flight is an append under way: of a command's records, or of a marker.
 type flight struct {
-	r Result
-	a Access
+	r      Result
+	a      Access
+	marker *logged
 }
 
 func newSim(t testing.TB, src func() int) *sim {
 	cfg := Config{MaxSize: 4, MaxPending: 3, InitialRebalanceDelay: time.Second, OffsetsRetention: time.Hour, MinSessionTimeout: time.Second}
 	return &sim{t: t, src: src, shard: NewShard(cfg), cfg: cfg, now: time.UnixMilli(1 << 40), asked: map[uint64]string{},
-		members: []string{"", "forged"}, gens: map[string]int32{}, prep: map[string]bool{}}
+		members: []string{"", "forged"}, gens: map[string]int32{}, prep: map[string]bool{}, epochs: map[int64]int16{}, dumps: []string{""}}
 }
 
 func (s *sim) pick(n int) int { return s.src() % n }
@@ -155,7 +161,15 @@ func (s *sim) command() Command {
 			t.Partitions = append(t.Partitions, p)
 			req.Topics = append(req.Topics, t)
 		}
-		return &Commit{Token: s.ask("commit"), Req: req}
+		c := &Commit{Token: s.ask("commit"), Req: req}
+		if s.pick(2) == 0 {
+			req.Version, req.RetentionTimeMillis = 9, -1
+			c.Txn = s.producer()
+			if s.pick(3) == 0 {
+				req.Generation, req.MemberID, req.InstanceID = -1, "", nil
+			}
+		}
+		return c
 	case 12:
 		return &Delete{Token: s.ask("delete"), Group: group}
 	case 13:
@@ -176,6 +190,20 @@ func (s *sim) command() Command {
 	}
 }
 
+// producer is one of a few, mostly in the epoch that the partition knows, else in one before or after.
+func (s *sim) producer() *Txn {
+	id := int64(1 + s.pick(3))
+	return &Txn{id, s.epochs[id] + []int16{0, 0, 0, 0, 0, -1, -1, 1}[s.pick(8)]}
+}
+
+// end queues a marker, of the transaction's epoch or the next (KIP-890), behind what is under way already.
+func (s *sim) end() {
+	by := &Txn{ProducerID: int64(1 + s.pick(3))}
+	by.ProducerEpoch = s.epochs[by.ProducerID] + int16(s.pick(2))
+	s.flying = append(s.flying, flight{marker: &logged{txn: by, marker: true, commit: s.pick(3) > 0}})
+	s.trace = append(s.trace, "queue "+s.flying[len(s.flying)-1].marker.text())
+}
+
 // admitted is the table of AccessOf.
 func (s *sim) admitted(c Command) bool {
 	a := AccessOf(c)
@@ -194,6 +222,12 @@ func (s *sim) step() {
 		s.trace = append(s.trace, "time passes")
 	case 1, 2, 3:
 		s.landOne()
+	case 4:
+		if s.pick(2) == 0 {
+			s.end()
+			break
+		}
+		fallthrough
 	default:
 		c := s.command()
 		if !s.admitted(c) {
@@ -259,7 +293,7 @@ func (s *sim) do(c Command) {
 		s.settle(r)
 		return
 	}
-	s.flying = append(s.flying, flight{r, AccessOf(c)})
+	s.flying = append(s.flying, flight{r: r, a: AccessOf(c)})
 }
 
 // checkCommit says independently who may commit.
@@ -272,6 +306,9 @@ func (s *sim) checkCommit(c *Commit) {
 		return
 	}
 	g := e.group
+	if c.Txn != nil && c.Req.Generation < 0 && c.Req.MemberID == "" && c.Req.InstanceID == nil {
+		return // an old producer, which could not say more
+	}
 	if c.Req.Generation < 0 {
 		if g.state != Empty && (c.Req.MemberID == "" || g.generation >= 0) {
 			s.failf("a stranger committed for a group with members")
@@ -279,7 +316,7 @@ func (s *sim) checkCommit(c *Commit) {
 		return
 	}
 	m := g.members[c.Req.MemberID]
-	if m == nil || c.Req.Generation != g.generation || g.state == CompletingRebalance {
+	if m == nil || c.Req.Generation != g.generation || c.Txn == nil && g.state == CompletingRebalance {
 		s.failf("a zombie committed: %s in generation %d", c.Req.MemberID, c.Req.Generation)
 	}
 	if i := c.Req.InstanceID; i != nil && (m.instance == nil || *m.instance != *i) {
@@ -293,6 +330,15 @@ func (s *sim) landOne() {
 	}
 	f := s.flying[0]
 	s.flying = s.flying[1:]
+	by := f.r.Txn
+	if f.marker != nil {
+		by = f.marker.txn
+	}
+	if by != nil && by.ProducerEpoch < s.epochs[by.ProducerID] {
+		s.trace = append(s.trace, fmt.Sprintf("the partition refuses epoch %d of %d", by.ProducerEpoch, by.ProducerID))
+		s.answered(Fail(f.r, codeInvalidProducerEpoch))
+		return
+	}
 	if s.pick(5) == 0 {
 		s.trace = append(s.trace, f.r.Group+": append fails")
 		before := dump(s.shard, s.now)
@@ -302,14 +348,90 @@ func (s *sim) landOne() {
 		}
 		return
 	}
+	if by != nil {
+		s.epochs[by.ProducerID] = by.ProducerEpoch
+	}
+	if f.marker != nil {
+		if s.shard.txns[by.ProducerID] != nil {
+			s.decided++
+		}
+		s.trace = append(s.trace, f.marker.text()+" lands")
+		s.keep(*f.marker)
+		s.landed()
+		return
+	}
 	s.trace = append(s.trace, f.r.Group+": append lands")
 	for _, r := range f.r.Records {
-		s.log = append(s.log, r)
-		if err := s.shard.Apply(r); err != nil {
-			s.failf("%v", err)
-		}
+		s.keep(logged{Record: r, txn: f.r.Txn})
 	}
 	s.settle(f.r)
+	s.landed()
+}
+
+func (s *sim) keep(l logged) {
+	s.log, s.dumps = append(s.log, l), append(s.dumps, "")
+	if err := l.apply(s.shard); err != nil {
+		s.failf("%v", err)
+	}
+}
+
+// landed compares the offsets with what the log says, read in another way than Apply's: a record of a transaction
+// counts if a marker that commits comes after it, is pending if none comes, and of what counts the last is right.
+func (s *sim) landed() {
+	s.dumps[len(s.log)] = durable(s.shard)
+	next := map[int64]*logged{} // the marker that a record of the producer meets, going back
+	seen, pending := map[string]bool{}, map[string]bool{}
+	for i := len(s.log) - 1; i >= 0; i-- {
+		l := &s.log[i]
+		if l.marker {
+			next[l.txn.ProducerID] = l
+			continue
+		}
+		d, known, err := decode(l.Record)
+		if err != nil || !known || !d.isOffset {
+			continue
+		}
+		key := fmt.Sprint(d.group, d.topic, d.partition)
+		if l.txn != nil && next[l.txn.ProducerID] == nil {
+			if one := fmt.Sprint(key, l.txn.ProducerID); !seen[key+"null"] && !pending[one] {
+				pending[one] = true
+				o, ok := s.shard.txns[l.txn.ProducerID].groups[d.group][d.topic][d.partition]
+				if o.at = 0; !ok || o != *d.offset {
+					s.failf("%s is pending, the shard has %+v, %v", l.text(), o, ok)
+				}
+			}
+			continue
+		}
+		if l.Value == nil {
+			seen[key+"null"] = true
+		}
+		if l.txn != nil && !next[l.txn.ProducerID].commit || seen[key] {
+			continue
+		}
+		seen[key] = true
+		o, ok := s.shard.Lookup(d.group, d.topic, d.partition)
+		if o.at = 0; ok != (d.offset != nil) || ok && o != *d.offset {
+			s.failf("the last that counts is %s, the shard has %+v, %v", l.text(), o, ok)
+		}
+	}
+	n := 0
+	for _, e := range s.shard.groups {
+		for topic, ps := range e.offsets {
+			for p := range ps {
+				if key := fmt.Sprint(topic, p); !seen["g"+key] && !seen["h"+key] {
+					s.failf("an offset of %s that nobody committed", key)
+				}
+			}
+		}
+		for _, ps := range e.open {
+			for _, ids := range ps {
+				n += len(ids)
+			}
+		}
+	}
+	if n != len(pending) || n != s.shard.pendings {
+		s.failf("%d offsets are pending, of %d counted and %d in the log", n, s.shard.pendings, len(pending))
+	}
 }
 
 func (s *sim) settle(r Result) {
@@ -345,7 +467,7 @@ func (s *sim) check() {
 			s.failf("%s %d is neither answered nor parked", what, t)
 		}
 	}
-	var size int64
+	size := pendingSize(s.shard)
 	offsets := 0
 	for _, id := range s.shard.GroupIDs() {
 		e := s.shard.groups[id]
@@ -401,7 +523,7 @@ func (s *sim) check() {
 				s.failf("a session of %s, who is no member", id)
 			}
 		}
-		if g.idle() && !e.saved && len(e.offsets) == 0 {
+		if g.idle() && !e.saved && len(e.offsets)+len(e.open) == 0 {
 			s.failf("%s: nothing is left of it", id)
 		}
 	}
@@ -413,8 +535,11 @@ func (s *sim) check() {
 // replay reads the log into a new shard, which must know what the old one knows of the log.
 func (s *sim) replay() *Shard {
 	fresh := NewShard(s.cfg)
-	for _, r := range s.log {
-		if err := fresh.Apply(r); err != nil {
+	for i, l := range s.log {
+		if want := s.dumps[i]; want != "" && durable(fresh) != want {
+			s.failf("a replay of %d entries has\n%s\nthen it was\n%s", i, durable(fresh), want)
+		}
+		if err := l.apply(fresh); err != nil {
 			s.failf("replay: %v", err)
 		}
 	}
@@ -457,14 +582,20 @@ func durable(s *Shard) string {
 	var b strings.Builder
 	for _, id := range s.GroupIDs() {
 		e := s.groups[id]
-		if !e.saved && len(e.offsets) == 0 {
+		if !e.saved && len(e.offsets)+len(e.open) == 0 {
 			continue
 		}
 		fmt.Fprintf(&b, "%s saved=%v\n", id, e.saved)
 		for _, t := range []string{"t", "u"} {
 			for p := range int32(3) {
 				if o, ok := e.offsets[t][p]; ok {
+					o.at = 0
 					fmt.Fprintf(&b, "  %s/%d %+v\n", t, p, o)
+				}
+				for _, producerID := range slices.Sorted(slices.Values(e.open[t][p])) {
+					o := s.txns[producerID].groups[id][t][p]
+					o.at = 0
+					fmt.Fprintf(&b, "  %s/%d %+v pending of %d\n", t, p, o, producerID)
 				}
 			}
 		}
@@ -472,17 +603,48 @@ func durable(s *Shard) string {
 	return b.String()
 }
 
-// compacted is a compaction of the log: of every key the newest record, older ones at random, tombstones at random.
-func (s *sim) compacted() []Record {
-	last := map[string]int{}
-	for i, r := range s.log {
-		last[string(r.Key)] = i
-	}
-	var kept []Record
-	for i, r := range s.log {
-		if newest := last[string(r.Key)] == i; newest && r.Value != nil || s.pick(3) == 0 {
-			kept = append(kept, r)
+// compacted is a compaction of the log below its last stable offset: of every key the newest record that is not of an
+// aborted transaction; older and aborted ones at random; where the newest is a tombstone, all or nothing. Markers stay.
+func (s *sim) compacted() []logged {
+	stable, open, aborted := len(s.log), map[int64]bool{}, map[int]bool{}
+	var since = map[int64][]int{}
+	for i, l := range s.log {
+		if l.txn == nil {
+			continue
 		}
+		if !l.marker {
+			since[l.txn.ProducerID] = append(since[l.txn.ProducerID], i)
+			continue
+		}
+		for _, i := range since[l.txn.ProducerID] {
+			aborted[i] = !l.commit
+		}
+		delete(since, l.txn.ProducerID)
+	}
+	for id, is := range since {
+		open[id], stable = true, min(stable, is[0])
+	}
+	newest := map[string]int{}
+	for i, l := range s.log[:stable] {
+		if !l.marker && !aborted[i] {
+			newest[string(l.Key)] = i
+		}
+	}
+	gone := map[string]bool{}
+	for key, i := range newest {
+		if s.log[i].Value == nil {
+			gone[key] = s.pick(2) == 0
+		}
+	}
+	var kept []logged
+	for i, l := range s.log {
+		last, ok := newest[string(l.Key)]
+		switch {
+		case l.marker, i >= stable, ok && last == i && l.Value != nil:
+		case gone[string(l.Key)], ok && s.log[last].Value != nil && s.pick(3) > 0, !ok && s.pick(3) > 0:
+			continue
+		}
+		kept = append(kept, l)
 	}
 	return kept
 }
@@ -499,16 +661,8 @@ func (s *sim) run(steps int) {
 	}
 	fresh := s.replay()
 	cs := NewShard(s.cfg)
-	// What a tombstone that is gone had removed must have been removed by compaction too: drop such keys' older records.
-	last := map[string]bool{}
-	for _, r := range s.log {
-		last[string(r.Key)] = r.Value != nil
-	}
-	for _, r := range s.compacted() {
-		if !last[string(r.Key)] && r.Value != nil {
-			continue
-		}
-		if err := cs.Apply(r); err != nil {
+	for _, l := range s.compacted() {
+		if err := l.apply(cs); err != nil {
 			s.failf("compacted: %v", err)
 		}
 	}
@@ -528,6 +682,7 @@ func TestRandomCommands(t *testing.T) {
 	if testing.Short() {
 		rounds = 50
 	}
+	decided := 0
 	for seed := range uint64(rounds) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
 		s := newSim(t, func() int { return rnd.IntN(1 << 20) })
@@ -535,6 +690,10 @@ func TestRandomCommands(t *testing.T) {
 		for range 3 {
 			s.run(200)
 		}
+		decided += s.decided
+	}
+	if decided < rounds {
+		t.Errorf("%d transactions in %d rounds", decided, rounds)
 	}
 }
 
@@ -595,6 +754,12 @@ func FuzzApply(f *testing.F) {
 			sh.Handle(s.now.Add(time.Hour*24*365*50), &Tick{Group: id})
 			sh.Handle(s.now, &Expire{Group: id})
 			sh.Describe(id, 6)
+		}
+		if by := (Txn{ProducerID: 1}); sh.ApplyTxn(Record{Key: k, Value: v}, by) == nil {
+			sh.ApplyMarker(by, len(k)%2 == 0)
+		}
+		if offsets, txns := sh.Pending(); offsets != 0 || txns != 0 {
+			t.Fatalf("%d offsets of %d transactions are left", offsets, txns)
 		}
 	})
 }

@@ -21,7 +21,9 @@ import (
 //	join CLIENT GROUP [member=ID] [v=N] [instance=ID] [type=T] [protocols=a:meta,b:meta] [session=D] [rebalance=D]
 //	sync CLIENT GROUP member=ID gen=N [assign=ID:bytes,...] [v=N] [protocol=P]
 //	heartbeat|leave|commit|delete|delete-offsets ...
-//	fetch GROUP [topics]; describe GROUP; list [states=..] [types=..]; show
+//	commit ... pid=N pepoch=N       in a transaction of that producer
+//	marker pid=N pepoch=N commit|abort     the end of its transaction
+//	fetch GROUP [topics] [stable]; describe GROUP; list [states=..] [types=..]; show
 //	wait D
 //	topics t=4 u=2 [t=2:a+b/c]   partitions of the topics from now on, with the racks of each partition
 //	beat CLIENT GROUP member=ID epoch=N [v=N] [instance=ID] [topics=t,u|none] [regex=R] [owned=t:0,t:1|none] [rebalance=D] [assignor=A]
@@ -32,7 +34,7 @@ import (
 type story struct {
 	shard  *Shard
 	now    time.Time
-	log    []Record
+	log    []logged
 	names  map[uint64]string
 	token  uint64
 	suffix int
@@ -147,6 +149,9 @@ func (a args) opt(key string) *string {
 	}
 	return nil
 }
+func (a args) has(key string) bool {
+	return slices.ContainsFunc(a.d.CmdArgs, func(x datadriven.CmdArg) bool { return x.Key == key })
+}
 func (a args) pos(i int) string { return a.d.CmdArgs[i].Key }
 
 func pairs(s string) (ps [][2]string) {
@@ -229,7 +234,13 @@ func (s *story) command(t *testing.T, d *datadriven.TestData) {
 			rt.Partitions = append(rt.Partitions, rp)
 			req.Topics = append(req.Topics, rt)
 		}
-		s.do(&Commit{Token: who(0), Req: req, Topics: s.view})
+		c := &Commit{Token: who(0), Req: req, Topics: s.view}
+		if pid := a.num("pid", -1); pid >= 0 {
+			c.Txn = &Txn{int64(pid), int16(a.num("pepoch", 0))}
+		}
+		s.do(c)
+	case "marker":
+		s.keep(logged{txn: &Txn{int64(a.num("pid", 0)), int16(a.num("pepoch", 0))}, marker: true, commit: a.has("commit")})
 	case "delete":
 		s.do(&Delete{Token: who(0), Group: a.pos(1)})
 	case "delete-offsets":
@@ -261,8 +272,8 @@ func (s *story) command(t *testing.T, d *datadriven.TestData) {
 			cfg.MaxSize = n
 		}
 		s.shard = NewShard(cfg)
-		for _, r := range s.log {
-			if err := s.shard.Apply(r); err != nil {
+		for _, l := range s.log {
+			if err := l.apply(s.shard); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -279,13 +290,13 @@ func (s *story) command(t *testing.T, d *datadriven.TestData) {
 			req.Topics = append(req.Topics, rt)
 		}
 		req.MemberID, req.MemberEpoch = a.opt("member"), int32(a.num("epoch", -1))
-		resp := s.shard.Fetch(&req)
+		resp := s.shard.Fetch(&req, a.has("stable"))
 		if resp.ErrorCode != 0 {
 			fmt.Fprintf(&s.out, "fetch%s\n", code(resp.ErrorCode))
 		}
 		for _, rt := range resp.Topics {
 			for _, p := range rt.Partitions {
-				fmt.Fprintf(&s.out, "%s/%d: %d epoch=%d metadata=%q\n", rt.Topic, p.Partition, p.Offset, p.LeaderEpoch, *p.Metadata)
+				fmt.Fprintf(&s.out, "%s/%d: %d epoch=%d metadata=%q%s\n", rt.Topic, p.Partition, p.Offset, p.LeaderEpoch, *p.Metadata, code(p.ErrorCode))
 			}
 		}
 	case "describe":
@@ -343,11 +354,7 @@ func (s *story) do(c Command) {
 			return
 		}
 		for _, rec := range r.Records {
-			s.log = append(s.log, rec)
-			fmt.Fprintf(&s.out, "append %s\n", text(rec))
-			if err := s.shard.Apply(rec); err != nil {
-				panic(err)
-			}
+			s.keep(logged{Record: rec, txn: r.Txn})
 		}
 	}
 	s.shard.Settle(s.now, r)
@@ -357,6 +364,15 @@ func (s *story) do(c Command) {
 		}
 	}
 	s.replies(r.Replies)
+}
+
+// keep appends to the log.
+func (s *story) keep(l logged) {
+	s.log = append(s.log, l)
+	fmt.Fprintf(&s.out, "append %s\n", l.text())
+	if err := l.apply(s.shard); err != nil {
+		panic(err)
+	}
 }
 
 // wait lets time pass.
@@ -413,6 +429,7 @@ var codeNames = map[int16]string{
 	codeGroupMaxSizeReached: "GROUP_MAX_SIZE_REACHED", codeFencedInstanceID: "FENCED_INSTANCE_ID",
 	codeGroupSubscribedToTopic: "GROUP_SUBSCRIBED_TO_TOPIC", codeUnsupportedVersion: "UNSUPPORTED_VERSION",
 	codeFencedMemberEpoch: "FENCED_MEMBER_EPOCH", codeUnreleasedInstanceID: "UNRELEASED_INSTANCE_ID", codeUnsupportedAssignor: "UNSUPPORTED_ASSIGNOR",
+	codeInvalidProducerEpoch: "INVALID_PRODUCER_EPOCH", codeInvalidProducerIDMapping: "INVALID_PRODUCER_ID_MAPPING", codeUnstableOffsetCommit: "UNSTABLE_OFFSET_COMMIT",
 	codeStaleMemberEpoch: "STALE_MEMBER_EPOCH", codeInvalidRegex: "INVALID_REGULAR_EXPRESSION",
 }
 
@@ -557,6 +574,14 @@ func dump(s *Shard, now time.Time) string {
 		for _, topic := range slices.Sorted(maps.Keys(e.offsets)) {
 			for _, p := range slices.Sorted(maps.Keys(e.offsets[topic])) {
 				fmt.Fprintf(&b, "  %s/%d: %d\n", topic, p, e.offsets[topic][p].Offset)
+			}
+		}
+		for _, topic := range slices.Sorted(maps.Keys(e.open)) {
+			for _, p := range slices.Sorted(maps.Keys(e.open[topic])) {
+				for _, producerID := range slices.Sorted(slices.Values(e.open[topic][p])) {
+					x := s.txns[producerID]
+					fmt.Fprintf(&b, "  %s/%d: %d pending of %d/%d\n", topic, p, x.groups[id][topic][p].Offset, producerID, x.epoch)
+				}
 			}
 		}
 	}

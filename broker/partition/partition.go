@@ -18,6 +18,7 @@ package partition
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 
@@ -36,6 +37,9 @@ const (
 	codeInvalidRecord            = 87 // INVALID_RECORD
 	codeOffsetOutOfRange         = 1  // OFFSET_OUT_OF_RANGE
 	codePolicyViolation          = 44 // POLICY_VIOLATION
+	codeOutOfOrderSequence       = 45 // OUT_OF_ORDER_SEQUENCE_NUMBER
+	codeProducerEpoch            = 47 // INVALID_PRODUCER_EPOCH
+	codeInvalidTxnState          = 48 // INVALID_TXN_STATE
 	noEpoch                int32 = -1
 )
 
@@ -101,6 +105,10 @@ type State struct {
 	// followers holds the durable end of every other in-sync replica, as its
 	// last fetch showed it; absent means that it has not fetched in this term.
 	followers map[int32]int64
+
+	// verifying holds, by producer, the transactions that are about to begin.
+	verifying map[int64]*verification
+	guards    uint64 // handed out
 }
 
 // New returns the partition as it was recovered, led by nobody.
@@ -120,6 +128,7 @@ func New(self int32, r Recovered) *State {
 		lineage:   r.Lineage,
 		producers: p,
 		followers: map[int32]int64{},
+		verifying: map[int64]*verification{},
 	}
 }
 
@@ -143,6 +152,7 @@ func (s *State) Lead(t Term) (Began, error) {
 	var b Began
 	if fresh {
 		clear(s.followers)
+		clear(s.verifying)
 		if last, ok := s.lineage.Latest(); !ok || t.Epoch > last.Epoch {
 			s.lineage = s.lineage.Assign(t.Epoch, s.logEnd)
 			b = Began{NewEpoch: true, Epoch: t.Epoch, Start: s.logEnd}
@@ -155,6 +165,7 @@ func (s *State) Lead(t Term) (Began, error) {
 // Resign ends a leadership; epoch is the epoch of whoever leads now.
 func (s *State) Resign(epoch int32) {
 	s.role = Offline
+	clear(s.verifying)
 	if epoch > s.term.Epoch {
 		s.term = Term{Epoch: epoch, PartitionEpoch: noEpoch}
 	}
@@ -192,27 +203,55 @@ type Decision struct {
 	Message   string
 }
 
-// Decide says what to do with the batch of header h. It changes nothing:
-// Appended does, once the batch is queued.
-func (s *State) Decide(h batch.Header, origin Origin, acksAll bool, nowMs int64) Decision {
-	if s.role != Leader {
-		return Decision{Kind: Reject, Code: codeNotLeader, Message: "this broker does not lead the partition"}
-	}
-	if acksAll && len(s.term.ISR) < s.term.needed() {
+// Ask is a batch that is about to be appended.
+type Ask struct {
+	Header  batch.Header
+	Origin  Origin
+	AcksAll bool
+	// Verify says that a batch which begins a transaction has to have been
+	// verified; Guard is what BeginVerification gave for it.
+	Verify bool
+	Guard  Guard
+}
+
+// writable says whether anything may be appended.
+func (s *State) writable(acksAll bool) (Decision, bool) {
+	switch {
+	case s.role != Leader:
+		return Decision{Kind: Reject, Code: codeNotLeader, Message: "this broker does not lead the partition"}, false
+	case acksAll && len(s.term.ISR) < s.term.needed():
 		return Decision{Kind: Reject, Code: codeNotEnoughReplicas,
-			Message: fmt.Sprintf("%d in-sync replicas of min.insync.replicas=%d", len(s.term.ISR), s.term.MinISR)}
+			Message: fmt.Sprintf("%d in-sync replicas of min.insync.replicas=%d", len(s.term.ISR), s.term.MinISR)}, false
 	}
-	if h.Control() && origin == Client {
+	return Decision{}, true
+}
+
+// Decide says what to do with a batch. It changes nothing: Appended does, once
+// the batch is queued.
+func (s *State) Decide(a Ask, nowMs int64) Decision {
+	if d, ok := s.writable(a.AcksAll); !ok {
+		return d
+	}
+	h := a.Header
+	if h.Control() && a.Origin == Client {
 		return Decision{Kind: Reject, Code: codeInvalidRecord, Message: "clients may not write control batches"}
 	}
 	if s.logEnd > math.MaxInt64-int64(h.LastOffsetDelta)-1 {
 		return Decision{Kind: Reject, Code: codePolicyViolation, Message: "the partition's offsets are used up"}
 	}
 	if h.ProducerID >= 0 && !h.Control() {
-		switch v := s.producers.Check(h, nowMs); v.Kind {
-		case producer.Duplicate:
+		v := s.producers.Check(h, nowMs)
+		if v.Kind == producer.Duplicate {
 			return Decision{Kind: Duplicate, Base: v.BaseOffset, Timestamp: v.Timestamp}
-		case producer.Refuse:
+		}
+		// As in Kafka: who is fenced is told that first, and who is not in a
+		// transaction is told that before anything is said of its sequence.
+		if stale := v.Kind == producer.Refuse && v.Code == codeProducerEpoch; !stale && a.Verify && h.Transactional() && !s.inTransaction(h) {
+			if code, message := s.verified(h, a.Guard); code != codeNone {
+				return Decision{Kind: Reject, Code: code, Message: message}
+			}
+		}
+		if v.Kind == producer.Refuse {
 			return Decision{Kind: Reject, Code: v.Code, Message: v.Message}
 		}
 	}
@@ -227,6 +266,11 @@ func (s *State) Appended(h batch.Header, b []byte) {
 	}
 	if h.ProducerID >= 0 {
 		s.producers.Apply(h, b)
+		if h.Transactional() && len(s.verifying) > 0 && !s.ofEarlier(h) {
+			// Its transaction has begun here, or has ended: what was verified
+			// before says nothing of the next one.
+			delete(s.verifying, h.ProducerID)
+		}
 	}
 	s.logEnd = h.NextOffset()
 }
@@ -355,8 +399,22 @@ func (s *State) Lineage() lineage.Lineage { return s.lineage }
 // Producers gives access to the producer state; callers must not change it.
 func (s *State) Producers() *producer.State { return s.producers }
 
-// ExpireProducers forgets producers that have not written for expirationMs.
-func (s *State) ExpireProducers(nowMs, expirationMs int64) { s.producers.Expire(nowMs, expirationMs) }
+// ExpireProducers forgets producers that have not written for expirationMs,
+// and verifications that have led to nothing for as long.
+func (s *State) ExpireProducers(nowMs, expirationMs int64) {
+	s.producers.Expire(nowMs, expirationMs)
+	maps.DeleteFunc(s.verifying, func(_ int64, v *verification) bool {
+		if v.seen == 0 {
+			v.seen = max(nowMs, 1)
+		}
+		return nowMs-v.seen >= expirationMs
+	})
+}
+
+// ForgetAborted forgets the aborted transactions whose markers lie below
+// offset. They are in the indexes of committed objects, and nobody reads that
+// part here.
+func (s *State) ForgetAborted(below int64) { s.producers.TrimAborted(min(below, s.remoteEnd)) }
 
 // EndOfEpoch answers OffsetForLeaderEpoch (KIP-101, KIP-320): the largest epoch
 // at or below the asked one and the offset where it ends.

@@ -224,6 +224,11 @@ func addPartitionsReply(c *AddPartitions, code func(topic string, partition int3
 	return r
 }
 
+// AddPartitionsError is the answer to a command that no shard could be asked to handle.
+func AddPartitionsError(c *AddPartitions, code int16) *kmsg.AddPartitionsToTxnResponse {
+	return addPartitionsReply(c, func(string, int32) int16 { return code })
+}
+
 func (t *turn) addPartitions(c *AddPartitions) {
 	if c.verifies() {
 		t.verify(c)

@@ -119,6 +119,12 @@ func (s *Shard) IDs() []string { return slices.Sorted(maps.Keys(s.entries)) }
 // Has says whether the shard knows the transactional id.
 func (s *Shard) Has(id string) bool { return s.entries[id] != nil }
 
+// Ending says whether markers of the id's transaction are being written.
+func (s *Shard) Ending(id string) bool {
+	e := s.entries[id]
+	return e != nil && e.m.state.prepared()
+}
+
 // Apply takes over what a record of the log says. It is the same for a log that is replayed and for records just committed,
 // and does not mind which older records of the same key compaction has removed. Malformed records and those of unknown
 // versions (ErrUnknownVersion) change nothing and are reported.

@@ -162,7 +162,8 @@ func brokerError(err error, message string) error {
 		kerr.MessageTooLarge:         "the batch is above the topic's max.message.bytes; lower --batch-bytes or raise the setting",
 		kerr.NotEnoughReplicas:       "too few replicas in sync, or the broker's WAL is at its bound",
 		kerr.GroupIDNotFound:         "the group does not exist; `varve group list` shows what does",
-		kerr.CoordinatorNotAvailable: "the group coordinator is not available",
+		kerr.TransactionalIDNotFound: "the transactional id is not known; `varve txn list` shows what is",
+		kerr.CoordinatorNotAvailable: "the coordinator is not available",
 	}[ke]
 	if text == "" {
 		text = strings.TrimSuffix(ke.Description, ".")

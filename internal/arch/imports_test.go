@@ -48,7 +48,7 @@ var allowed = map[string][]string{
 	"broker/group/assignor":              {},
 	"broker/group":                       {"broker/group/assignor"},
 	"broker/txn":                         {},
-	"broker/coordinator":                 {"broker/group", "broker/protocol", "wal/batch"},
+	"broker/coordinator":                 {"broker/group", "broker/txn", "broker/protocol", "wal/batch"},
 	"broker":                             {"broker/...", "wal", "wal/slab", "wal/batch", "wal/producer", "wal/lineage", "metadata/image", "metadata/controller", "config", "tiering"},
 
 	"internal/admin":   {},

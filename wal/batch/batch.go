@@ -113,6 +113,12 @@ type Header struct {
 	RecordCount     int32
 }
 
+// TransactionalHeader is the header of a batch without sequence in a producer's transaction, as far as it is known before
+// the batch is: a group coordinator's.
+func TransactionalHeader(producerID int64, producerEpoch int16) Header {
+	return Header{Attributes: attrTransactional, ProducerID: producerID, ProducerEpoch: producerEpoch, BaseSequence: NoSequence}
+}
+
 // Size is the length of the whole batch in bytes.
 func (h Header) Size() int { return int(h.Length) + overhead }
 

@@ -20,17 +20,22 @@ func Marker(producerID int64, producerEpoch int16, commit bool, coordinatorEpoch
 	b := NewBuilder()
 	b.ProducerID, b.ProducerEpoch = producerID, producerEpoch
 	b.Transactional, b.Control = true, true
-	key := []byte{0, 0, 0, markerAbort}
-	if commit {
-		key[3] = markerCommit
-	}
-	value := binary.BigEndian.AppendUint32([]byte{0, 0}, uint32(coordinatorEpoch))
+	key, value := MarkerRecord(commit, coordinatorEpoch)
 	b.Add(timestamp, key, value)
 	p, err := b.Build()
 	if err != nil {
 		panic(err) // one small uncompressed record
 	}
 	return p
+}
+
+// MarkerRecord is the one record of a marker's batch.
+func MarkerRecord(commit bool, coordinatorEpoch int32) (key, value []byte) {
+	key = []byte{0, 0, 0, markerAbort}
+	if commit {
+		key[3] = markerCommit
+	}
+	return key, binary.BigEndian.AppendUint32([]byte{0, 0}, uint32(coordinatorEpoch))
 }
 
 // ControlMarker reads the transaction marker of b, which is exactly one control batch. Any other control
@@ -47,17 +52,22 @@ func ControlMarker(b []byte) (commit bool, coordinatorEpoch int32, err error) {
 		if err != nil {
 			return false, 0, err
 		}
-		if len(r.Key) < 4 {
-			return false, 0, fmt.Errorf("%w: key of %d bytes", ErrControl, len(r.Key))
-		}
-		version, kind := int16(binary.BigEndian.Uint16(r.Key)), int16(binary.BigEndian.Uint16(r.Key[2:]))
-		if version < 0 || (kind != markerAbort && kind != markerCommit) {
-			return false, 0, fmt.Errorf("%w: version %d, type %d", ErrControl, version, kind)
-		}
-		if len(r.Value) < 6 || int16(binary.BigEndian.Uint16(r.Value)) < 0 {
-			return false, 0, fmt.Errorf("%w: value of %d bytes", ErrControl, len(r.Value))
-		}
-		return kind == markerCommit, int32(binary.BigEndian.Uint32(r.Value[2:])), nil
+		return ReadMarker(r.Key, r.Value)
 	}
 	return false, 0, fmt.Errorf("%w: no records", ErrControl)
+}
+
+// ReadMarker reads the record of a control batch. One that is no transaction marker is ErrControl.
+func ReadMarker(key, value []byte) (commit bool, coordinatorEpoch int32, err error) {
+	if len(key) < 4 {
+		return false, 0, fmt.Errorf("%w: key of %d bytes", ErrControl, len(key))
+	}
+	version, kind := int16(binary.BigEndian.Uint16(key)), int16(binary.BigEndian.Uint16(key[2:]))
+	if version < 0 || (kind != markerAbort && kind != markerCommit) {
+		return false, 0, fmt.Errorf("%w: version %d, type %d", ErrControl, version, kind)
+	}
+	if len(value) < 6 || int16(binary.BigEndian.Uint16(value)) < 0 {
+		return false, 0, fmt.Errorf("%w: value of %d bytes", ErrControl, len(value))
+	}
+	return kind == markerCommit, int32(binary.BigEndian.Uint32(value[2:])), nil
 }

@@ -143,6 +143,24 @@ func New() *State { return &State{limit: DefaultLimit} }
 // a few at a time; one with an open transaction never is.
 func (s *State) SetLimit(n int) { s.limit = max(n, 1) }
 
+// Limit is how many producers are remembered.
+func (s *State) Limit() int { return s.limit }
+
+// Known says whether anything is known of a producer's batches.
+func (s *State) Known(id int64) bool {
+	e := s.entries[id]
+	return e != nil && (e.batches > 0 || e.epoch != batch.NoProducerEpoch)
+}
+
+// InTransaction says whether a producer has a transaction open, and its epoch.
+func (s *State) InTransaction(id int64) (epoch int16, open bool) {
+	e := s.entries[id]
+	if e == nil {
+		return batch.NoProducerEpoch, false
+	}
+	return e.epoch, e.txnFirst != noOffset
+}
+
 // Len is the number of producers remembered.
 func (s *State) Len() int { return len(s.entries) }
 
@@ -444,6 +462,15 @@ func (s *State) Aborted(from, to int64) []Aborted {
 		}
 	}
 	return out
+}
+
+// RestoreAborted remembers again what TrimAborted forgot, of the time before
+// everything that is remembered.
+func (s *State) RestoreAborted(list []Aborted) {
+	byLast := func(a, b Aborted) int { return cmp.Compare(a.LastOffset, b.LastOffset) }
+	all := append(slices.Clone(list), s.aborted...)
+	slices.SortFunc(all, byLast)
+	s.aborted = slices.CompactFunc(all, func(a, b Aborted) bool { return a.LastOffset == b.LastOffset })
 }
 
 // TrimAborted forgets the aborted transactions that lie wholly below offset, where nobody reads here any more.

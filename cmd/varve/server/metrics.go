@@ -38,6 +38,7 @@ type metrics struct {
 	panics       prometheus.Counter
 	restarts     prometheus.Counter
 	leaders      prometheus.Gauge
+	txnsEnded    *prometheus.CounterVec
 
 	bucketRequests *prometheus.CounterVec
 	bucketBytes    *prometheus.CounterVec
@@ -82,6 +83,7 @@ func newMetrics() *metrics {
 	m.panics = counter("varve_request_panics_total", "Request handlers that failed: each is a defect.")
 	m.restarts = counter("varve_restarts_at_remote_end_total", "Partitions whose local log was lost and that went on from object storage.")
 	m.leaders = gauge("varve_leader_partitions", "Partitions that this broker leads and serves.")
+	m.txnsEnded = counters("varve_transactions_total", "Transactions that ended here, by outcome: commit, abort, fenced (another producer took the id over), timeout.", "outcome")
 
 	m.bucketRequests = counters("varve_objstore_requests_total", "Calls to the bucket, by operation and outcome.", "operation", "outcome")
 	m.bucketBytes = counters("varve_objstore_bytes_total", "Bytes moved by calls to the bucket.", "operation")
@@ -137,6 +139,7 @@ func (m *metrics) brokerEvents() *broker.Events {
 		BadInput:             func(error) { m.badInput.Inc() },
 		Panic:                m.panics.Inc,
 		RestartedAtRemoteEnd: m.restarts.Inc,
+		TransactionEnded:     func(outcome string) { m.txnsEnded.WithLabelValues(outcome).Inc() },
 		LeaderStarted:        m.leaders.Inc,
 		LeaderStopped:        m.leaders.Dec,
 	}
@@ -234,6 +237,23 @@ func (m *metrics) watch(s *Server) {
 			lag = max(lag, st.UploadLagMs)
 		}
 		return float64(lag) / 1000
+	})
+	m.gauge("varve_open_transactions", "Transactions coordinated here that are not complete: ongoing, or with markers that are not written yet.", func() float64 {
+		ids := s.broker.TransactionStats().IDs
+		return float64(ids["Ongoing"] + ids["PrepareCommit"] + ids["PrepareAbort"])
+	})
+	m.gauge("varve_oldest_transaction_seconds", "Age of the oldest transaction coordinated here that has not ended; 0 if there is none.", func() float64 {
+		if began := s.broker.TransactionStats().Oldest; !began.IsZero() {
+			return max(0, time.Since(began).Seconds())
+		}
+		return 0
+	})
+	m.gauge("varve_transactional_ids", "Transactional ids coordinated here.", func() float64 {
+		n := 0
+		for _, k := range s.broker.TransactionStats().IDs {
+			n += k
+		}
+		return float64(n)
 	})
 	m.reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "varve_build_info", Help: "1; which build this is.",

@@ -86,14 +86,14 @@ type Server struct {
 
 // memory is how memory.max.bytes is divided.
 type memory struct {
-	total, requests, responses, walQueue, walCache, walIndex, tierCache, groups int64
+	total, requests, responses, walQueue, walCache, walIndex, tierCache, groups, txns int64
 }
 
 // divide gives each consumer of memory its share; settings that name one
 // themselves are kept.
 func divide(c *config.BrokerConfig) memory {
 	m := memory{total: c.MemoryMaxBytes}
-	// Together 76 %: the rest is for what is not counted, such as stacks,
+	// Together 78 %: the rest is for what is not counted, such as stacks,
 	// metadata, and what the collector has not taken back yet.
 	share := func(percent int64, set int64) int64 {
 		if set > 0 {
@@ -113,6 +113,7 @@ func divide(c *config.BrokerConfig) memory {
 	m.walIndex = share(4, 0)
 	m.tierCache = share(9, c.RemoteCacheMemoryBytes)
 	m.groups = share(5, 0)
+	m.txns = share(2, 0)
 	return m
 }
 
@@ -204,7 +205,7 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	}
 	if s.broker, err = broker.New(broker.Options{
 		BrokerID: c.NodeID, ClusterID: clusterID, Settings: c,
-		RequestBytes: s.memory.requests, ResponseBytes: s.memory.responses, GroupBytes: s.memory.groups,
+		RequestBytes: s.memory.requests, ResponseBytes: s.memory.responses, GroupBytes: s.memory.groups, TxnBytes: s.memory.txns,
 		Log: s.wal, Tier: s.tier, Metadata: s.node, Logger: s.log.With("part", "broker"), Events: s.metrics.brokerEvents(),
 		AcceptCorruptLog: o.AcceptCorruptLog, Version: o.Version, Reconfigure: s.reconfigure,
 	}); err != nil {

@@ -1,0 +1,213 @@
+package coordinator
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"log/slog"
+	"time"
+
+	"github.com/varve/varve/broker/group"
+	"github.com/varve/varve/wal/batch"
+)
+
+// Coordinator is the group coordinator of one broker.
+type Coordinator struct {
+	*host[*groupMachine, group.Command, group.Result]
+}
+
+// New returns a coordinator that leads nothing. The number of partitions is that of __consumer_offsets; 0 until the
+// topic exists.
+func New(o Options, partitions int32) *Coordinator {
+	return &Coordinator{newHost(o, kind[*groupMachine, group.Command, group.Result]{
+		name: "group state",
+		machine: func(s *groupShard) *groupMachine {
+			return &groupMachine{Shard: group.NewShard(s.o.Groups), s: s}
+		},
+		of: func(c group.Command) subject {
+			_, tick := c.(*group.Tick)
+			return subject{c.GroupID(), access(group.AccessOf(c)), tick}
+		},
+		tick:   func(key string) group.Command { return &group.Tick{Group: key} },
+		expire: func(key string) group.Command { return &group.Expire{Group: key} },
+	}, partitions)}
+}
+
+type groupShard = shard[*groupMachine, group.Command, group.Result]
+
+// groupMachine is the groups of a partition as a shard drives them. The values of access are those of group.Access.
+type groupMachine struct {
+	*group.Shard
+	s    *groupShard
+	live bool // loaded: what happens is new
+}
+
+var _ = [1]int{}[int(exclusive)-int(group.Exclusive)]
+
+func (m *groupMachine) Handle(now time.Time, c group.Command) (group.Result, outcome) {
+	r := m.Shard.Handle(now, c)
+	out := outcome{key: r.Group, records: len(r.Records), more: r.More, moves: r.Moves()}
+	switch {
+	case r.Marker != nil:
+		by := r.Marker.By
+		out.records, out.header = 1, &header{producerID: by.ProducerID, producerEpoch: by.ProducerEpoch, transactional: true, control: true, ticket: r.Ticket}
+	case r.Txn != nil:
+		out.header = &header{producerID: r.Txn.ProducerID, producerEpoch: r.Txn.ProducerEpoch, transactional: true, ticket: r.Ticket}
+	}
+	return r, out
+}
+
+func (m *groupMachine) Record(r group.Result, i int) (key, value []byte) {
+	if r.Marker != nil {
+		return batch.MarkerRecord(r.Marker.Commit, r.Marker.CoordinatorEpoch)
+	}
+	return r.Records[i].Key, r.Records[i].Value
+}
+
+// Apply passes over control records that are no markers.
+func (m *groupMachine) Apply(h batch.Header, _ int64, key, value []byte) error {
+	by := group.Txn{ProducerID: h.ProducerID, ProducerEpoch: h.ProducerEpoch}
+	switch {
+	case h.Control():
+		commit, _, err := batch.ReadMarker(key, value)
+		if err != nil {
+			return nil
+		}
+		for _, n := range m.ApplyMarker(by, commit) {
+			if m.live {
+				m.tell(n)
+			}
+		}
+		return nil
+	case h.Transactional():
+		return m.ApplyTxn(group.Record{Key: key, Value: value}, by)
+	}
+	return m.Shard.Apply(group.Record{Key: key, Value: value})
+}
+
+func (m *groupMachine) Loaded(now time.Time) []group.Command {
+	m.live = true
+	return m.Shard.Loaded(now)
+}
+
+func (m *groupMachine) Settle(now time.Time, r group.Result) {
+	m.Shard.Settle(now, r)
+	for _, rep := range r.Replies {
+		m.s.answer(rep.Token, rep.Response)
+	}
+	for _, n := range r.Notes {
+		m.tell(n)
+	}
+}
+
+func (m *groupMachine) tell(n group.Note) {
+	m.s.ev.Group(m.s.partition, n)
+	level := slog.LevelInfo
+	if n.Kind == group.NoteCommitted || n.Kind == group.NoteExpired {
+		level = slog.LevelDebug
+	}
+	if m.s.log.Enabled(m.s.ctx, level) {
+		m.s.log.Log(m.s.ctx, level, noteText[n.Kind], "group", n.Group, "generation", n.Generation, "members", n.Members,
+			"member", n.Member, "offsets", n.N, "reason", n.Reason)
+	}
+}
+
+var noteText = map[group.NoteKind]string{
+	group.NoteRebalance: "group rebalances", group.NoteGeneration: "group has a new generation", group.NoteStable: "group is stable",
+	group.NoteEmpty: "group is empty", group.NoteMemberExpired: "member removed", group.NoteMemberLeft: "member left",
+	group.NoteFenced: "static member replaced", group.NoteRefused: "member refused", group.NoteCommitted: "offsets committed",
+	group.NoteExpired: "offsets expired", group.NoteDeleted: "group deleted",
+}
+
+func (m *groupMachine) Fail(r group.Result, code int16) {
+	for _, rep := range group.Fail(r, code) {
+		m.s.answer(rep.Token, rep.Response)
+	}
+}
+
+// Led has no consequences: what groups write is told apart by the log.
+func (m *groupMachine) Led(int32) {}
+
+func (m *groupMachine) Grows(c group.Command) bool {
+	switch c := c.(type) {
+	case *group.Join:
+		return c.Req.MemberID == ""
+	case *group.Commit:
+		return c.Txn != nil || !m.Has(c.Req.Group)
+	}
+	return false
+}
+
+func (m *groupMachine) Keys() []string { return m.GroupIDs() }
+
+// groupTally is what Stats has of a shard of groups.
+type groupTally struct {
+	states           [group.Stable + 1]int
+	members, offsets int
+	pending, txns    int
+	bytes            int64
+}
+
+func (m *groupMachine) Count() tally {
+	t := groupTally{bytes: m.Bytes()}
+	t.states, t.members, t.offsets = m.Counts()
+	t.pending, t.txns = m.Pending()
+	return t
+}
+
+func (t groupTally) line() []any {
+	n := 0
+	for _, k := range t.states {
+		n += k
+	}
+	return []any{"groups", n, "offsets", t.offsets, "pending", t.pending}
+}
+
+// Stats are what the coordinator holds.
+type Stats struct {
+	Shards, Loading int
+	Groups          map[string]int // by state
+	Members         int
+	Offsets         int
+	Pending, Txns   int   // offsets that wait for the end of a transaction, and transactions that they belong to
+	Bytes           int64 // about; all shards
+	Queued, Writing int   // commands waiting to be handled, and waiting for their append
+}
+
+// Stats adds up what the shards hold, as of the last command of each.
+func (c *Coordinator) Stats() Stats {
+	st := Stats{Groups: map[string]int{}}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.shards {
+		s.mu.Lock()
+		st.Shards++
+		if !s.active {
+			st.Loading++
+		}
+		st.Queued += len(s.queue)
+		st.Writing += s.writing
+		if t, ok := s.tally.(groupTally); ok {
+			st.Members += t.members
+			st.Offsets += t.offsets
+			st.Pending += t.pending
+			st.Txns += t.txns
+			st.Bytes += t.bytes
+			for i, n := range t.states {
+				if n > 0 {
+					st.Groups[group.State(i).String()] += n
+				}
+			}
+		}
+		s.mu.Unlock()
+	}
+	return st
+}
+
+// suffix makes a member id unique.
+func suffix() string {
+	var b [16]byte
+	rand.Read(b[:])
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	h := hex.EncodeToString(b[:])
+	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
+}

@@ -1,0 +1,589 @@
+package coordinator
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/varve/varve/broker/protocol"
+	"github.com/varve/varve/broker/txn"
+	"github.com/varve/varve/wal/batch"
+)
+
+// Transactions is the transaction coordinator of one broker.
+type Transactions struct {
+	*host[*txnMachine, txn.Command, txn.Result]
+}
+
+// Markers is what a transaction coordinator needs of the partitions that transactions write to.
+type Markers interface {
+	// Write writes a marker to the leader of a partition: one of those that m names, and with its outcome. done is called
+	// once, from any goroutine, with 0 when the marker is committed, or with the error code for which it was not. It does
+	// not block.
+	Write(topic string, partition int32, m *txn.Markers, done func(code int16))
+	// Exists says whether there is such a partition: one that is gone needs no marker.
+	Exists(topic string, partition int32) bool
+}
+
+// NewTransactions returns a coordinator that leads nothing. The number of partitions is that of __transaction_state; 0
+// until the topic exists.
+func NewTransactions(o Options, partitions int32) *Transactions {
+	return &Transactions{newHost(o, kind[*txnMachine, txn.Command, txn.Result]{
+		name: "transaction state",
+		machine: func(s *txnShard) *txnMachine {
+			return &txnMachine{Shard: txn.NewShard(s.o.Transactions), s: s, marking: map[string]*marking{}, ended: map[string]chan struct{}{}}
+		},
+		of: func(c txn.Command) subject {
+			_, tick := c.(*txn.Tick)
+			on := subject{c.TransactionalID(), exclusive, tick}
+			if txn.AccessOf(c) == txn.Free {
+				on.access = free
+			}
+			return on
+		},
+		tick:   func(key string) txn.Command { return &txn.Tick{ID: key} },
+		expire: func(key string) txn.Command { return &txn.Expire{ID: key} },
+	}, partitions)}
+}
+
+type txnShard = shard[*txnMachine, txn.Command, txn.Result]
+
+// txnMachine is the transactional ids of a partition as a shard drives them, and the markers that they have written.
+type txnMachine struct {
+	*txn.Shard
+	s *txnShard
+
+	marking  map[string]*marking
+	ended    map[string]chan struct{} // closed when the markers of the id's transaction are written: see awaitEnd
+	attempts int                      // under way
+	backlog  []attempt                // that wait for their turn
+	warnedAt time.Time                // of the last failed attempt that was logged
+}
+
+func (m *txnMachine) Handle(now time.Time, c txn.Command) (txn.Result, outcome) {
+	r := m.Shard.Handle(now, c)
+	if r.NeedProducerID {
+		m.supply(c)
+		return r, outcome{key: r.ID, later: true}
+	}
+	return r, outcome{key: r.ID, records: len(r.Records), moves: r.Moves()}
+}
+
+// supplyTimeout bounds the wait for a producer id.
+const supplyTimeout = 10 * time.Second
+
+// supply gets a producer id and brings the command back with it. Others of the same id may come in between; then the
+// command is decided anew, and the producer id may be lost.
+func (m *txnMachine) supply(c txn.Command) {
+	m.s.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(m.s.ctx, supplyTimeout)
+		defer cancel()
+		id, err := m.s.o.ProducerID(ctx)
+		if err != nil {
+			if m.s.ctx.Err() == nil {
+				m.s.log.Warn("no producer id for a transactional id", "id", c.TransactionalID(), "err", err)
+			}
+			m.s.resume(tokenOf(c), c, protocol.CodeCoordinatorLoadInProgress) // clients ask again
+			return
+		}
+		m.s.resume(tokenOf(c), &txn.Supplied{Command: c, ProducerID: id}, protocol.CodeNone)
+	})
+}
+
+// tokenOf is the token of the request that a command is, or 0.
+func tokenOf(c txn.Command) uint64 {
+	switch c := c.(type) {
+	case *txn.Init:
+		return c.Token
+	case *txn.AddPartitions:
+		return c.Token
+	case *txn.AddOffsets:
+		return c.Token
+	case *txn.End:
+		return c.Token
+	}
+	return 0
+}
+
+func (m *txnMachine) Record(r txn.Result, i int) (key, value []byte) {
+	return r.Records[i].Key, r.Records[i].Value
+}
+
+// Apply passes over control batches: no transaction writes here.
+func (m *txnMachine) Apply(h batch.Header, _ int64, key, value []byte) error {
+	if h.Control() {
+		return nil
+	}
+	return m.Shard.Apply(txn.Record{Key: key, Value: value})
+}
+
+func (m *txnMachine) Settle(now time.Time, r txn.Result) {
+	m.Shard.Settle(now, r)
+	for _, rep := range r.Replies {
+		m.s.answer(rep.Token, rep.Response)
+	}
+	for _, n := range r.Notes {
+		if n.Kind == txn.NoteComplete {
+			delete(m.marking, n.ID)
+			if ended := m.ended[n.ID]; ended != nil {
+				delete(m.ended, n.ID)
+				close(ended)
+			}
+		}
+		m.tell(n)
+	}
+	if r.Markers != nil {
+		m.mark(*r.Markers)
+	}
+}
+
+func (m *txnMachine) tell(n txn.Note) {
+	m.s.ev.Transaction(m.s.partition, n)
+	level := slog.LevelDebug
+	if n.Kind == txn.NoteTimedOut || n.Kind == txn.NoteRefused {
+		level = slog.LevelInfo
+	}
+	if m.s.log.Enabled(m.s.ctx, level) {
+		m.s.log.Log(m.s.ctx, level, txnNoteText[n.Kind], "id", n.ID, "producer_id", n.ProducerID, "epoch", n.Epoch,
+			"partitions", n.Partitions, "age", n.Age, "reason", n.Reason)
+	}
+}
+
+var txnNoteText = map[txn.NoteKind]string{
+	txn.NoteInitialized: "transactional producer initialized", txn.NoteBegun: "transaction begun", txn.NoteCommitting: "transaction committed",
+	txn.NoteAborting: "transaction aborted", txn.NoteFenced: "transaction aborted: another producer has its id",
+	txn.NoteTimedOut: "transaction aborted: it took longer than its timeout", txn.NoteComplete: "transaction complete",
+	txn.NoteExpired: "transactional id expired", txn.NoteRefused: "partitions of a transaction refused",
+}
+
+func (m *txnMachine) Fail(r txn.Result, code int16) {
+	for _, rep := range txn.Fail(r, code) {
+		m.s.answer(rep.Token, rep.Response)
+	}
+}
+
+// Loaded leads to no commands: Led asks for what is to be done.
+func (m *txnMachine) Loaded(time.Time) []txn.Command { return nil }
+
+// Led has the markers written that the log asks for, in the new epoch.
+func (m *txnMachine) Led(epoch int32) {
+	for _, k := range m.Shard.Loaded(epoch) {
+		m.mark(k)
+	}
+}
+
+func (m *txnMachine) Grows(c txn.Command) bool {
+	i, ok := c.(*txn.Init)
+	return ok && !m.Has(i.TransactionalID())
+}
+
+func (m *txnMachine) Keys() []string { return m.IDs() }
+
+// txnTally is what Stats has of a shard of transactional ids.
+type txnTally struct {
+	states [txn.PrepareEpochFence + 1]int
+	oldest time.Time // when the oldest began that has not ended; zero: none
+	bytes  int64
+}
+
+func (m *txnMachine) Count() tally {
+	t := txnTally{states: m.Counts(), bytes: m.Bytes()}
+	t.oldest, _ = m.Oldest()
+	return t
+}
+
+func (t txnTally) line() []any {
+	n := 0
+	for _, k := range t.states {
+		n += k
+	}
+	return []any{"ids", n, "ongoing", t.states[txn.Ongoing], "ending", t.states[txn.PrepareCommit] + t.states[txn.PrepareAbort]}
+}
+
+// ---- Markers
+
+// marking is the end of one transaction as its partitions come to know it.
+//
+// A partition that has its marker never gets it again in the same transaction, however often the machine asks: its
+// producer may be in the next transaction by then, with the same epoch. So it has one attempt at a time, and none once the
+// machine was told.
+type marking struct {
+	m    txn.Markers
+	at   map[place]markState
+	told []place // have their marker, and the machine does not know yet
+}
+
+type place struct {
+	topic     string
+	partition int32
+}
+
+type markState int8
+
+const (
+	writing markState = iota // or waiting for its turn, or for the next attempt
+	written
+)
+
+// attempt is a marker on its way to a partition.
+type attempt struct {
+	k     *marking
+	at    place
+	again time.Duration // after how long to try the next time
+}
+
+// Backoff of markers, and how many attempts of a shard are under way at most.
+const (
+	markerBackoff    = 10 * time.Millisecond
+	maxMarkerBackoff = 5 * time.Second
+	maxAttempts      = 256
+)
+
+// mark has markers written. What is under way goes on; what is done is told again.
+func (m *txnMachine) mark(want txn.Markers) {
+	k := m.marking[want.ID]
+	if k == nil || k.m.Order != want.Order {
+		k = &marking{at: map[place]markState{}}
+		m.marking[want.ID] = k
+	}
+	k.m = want
+	if len(want.Topics) == 0 {
+		m.s.own(&txn.MarkersWritten{ID: want.ID, Order: want.Order})
+		return
+	}
+	for _, t := range want.Topics {
+		for _, p := range t.Partitions {
+			at := place{t.Topic, p}
+			switch st, ok := k.at[at]; {
+			case !ok:
+				k.at[at] = writing
+				m.try(attempt{k, at, markerBackoff})
+			case st == written:
+				m.marked(k, at)
+			}
+		}
+	}
+}
+
+// try writes a marker, if it is still wanted.
+func (m *txnMachine) try(a attempt) {
+	if m.marking[a.k.m.ID] != a.k {
+		return // the transaction is complete; this cannot be its last marker
+	}
+	if !m.s.o.Markers.Exists(a.at.topic, a.at.partition) {
+		m.marked(a.k, a.at)
+		return
+	}
+	if m.attempts >= maxAttempts {
+		m.backlog = append(m.backlog, a)
+		return
+	}
+	m.attempts++
+	want := a.k.m
+	m.s.o.Markers.Write(a.at.topic, a.at.partition, &want, func(code int16) {
+		m.s.do(func(m *txnMachine) { m.tried(a, code) })
+	})
+}
+
+func (m *txnMachine) tried(a attempt, code int16) {
+	m.attempts--
+	if len(m.backlog) > 0 {
+		next := m.backlog[0]
+		m.backlog = m.backlog[1:]
+		m.try(next)
+	}
+	if code == protocol.CodeNone {
+		m.marked(a.k, a.at)
+		return
+	}
+	if now := time.Now(); now.Sub(m.warnedAt) >= 10*time.Second && code != protocol.CodeNotLeaderOrFollower {
+		m.warnedAt = now
+		m.s.log.Warn("a marker could not be written and is tried again", "id", a.k.m.ID, "producer_id", a.k.m.ProducerID, "epoch", a.k.m.ProducerEpoch,
+			"topic", a.at.topic, "of_partition", a.at.partition, "error", protocol.Name(code), "again_in", a.again)
+	}
+	next := a
+	next.again = min(2*a.again, maxMarkerBackoff)
+	time.AfterFunc(a.again, func() { m.s.do(func(m *txnMachine) { m.try(next) }) })
+}
+
+// marked tells the machine of a marker, together with those that come until it is its turn.
+func (m *txnMachine) marked(k *marking, at place) {
+	k.at[at] = written
+	k.told = append(k.told, at)
+	if len(k.told) == 1 {
+		m.s.do(func(m *txnMachine) { m.report(k) })
+	}
+}
+
+func (m *txnMachine) report(k *marking) {
+	told := map[string][]int32{}
+	for _, at := range k.told {
+		told[at.topic] = append(told[at.topic], at.partition)
+	}
+	k.told = nil
+	if m.marking[k.m.ID] != k {
+		return
+	}
+	c := &txn.MarkersWritten{ID: k.m.ID, Order: k.m.Order}
+	for topic, ps := range told {
+		c.Topics = append(c.Topics, txn.Topic{Topic: topic, Partitions: ps})
+	}
+	m.s.own(c)
+}
+
+// ---- Stats
+
+// TransactionStats are what the coordinator holds.
+type TransactionStats struct {
+	Shards, Loading int
+	IDs             map[string]int // transactional ids by state
+	Oldest          time.Time      // when the oldest transaction began that has not ended; zero: there is none
+	Bytes           int64
+	Queued, Writing int
+}
+
+// Stats adds up what the shards hold.
+func (c *Transactions) Stats() TransactionStats {
+	st := TransactionStats{IDs: map[string]int{}}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.shards {
+		s.mu.Lock()
+		st.Shards++
+		if !s.active {
+			st.Loading++
+		}
+		st.Queued += len(s.queue)
+		st.Writing += s.writing
+		if t, ok := s.tally.(txnTally); ok {
+			st.Bytes += t.bytes
+			for i, n := range t.states {
+				if n > 0 {
+					st.IDs[txn.State(i).String()] += n
+				}
+			}
+			if !t.oldest.IsZero() && (st.Oldest.IsZero() || t.oldest.Before(st.Oldest)) {
+				st.Oldest = t.oldest
+			}
+		}
+		s.mu.Unlock()
+	}
+	return st
+}
+
+// ---- Handlers. As for groups: they take a decoded request and return its response, of the same version.
+
+// How long a request waits for the markers of the last transaction before it is answered CONCURRENT_TRANSACTIONS. A client
+// that is told so comes again after about as long, and mostly the markers take a few syncs.
+const (
+	addPatience  = 20 * time.Millisecond
+	initPatience = 100 * time.Millisecond
+)
+
+// awaitEnd waits until no markers of the ids' transactions are being written, and says whether that came in time.
+func (c *Transactions) awaitEnd(ctx context.Context, limit time.Duration, ids ...string) bool {
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	for _, id := range ids {
+		s, code := c.shardFor(id)
+		if code != protocol.CodeNone {
+			return false
+		}
+		out := make(chan (<-chan struct{}), 1)
+		if c.look(ctx, s, "", func(m *txnMachine) { out <- m.end(id) }) != protocol.CodeNone {
+			return false
+		}
+		select {
+		case <-<-out:
+		case <-timer.C:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
+}
+
+var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
+
+// end is a channel that is closed when the markers of the id's transaction are written. All who wait share it.
+func (m *txnMachine) end(id string) <-chan struct{} {
+	if !m.Ending(id) {
+		return closed
+	}
+	if m.ended[id] == nil {
+		m.ended[id] = make(chan struct{})
+	}
+	return m.ended[id]
+}
+
+// InitProducerID serves key 22 of producers with a transactional id, versions 0-5.
+func (c *Transactions) InitProducerID(ctx context.Context, req *kmsg.InitProducerIDRequest) *kmsg.InitProducerIDResponse {
+	r := c.initProducerID(ctx, req)
+	if r.ErrorCode == protocol.CodeConcurrentTransactions && c.awaitEnd(ctx, initPatience, *req.TransactionalID) {
+		r = c.initProducerID(ctx, req)
+	}
+	return r
+}
+
+func (c *Transactions) initProducerID(ctx context.Context, req *kmsg.InitProducerIDRequest) *kmsg.InitProducerIDResponse {
+	id := ""
+	if req.TransactionalID != nil {
+		id = *req.TransactionalID
+	}
+	r, code := request[*kmsg.InitProducerIDResponse](ctx, c.host, id, c.o.ReplyTimeout, func(token uint64) txn.Command {
+		return &txn.Init{Token: token, Req: req}
+	})
+	if code != protocol.CodeNone {
+		r = kmsg.NewPtrInitProducerIDResponse()
+		r.ProducerID, r.ProducerEpoch, r.ErrorCode = -1, -1, code
+	}
+	r.Version = req.Version
+	return r
+}
+
+// AddPartitionsToTxn adds partitions to each of several transactions, or verifies that they are in it, and returns one
+// answer for each, in the form that the version has. They are handled side by side.
+func (c *Transactions) AddPartitionsToTxn(ctx context.Context, version int16, txns []kmsg.AddPartitionsToTxnRequestTransaction) []*kmsg.AddPartitionsToTxnResponse {
+	out := c.addPartitions(ctx, version, txns)
+	var ids []string
+	var again []kmsg.AddPartitionsToTxnRequestTransaction
+	var at []int
+	for i := range txns {
+		if !txns[i].VerifyOnly && concurrent(out[i]) {
+			ids, again, at = append(ids, txns[i].TransactionalID), append(again, txns[i]), append(at, i)
+		}
+	}
+	if len(ids) > 0 && c.awaitEnd(ctx, addPatience, ids...) {
+		for i, r := range c.addPartitions(ctx, version, again) {
+			out[at[i]] = r
+		}
+	}
+	return out
+}
+
+// concurrent says whether a transaction was told CONCURRENT_TRANSACTIONS.
+func concurrent(r *kmsg.AddPartitionsToTxnResponse) bool {
+	for _, t := range r.Topics {
+		for _, p := range t.Partitions {
+			return p.ErrorCode == protocol.CodeConcurrentTransactions
+		}
+	}
+	for _, x := range r.Transactions {
+		for _, t := range x.Topics {
+			for _, p := range t.Partitions {
+				return p.ErrorCode == protocol.CodeConcurrentTransactions
+			}
+		}
+	}
+	return false
+}
+
+func (c *Transactions) addPartitions(ctx context.Context, version int16, txns []kmsg.AddPartitionsToTxnRequestTransaction) []*kmsg.AddPartitionsToTxnResponse {
+	ctx, cancel := context.WithTimeout(ctx, c.o.ReplyTimeout)
+	defer cancel()
+	cmds, calls := make([]*txn.AddPartitions, len(txns)), make([]*call, len(txns))
+	for i := range txns {
+		o := op[*txnMachine, txn.Command]{token: c.tokens.Add(1), call: newCall()}
+		cmds[i] = &txn.AddPartitions{Token: o.token, Version: version, Txn: txns[i]}
+		o.cmd = cmds[i]
+		calls[i] = o.call
+		s, code := c.shardFor(txns[i].TransactionalID)
+		if code == protocol.CodeNone {
+			code = s.submit(o)
+		}
+		if code != protocol.CodeNone {
+			o.call.answer <- answer{code: code}
+		}
+	}
+	out := make([]*kmsg.AddPartitionsToTxnResponse, len(txns))
+	for i, call := range calls {
+		if a := await(ctx, call, nil); a.resp != nil {
+			out[i] = a.resp.(*kmsg.AddPartitionsToTxnResponse)
+		} else {
+			out[i] = txn.AddPartitionsError(cmds[i], a.code)
+		}
+	}
+	return out
+}
+
+// AddOffsetsToTxn serves key 25, versions 0-4. partition is the group's, of __consumer_offsets.
+func (c *Transactions) AddOffsetsToTxn(ctx context.Context, req *kmsg.AddOffsetsToTxnRequest, partition int32) *kmsg.AddOffsetsToTxnResponse {
+	r := c.addOffsets(ctx, req, partition)
+	if r.ErrorCode == protocol.CodeConcurrentTransactions && c.awaitEnd(ctx, addPatience, req.TransactionalID) {
+		r = c.addOffsets(ctx, req, partition)
+	}
+	return r
+}
+
+func (c *Transactions) addOffsets(ctx context.Context, req *kmsg.AddOffsetsToTxnRequest, partition int32) *kmsg.AddOffsetsToTxnResponse {
+	r, code := request[*kmsg.AddOffsetsToTxnResponse](ctx, c.host, req.TransactionalID, c.o.ReplyTimeout, func(token uint64) txn.Command {
+		return &txn.AddOffsets{Token: token, Req: req, Partition: partition}
+	})
+	if code != protocol.CodeNone {
+		r = kmsg.NewPtrAddOffsetsToTxnResponse()
+		r.ErrorCode = code
+	}
+	r.Version = req.Version
+	return r
+}
+
+// EndTxn serves key 26, versions 0-5.
+func (c *Transactions) EndTxn(ctx context.Context, req *kmsg.EndTxnRequest) *kmsg.EndTxnResponse {
+	r, code := request[*kmsg.EndTxnResponse](ctx, c.host, req.TransactionalID, c.o.ReplyTimeout, func(token uint64) txn.Command {
+		return &txn.End{Token: token, Req: req}
+	})
+	if code != protocol.CodeNone {
+		r = kmsg.NewPtrEndTxnResponse()
+		r.ProducerID, r.ProducerEpoch, r.ErrorCode = -1, -1, code
+	}
+	r.Version = req.Version
+	return r
+}
+
+// DescribeTransactions serves key 65, version 0.
+func (c *Transactions) DescribeTransactions(ctx context.Context, req *kmsg.DescribeTransactionsRequest) *kmsg.DescribeTransactionsResponse {
+	resp := kmsg.NewPtrDescribeTransactionsResponse()
+	resp.Version = req.Version
+	for _, id := range req.TransactionalIDs {
+		s, code := c.shardFor(id)
+		if code == protocol.CodeNone {
+			out := make(chan kmsg.DescribeTransactionsResponseTransactionState, 1)
+			if code = c.look(ctx, s, "", func(m *txnMachine) { out <- m.Describe(id) }); code == protocol.CodeNone {
+				resp.TransactionStates = append(resp.TransactionStates, <-out)
+				continue
+			}
+		}
+		d := kmsg.NewDescribeTransactionsResponseTransactionState()
+		d.TransactionalID, d.ErrorCode = id, code
+		resp.TransactionStates = append(resp.TransactionStates, d)
+	}
+	return resp
+}
+
+// ListTransactions serves key 66, versions 0-2: the transactional ids that this broker coordinates, in order within each
+// partition.
+func (c *Transactions) ListTransactions(ctx context.Context, req *kmsg.ListTransactionsRequest) *kmsg.ListTransactionsResponse {
+	resp := kmsg.NewPtrListTransactionsResponse()
+	resp.Version = req.Version
+	filter, unknown, code := txn.NewFilter(req)
+	if code != protocol.CodeNone {
+		resp.ErrorCode = code
+		return resp
+	}
+	resp.UnknownStateFilters = unknown
+	for _, s := range c.all() {
+		out := make(chan []kmsg.ListTransactionsResponseTransactionState, 1)
+		switch code := c.look(ctx, s, "", func(m *txnMachine) { out <- m.List(time.Now(), filter) }); code {
+		case protocol.CodeNone:
+			resp.TransactionStates = append(resp.TransactionStates, <-out...)
+		case protocol.CodeNotCoordinator: // has just moved
+		default:
+			resp.TransactionStates, resp.ErrorCode = nil, code
+			return resp
+		}
+	}
+	return resp
+}

@@ -1,0 +1,278 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/twmb/franz-go/pkg/kadm"
+)
+
+func txnCommand() *cobra.Command {
+	cmd := group("txn", "List and describe transactions, abort hanging ones")
+	conn := addConnection(cmd)
+	cmd.AddCommand(txnList(conn), txnDescribe(conn), txnAbort(conn))
+	return cmd
+}
+
+type listedTxn struct {
+	ID          string `json:"transactional_id"`
+	State       string `json:"state"`
+	ProducerID  int64  `json:"producer_id"`
+	Coordinator int32  `json:"coordinator"`
+}
+
+var txnStates = []string{"Empty", "Ongoing", "PrepareCommit", "PrepareAbort", "CompleteCommit", "CompleteAbort"}
+
+func txnList(conn *connection) *cobra.Command {
+	cmd := &cobra.Command{Use: "list", Short: "List transactional ids and the states of their transactions", Args: arguments("", 0, 0)}
+	states := cmd.Flags().StringArray("state", nil, "only those in this state (repeatable): "+strings.Join(txnStates, ", "))
+	out := addOutput(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		for _, st := range *states {
+			if !slices.Contains(txnStates, st) {
+				return usagef("--state: there is no state %q; there are: %s", st, strings.Join(txnStates, ", "))
+			}
+		}
+		s, err := conn.admin(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer s.close()
+		txns, err := s.ListTransactions(s.ctx, nil, *states)
+		if err != nil {
+			return s.failed("listing transactions", err)
+		}
+		list := []listedTxn{}
+		for _, t := range txns.Sorted() {
+			list = append(list, listedTxn{t.TxnID, t.State, t.ProducerID, t.Coordinator})
+		}
+		if out.json() {
+			return writeJSON(cmd.OutOrStdout(), list)
+		}
+		t := newTable("TRANSACTIONAL ID", "STATE", "PRODUCER ID", "COORDINATOR")
+		for _, l := range list {
+			t.row(l.ID, l.State, l.ProducerID, l.Coordinator)
+		}
+		return t.writeTo(cmd.OutOrStdout())
+	}
+	return cmd
+}
+
+type describedTxn struct {
+	ID            string             `json:"transactional_id"`
+	State         string             `json:"state"`
+	ProducerID    int64              `json:"producer_id"`
+	ProducerEpoch int16              `json:"producer_epoch"`
+	Coordinator   int32              `json:"coordinator"`
+	TimeoutMs     int32              `json:"timeout_ms"`
+	StartMs       int64              `json:"start_ms"` // -1: it had no transaction yet
+	Partitions    []describedTxnPart `json:"partitions"`
+}
+
+type describedTxnPart struct {
+	Topic     string `json:"topic"`
+	Partition int32  `json:"partition"`
+}
+
+func txnDescribe(conn *connection) *cobra.Command {
+	cmd := &cobra.Command{Use: "describe ID...", Short: "Describe transactional ids: producer, state, partitions of the transaction",
+		Args: arguments("the transactional id", 1, -1)}
+	out := addOutput(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		s, err := conn.admin(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer s.close()
+		txns, err := s.DescribeTransactions(s.ctx, args...)
+		if err != nil {
+			return s.failed("describing transactions", err)
+		}
+		list := []describedTxn{}
+		var errs []error
+		for _, id := range args {
+			t, ok := txns[id]
+			switch {
+			case !ok:
+				errs = append(errs, fmt.Errorf("transactional id %q: the broker did not answer for it", id))
+				continue
+			case t.Err != nil:
+				errs = append(errs, fmt.Errorf("transactional id %q: %w", id, conn.explain(t.Err)))
+				continue
+			}
+			d := describedTxn{ID: id, State: t.State, ProducerID: t.ProducerID, ProducerEpoch: t.ProducerEpoch, Coordinator: t.Coordinator,
+				TimeoutMs: t.TimeoutMillis, StartMs: t.StartTimestamp, Partitions: []describedTxnPart{}}
+			for _, topic := range t.Topics.Sorted() {
+				for _, p := range topic.Partitions {
+					d.Partitions = append(d.Partitions, describedTxnPart{topic.Topic, p})
+				}
+			}
+			list = append(list, d)
+		}
+		if out.json() {
+			err = writeJSON(cmd.OutOrStdout(), list)
+		} else {
+			t := newTable("TRANSACTIONAL ID", "STATE", "PRODUCER ID", "EPOCH", "COORDINATOR", "TIMEOUT", "AGE", "PARTITIONS")
+			for _, d := range list {
+				var ps []string
+				for _, p := range d.Partitions {
+					ps = append(ps, fmt.Sprintf("%s-%d", p.Topic, p.Partition))
+				}
+				t.row(d.ID, d.State, d.ProducerID, d.ProducerEpoch, d.Coordinator, time.Duration(d.TimeoutMs)*time.Millisecond, txnAge(d), dash(strings.Join(ps, ",")))
+			}
+			err = t.writeTo(cmd.OutOrStdout())
+		}
+		return errors.Join(err, joinErrors(errs))
+	}
+	return cmd
+}
+
+// txnAge is how long a transaction has been going on that has not ended.
+func txnAge(d describedTxn) string {
+	if d.State != "Ongoing" || d.StartMs < 0 {
+		return "-"
+	}
+	return time.Since(time.UnixMilli(d.StartMs)).Truncate(time.Second).String()
+}
+
+type abortedTxn struct {
+	Topic            string `json:"topic"`
+	Partition        int32  `json:"partition"`
+	StartOffset      int64  `json:"start_offset"`
+	ProducerID       int64  `json:"producer_id"`
+	ProducerEpoch    int16  `json:"producer_epoch"`
+	CoordinatorEpoch int32  `json:"coordinator_epoch"`
+	LastTimestampMs  int64  `json:"last_timestamp_ms"`
+	Aborted          bool   `json:"aborted"` // false: --dry-run
+}
+
+func txnAbort(conn *connection) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "abort TOPIC PARTITION --start-offset N",
+		Short: "Abort a hanging transaction in a partition",
+		Long: `Abort the transaction that began at an offset of a partition, by writing its marker to that partition alone.
+
+It is for a transaction that hangs: its coordinator knows nothing of it, so nobody will ever end it, and readers of committed
+records do not come past it. A transaction that its coordinator knows is left alone: its producer ends it, or its timeout. With --force
+it is aborted all the same, and may end otherwise in its other partitions.`,
+		Example: "  varve txn abort clicks 3 --start-offset 1042 --dry-run",
+		Args:    arguments("the topic and the partition", 2, 2),
+	}
+	start := int64(-1)
+	cmd.Flags().Var(intValue{&start, 0, math.MaxInt64, "an offset"}, "start-offset", "the first offset of the transaction: the partition's last stable offset")
+	cmd.Flags().Lookup("start-offset").DefValue = ""
+	dry := cmd.Flags().Bool("dry-run", false, "show what would be aborted, abort nothing")
+	force := cmd.Flags().Bool("force", false, "abort it although its coordinator knows it")
+	out := addOutput(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		topic := args[0]
+		if err := checkTopicName(topic); err != nil {
+			return err
+		}
+		n, err := strconv.ParseInt(args[1], 10, 32)
+		if err != nil || n < 0 {
+			return usagef("%s: the partition must be a number from 0, not %q", cmd.CommandPath(), args[1])
+		}
+		if start < 0 {
+			return usagef("%s: which transaction? --start-offset says where it began; `varve topic describe` shows the partitions", cmd.CommandPath())
+		}
+		partition := int32(n)
+		s, err := conn.admin(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer s.close()
+		where := fmt.Sprintf("%s-%d", topic, partition)
+		var set kadm.TopicsSet
+		set.Add(topic, partition)
+		producers, err := s.DescribeProducers(s.ctx, set)
+		if err != nil {
+			return s.failed("describing the producers of "+where, err)
+		}
+		p, ok := producers[topic].Partitions[partition]
+		if !ok {
+			return fmt.Errorf("producers of %s: the broker did not answer for it", where)
+		}
+		if p.Err != nil {
+			return fmt.Errorf("producers of %s: %w", where, brokerError(p.Err, p.ErrMessage))
+		}
+		var hangs *kadm.DescribedProducer
+		var open []string
+		for _, x := range p.ActiveProducers.Sorted() {
+			if x.CurrentTxnStartOffset == start {
+				hangs = &x
+			}
+			if x.CurrentTxnStartOffset >= 0 {
+				open = append(open, strconv.FormatInt(x.CurrentTxnStartOffset, 10))
+			}
+		}
+		if hangs == nil {
+			if len(open) == 0 {
+				return fmt.Errorf("%s: no transaction is open in the partition", where)
+			}
+			return fmt.Errorf("%s: no transaction began at offset %d; open ones began at %s", where, start, strings.Join(open, ", "))
+		}
+		if !*force {
+			if err := notKnown(s.ctx, s, *hangs); err != nil {
+				return err
+			}
+		}
+		a := abortedTxn{topic, partition, start, hangs.ProducerID, hangs.ProducerEpoch, max(hangs.CoordinatorEpoch, 0), hangs.LastTimestamp, !*dry}
+		if a.Aborted {
+			resp, err := s.WriteTxnMarkers(s.ctx, kadm.TxnMarkers{ProducerID: a.ProducerID, ProducerEpoch: a.ProducerEpoch, CoordinatorEpoch: a.CoordinatorEpoch, Topics: set})
+			if err != nil {
+				return s.failed("aborting the transaction in "+where, err)
+			}
+			r, ok := resp[a.ProducerID].Topics[topic].Partitions[partition]
+			if !ok {
+				return fmt.Errorf("aborting the transaction in %s: the broker did not answer for it", where)
+			}
+			if r.Err != nil {
+				return fmt.Errorf("aborting the transaction in %s: %w", where, brokerError(r.Err, ""))
+			}
+		}
+		if out.json() {
+			return writeJSON(cmd.OutOrStdout(), a)
+		}
+		what := "aborted"
+		if *dry {
+			what = "would be aborted"
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: the transaction from offset %d of producer %d, epoch %d, %s; its last record is of %s\n", visible(where), start,
+			a.ProducerID, a.ProducerEpoch, what, time.UnixMilli(a.LastTimestampMs).UTC().Format(time.RFC3339))
+		return err
+	}
+	return cmd
+}
+
+// notKnown is an error if a coordinator knows the transaction that a producer has open in a partition.
+func notKnown(ctx context.Context, s *session, p kadm.DescribedProducer) error {
+	ids, err := s.ListTransactions(ctx, []int64{p.ProducerID}, nil)
+	if err != nil {
+		return s.failed("listing the transactions of the producer", err)
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	txns, err := s.DescribeTransactions(ctx, ids.TransactionalIDs()...)
+	if err != nil {
+		return s.failed("describing the transactions of the producer", err)
+	}
+	for _, t := range txns.Sorted() {
+		if t.Err != nil {
+			return fmt.Errorf("transactional id %q: %w", t.TxnID, brokerError(t.Err, ""))
+		}
+		if _, in := t.Topics[p.Topic][p.Partition]; in && t.ProducerID == p.ProducerID {
+			return fmt.Errorf("%s-%d: the transaction does not hang: transactional id %q has it in state %s, and ends it at the latest %s after its beginning; --force aborts it all the same",
+				p.Topic, p.Partition, t.TxnID, t.State, time.Duration(t.TimeoutMillis)*time.Millisecond)
+		}
+	}
+	return nil
+}
