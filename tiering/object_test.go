@@ -370,6 +370,7 @@ func TestTimestampsOfAllSizes(t *testing.T) {
 		for _, second := range all {
 			_, sections := sample(t)
 			f := sections[1].f
+			f.Bytes = 200
 			f.Blocks = []Block{{Base: f.Base, Pos: 8, Len: 100, MaxTimestamp: first}, {Base: f.Base + 1, Pos: 108, Len: 100, MaxTimestamp: second}}
 			got, err := DecodeFooter(f.Encode())
 			if err != nil || !slices.Equal(got.Blocks, f.Blocks) {
