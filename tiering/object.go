@@ -155,7 +155,7 @@ func DecodeFooter(b []byte) (*Footer, error) {
 	n := d.count(8)
 	f.Blocks = make([]Block, 0, n)
 	for i := range n {
-		k := Block{Base: d.add(base, d.uint()), Pos: d.add(pos, d.uint()), Len: d.int32(), MaxTimestamp: d.delta(ts, d.int()), CRC: d.fixed32()}
+		k := Block{Base: d.add(base, d.uint()), Pos: d.add(pos, d.uint()), Len: d.int32(), MaxTimestamp: d.timestamp(ts), CRC: d.fixed32()}
 		if d.err == nil && (k.Len < batch.MinSize || k.Len > maxBlock || k.Base > f.Last || k.Pos < int64(headerSize) ||
 			i == 0 && k.Base != f.Base || i > 0 && (k.Base == base || k.Pos != pos)) {
 			d.fail(fmt.Sprintf("block %d: %+v", i, k))
@@ -248,12 +248,15 @@ func (d *decoder) add(a, b int64) int64 {
 	return a + b
 }
 
-func (d *decoder) delta(a, b int64) int64 {
-	if c := a + b; (b > 0) == (c > a) || b == 0 {
-		return c
+// timestamp adds a delta to a timestamp, modulo 2^64: from -1 to 2^63-1, which
+// clients may send, is more than an int64 holds.
+func (d *decoder) timestamp(prev int64) int64 {
+	v := prev + d.int()
+	if v < -1 {
+		d.fail("number out of range")
+		return -1
 	}
-	d.fail("number out of range")
-	return a
+	return v
 }
 
 func (d *decoder) bytes(n int) []byte {

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"hash/crc32"
 	"io"
+	"math"
 	"os"
 	"reflect"
 	"slices"
@@ -360,4 +361,21 @@ func TestStrayKeys(t *testing.T) {
 			t.Errorf("%v", a.Unnamed)
 		}
 	})
+}
+
+// Timestamps are the client's to choose: a block of any may follow one of any other.
+func TestTimestampsOfAllSizes(t *testing.T) {
+	all := []int64{-1, 0, 1, math.MaxInt64 - 1, math.MaxInt64}
+	for _, first := range all {
+		for _, second := range all {
+			_, sections := sample(t)
+			f := sections[1].f
+			f.Bytes = 200
+			f.Blocks = []Block{{Base: f.Base, Pos: 8, Len: 100, MaxTimestamp: first}, {Base: f.Base + 1, Pos: 108, Len: 100, MaxTimestamp: second}}
+			got, err := DecodeFooter(f.Encode())
+			if err != nil || !slices.Equal(got.Blocks, f.Blocks) {
+				t.Errorf("%d, then %d: %v", first, second, err)
+			}
+		}
+	}
 }

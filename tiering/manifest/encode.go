@@ -248,6 +248,17 @@ func (d *decoder) sum(prev, delta, low int64) int64 {
 	return v
 }
 
+// timestamp adds a delta to a timestamp, modulo 2^64: from -1 to 2^63-1, which
+// clients may send, is more than an int64 holds.
+func (d *decoder) timestamp(prev int64) int64 {
+	v := prev + d.int()
+	if v < -1 {
+		d.fail("number out of range")
+		return -1
+	}
+	return v
+}
+
 func (d *decoder) bytes(n int) []byte {
 	if len(d.b) < n {
 		d.fail("too short")
@@ -296,7 +307,7 @@ func (d *decoder) entries() []Entry {
 		e.FooterPos = d.sum(e.Bytes, d.int(), 0)
 		e.FooterLen = d.int32(d.uint())
 		e.FooterCRC = binary.BigEndian.Uint32(d.bytes(4))
-		e.MaxTimestamp = d.sum(prev.MaxTimestamp, d.int(), -1)
+		e.MaxTimestamp = d.timestamp(prev.MaxTimestamp)
 		e.Created = d.sum(prev.Created, d.int(), math.MinInt64)
 		if d.err != nil {
 			return nil
@@ -321,7 +332,7 @@ func (d *decoder) refs() []PageRef {
 	var prev PageRef
 	for range n {
 		r := PageRef{Base: base, Last: d.last(base), Entries: d.uint(), Bytes: d.uint()}
-		r.MaxTimestamp = d.sum(prev.MaxTimestamp, d.int(), -1)
+		r.MaxTimestamp = d.timestamp(prev.MaxTimestamp)
 		r.Rev = d.sum(prev.Rev, d.int(), 0)
 		r.Epoch = d.int32(d.sum(int64(prev.Epoch), d.int(), 0))
 		r.Suffix = Suffix(d.bytes(len(r.Suffix)))

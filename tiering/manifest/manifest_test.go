@@ -534,3 +534,19 @@ func seal(magic string, b []byte) []byte {
 	sum := checksum(out)
 	return append(out, byte(sum>>24), byte(sum>>16), byte(sum>>8), byte(sum))
 }
+
+// Timestamps are the client's to choose: any after any other must come back.
+func TestTimestampsOfAllSizes(t *testing.T) {
+	all := []int64{-1, 0, 1, math.MaxInt64 - 1, math.MaxInt64}
+	for _, first := range all {
+		for _, second := range all {
+			h := sample()
+			h.Tail[0].MaxTimestamp, h.Tail[1].MaxTimestamp = first, second
+			h.Pages[0].MaxTimestamp, h.Pages[1].MaxTimestamp = first, second
+			got, err := DecodeHead(h.Encode())
+			if err != nil || !reflect.DeepEqual(got, h) {
+				t.Errorf("%d, then %d: %v", first, second, err)
+			}
+		}
+	}
+}
