@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/kversion"
 
 	"github.com/varve/varve/broker/protocol"
 	"github.com/varve/varve/cmd/varve/servertest"
@@ -229,7 +230,7 @@ func TestConsumerRegex(t *testing.T) {
 // nobody else gets it meanwhile.
 func TestConsumerStaticMember(t *testing.T) {
 	t.Parallel()
-	b := startQuiet(t, append([]string{"group.consumer.session.timeout.ms", "30000"}, quickConsumers[:4]...)...)
+	b := startQuiet(t, append(quickConsumers[:len(quickConsumers):len(quickConsumers)], "group.consumer.session.timeout.ms", "30000")...)
 	b.CreateTopic("t", 4)
 	topics := kgo.ConsumeTopics("t")
 	one := joinGroup(b, t, nil, topics, kgo.InstanceID("one"))
@@ -292,7 +293,7 @@ func TestConsumerMigration(t *testing.T) {
 	b.CreateTopic("t", 4)
 	c := dial(t, b)
 	got := make(chan string, 1000)
-	classic := []kgo.Opt{kgo.ConsumeTopics("t"), kgo.Balancers(kgo.CooperativeStickyBalancer()), kgo.HeartbeatInterval(100 * time.Millisecond)}
+	classic := []kgo.Opt{kgo.MaxVersions(kversion.V3_6_0()), kgo.ConsumeTopics("t"), kgo.Balancers(kgo.CooperativeStickyBalancer()), kgo.HeartbeatInterval(100 * time.Millisecond)}
 	sent, seen := 0, map[string]bool{}
 	read := func(what string) { // everything from the beginning on has been read when this returns
 		t.Helper()
@@ -452,7 +453,7 @@ func expectCode(t testing.TB, what string, got, want int16) {
 // that is refused, by hand since a good client does none of it.
 func TestConsumerFencing(t *testing.T) {
 	t.Parallel()
-	b := startQuiet(t, append([]string{"group.consumer.session.timeout.ms", "1000"}, append(quickConsumers[:4:4], quickConsumers[6:]...)...)...)
+	b := startQuiet(t, append(quickConsumers[:len(quickConsumers):len(quickConsumers)], "group.consumer.session.timeout.ms", "1000")...)
 	b.CreateTopic("t", 2)
 	c := dial(t, b)
 	r := c.beat(joining("a"))
