@@ -245,8 +245,16 @@ func TestConsumerStaticMember(t *testing.T) {
 		return "not there"
 	}
 	before := describeGroup(t, b, shares(2, whole))
+	c := dial(t, b)
+	id, _ := one.GroupMetadata()
 	one.stop()
 	one.Close()
+	// The client says that it leaves for a while without its instance id, which is refused, as in Kafka. This is what the
+	// Java client says.
+	bye := going(id, -2)
+	expectCode(t, "leaving without the instance id", c.beat(bye).ErrorCode, protocol.CodeInvalidRequest)
+	bye.InstanceID = kmsg.StringPtr("one")
+	expectCode(t, "leaving for a while", c.beat(bye).ErrorCode, 0)
 	away := describeGroup(t, b, func(g kadm.DescribedConsumerGroup) error {
 		for _, m := range g.Members {
 			if *m.InstanceID == "one" && m.MemberEpoch != -2 {
@@ -264,7 +272,6 @@ func TestConsumerStaticMember(t *testing.T) {
 		t.Errorf("it had %s in epoch %d and has %s in epoch %d", parts(before), before.AssignmentEpoch, parts(after), after.AssignmentEpoch)
 	}
 	// Its place is taken: another process with the same instance id is not let in.
-	c := dial(t, b)
 	req := joining("third")
 	req.InstanceID = kmsg.StringPtr("one")
 	if r := c.beat(req); r.ErrorCode != protocol.CodeUnreleasedInstanceID {
