@@ -327,7 +327,7 @@ func TestDescribe(t *testing.T) {
 	if es := DescribeBrokerDefaults(r.ClusterDynamic); len(es) != 2 || es[0].Name != "log.retention.ms" || es[0].Source != DynamicDefaultBroker {
 		t.Errorf("%+v", es)
 	}
-	if e := find(t, DescribeGroup(map[string]string{"consumer.session.timeout.ms": "46000"}), "consumer.session.timeout.ms"); *e.Value != "46000" || e.Source != DynamicGroup {
+	if e := find(t, r.DescribeGroup(map[string]string{"consumer.session.timeout.ms": "46000"}), "consumer.session.timeout.ms"); *e.Value != "46000" || e.Source != DynamicGroup {
 		t.Errorf("%+v", e)
 	}
 	if e := find(t, DescribeClientMetrics(nil), "interval.ms"); *e.Value != "300000" || e.Source != Default {
@@ -431,7 +431,13 @@ func TestValidateBroker(t *testing.T) {
 		{ResourceBroker, "", one("log.local.retention.ms", "7200000"), false},
 		{ResourceBroker, "1", one("log.local.retention.ms", "7"), true},
 		{ResourceBroker, "", one("ssl.key.password", "7"), false},
-		{ResourceGroup, "g", one("consumer.session.timeout.ms", "7"), true},
+		{ResourceGroup, "g", one("consumer.session.timeout.ms", "7"), false},
+		{ResourceGroup, "g", one("consumer.session.timeout.ms", "50000"), true},
+		{ResourceGroup, "g", one("consumer.session.timeout.ms", "60001"), false},
+		{ResourceGroup, "g", one("consumer.heartbeat.interval.ms", "4999"), false},
+		{ResourceGroup, "g", one("consumer.heartbeat.interval.ms", "15000"), true},
+		{ResourceGroup, "g", one("consumer.heartbeat.interval.ms", "15001"), false},
+		{ResourceGroup, "g", one("consumer.assignment.interval.ms", "0"), true},
 		{ResourceClientMetrics, "m", one("interval.ms", "7"), false},
 		{ResourceBrokerLogger, "1", one("root", "INFO"), false},
 	} {
@@ -453,5 +459,28 @@ func TestValidateBroker(t *testing.T) {
 	}
 	if err := ValidateClientMetrics(one("interval.ms", "1000")); err != nil {
 		t.Error(err)
+	}
+}
+
+// What a group has set for itself counts within the bounds that the broker has now; else what the broker has.
+func TestGroupConfig(t *testing.T) {
+	c, _, err := Build(FromMode("test", map[string]string{"node.id": "1", "log.dirs": "/d", "listeners": "PLAINTEXT://h:9092", "remote.storage.url": "mem://",
+		"group.consumer.session.timeout.ms": "50000", "group.consumer.assignment.interval.ms": "700"}), Machine{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		values map[string]string
+		want   string
+	}{
+		{nil, "50s 5s 700ms"},
+		{map[string]string{"consumer.session.timeout.ms": " 46000 ", "consumer.heartbeat.interval.ms": "6000", "consumer.assignment.interval.ms": "0"}, "46s 6s 0s"},
+		{map[string]string{"consumer.session.timeout.ms": "1", "consumer.heartbeat.interval.ms": "999999"}, "45s 15s 700ms"},
+		{map[string]string{"consumer.session.timeout.ms": "x", "share.session.timeout.ms": "50001"}, "50s 5s 700ms"},
+	} {
+		g := c.Group(tc.values)
+		if got := fmt.Sprint(g.SessionTimeout, g.HeartbeatInterval, g.AssignmentInterval); got != tc.want {
+			t.Errorf("%v: %s, want %s", tc.values, got, tc.want)
+		}
 	}
 }

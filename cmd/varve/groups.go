@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 )
 
@@ -108,6 +110,15 @@ func groupDescribe(conn *connection) *cobra.Command {
 				errs = append(errs, fmt.Errorf("group %q: the broker did not answer for it", name))
 				continue
 			}
+			if err := l.Error(); errors.Is(err, kerr.GroupIDNotFound) || err == nil && l.State == "Dead" && len(l.Lag) == 0 {
+				if g, ok, err := describeConsumers(s.ctx, s.Client, name); err != nil {
+					errs = append(errs, fmt.Errorf("group %q: %w", name, conn.explain(err)))
+					continue
+				} else if ok {
+					list = append(list, g)
+					continue
+				}
+			}
 			if err := l.Error(); err != nil {
 				errs = append(errs, fmt.Errorf("group %q: %w", name, conn.explain(err)))
 				continue
@@ -144,6 +155,78 @@ func groupDescribe(conn *connection) *cobra.Command {
 		return errors.Join(err, joinErrors(errs))
 	}
 	return cmd
+}
+
+// describeConsumers describes a group of the consumer protocol (KIP-848), which DescribeGroups knows nothing of; false if
+// there is none of that name.
+func describeConsumers(ctx context.Context, adm *kadm.Client, name string) (describedGroup, bool, error) {
+	groups, err := adm.DescribeConsumerGroups(ctx, name)
+	if err != nil {
+		return describedGroup{}, false, nil // a broker that does not know the request has no such groups
+	}
+	d, ok := groups[name]
+	switch {
+	case !ok || errors.Is(d.Err, kerr.GroupIDNotFound) || errors.Is(d.Err, kerr.UnsupportedVersion):
+		return describedGroup{}, false, nil
+	case d.Err != nil:
+		return describedGroup{}, false, d.Err
+	}
+	g := describedGroup{Group: name, State: d.State, ProtocolType: "consumer", Protocol: d.AssignorName,
+		Coordinator: d.Coordinator.NodeID, Members: []describedMemb{}, Offsets: []describedGroff{}}
+	owner := map[string]map[int32]string{}
+	all := d.AssignedPartitions()
+	for _, m := range d.Members {
+		g.Members = append(g.Members, describedMemb{m.MemberID, deref(m.InstanceID), m.ClientID, m.ClientHost})
+		for topic, ps := range m.Assignment {
+			if owner[topic] == nil {
+				owner[topic] = map[int32]string{}
+			}
+			for p := range ps {
+				owner[topic][p] = m.MemberID
+			}
+		}
+	}
+	committed, err := adm.FetchOffsets(ctx, name)
+	if err != nil {
+		return g, false, err
+	}
+	committed.Each(func(o kadm.OffsetResponse) { all.Add(o.Topic, o.Partition) })
+	topics := all.Topics()
+	if len(topics) == 0 {
+		return g, true, nil
+	}
+	starts, err := adm.ListStartOffsets(ctx, topics...)
+	if err != nil {
+		return g, false, err
+	}
+	ends, err := adm.ListEndOffsets(ctx, topics...)
+	if err != nil {
+		return g, false, err
+	}
+	for _, t := range all.Sorted() {
+		for _, p := range t.Partitions {
+			o := describedGroff{Topic: t.Topic, Partition: p, Committed: -1, LogStart: -1, LogEnd: -1, Lag: -1, Member: owner[t.Topic][p]}
+			if c, ok := committed.Lookup(t.Topic, p); ok {
+				o.Committed = c.At
+			}
+			start, ok1 := starts.Lookup(t.Topic, p)
+			end, ok2 := ends.Lookup(t.Topic, p)
+			switch {
+			case !ok1 || !ok2:
+				o.Error = brokerError(kerr.UnknownTopicOrPartition, "").Error()
+			case start.Err != nil:
+				o.Error = brokerError(start.Err, "").Error()
+			case end.Err != nil:
+				o.Error = brokerError(end.Err, "").Error()
+			default:
+				o.LogStart, o.LogEnd = start.Offset, end.Offset
+				o.Lag = max(end.Offset-max(o.Committed, start.Offset), 0)
+				g.TotalLag += o.Lag
+			}
+			g.Offsets = append(g.Offsets, o)
+		}
+	}
+	return g, true, nil
 }
 
 func printGroups(cmd *cobra.Command, list []describedGroup) error {
