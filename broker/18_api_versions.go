@@ -36,6 +36,7 @@ var features = []struct {
 	name            string
 	min, max, level int16
 }{
+	{"group.version", 0, 1, 1}, // 1: the consumer protocol (KIP-848)
 	{"transaction.version", 0, 2, transactionVersion},
 }
 

@@ -31,6 +31,7 @@ func (b *Broker) registerAPIs() {
 	t.handle(kmsg.ListPartitionReassignments.Int16(), b.listPartitionReassignments)
 	t.handle(kmsg.DescribeCluster.Int16(), b.describeCluster)
 	t.handle(kmsg.DescribeProducers.Int16(), b.describeProducers)
+	t.handle(kmsg.ListConfigResources.Int16(), b.listConfigResources)
 	t.handle(kmsg.DescribeTopicPartitions.Int16(), b.describeTopicPartitions)
 	b.registerGroupAPIs()
 	b.registerTxnAPIs()

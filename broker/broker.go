@@ -129,6 +129,7 @@ type Broker struct {
 	groups   *coordinator.Coordinator
 	txns     *coordinator.Transactions
 	pids     producerIDs
+	topics   atomic.Pointer[topicView] // what groups of the consumer protocol see
 
 	verifyTransaction txnVerifier
 
@@ -168,6 +169,7 @@ func New(o Options) (*Broker, error) {
 		conns: map[*conn]struct{}{}, perIP: map[string]int{},
 	}
 	b.cfg.Store(s)
+	b.topics.Store(newTopicView(o.Metadata.Image()))
 	b.replicas = newReplicas(b, o.Log.Partitions())
 	b.groups = b.newGroups()
 	b.txns = b.newTransactions()
@@ -185,6 +187,7 @@ func (b *Broker) Follow(prev, next *image.Image) {
 		b.txns.SetPartitions(int32(len(t.Partitions)))
 	}
 	b.reconfigure(prev, next)
+	b.followTopics(prev, next)
 	b.replicas.apply(prev, next)
 }
 

@@ -107,7 +107,7 @@ func (b *Broker) describeResource(im *image.Image, kind int8, name string) ([]co
 		if name == "" {
 			return nil, protocol.CodeInvalidRequest, "a group resource needs the group's name"
 		}
-		return config.DescribeGroup(im.Config(image.GroupResource, name)), 0, ""
+		return b.resolver(im).DescribeGroup(im.Config(image.GroupResource, name)), 0, ""
 	case image.ClientMetricsResource:
 		if name == "" {
 			return nil, protocol.CodeInvalidRequest, "a client metrics resource needs the subscription's name"

@@ -19,7 +19,8 @@ import (
 // The group APIs: FindCoordinator (10), JoinGroup (11), Heartbeat (12),
 // LeaveGroup (13), SyncGroup (14), DescribeGroups (15), ListGroups (16),
 // OffsetCommit (8), OffsetFetch (9), DeleteGroups (42), OffsetDelete (47);
-// TxnOffsetCommit (28) is in a file of its own.
+// TxnOffsetCommit (28), ConsumerGroupHeartbeat (68) and ConsumerGroupDescribe (69)
+// are in files of their own.
 //
 // Behavior: what a group is and does is decided in packages group and
 // coordinator. Here requests are routed to them, and topic ids are turned into
@@ -60,6 +61,8 @@ func (b *Broker) registerGroupAPIs() {
 	t.handle(kmsg.DeleteGroups.Int16(), func(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
 		return b.groups.DeleteGroups(ctx, in.(*kmsg.DeleteGroupsRequest))
 	})
+	t.handle(kmsg.ConsumerGroupHeartbeat.Int16(), b.consumerGroupHeartbeat)
+	t.handle(kmsg.ConsumerGroupDescribe.Int16(), b.consumerGroupDescribe)
 	t.handle(kmsg.OffsetDelete.Int16(), func(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
 		return b.groups.OffsetDelete(ctx, in.(*kmsg.OffsetDeleteRequest))
 	})
@@ -263,16 +266,30 @@ func (b *Broker) newGroups() *coordinator.Coordinator {
 		partitions = int32(len(t.Partitions))
 	}
 	c := b.conf()
+	policy := c.GroupConsumerMigrationPolicy
+	if !b.offersConsumerProtocol() {
+		policy = "disabled" // nobody could join as a member of the other protocol; and what has become of it stays
+	}
 	return coordinator.New(coordinator.Options{
 		Log: topicLog{b, offsetsTopic}, Logger: b.log,
 		Groups: group.Config{
 			MinSessionTimeout: c.GroupMinSessionTimeout, MaxSessionTimeout: c.GroupMaxSessionTimeout,
 			InitialRebalanceDelay: c.GroupInitialRebalanceDelay, MaxSize: c.GroupMaxSize,
 			OffsetMetadataMax: c.OffsetMetadataMaxBytes, OffsetsRetention: c.OffsetsRetention,
+			ConsumerMaxSize: c.GroupConsumerMaxSize, ConsumerAssignors: c.GroupConsumerAssignors, MigrationPolicy: policy,
+			Of: b.groupSettings,
 		},
-		Codec: batch.Codec(c.OffsetsTopicCodec), ReplyTimeout: c.OffsetsCommitTimeout, ExpiryInterval: c.OffsetsRetentionCheckInterval,
+		Topics: func() group.Topics { return b.topics.Load() },
+		Codec:  batch.Codec(c.OffsetsTopicCodec), ReplyTimeout: c.OffsetsCommitTimeout, ExpiryInterval: c.OffsetsRetentionCheckInterval,
 		MaxBytes: b.opts.GroupBytes,
 	}, partitions)
+}
+
+// groupSettings is what holds for a group of the consumer protocol: what it has
+// set for itself, else what the broker has.
+func (b *Broker) groupSettings(id string) group.Settings {
+	s := b.conf().Group(b.meta.Image().Config(image.GroupResource, id))
+	return group.Settings{Session: s.SessionTimeout, Interval: s.HeartbeatInterval, AssignmentInterval: s.AssignmentInterval}
 }
 
 // topicLog is the topic of a coordinator's state as it sees it (coordinator.Log).

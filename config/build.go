@@ -73,6 +73,13 @@ type BrokerConfig struct {
 	GroupMaxSessionTimeout        time.Duration
 	GroupInitialRebalanceDelay    time.Duration
 	GroupMaxSize                  int
+	GroupProtocols                []string // group.coordinator.rebalance.protocols, classic among them
+	GroupConsumerMaxSize          int
+	GroupConsumerAssignors        []string // the first is the default
+	GroupConsumerMigrationPolicy  string
+	GroupConsumer                 GroupConfig // of groups that set nothing for themselves
+	GroupConsumerMin              GroupConfig // what groups can set at least
+	GroupConsumerMax              GroupConfig // and at most
 
 	// Memory and the log.
 	MemoryMaxBytes  int64 // 0: derived
@@ -273,6 +280,8 @@ func (b *builder) fill(m Machine) *BrokerConfig {
 		OffsetsCommitTimeout: b.ms("offsets.commit.timeout.ms"), OffsetMetadataMaxBytes: b.int("offset.metadata.max.bytes"),
 		GroupMinSessionTimeout: b.ms("group.min.session.timeout.ms"), GroupMaxSessionTimeout: b.ms("group.max.session.timeout.ms"),
 		GroupInitialRebalanceDelay: b.ms("group.initial.rebalance.delay.ms"), GroupMaxSize: b.int("group.max.size"),
+		GroupProtocols: ParseList(b.text("group.coordinator.rebalance.protocols")), GroupConsumerMaxSize: b.int("group.consumer.max.size"),
+		GroupConsumerAssignors: ParseList(b.text("group.consumer.assignors")), GroupConsumerMigrationPolicy: b.text("group.consumer.migration.policy"),
 
 		MemoryMaxBytes: b.num("memory.max.bytes"), WALMaxBytes: b.num("wal.max.bytes"), WALSegmentBytes: b.num("wal.segment.bytes"),
 		WALQueueBytes: b.num("wal.queue.bytes"), WALCacheBytes: b.num("wal.cache.bytes"),
@@ -292,6 +301,7 @@ func (b *builder) fill(m Machine) *BrokerConfig {
 
 		LogLevel: b.text("log.level"), LogFormat: b.text("log.format"),
 	}
+	c.GroupConsumer, c.GroupConsumerMin, c.GroupConsumerMax = consumerGroups(b.num)
 	c.Static = map[string]string{}
 	for _, name := range b.set.names() {
 		if d := brokers.byName[name]; d != nil && (b.set[name].Value != "" || !d.Null) {
@@ -356,6 +366,30 @@ func (b *builder) contradictions(c *BrokerConfig, m Machine) {
 	}
 	if c.GroupMinSessionTimeout > c.GroupMaxSessionTimeout {
 		bad("group.min.session.timeout.ms", "it is more than group.max.session.timeout.ms=%d", c.GroupMaxSessionTimeout.Milliseconds())
+	}
+
+	if !slices.Contains(c.GroupProtocols, "classic") {
+		bad("group.coordinator.rebalance.protocols", "classic cannot be left out")
+	}
+	if len(c.GroupConsumerAssignors) == 0 {
+		bad("group.consumer.assignors", "there must be one")
+	}
+	for _, x := range []struct {
+		what          string
+		min, max, now time.Duration
+	}{
+		{"session.timeout.ms", c.GroupConsumerMin.SessionTimeout, c.GroupConsumerMax.SessionTimeout, c.GroupConsumer.SessionTimeout},
+		{"heartbeat.interval.ms", c.GroupConsumerMin.HeartbeatInterval, c.GroupConsumerMax.HeartbeatInterval, c.GroupConsumer.HeartbeatInterval},
+	} {
+		switch {
+		case x.min > x.max:
+			bad("group.consumer.min."+x.what, "it is more than group.consumer.max.%s=%d", x.what, x.max.Milliseconds())
+		case x.now < x.min || x.now > x.max:
+			bad("group.consumer."+x.what, "it is not between group.consumer.min.%s=%d and group.consumer.max.%s=%d", x.what, x.min.Milliseconds(), x.what, x.max.Milliseconds())
+		}
+	}
+	if c.GroupConsumer.HeartbeatInterval >= c.GroupConsumer.SessionTimeout {
+		bad("group.consumer.heartbeat.interval.ms", "it is not less than group.consumer.session.timeout.ms=%d", c.GroupConsumer.SessionTimeout.Milliseconds())
 	}
 
 	// Retention: zero of a unit means nothing, less than zero means for ever.

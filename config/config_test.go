@@ -327,7 +327,7 @@ func TestDescribe(t *testing.T) {
 	if es := DescribeBrokerDefaults(r.ClusterDynamic); len(es) != 2 || es[0].Name != "log.retention.ms" || es[0].Source != DynamicDefaultBroker {
 		t.Errorf("%+v", es)
 	}
-	if e := find(t, DescribeGroup(map[string]string{"consumer.session.timeout.ms": "46000"}), "consumer.session.timeout.ms"); *e.Value != "46000" || e.Source != DynamicGroup {
+	if e := find(t, r.DescribeGroup(map[string]string{"consumer.session.timeout.ms": "46000"}), "consumer.session.timeout.ms"); *e.Value != "46000" || e.Source != DynamicGroup {
 		t.Errorf("%+v", e)
 	}
 	if e := find(t, DescribeClientMetrics(nil), "interval.ms"); *e.Value != "300000" || e.Source != Default {
@@ -431,7 +431,13 @@ func TestValidateBroker(t *testing.T) {
 		{ResourceBroker, "", one("log.local.retention.ms", "7200000"), false},
 		{ResourceBroker, "1", one("log.local.retention.ms", "7"), true},
 		{ResourceBroker, "", one("ssl.key.password", "7"), false},
-		{ResourceGroup, "g", one("consumer.session.timeout.ms", "7"), true},
+		{ResourceGroup, "g", one("consumer.session.timeout.ms", "7"), false},
+		{ResourceGroup, "g", one("consumer.session.timeout.ms", "50000"), true},
+		{ResourceGroup, "g", one("consumer.session.timeout.ms", "60001"), false},
+		{ResourceGroup, "g", one("consumer.heartbeat.interval.ms", "4999"), false},
+		{ResourceGroup, "g", one("consumer.heartbeat.interval.ms", "15000"), true},
+		{ResourceGroup, "g", one("consumer.heartbeat.interval.ms", "15001"), false},
+		{ResourceGroup, "g", one("consumer.assignment.interval.ms", "0"), true},
 		{ResourceClientMetrics, "m", one("interval.ms", "7"), false},
 		{ResourceBrokerLogger, "1", one("root", "INFO"), false},
 	} {

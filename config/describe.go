@@ -81,10 +81,23 @@ func DescribeBrokerDefaults(clusterDynamic map[string]string) []Entry {
 	return out
 }
 
-// DescribeGroup returns all settings of a group, DescribeClientMetrics those of a client metrics subscription.
-func DescribeGroup(values map[string]string) []Entry {
-	return describeFlat(&groups, values, DynamicGroup)
+// DescribeGroup returns all settings of a group; those that the broker has too are its values where the group sets none.
+func (r Resolver) DescribeGroup(values map[string]string) []Entry {
+	out := describeFlat(&groups, values, DynamicGroup)
+	for i, d := range groups.sorted {
+		if len(d.Synonyms) == 0 {
+			continue
+		}
+		syn := r.brokerSynonyms([]string{d.Synonyms[0].Name})
+		if v, ok := values[d.Name]; ok {
+			syn = append([]Synonym{{Name: d.Name, Value: v, Source: DynamicGroup}}, syn...)
+		}
+		out[i] = entry(d, syn[0].Value, false, syn[0].Source, syn)
+	}
+	return out
 }
+
+// DescribeClientMetrics returns all settings of a client metrics subscription.
 func DescribeClientMetrics(values map[string]string) []Entry {
 	return describeFlat(&clientMetrics, values, DynamicClientMetrics)
 }

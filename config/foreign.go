@@ -85,7 +85,7 @@ var foreign = func() map[string]string {
 		group.streams.heartbeat.interval.ms group.streams.min.heartbeat.interval.ms group.streams.max.heartbeat.interval.ms
 		group.streams.max.size group.streams.num.standby.replicas group.streams.max.standby.replicas
 		group.streams.initial.rebalance.delay.ms`)
-	put(noteNoNewGroups, `
+	put("the consumer protocol is always there, and expressions are looked at again when topics change", `
 		group.consumer.regex.refresh.interval.ms group.coordinator.new.enable`)
 	return m
 }()

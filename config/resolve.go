@@ -448,7 +448,7 @@ func (r Resolver) ValidateResource(resource int8, name string, values map[string
 		}
 		return r.ValidateTopic(nil)
 	case ResourceGroup:
-		return ValidateGroup(values)
+		return r.ValidateGroup(values)
 	case ResourceClientMetrics:
 		return ValidateClientMetrics(values)
 	}
@@ -467,6 +467,9 @@ func (r Resolver) DefaultValue(resource int8, setting string) string {
 	if resource == ResourceTopic {
 		v, _ := r.Value(setting, nil)
 		return v
+	}
+	if d := groups.byName[setting]; resource == ResourceGroup && d != nil && len(d.Synonyms) > 0 {
+		return r.brokerValue(d.Synonyms[0].Name)
 	}
 	if t := tableOf(resource); t != nil && t.byName[setting] != nil {
 		return t.byName[setting].Default

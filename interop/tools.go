@@ -363,6 +363,27 @@ func (h *harness) toolsGroups(ctx context.Context) {
 		}
 		return nil
 	})
+	h.check("tools", "kafka-consumer-groups: a group of the consumer protocol", func() error {
+		const group = "tools-group-848"
+		if _, err := h.tool(ctx, "", "kafka-console-consumer", "--topic", topic, "--group", group, "--from-beginning", "--max-messages", "10", "--timeout-ms", "60000",
+			"--consumer-property", "group.protocol=consumer"); err != nil {
+			return err
+		}
+		for _, q := range []struct {
+			want string
+			args []string
+		}{
+			{`(?m)^` + group + ` +Consumer`, []string{"--list", "--type", "consumer"}},
+			{group + ` +` + topic + ` +0 +10 +10 +0 +- `, []string{"--describe", "--group", group}},
+			{group + ` +` + regexp.QuoteMeta(h.boot) + ` +\(` + strconv.Itoa(int(h.node)) + `\) +\S+ +Empty +0`, []string{"--describe", "--group", group, "--state"}},
+			{`\('` + group + `'\) was successful`, []string{"--delete", "--group", group}},
+		} {
+			if err := h.expect(ctx, []string{q.want}, "kafka-consumer-groups", q.args...); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 	h.check("tools", "kafka-consumer-groups: reset-offsets, delete-offsets, delete", func() error {
 		for _, q := range []struct {
 			offset int

@@ -380,12 +380,12 @@ func setting(resourceType int8, name string) (*config.Def, bool) {
 	return nil, false
 }
 
-func validateResource(resourceType int8, name string, values map[string]string) error {
+func validateResource(r config.Resolver, resourceType int8, name string, values map[string]string) error {
 	switch resourceType {
 	case image.BrokerResource:
 		return config.ValidateBroker(values, name != "")
 	case image.GroupResource:
-		return config.ValidateGroup(values)
+		return r.ValidateGroup(values)
 	case image.ClientMetricsResource:
 		return config.ValidateClientMetrics(values)
 	}

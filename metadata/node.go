@@ -25,6 +25,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/varve/varve/config"
 	"github.com/varve/varve/metadata/controller"
 	"github.com/varve/varve/metadata/etcd"
 	"github.com/varve/varve/metadata/image"
@@ -139,7 +140,10 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 		o.BrokerConfig = func() map[string]string { return nil }
 	}
 	if o.ValidateResource == nil {
-		o.ValidateResource = validateResource
+		static := o.BrokerConfig
+		o.ValidateResource = func(typ int8, name string, values map[string]string) error {
+			return validateResource(config.Resolver{Static: static()}, typ, name, values)
+		}
 	}
 	if o.IsList == nil {
 		o.IsList = func(typ int8, name string) bool { d, ok := setting(typ, name); return ok && d.IsList() }

@@ -68,7 +68,9 @@ type Options struct {
 	Logger *slog.Logger
 	Events *Events
 
-	Groups group.Config // of New
+	// Of New.
+	Groups group.Config
+	Topics func() group.Topics // as of now; nil: no group of the consumer protocol
 
 	// Of NewTransactions.
 	Transactions txn.Config

@@ -787,3 +787,61 @@ func TestStress(t *testing.T) {
 	}
 	t.Logf("%d members joined a generation; offsets %v", generations.Load(), acked)
 }
+
+// TestConsumerBounds: with the memory used up, nobody joins a group of the consumer protocol, and who is in goes on.
+func TestConsumerBounds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		topics := group.NewTopics(1, []group.Topic{{ID: [16]byte{1}, Name: "t", Partitions: 3}})
+		c := one(t, newMemLog(), Options{MaxBytes: 20_000, Topics: func() group.Topics { return topics }})
+		beat := func(g string, epoch int32) *kmsg.ConsumerGroupHeartbeatResponse {
+			req := kmsg.NewPtrConsumerGroupHeartbeatRequest()
+			req.Version, req.Group, req.MemberID, req.MemberEpoch, req.RebalanceTimeoutMillis = 1, g, "m", epoch, 60_000
+			req.SubscribedTopicNames, req.Topics = []string{"t"}, []kmsg.ConsumerGroupHeartbeatRequestTopic{}
+			return c.ConsumerGroupHeartbeat(bg, req, "client", "/127.0.0.1")
+		}
+		n := 0
+		for ; n < 1000; n++ {
+			if code := beat(fmt.Sprintf("g%d", n), 0).ErrorCode; code != 0 {
+				expect(t, "code", code, protocol.CodeCoordinatorNotAvailable)
+				break
+			}
+		}
+		if n < 5 || n > 100 {
+			t.Fatalf("%d groups in 20,000 bytes", n)
+		}
+		expect(t, "a member that is in", beat("g0", 1).ErrorCode, 0)
+		expect(t, "a member that leaves", beat("g1", -1).ErrorCode, 0)
+	})
+}
+
+// TestConsumerSessionOfGroup: a group's own session timeout holds from the load on.
+func TestConsumerSessionOfGroup(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		topics := group.NewTopics(1, []group.Topic{{ID: [16]byte{1}, Name: "t", Partitions: 3}})
+		own := map[string]group.Settings{"slow": {Session: time.Minute, Interval: 7 * time.Second}}
+		log := newMemLog()
+		o := Options{Topics: func() group.Topics { return topics }, Groups: group.Config{ConsumerSession: 10 * time.Second, Of: func(id string) group.Settings { return own[id] }}}
+		c := one(t, log, o)
+		for _, g := range []string{"slow", "plain"} {
+			req := kmsg.NewPtrConsumerGroupHeartbeatRequest()
+			req.Version, req.Group, req.MemberID, req.RebalanceTimeoutMillis = 1, g, "m", 60_000
+			req.SubscribedTopicNames, req.Topics = []string{"t"}, []kmsg.ConsumerGroupHeartbeatRequestTopic{}
+			r := c.ConsumerGroupHeartbeat(bg, req, "client", "/127.0.0.1")
+			expect(t, g, r.ErrorCode, 0)
+			expect(t, g, r.HeartbeatIntervalMillis, map[string]int32{"slow": 7000, "plain": 5000}[g])
+		}
+		c.Close()
+		c = one(t, log, o)
+		members := func(g string) int {
+			req := kmsg.NewPtrConsumerGroupDescribeRequest()
+			req.Version, req.Groups = 1, []string{g}
+			return len(c.ConsumerGroupDescribe(bg, req).Groups[0].Members)
+		}
+		expect(t, "plain, loaded", members("plain"), 1)
+		time.Sleep(11 * time.Second)
+		expect(t, "plain, after its time", members("plain"), 0)
+		expect(t, "slow, within its time", members("slow"), 1)
+		time.Sleep(50 * time.Second)
+		expect(t, "slow, after its time", members("slow"), 0)
+	})
+}

@@ -131,6 +131,8 @@ func (m *groupMachine) Grows(c group.Command) bool {
 	switch c := c.(type) {
 	case *group.Join:
 		return c.Req.MemberID == ""
+	case *group.ConsumerHeartbeat:
+		return c.Req.MemberEpoch == 0 // joins; what members say later is bounded by their number
 	case *group.Commit:
 		return c.Txn != nil || !m.Has(c.Req.Group)
 	}

@@ -37,7 +37,8 @@ func (c *Coordinator) JoinGroup(ctx context.Context, req *kmsg.JoinGroupRequest,
 		own.Protocols[i].Metadata = bytes.Clone(own.Protocols[i].Metadata)
 	}
 	r, code := ask[*kmsg.JoinGroupResponse](ctx, c, req.Group, 0, func(token uint64) group.Command {
-		return &group.Join{Token: token, Req: &own, ClientID: clientID, ClientHost: clientHost, Suffix: suffix()}
+		return &group.Join{Token: token, Req: &own, ClientID: clientID, ClientHost: clientHost, Suffix: suffix(), Topics: c.topics(),
+			AssignmentInterval: c.settings(req.Group).AssignmentInterval}
 	})
 	if code != protocol.CodeNone {
 		return fail(code)
@@ -67,7 +68,7 @@ func (c *Coordinator) SyncGroup(ctx context.Context, req *kmsg.SyncGroupRequest)
 		own.GroupAssignment[i].MemberAssignment = bytes.Clone(own.GroupAssignment[i].MemberAssignment)
 	}
 	r, code := ask[*kmsg.SyncGroupResponse](ctx, c, req.Group, 0, func(token uint64) group.Command {
-		return &group.Sync{Token: token, Req: &own}
+		return &group.Sync{Token: token, Req: &own, Topics: c.topics()}
 	})
 	if code != protocol.CodeNone {
 		return fail(code)
@@ -117,7 +118,7 @@ func (c *Coordinator) LeaveGroup(ctx context.Context, req *kmsg.LeaveGroupReques
 // those whose ids it does not know; ids are handed back.
 func (c *Coordinator) OffsetCommit(ctx context.Context, req *kmsg.OffsetCommitRequest) *kmsg.OffsetCommitResponse {
 	r, code := ask[*kmsg.OffsetCommitResponse](ctx, c, req.Group, c.o.ReplyTimeout, func(token uint64) group.Command {
-		return &group.Commit{Token: token, Req: req}
+		return &group.Commit{Token: token, Req: req, Topics: c.topics()}
 	})
 	if code != protocol.CodeNone {
 		r = group.CommitError(req, code)

@@ -16,7 +16,7 @@ func (c *Coordinator) TxnOffsetCommit(ctx context.Context, req *kmsg.OffsetCommi
 		return group.CommitError(req, protocol.CodeInvalidGroupID)
 	}
 	r, code := request[*kmsg.OffsetCommitResponse](ctx, c.host, req.Group, c.o.ReplyTimeout, func(token uint64) group.Command {
-		return &group.Commit{Token: token, Req: req, Txn: &by, Ticket: ticket}
+		return &group.Commit{Token: token, Req: req, Topics: c.topics(), Txn: &by, Ticket: ticket}
 	})
 	if code != protocol.CodeNone {
 		r = group.CommitError(req, code)

@@ -18,6 +18,7 @@ type (
 		ClientID, ClientHost string
 		Suffix               string // unique: makes the member id, if one is needed
 		Topics               Topics // for members of groups of the consumer protocol; nil: they are refused
+		AssignmentInterval   time.Duration
 	}
 	// Sync is a SyncGroup request. It may be parked.
 	Sync struct {

@@ -2,6 +2,7 @@ package group
 
 import (
 	"bytes"
+	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -324,7 +325,7 @@ func (t *turn) consumerJoin(c *Join) {
 			owned = append(owned, kmsg.ConsumerGroupHeartbeatRequestTopic{TopicID: topic.ID, Partitions: said.owned[name]})
 		}
 	}
-	after, r := t.advance(step{group: group, was: was, m: &next, old: old, owned: owned, topics: c.Topics, interval: t.cfg.ConsumerAssignmentInterval})
+	after, r := t.advance(step{group: group, was: was, m: &next, old: old, owned: owned, topics: c.Topics, interval: cmp.Or(c.AssignmentInterval, t.cfg.ConsumerAssignmentInterval)})
 	if r != nil {
 		t.discard()
 		refuse(id, r.code)

@@ -34,6 +34,10 @@ type Config struct {
 	ConsumerAssignors          []string // group.consumer.assignors; the first is that of groups without a preference
 	MigrationPolicy            string   // group.consumer.migration.policy: bidirectional, upgrade, downgrade or disabled
 
+	// Of is what a group has set for itself; nil: none has. It is asked when the members of a loaded group get their
+	// session timeouts; later on commands say it.
+	Of func(groupID string) Settings
+
 	// Bounds of Varve's own; Kafka leaves the first to the size of a request.
 	MaxMemberBytes     int           // what one member offers, all protocols together
 	MaxAssignmentBytes int           // what a leader assigns to all members together
@@ -41,6 +45,9 @@ type Config struct {
 	MaxPending         int           // member ids handed out and not used yet
 	NewMemberTimeout   time.Duration // how long a parked JoinGroup of a new member keeps its place
 }
+
+// Settings are what a group of the consumer protocol can have set for itself; 0 stands for Config's.
+type Settings struct{ Session, Interval, AssignmentInterval time.Duration }
 
 // Defaults of Config, Kafka's where Kafka has them.
 const (
@@ -319,8 +326,12 @@ func (s *Shard) Loaded(now time.Time) (follow []Command) {
 			e.sessions[m.id] = now.Add(m.session)
 		}
 		if c := e.consumer; c != nil {
+			session := s.cfg.ConsumerSession
+			if s.cfg.Of != nil {
+				session = cmp.Or(s.cfg.Of(id).Session, session)
+			}
 			for _, m := range c.members {
-				e.sessions[m.id] = now.Add(s.cfg.ConsumerSession)
+				e.sessions[m.id] = now.Add(session)
 				if m.classic != nil {
 					e.sessions[m.id] = now.Add(m.classic.session)
 				}

@@ -506,6 +506,105 @@ public class Interop {
                     }
                 }
             });
+            consumerProtocol(a);
         }
+    }
+
+    /** A member of a group of the consumer protocol (KIP-848). */
+    static KafkaConsumer<byte[], byte[]> next(String group, String... kv) {
+        List<Object> all = new ArrayList<>(List.of("group.protocol", "consumer", "group.id", group, "enable.auto.commit", "false"));
+        all.addAll(List.of(kv));
+        return consumer(all.toArray());
+    }
+
+    static ConsumerGroupDescription described(Admin a, String group) throws Exception {
+        return a.describeConsumerGroups(List.of(group)).all().get().get(group);
+    }
+
+    static void consumerProtocol(Admin a) {
+        Duration moment = Duration.ofMillis(100);
+        check("group.protocol=consumer: members share, grow, leave, and resume", () -> {
+            create(a, "java-848", 4);
+            Map<String, Integer> got = new HashMap<>();
+            Set<TopicPartition> parts = new HashSet<>();
+            for (int i = 0; i < 6; i++) parts.add(new TopicPartition("java-848", i));
+            try (var x = next("java-848"); var p = producer()) {
+                x.subscribe(List.of("java-848"));
+                await("all partitions", () -> { x.poll(moment); return x.assignment().size() == 4; });
+                try (var y = next("java-848")) {
+                    y.subscribe(List.of("java-848"));
+                    await("2 + 2 partitions", () -> { x.poll(moment); y.poll(moment); return x.assignment().size() == 2 && y.assignment().size() == 2; });
+                    var d = described(a, "java-848");
+                    same("type", GroupType.CONSUMER, d.type());
+                    same("members", 2, d.members().size());
+                    for (var m : d.members()) same("partitions of " + m.consumerId(), 2, m.assignment().topicPartitions().size());
+                    a.createPartitions(Map.of("java-848", NewPartitions.increaseTo(6))).all().get();
+                    await("3 + 3 partitions", () -> { x.poll(moment); y.poll(moment); return x.assignment().size() == 3 && y.assignment().size() == 3; });
+                    for (int i = 0; i < 120; i++) p.send(new ProducerRecord<>("java-848", i % 6, null, b("v" + i)));
+                    p.flush();
+                    await("120 records", () -> {
+                        for (var c : List.of(x, y)) for (var r : c.poll(moment)) got.merge(new String(r.value()), 1, Integer::sum);
+                        return got.size() >= 120;
+                    });
+                    same("records", once(0, 120), got);
+                    y.commitSync();
+                    x.commitSync();
+                }
+                await("all partitions again", () -> { x.poll(moment); return x.assignment().size() == 6; });
+                for (var e : x.committed(parts).entrySet()) same("committed offset of " + e.getKey(), 20L, e.getValue().offset());
+            }
+            await("an empty group", () -> described(a, "java-848").groupState() == GroupState.EMPTY);
+            boolean listed = false;
+            for (var g : a.listGroups(ListGroupsOptions.forConsumerGroups().withTypes(Set.of(GroupType.CONSUMER))).all().get()) listed |= g.groupId().equals("java-848");
+            same("listed by its type", true, listed);
+            a.deleteConsumerGroups(List.of("java-848")).all().get();
+        });
+        check("group.protocol=consumer: SubscriptionPattern", () -> {
+            create(a, "java-848-re-1", 2);
+            try (var x = next("java-848-re")) {
+                expect(InvalidRegularExpression.class, () -> {
+                    try (var bad = next("java-848-bad")) {
+                        bad.subscribe(new SubscriptionPattern("("));
+                        await("an error", () -> { bad.poll(moment); return false; });
+                    }
+                });
+                x.subscribe(new SubscriptionPattern("java-848-re-.*"));
+                await("2 partitions", () -> { x.poll(moment); return x.assignment().size() == 2; });
+                create(a, "java-848-re-2", 3);
+                await("5 partitions", () -> { x.poll(moment); return x.assignment().size() == 5; });
+            }
+        });
+        check("group.protocol=consumer: static members", () -> {
+            create(a, "java-848-static", 4);
+            try (var x = next("java-848-static", "group.instance.id", "x")) {
+                x.subscribe(List.of("java-848-static"));
+                Set<TopicPartition> had;
+                try (var y = next("java-848-static", "group.instance.id", "y")) {
+                    y.subscribe(List.of("java-848-static"));
+                    await("2 + 2 partitions", () -> { x.poll(moment); y.poll(moment); return x.assignment().size() == 2 && y.assignment().size() == 2; });
+                    had = new HashSet<>(y.assignment());
+                    try (var z = next("java-848-static", "group.instance.id", "y")) {
+                        z.subscribe(List.of("java-848-static"));
+                        expect(UnreleasedInstanceIdException.class, () -> await("an error", () -> { z.poll(moment); return false; }));
+                    }
+                }
+                try (var y = next("java-848-static", "group.instance.id", "y")) {
+                    y.subscribe(List.of("java-848-static"));
+                    await("its 2 partitions", () -> { x.poll(moment); y.poll(moment); return y.assignment().size() == 2; });
+                    same("partitions", had, y.assignment());
+                    same("the other's partitions", 2, x.assignment().size());
+                }
+            }
+        });
+        check("settings of a group", () -> {
+            var g = new ConfigResource(ConfigResource.Type.GROUP, "java-848-conf");
+            java.util.function.Function<String, Collection<AlterConfigOp>> set =
+                v -> List.of(new AlterConfigOp(new ConfigEntry("consumer.heartbeat.interval.ms", v), AlterConfigOp.OpType.SET));
+            a.incrementalAlterConfigs(Map.of(g, set.apply("6000"))).all().get();
+            await("the setting", () -> a.describeConfigs(List.of(g)).all().get().get(g).get("consumer.heartbeat.interval.ms").value().equals("6000"));
+            same("source", ConfigEntry.ConfigSource.DYNAMIC_GROUP_CONFIG, a.describeConfigs(List.of(g)).all().get().get(g).get("consumer.heartbeat.interval.ms").source());
+            expect(InvalidConfigurationException.class, () -> a.incrementalAlterConfigs(Map.of(g, set.apply("1"))).all().get());
+            same("listed", true, a.listConfigResources(Set.of(ConfigResource.Type.GROUP), new ListConfigResourcesOptions()).all().get().contains(g));
+        });
     }
 }

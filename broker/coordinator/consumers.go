@@ -1,0 +1,72 @@
+package coordinator
+
+import (
+	"context"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/varve/varve/broker/group"
+	"github.com/varve/varve/broker/protocol"
+)
+
+// The consumer protocol (KIP-848). What its groups depend on beside what members say comes with each command: the
+// topics, and what the group has set for itself.
+
+// topics is the view of the topics that commands are decided on; nil if this coordinator has none.
+func (c *Coordinator) topics() group.Topics {
+	if c.o.Topics == nil {
+		return nil
+	}
+	return c.o.Topics()
+}
+
+func (c *Coordinator) settings(groupID string) group.Settings {
+	if c.o.Groups.Of == nil {
+		return group.Settings{}
+	}
+	return c.o.Groups.Of(groupID)
+}
+
+// ConsumerGroupHeartbeat serves key 68, versions 0-1.
+func (c *Coordinator) ConsumerGroupHeartbeat(ctx context.Context, req *kmsg.ConsumerGroupHeartbeatRequest, clientID, clientHost string) *kmsg.ConsumerGroupHeartbeatResponse {
+	view := c.topics()
+	code := protocol.CodeUnsupportedVersion
+	if view != nil {
+		own := c.settings(req.Group)
+		var r *kmsg.ConsumerGroupHeartbeatResponse
+		if r, code = ask[*kmsg.ConsumerGroupHeartbeatResponse](ctx, c, req.Group, c.o.ReplyTimeout, func(token uint64) group.Command {
+			return &group.ConsumerHeartbeat{Token: token, Req: req, ClientID: clientID, ClientHost: clientHost, Suffix: suffix(), Topics: view,
+				Session: own.Session, Interval: own.Interval, AssignmentInterval: own.AssignmentInterval}
+		}); code == protocol.CodeNone {
+			r.Version = req.Version
+			return r
+		}
+	}
+	r := kmsg.NewPtrConsumerGroupHeartbeatResponse()
+	r.Version, r.ErrorCode = req.Version, code
+	return r
+}
+
+// ConsumerGroupDescribe serves key 69, versions 0-1. Authorized operations are the caller's to fill in.
+func (c *Coordinator) ConsumerGroupDescribe(ctx context.Context, req *kmsg.ConsumerGroupDescribeRequest) *kmsg.ConsumerGroupDescribeResponse {
+	resp := kmsg.NewPtrConsumerGroupDescribeResponse()
+	resp.Version = req.Version
+	view := c.topics()
+	for _, id := range req.Groups {
+		code := protocol.CodeInvalidGroupID
+		if id != "" {
+			var s *groupShard
+			if s, code = c.shardFor(id); code == protocol.CodeNone {
+				out := make(chan kmsg.ConsumerGroupDescribeResponseGroup, 1) // the read may run after this has given up
+				if code = c.look(ctx, s, "", func(st *groupMachine) { out <- st.DescribeConsumer(id, view) }); code == protocol.CodeNone {
+					resp.Groups = append(resp.Groups, <-out)
+					continue
+				}
+			}
+		}
+		g := kmsg.NewConsumerGroupDescribeResponseGroup()
+		g.Group, g.ErrorCode = id, code
+		resp.Groups = append(resp.Groups, g)
+	}
+	return resp
+}
