@@ -21,9 +21,12 @@ var help = regexp.MustCompile(`(?m)^#.*\n`)
 func TestGroupMetrics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		asked := 0
+		lag := func(group string, partition int32, records int64) broker.GroupLag {
+			return broker.GroupLag{Group: group, Topic: "t", Partition: partition, Records: records}
+		}
 		lags := broker.GroupLags{
 			// Two names that are the same in a label: the second is not shown, or the scrape would fail.
-			Known:   []broker.GroupLag{{"a", "t", 0, 7}, {"a", "t", 1, 0}, {"x\xfe", "t", 0, 1}, {"x\xfe", "t", 1, 2}, {"x\xff", "t", 0, 3}, {"x\xff", "t", 1, 4}, {"z", "t", 0, 5}},
+			Known:   []broker.GroupLag{lag("a", 0, 7), lag("a", 1, 0), lag("x\xfe", 0, 1), lag("x\xfe", 1, 2), lag("x\xff", 0, 3), lag("x\xff", 1, 4), lag("z", 0, 5)},
 			Unknown: 4, Beyond: 10,
 		}
 		reg := prometheus.NewRegistry()
