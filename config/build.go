@@ -373,6 +373,11 @@ func (b *builder) contradictions(c *BrokerConfig, m Machine) {
 	if !slices.Contains(c.GroupProtocols, "classic") {
 		bad("group.coordinator.rebalance.protocols", "classic cannot be left out")
 	}
+	for _, p := range []string{"share", "streams"} {
+		if slices.Contains(c.GroupProtocols, p) {
+			b.warn.add(b.origin("group.coordinator.rebalance.protocols"), "group.coordinator.rebalance.protocols", "%s in group.coordinator.rebalance.protocols has no effect: there are no %s groups yet", p, p)
+		}
+	}
 	if len(c.GroupConsumerAssignors) == 0 {
 		bad("group.consumer.assignors", "there must be one")
 	}

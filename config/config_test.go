@@ -461,3 +461,26 @@ func TestValidateBroker(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What a group has set for itself counts within the bounds that the broker has now; else what the broker has.
+func TestGroupConfig(t *testing.T) {
+	c, _, err := Build(FromMode("test", map[string]string{"node.id": "1", "log.dirs": "/d", "listeners": "PLAINTEXT://h:9092", "remote.storage.url": "mem://",
+		"group.consumer.session.timeout.ms": "50000", "group.consumer.assignment.interval.ms": "700"}), Machine{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		values map[string]string
+		want   string
+	}{
+		{nil, "50s 5s 700ms"},
+		{map[string]string{"consumer.session.timeout.ms": " 46000 ", "consumer.heartbeat.interval.ms": "6000", "consumer.assignment.interval.ms": "0"}, "46s 6s 0s"},
+		{map[string]string{"consumer.session.timeout.ms": "1", "consumer.heartbeat.interval.ms": "999999"}, "45s 15s 700ms"},
+		{map[string]string{"consumer.session.timeout.ms": "x", "share.session.timeout.ms": "50001"}, "50s 5s 700ms"},
+	} {
+		g := c.Group(tc.values)
+		if got := fmt.Sprint(g.SessionTimeout, g.HeartbeatInterval, g.AssignmentInterval); got != tc.want {
+			t.Errorf("%v: %s, want %s", tc.values, got, tc.want)
+		}
+	}
+}

@@ -66,7 +66,8 @@ func sorted(topics []Topic) []Topic {
 //
 // The order of members decides. That of static members, who come first, is the order of their instance ids and so
 // outlives them: a group of static members is assigned the same again after a restart. What members owned before
-// does not count, as in Kafka since 4.0.
+// does not count, as in Kafka since 4.0. Racks do not count either, as in Kafka's coordinator: those of KIP-881 are for the
+// assignors of clients, and would break up the runs.
 func Range(topics []Topic, members []Member) map[string]Assignment {
 	ms := slices.Clone(members)
 	slices.SortFunc(ms, func(a, b Member) int {
