@@ -18,7 +18,8 @@ type Events struct {
 	BadInput             func(err error)
 	Panic                func()
 	RestartedAtRemoteEnd func()
-	TransactionEnded     func(outcome string) // commit, abort, fenced, timeout
+	GroupRebalanced      func(protocol string) // classic, consumer
+	TransactionEnded     func(outcome string)  // commit, abort, fenced, timeout
 	LeaderStarted        func()
 	LeaderStopped        func()
 }
@@ -52,6 +53,9 @@ func (e *Events) fill() {
 	}
 	if e.Fetched == nil {
 		e.Fetched = func(int64) {}
+	}
+	if e.GroupRebalanced == nil {
+		e.GroupRebalanced = func(string) {}
 	}
 	if e.TransactionEnded == nil {
 		e.TransactionEnded = func(string) {}

@@ -281,7 +281,7 @@ func (b *Broker) newGroups() *coordinator.Coordinator {
 		},
 		Topics: func() group.Topics { return b.topics.Load() },
 		Codec:  batch.Codec(c.OffsetsTopicCodec), ReplyTimeout: c.OffsetsCommitTimeout, ExpiryInterval: c.OffsetsRetentionCheckInterval,
-		MaxBytes: b.opts.GroupBytes,
+		MaxBytes: b.opts.GroupBytes, Events: &coordinator.Events{Group: b.groupNote},
 	}, partitions)
 }
 
@@ -290,6 +290,61 @@ func (b *Broker) newGroups() *coordinator.Coordinator {
 func (b *Broker) groupSettings(id string) group.Settings {
 	s := b.conf().Group(b.meta.Image().Config(image.GroupResource, id))
 	return group.Settings{Session: s.SessionTimeout, Interval: s.HeartbeatInterval, AssignmentInterval: s.AssignmentInterval}
+}
+
+// groupNote tells who listens what happens to groups.
+func (b *Broker) groupNote(_ int32, n group.Note) {
+	if n.Kind != group.NoteRebalance {
+		return
+	}
+	protocol := "classic"
+	if n.Consumer {
+		protocol = "consumer"
+	}
+	b.ev.GroupRebalanced(protocol)
+}
+
+// GroupStats are what this broker coordinates.
+func (b *Broker) GroupStats() coordinator.Stats { return b.groups.Stats() }
+
+// GroupLag is how many records a group has to read of a partition: from what it has committed to the high watermark.
+type GroupLag struct {
+	Group, Topic string
+	Partition    int32
+	Records      int64
+}
+
+// GroupLags are the lags of the groups that this broker coordinates.
+type GroupLags struct {
+	Known   []GroupLag // in order of group, topic, partition
+	Unknown int        // partitions that another broker leads, or that are gone
+	Beyond  int        // partitions that were not looked at
+}
+
+// maxLagGroupName is how long the name of a group may be for its lag to be looked at: a name may have 32 KiB, and comes
+// with every partition.
+const maxLagGroupName = 249
+
+// GroupLags looks at the first committed offsets, as many as metrics.group.lag.max.partitions says; the order is always
+// the same, so that it is the same partitions every time.
+func (b *Broker) GroupLags(ctx context.Context) GroupLags {
+	committed, total := b.groups.Committed(ctx, b.conf().GroupLagMaxPartitions, maxLagGroupName)
+	l := GroupLags{Known: make([]GroupLag, 0, len(committed)), Beyond: total - len(committed)}
+	for _, c := range committed {
+		r := b.replicas.find(c.Topic, c.Partition)
+		if r == nil {
+			l.Unknown++
+			continue
+		}
+		v := r.view.Load()
+		if v.Role != partition.Leader {
+			l.Unknown++ // what a follower has heard of the high watermark is of a while ago
+			continue
+		}
+		// The commit may be beyond it for a moment after an election.
+		l.Known = append(l.Known, GroupLag{c.Group, c.Topic, c.Partition, max(0, v.HighWatermark-c.Offset)})
+	}
+	return l
 }
 
 // topicLog is the topic of a coordinator's state as it sees it (coordinator.Log).

@@ -30,6 +30,7 @@ type BrokerConfig struct {
 	ConnectionsMaxIdle           time.Duration  // 0: for ever
 	MaxRequestPartitions         int
 	AdminListener                string // host:port, empty: none
+	GroupLagMaxPartitions        int    // of which the lag is a metric
 	SessionTimeout               time.Duration
 	HeartbeatInterval            time.Duration
 	RegistrationTimeout          time.Duration
@@ -259,7 +260,8 @@ func (b *builder) fill(m Machine) *BrokerConfig {
 		MaxConnectionsPerIP: b.int("max.connections.per.ip"), MaxConnectionsPerIPOverrides: overrides,
 		MaxConnectionCreationRate: b.int("max.connection.creation.rate"), ConnectionsMaxIdle: max(0, b.ms("connections.max.idle.ms")),
 		MaxRequestPartitions: b.int("max.request.partition.size.limit"), AdminListener: b.text("admin.listener"),
-		SessionTimeout: b.ms("broker.session.timeout.ms"), HeartbeatInterval: b.ms("broker.heartbeat.interval.ms"),
+		GroupLagMaxPartitions: b.int("metrics.group.lag.max.partitions"),
+		SessionTimeout:        b.ms("broker.session.timeout.ms"), HeartbeatInterval: b.ms("broker.heartbeat.interval.ms"),
 		RegistrationTimeout: b.ms("initial.broker.registration.timeout.ms"),
 
 		AutoCreateTopics: b.bool("auto.create.topics.enable"), NumPartitions: int32(b.num("num.partitions")),

@@ -73,6 +73,7 @@ func ownDefs() []*Def {
 			_, _, err := splitHostPort(v)
 			return err
 		})),
+		integer("metrics.group.lag.max.partitions", "1000", "Of how many partitions the lag of groups is among the metrics, in order of group, topic and partition; the others are counted. 0: of none.", 0, 100_000),
 		choice("log.level", "info", "How much the broker logs.", []string{"debug", "info", "warn", "error"}),
 		choice("log.format", "text", "How the broker logs.", []string{"text", "json"}),
 	}

@@ -204,7 +204,7 @@ func TestGroupLife(t *testing.T) {
 		heartbeat(c, "g", "", 0)
 		synctest.Wait()
 		st := c.Stats()
-		expect(t, "stats", fmt.Sprint(st.Shards, st.Loading, st.Groups, st.Members, st.Offsets), "1 0 map[Empty:1] 0 1")
+		expect(t, "stats", fmt.Sprint(st.Shards, st.Loading, st.Groups, st.Members, st.Offsets), "1 0 map[{classic Empty}:1] 0 1")
 
 		// What is written is what Kafka's tools read.
 		kinds := map[string]int{}

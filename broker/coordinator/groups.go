@@ -1,12 +1,15 @@
 package coordinator
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/varve/varve/broker/group"
+	"github.com/varve/varve/broker/protocol"
 	"github.com/varve/varve/wal/batch"
 )
 
@@ -143,31 +146,43 @@ func (m *groupMachine) Keys() []string { return m.GroupIDs() }
 
 // groupTally is what Stats has of a shard of groups.
 type groupTally struct {
-	states           [group.Stable + 1]int
-	members, offsets int
-	pending, txns    int
-	bytes            int64
+	group.Counts
+	pending, txns int
+	bytes         int64
 }
 
 func (m *groupMachine) Count() tally {
-	t := groupTally{bytes: m.Bytes()}
-	t.states, t.members, t.offsets = m.Counts()
+	t := groupTally{Counts: m.Counts(), bytes: m.Bytes()}
 	t.pending, t.txns = m.Pending()
 	return t
 }
 
 func (t groupTally) line() []any {
 	n := 0
-	for _, k := range t.states {
-		n += k
+	for i := range t.Classic {
+		n += t.Classic[i] + t.Consumer[i]
 	}
-	return []any{"groups", n, "offsets", t.offsets, "pending", t.pending}
+	return []any{"groups", n, "offsets", t.Offsets, "pending", t.pending}
+}
+
+// GroupKind is what groups are counted by.
+type GroupKind struct{ Protocol, State string }
+
+// GroupKinds are all that there can be, in order.
+func GroupKinds() (kinds []GroupKind) {
+	for _, s := range []group.State{group.Empty, group.PreparingRebalance, group.CompletingRebalance, group.Stable} {
+		kinds = append(kinds, GroupKind{"classic", s.String()})
+	}
+	for _, s := range []group.State{group.Empty, group.PreparingRebalance, group.CompletingRebalance, group.Stable} {
+		kinds = append(kinds, GroupKind{"consumer", s.ConsumerName()})
+	}
+	return kinds
 }
 
 // Stats are what the coordinator holds.
 type Stats struct {
 	Shards, Loading int
-	Groups          map[string]int // by state
+	Groups          map[GroupKind]int // those of which there are any
 	Members         int
 	Offsets         int
 	Pending, Txns   int   // offsets that wait for the end of a transaction, and transactions that they belong to
@@ -177,7 +192,7 @@ type Stats struct {
 
 // Stats adds up what the shards hold, as of the last command of each.
 func (c *Coordinator) Stats() Stats {
-	st := Stats{Groups: map[string]int{}}
+	st := Stats{Groups: map[GroupKind]int{}}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, s := range c.shards {
@@ -189,20 +204,50 @@ func (c *Coordinator) Stats() Stats {
 		st.Queued += len(s.queue)
 		st.Writing += s.writing
 		if t, ok := s.tally.(groupTally); ok {
-			st.Members += t.members
-			st.Offsets += t.offsets
+			st.Members += t.Members
+			st.Offsets += t.Offsets
 			st.Pending += t.pending
 			st.Txns += t.txns
 			st.Bytes += t.bytes
-			for i, n := range t.states {
-				if n > 0 {
-					st.Groups[group.State(i).String()] += n
+			for i := range t.Classic {
+				add := func(protocol, state string, n int) {
+					if n > 0 {
+						st.Groups[GroupKind{protocol, state}] += n
+					}
 				}
+				add("classic", group.State(i).String(), t.Classic[i])
+				add("consumer", group.State(i).ConsumerName(), t.Consumer[i])
 			}
 		}
 		s.mu.Unlock()
 	}
 	return st
+}
+
+// Committed are the first n offsets that groups have committed, in order, and how many there are in all. Shards that load,
+// or do not answer until ctx ends, are left out. Groups with names of more than maxName bytes are only counted.
+func (c *Coordinator) Committed(ctx context.Context, n, maxName int) (list []group.Committed, total int) {
+	type part struct {
+		list  []group.Committed
+		total int
+	}
+	first := func() {
+		slices.SortFunc(list, group.Committed.Compare)
+		list = list[:min(n, len(list))]
+	}
+	for _, s := range c.all() {
+		out := make(chan part, 1) // a shard that is late has somewhere to put it
+		if c.look(ctx, s, "", func(m *groupMachine) { out <- part{m.Shard.Committed(n, maxName), m.Shard.Offsets()} }) != protocol.CodeNone {
+			continue
+		}
+		p := <-out
+		list, total = append(list, p.list...), total+p.total
+		if len(list) > 2*n {
+			first()
+		}
+	}
+	first()
+	return slices.Clip(list), total
 }
 
 // suffix makes a member id unique.

@@ -33,3 +33,24 @@ func BenchmarkJoinStorm(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkCommitted is what a scrape of the metrics costs a shard: the first thousand of so many offsets.
+func BenchmarkCommitted(b *testing.B) {
+	for _, n := range []int{1000, 100_000} {
+		b.Run(fmt.Sprintf("groups=%d", n), func(b *testing.B) {
+			s := NewShard(Config{})
+			for i := range n {
+				for p := range int32(10) {
+					if err := s.Apply(offsetRecord(fmt.Sprint("group-", i), "topic", p, Offset{Offset: 1})); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+			for b.Loop() {
+				if len(s.Committed(1000, 249)) != 1000 {
+					b.Fatal("not a thousand")
+				}
+			}
+		})
+	}
+}

@@ -205,4 +205,5 @@ type Note struct {
 	N          int
 	Member     string
 	Reason     string
+	Consumer   bool // of NoteRebalance: the group is of the consumer protocol
 }

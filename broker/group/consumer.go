@@ -270,16 +270,17 @@ func (c *consumers) subscribed(topic string) bool {
 }
 
 // stateName is the group's state on the wire.
-func (c *consumers) stateName() string {
-	switch c.state() {
-	case Empty:
-		return "Empty"
+func (c *consumers) stateName() string { return c.state().ConsumerName() }
+
+// ConsumerName is what the state is called of a group of the consumer protocol.
+func (s State) ConsumerName() string {
+	switch s {
 	case PreparingRebalance:
 		return "Assigning"
 	case CompletingRebalance:
 		return "Reconciling"
 	}
-	return "Stable"
+	return s.String()
 }
 
 // state is the group's state in the terms of the classic protocol: a group that has to be assigned prepares a

@@ -218,7 +218,7 @@ func (t *turn) fence(ids []string) {
 	t.dropRegexes(left)
 	t.r.Records = append(t.r.Records, consumerGroupRecord(t.id, c.epoch+1, c.hash))
 	t.r.moves = true
-	t.note(Note{Kind: NoteRebalance, Generation: c.epoch + 1, Members: len(left), Reason: fmt.Sprintf("%d members are gone", len(ids))})
+	t.note(Note{Kind: NoteRebalance, Consumer: true, Generation: c.epoch + 1, Members: len(left), Reason: fmt.Sprintf("%d members are gone", len(ids))})
 	if len(left) == 0 {
 		t.note(Note{Kind: NoteEmpty, Generation: c.epoch + 1})
 	}
@@ -351,7 +351,7 @@ func (t *turn) advance(s step) (*consumerMember, *refusal) {
 				t.r.Records = append(t.r.Records, consumerTombstone(keyConsumerTopics, t.id))
 			}
 			t.r.Records = append(t.r.Records, consumerGroupRecord(t.id, epoch, hash))
-			t.note(Note{Kind: NoteRebalance, Generation: epoch, Members: len(members), Reason: "the group's members, their subscriptions or topics have changed"})
+			t.note(Note{Kind: NoteRebalance, Consumer: true, Generation: epoch, Members: len(members), Reason: "the group's members, their subscriptions or topics have changed"})
 		}
 	}
 

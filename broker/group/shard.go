@@ -155,17 +155,82 @@ const offsetBytes = 104
 // Bytes is about the memory that the shard holds.
 func (s *Shard) Bytes() int64 { return s.bytes }
 
-// Counts are the numbers of groups by state, of members, and of committed offsets. A group of the consumer protocol
-// that is Assigning counts as PreparingRebalance, one that is Reconciling as CompletingRebalance.
-func (s *Shard) Counts() (states [Stable + 1]int, members, offsets int) {
+// Counts are the numbers of what a shard holds.
+type Counts struct {
+	Classic, Consumer [Stable + 1]int // groups of either protocol by state; see State.ConsumerName
+	Members           int
+	Offsets           int // committed
+}
+
+// Counts looks at every group.
+func (s *Shard) Counts() Counts {
+	c := Counts{Offsets: s.offsets}
 	for _, e := range s.groups {
-		states[e.state()]++
-		members += len(e.group.members)
-		if e.consumer != nil {
-			members += len(e.consumer.members)
+		c.Members += len(e.group.members)
+		if e.consumer == nil {
+			c.Classic[e.state()]++
+			continue
+		}
+		c.Consumer[e.state()]++
+		c.Members += len(e.consumer.members)
+	}
+	return c
+}
+
+// Offsets is how many offsets are committed.
+func (s *Shard) Offsets() int { return s.offsets }
+
+// Committed is an offset that a group has committed.
+type Committed struct {
+	Group, Topic string
+	Partition    int32
+	Offset       int64
+}
+
+// Compare orders by group, topic and partition.
+func (c Committed) Compare(d Committed) int {
+	return cmp.Or(strings.Compare(c.Group, d.Group), strings.Compare(c.Topic, d.Topic), cmp.Compare(c.Partition, d.Partition))
+}
+
+// Committed are the first n offsets that groups have committed, in order. Groups with names of more than maxName bytes
+// are passed over. It costs a look at every group, and what it returns, however many offsets there are.
+func (s *Shard) Committed(n, maxName int) []Committed {
+	var out []Committed
+	for _, id := range s.committers(n, maxName) {
+		e := s.groups[id]
+		for _, topic := range slices.Sorted(maps.Keys(e.offsets)) {
+			ps := e.offsets[topic]
+			for _, p := range slices.Sorted(maps.Keys(ps)) {
+				if len(out) >= n {
+					return out
+				}
+				out = append(out, Committed{id, topic, p, ps[p].Offset})
+			}
 		}
 	}
-	return states, members, s.offsets
+	return out
+}
+
+// committers are the first n groups that have committed offsets, in order. Of many groups few are sorted: once there are n,
+// only those before the last of them count.
+func (s *Shard) committers(n, maxName int) []string {
+	if n <= 0 {
+		return nil
+	}
+	var ids []string
+	last, full := "", false
+	for id, e := range s.groups {
+		if len(id) > maxName || len(e.offsets) == 0 || full && id > last {
+			continue
+		}
+		if ids = append(ids, id); len(ids) >= 2*n {
+			slices.Sort(ids)
+			ids = ids[:n]
+			last, full = ids[n-1], true
+		}
+	}
+	slices.Sort(ids)
+	return ids[:min(n, len(ids))]
 }
 
 // GroupIDs are the groups in order.

@@ -162,6 +162,7 @@ func brokerError(err error, message string) error {
 		kerr.MessageTooLarge:         "the batch is above the topic's max.message.bytes; lower --batch-bytes or raise the setting",
 		kerr.NotEnoughReplicas:       "too few replicas in sync, or the broker's WAL is at its bound",
 		kerr.GroupIDNotFound:         "the group does not exist; `varve group list` shows what does",
+		kerr.NonEmptyGroup:           "the group has members; stop its consumers, or wait until their sessions have timed out (`varve group describe` shows them)",
 		kerr.TransactionalIDNotFound: "the transactional id is not known; `varve txn list` shows what is",
 		kerr.CoordinatorNotAvailable: "the coordinator is not available",
 	}[ke]

@@ -196,8 +196,10 @@ func parseTime(s string, now time.Time) (time.Time, error) {
 	if t, err := time.Parse(time.RFC3339, s); err == nil {
 		return t, nil
 	}
-	if t, err := time.Parse(time.DateOnly, s); err == nil {
-		return t, nil
+	for _, layout := range []string{"2006-01-02T15:04:05", time.DateOnly} { // without a zone: UTC, as Kafka's tools have it
+		if t, err := time.Parse(layout, s); err == nil {
+			return t, nil
+		}
 	}
 	if d, err := time.ParseDuration(s); err == nil && d < 0 {
 		return now.Add(d), nil

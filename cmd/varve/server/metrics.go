@@ -39,6 +39,7 @@ type metrics struct {
 	restarts     prometheus.Counter
 	leaders      prometheus.Gauge
 	txnsEnded    *prometheus.CounterVec
+	rebalances   *prometheus.CounterVec
 
 	bucketRequests *prometheus.CounterVec
 	bucketBytes    *prometheus.CounterVec
@@ -83,6 +84,7 @@ func newMetrics() *metrics {
 	m.panics = counter("varve_request_panics_total", "Request handlers that failed: each is a defect.")
 	m.restarts = counter("varve_restarts_at_remote_end_total", "Partitions whose local log was lost and that went on from object storage.")
 	m.leaders = gauge("varve_leader_partitions", "Partitions that this broker leads and serves.")
+	m.rebalances = counters("varve_group_rebalances_total", "Rebalances that began of groups coordinated here, by protocol.", "protocol")
 	m.txnsEnded = counters("varve_transactions_total", "Transactions that ended here, by outcome: commit, abort, fenced (another producer took the id over), timeout.", "outcome")
 
 	m.bucketRequests = counters("varve_objstore_requests_total", "Calls to the bucket, by operation and outcome.", "operation", "outcome")
@@ -139,6 +141,7 @@ func (m *metrics) brokerEvents() *broker.Events {
 		BadInput:             func(error) { m.badInput.Inc() },
 		Panic:                m.panics.Inc,
 		RestartedAtRemoteEnd: m.restarts.Inc,
+		GroupRebalanced:      func(protocol string) { m.rebalances.WithLabelValues(protocol).Inc() },
 		TransactionEnded:     func(outcome string) { m.txnsEnded.WithLabelValues(outcome).Inc() },
 		LeaderStarted:        m.leaders.Inc,
 		LeaderStopped:        m.leaders.Dec,
@@ -238,6 +241,9 @@ func (m *metrics) watch(s *Server) {
 		}
 		return float64(lag) / 1000
 	})
+	m.gauge("varve_group_members", "Members of the groups coordinated here.", func() float64 { return float64(s.broker.GroupStats().Members) })
+	m.gauge("varve_group_committed_offsets", "Offsets that groups coordinated here have committed.", func() float64 { return float64(s.broker.GroupStats().Offsets) })
+	m.reg.MustRegister(newGroupMetrics(s.broker.GroupStats, s.broker.GroupLags))
 	m.gauge("varve_open_transactions", "Transactions coordinated here that are not complete: ongoing, or with markers that are not written yet.", func() float64 {
 		ids := s.broker.TransactionStats().IDs
 		return float64(ids["Ongoing"] + ids["PrepareCommit"] + ids["PrepareAbort"])
