@@ -8,7 +8,6 @@ package assignor
 
 import (
 	"bytes"
-	"cmp"
 	"maps"
 	"slices"
 )
@@ -58,57 +57,6 @@ func sorted(topics []Topic) []Topic {
 	ts := slices.Clone(topics)
 	slices.SortFunc(ts, func(a, b Topic) int { return bytes.Compare(a.ID[:], b.ID[:]) })
 	return slices.CompactFunc(ts, func(a, b Topic) bool { return a.ID == b.ID })
-}
-
-// Range gives each member a run of neighbouring partitions of every topic that it subscribes to; the first members get
-// one more where it does not come out even. If all members subscribe to the same topics, then of topics with the same
-// number of partitions a member has the same ones, so that they can be joined.
-//
-// The order of members decides. That of static members, who come first, is the order of their instance ids and so
-// outlives them: a group of static members is assigned the same again after a restart. What members owned before
-// does not count, as in Kafka since 4.0. Racks do not count either, as in Kafka's coordinator: those of KIP-881 are for the
-// assignors of clients, and would break up the runs.
-func Range(topics []Topic, members []Member) map[string]Assignment {
-	ms := slices.Clone(members)
-	slices.SortFunc(ms, func(a, b Member) int {
-		switch {
-		case a.Instance != nil && b.Instance != nil:
-			return cmp.Compare(*a.Instance, *b.Instance)
-		case a.Instance != nil:
-			return -1
-		case b.Instance != nil:
-			return 1
-		}
-		return cmp.Compare(a.ID, b.ID)
-	})
-	result := make(map[string]Assignment, len(ms))
-	for _, m := range ms {
-		result[m.ID] = Assignment{}
-	}
-	for _, t := range sorted(topics) {
-		var readers []string
-		for _, m := range ms {
-			if _, ok := m.Topics[t.ID]; ok {
-				readers = append(readers, m.ID)
-			}
-		}
-		if len(readers) == 0 {
-			continue
-		}
-		each, extra := t.Partitions/int32(len(readers)), t.Partitions%int32(len(readers))
-		next := int32(0)
-		for i, id := range readers {
-			end := next + each
-			if int32(i) < extra {
-				end++
-			}
-			for p := next; p < end; p++ {
-				result[id][t.ID] = append(result[id][t.ID], p)
-			}
-			next = end
-		}
-	}
-	return result
 }
 
 // homogeneous says whether all members subscribe to the same of the topics.

@@ -115,6 +115,18 @@ func TestCases(t *testing.T) {
 		// Restarted: other member ids, the same instances.
 		{"range of static members again", "range", "1:3", []string{"P#2=1", "Q#1=1"}, "P 1:2\nQ 1:0,1\n"},
 		{"range does not look at what was", "range", "1:2", []string{"A=1 has 1:1", "B=1 has 1:0"}, "A 1:0\nB 1:1\n"},
+
+		// Racks (KIP-881).
+		{"range by racks", "range", "1:4:x/y/x/y", []string{"A@y=1", "B@x=1"}, "A 1:1,3\nB 1:0,2\n"},
+		{"range by racks, no more than a share", "range", "1:4:x/x/x/y", []string{"A@y=1", "B@x=1"}, "A 1:2,3\nB 1:0,1\n"},
+		{"who is near gets the one more", "range", "1:3:y/x/y", []string{"A@x=1", "B@y=1"}, "A 1:1\nB 1:0,2\n"},
+		{"range where racks tell nothing", "range", "1:4:x+y/x+y/y+x/x+y", []string{"A@y=1", "B@x=1"}, "A 1:0,1\nB 1:2,3\n"},
+		{"range of members elsewhere", "range", "1:4:x/y/x/y", []string{"A@z=1", "B=1"}, "A 1:0,1\nB 1:2,3\n"},
+		{"range of somebody without a rack", "range", "1:4:x/y/x/y", []string{"A=1", "B@x=1"}, "A 1:1,3\nB 1:0,2\n"},
+		{"range of topics alike", "range", "1:4:x/y/x/y 2:4:x/y/y/x", []string{"A@y=1,2", "B@x=1,2"}, "A 1:1,2 2:1,2\nB 1:0,3 2:0,3\n"},
+		{"range of topics alike, one without racks", "range", "1:4:x/y/x/y 2:4", []string{"A@y=1,2", "B@x=1,2"}, "A 1:1,3 2:1,3\nB 1:0,2 2:0,2\n"},
+		{"range of topics of other sizes", "range", "1:2:x/y 2:3:x/x/y", []string{"A@y=1,2", "B@x=1,2"}, "A 1:1 2:2\nB 1:0 2:0,1\n"},
+		{"range of topics with other readers", "range", "1:2:x/y 2:2:y/x", []string{"A@y=1,2", "B@x=1,2", "C@x=2"}, "A 1:1 2:0\nB 1:0 2:1\nC\n"},
 	} {
 		ts, ms := parse(t, x.topics, x.members...)
 		if got := show(ByName(x.assignor)(ts, ms)); got != x.want {
@@ -321,7 +333,8 @@ func TestRangeProperties(t *testing.T) {
 				ps := got[m.ID][topic.ID]
 				n := int32(len(ps))
 				least, most = min(least, n), max(most, n)
-				if n > 0 && ps[n-1]-ps[0] != n-1 {
+				racks := slices.ContainsFunc(ts, func(t Topic) bool { return t.Racks != nil && t.Partitions == topic.Partitions })
+				if n > 0 && ps[n-1]-ps[0] != n-1 && !racks {
 					t.Fatalf("seed %d: %v is no range", seed, ps)
 				}
 				if !same {
@@ -330,6 +343,22 @@ func TestRangeProperties(t *testing.T) {
 				for _, other := range ts {
 					if other.Partitions == topic.Partitions && !slices.Equal(got[m.ID][other.ID], ps) {
 						t.Fatalf("seed %d: topics of the same size are not assigned alike", seed)
+					}
+				}
+			}
+			if topic.Racks != nil && (!same || !slices.ContainsFunc(ts, func(o Topic) bool { return o.ID != topic.ID && o.Partitions == topic.Partitions })) {
+				// Of a topic by itself, nobody with a partition from elsewhere could have had one from nearby that is with
+				// somebody it is far from.
+				for _, m := range ms {
+					for _, o := range ms {
+						far := func(m Member, p int32) bool { return m.Rack == "" || !slices.Contains(topic.Racks[p], m.Rack) }
+						for _, p := range got[m.ID][topic.ID] {
+							for _, q := range got[o.ID][topic.ID] {
+								if same && far(m, p) && far(o, q) && !far(m, q) && !far(o, p) {
+									t.Fatalf("seed %d: %s has %d and %s has %d, and both would be nearer the other way", seed, m.ID, p, o.ID, q)
+								}
+							}
+						}
 					}
 				}
 			}
