@@ -92,6 +92,55 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
+// offsetCommits measures commits of offsets: of ten partitions each, by clients
+// that go through a thousand groups.
+func offsetCommits(committers int) measurement {
+	return func(ctx context.Context, r *runner, _ *setupRun, b *broker, d time.Duration) ([]sample, error) {
+		topic := r.topicName("commits")
+		const partitions = 10
+		if err := r.createTopic(ctx, b, topic, partitions, 0); err != nil {
+			return nil, err
+		}
+		defer r.deleteTopic(b, topic)
+		before := machineNow()
+		res, err := load.Commits(ctx, load.CommitSpec{
+			Bootstrap: []string{b.addr}, Topic: topic, Partitions: partitions, Groups: 1000, Committers: committers,
+			Warmup: r.ramp(0), Duration: d, Broker: []int{b.process.PID()},
+		})
+		if err != nil {
+			return nil, err
+		}
+		s := sampleOf(res)
+		s[mOthers] = max(0, machineNow().coresSince(before)-res.Client.Cores-res.Broker.Cores)
+		return []sample{s}, nil
+	}
+}
+
+// rebalances measures how long a group takes until everybody has its share.
+func rebalances(protocol string) measurement {
+	return func(ctx context.Context, r *runner, _ *setupRun, b *broker, _ time.Duration) ([]sample, error) {
+		topic := r.topicName("rebalance-" + protocol)
+		const partitions, members = 1000, 200
+		if err := r.createTopic(ctx, b, topic, partitions, 0); err != nil {
+			return nil, err
+		}
+		defer r.deleteTopic(b, topic)
+		res, err := load.MeasureRebalances(ctx, load.RebalanceSpec{
+			Bootstrap: []string{b.addr}, Topic: topic, Partitions: partitions, Members: members, Protocol: protocol, Broker: []int{b.process.PID()},
+		})
+		if err != nil {
+			return nil, err
+		}
+		s := sample{
+			mAllStart: res.Start.Seconds, mReqStart: float64(res.Start.Requests),
+			mAllLeave: res.Leave.Seconds, mReqLeave: float64(res.Leave.Requests),
+			mAllJoin: res.Join.Seconds, mReqJoin: float64(res.Join.Requests),
+			mCores: res.Broker.Cores, mClient: res.Client.Cores, mRSS: float64(res.Broker.PeakRSS) / 1e6,
+		}
+		return []sample{s}, nil
+	}
+}
+
 // restart ends a broker in good order and measures how long it takes from
 // starting it to the first record produced and fetched.
 func restart(ctx context.Context, r *runner, run *setupRun, b *broker, _ time.Duration) ([]sample, error) {
@@ -391,7 +440,23 @@ func describeSpec(s load.Spec, partitions int, rated bool) string {
 	if s.Producers > 0 {
 		add("%d producers", s.Producers)
 	}
-	if s.Consumers > 0 {
+	if s.Processors > 0 {
+		ends := fmt.Sprintf("%d records each, back to back", s.TxnRecords)
+		switch {
+		case s.TxnEvery > 0:
+			ends = fmt.Sprintf("of %s", s.TxnEvery)
+		case s.TxnRecords == 1:
+			ends = "1 record each, back to back"
+		}
+		reads := ", reading and committing offsets in them"
+		if s.Producers == 0 {
+			reads = ", reading nothing"
+		}
+		add("%d clients with transactions (%s)%s", s.Processors, ends, reads)
+	}
+	if s.Consumers > 0 && s.Processors > 0 {
+		add("%d consumers of what is committed", s.Consumers)
+	} else if s.Consumers > 0 {
 		add("%d consumers in %d groups", s.Consumers, max(s.Groups, 1))
 	}
 	add("records of %d B (%s)", s.RecordBytes, s.Payload)
@@ -414,6 +479,8 @@ func describeSpec(s load.Spec, partitions int, rated bool) string {
 		add("%.0f records/s", s.Rate)
 	case rated:
 		add("at a rate")
+	case s.Processors > 0:
+		add("as fast as transactions take them")
 	default:
 		add("as fast as they are taken")
 	}

@@ -12,7 +12,8 @@ const (
 // dear are the measurements and setups that take longer than a side.
 var dear = map[string]time.Duration{
 	"W8-idle": 50 * time.Second, "W8-start": 45 * time.Second, "W11": 80 * time.Second, "W11-more": 50 * time.Second, "W14": 60 * time.Second, "W18": 150 * time.Second,
-	"tiered": 60 * time.Second, "10k": 60 * time.Second, "1k": 5 * time.Second,
+	"groups-rebalance": 4 * time.Minute,
+	"tiered":           60 * time.Second, "10k": 60 * time.Second, "1k": 5 * time.Second,
 }
 
 // planned is about how long the workloads take.

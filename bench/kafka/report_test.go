@@ -151,7 +151,7 @@ func TestWorkloadsAreComplete(t *testing.T) {
 			if !known {
 				t.Errorf("%s %s: no setup %q", w.Key, c.Name, c.setup(w))
 			}
-			if c.Measure == nil && (c.Partitions == 0 || c.Spec.Producers == 0 || c.Spec.Acks != "all") {
+			if c.Measure == nil && (c.Partitions == 0 || c.Spec.Producers+c.Spec.Processors == 0 || c.Spec.Acks != "all") {
 				t.Errorf("%s %s: %+v", w.Key, c.Name, c.Spec)
 			}
 		}
@@ -191,7 +191,7 @@ func TestPlans(t *testing.T) {
 	for _, c := range []struct {
 		o    options
 		most time.Duration
-	}{{options{repeats: 1}, time.Hour}, {options{quick: true}, 10 * time.Minute}} {
+	}{{options{repeats: 1}, 70 * time.Minute}, {options{quick: true}, 10 * time.Minute}} {
 		ws, err := choose("", c.o.quick)
 		if err != nil {
 			t.Fatal(err)

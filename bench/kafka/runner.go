@@ -229,6 +229,15 @@ func (r *runner) measure(ctx context.Context, w workload, c *kase, run *setupRun
 		return nil, err
 	}
 	defer r.deleteTopic(b, spec.Topic)
+	if spec.Processors > 0 {
+		// The warm-up has no transactions in it: what Kafka's compiler has not seen yet is loaded longer.
+		spec.Warmup = max(spec.Warmup, r.warmup/4)
+		spec.Output = r.topicName(w.Key + "-out")
+		if err := r.createTopic(ctx, b, spec.Output, c.Partitions, spec.BatchBytes); err != nil {
+			return nil, err
+		}
+		defer r.deleteTopic(b, spec.Output)
+	}
 	s, err := r.load(ctx, spec)
 	if err != nil {
 		return nil, err

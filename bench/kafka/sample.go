@@ -42,6 +42,22 @@ const (
 	mOthers     = "cores of others"
 	mErrors     = "errors"
 
+	mTxns      = "transactions/s"
+	mThrough   = "records/s through"
+	mCommit50  = "transaction's commit p50 ms"
+	mCommit99  = "transaction's commit p99 ms"
+	mTxnCPU    = "broker CPU ms per transaction"
+	mPerTxn    = "records per transaction"
+	mAborted   = "aborted transactions"
+	mOffsets   = "offset commits/s"
+	mOffsetCPU = "broker CPU ms per offset commit"
+	mAllStart  = "all own their share after the start, s"
+	mAllLeave  = "after one has left, s"
+	mAllJoin   = "after one has come, s"
+	mReqStart  = "requests about the group, start"
+	mReqLeave  = "requests, one has left"
+	mReqJoin   = "requests, one has come"
+
 	mIdle      = "idle CPU %"
 	mStart     = "start s"
 	mRestart   = "restart after kill -9 s"
@@ -57,6 +73,11 @@ const (
 
 var metrics = []metric{
 	{Name: mMBs, Format: "%.1f"}, {Name: mRecords, Format: "%.0f"}, {Name: mConsumed, Format: "%.1f"}, {Name: mOfRate, Format: "%.3f", Plain: true},
+	{Name: mTxns, Format: "%.1f"}, {Name: mThrough, Format: "%.0f"}, {Name: mCommit50, Format: "%.2f", Less: true}, {Name: mCommit99, Format: "%.2f", Less: true},
+	{Name: mTxnCPU, Format: "%.3f", Less: true}, {Name: mPerTxn, Format: "%.1f", Plain: true}, {Name: mAborted, Format: "%.0f", Plain: true},
+	{Name: mOffsets, Format: "%.0f"}, {Name: mOffsetCPU, Format: "%.3f", Less: true},
+	{Name: mAllStart, Format: "%.2f", Less: true}, {Name: mAllLeave, Format: "%.2f", Less: true}, {Name: mAllJoin, Format: "%.2f", Less: true},
+	{Name: mReqStart, Format: "%.0f", Less: true}, {Name: mReqLeave, Format: "%.0f", Less: true}, {Name: mReqJoin, Format: "%.0f", Less: true},
 	{Name: mAck50, Format: "%.2f", Less: true}, {Name: mAck99, Format: "%.2f", Less: true},
 	{Name: mEnd50, Format: "%.2f", Less: true}, {Name: mEnd99, Format: "%.2f", Less: true}, {Name: mEnd999, Format: "%.2f", Less: true}, {Name: mEnd9999, Format: "%.2f", Less: true},
 	{Name: mCPU, Format: "%.2f", Less: true}, {Name: mFetchCPU, Format: "%.2f", Less: true}, {Name: mCores, Format: "%.2f", Plain: true},
@@ -98,6 +119,32 @@ func sampleOf(res *load.Result) sample {
 	}
 	if u := res.Broker; u != nil {
 		s[mCPU], s[mCores], s[mRSS] = u.SecondsPerGB, u.Cores, float64(u.PeakRSS)/1e6
+	}
+	if t := res.Transactions; t != nil {
+		// What counts is what comes out; what is read is a part of the same broker's work.
+		delete(s, mMBs)
+		delete(s, mRecords)
+		delete(s, mConsumed)
+		delete(s, mCPU)
+		delete(s, mAck50)
+		delete(s, mAck99)
+		s[mTxns], s[mPerTxn], s[mTxnCPU] = t.PerSecond, t.PerCommit, t.CPUPerTxn
+		if t.Aborted > 0 {
+			s[mAborted] = float64(t.Aborted)
+		}
+		if c := res.Consumed; c != nil {
+			s[mThrough] = c.RecordsPerSecond
+		}
+		if l := res.Commit; l != nil {
+			s[mCommit50], s[mCommit99] = l.P50, l.P99
+		}
+	}
+	if n := res.CommitsPerSecond; n > 0 {
+		s[mOffsets] = n
+		if u := res.Broker; u != nil {
+			delete(s, mCPU)
+			s[mOffsetCPU] = 1000 * u.CPUSeconds / (n * res.Seconds)
+		}
 	}
 	for k, v := range s {
 		if math.IsNaN(v) || math.IsInf(v, 0) {

@@ -218,6 +218,29 @@ func synced(partitions, inFlight int) kase {
 	}
 }
 
+// processed is W13: what is read is written again and committed with its
+// offsets. An interval says when, or a number of records.
+func processed(name string, every time.Duration, records int, rate float64) kase {
+	return kase{
+		Name: name, Partitions: 32,
+		Spec: with(usual, func(s *load.Spec) {
+			s.Producers, s.Processors, s.Consumers, s.Idempotent = 1, 8, 1, true
+			s.TxnEvery, s.TxnRecords, s.Rate, s.FetchMaxWait = every, records, rate, 100*time.Millisecond
+		}),
+	}
+}
+
+// transacted is transactions of one record that read nothing: how long the least
+// transaction takes, and how many run side by side.
+func transacted(name string, partitions, clients int) kase {
+	return kase{
+		Name: name, Partitions: partitions,
+		Spec: with(usual, func(s *load.Spec) {
+			s.Producers, s.Processors, s.Consumers, s.TxnRecords = 0, clients, 1, 1
+		}),
+	}
+}
+
 func floored(c kase) kase {
 	c.Floor = true
 	return c
@@ -282,6 +305,24 @@ func matrix() []workload {
 		}, Notes: []string{"MB are those of the records before compression. The load compresses on the same cores: CPU time for each GB is what to compare, not MB/s."}},
 		{Key: "W7-more", Title: "the other codecs", Setup: "default", Scale: 0.25, Once: true, Cases: []kase{
 			onlyFull(compressed("gzip")), onlyFull(compressed("snappy")), compressed("zstd"),
+		}},
+		{Key: "W13", Title: "transactions: read, process, write", Setup: "default", Full: true, Scale: 0.25, Cases: []kase{
+			processed("every 100 ms", 100*time.Millisecond, 0, 5000),
+			processed("10 records, back to back", 0, 10, 0),
+			transacted("1 record, 1 client", 1, 1),
+			transacted("1 record, 8 clients", 32, 8),
+		}, Notes: []string{
+			"End to end is to a consumer of committed records: with an interval from the intended send time, so that a transaction's own length is in it, and back to back from the transaction's beginning.",
+			"The commit is from asking for the transaction's end to the answer; what is not acknowledged yet is waited for in it. Varve has all of it on disk then: the records, the offsets, the decision.",
+		}},
+		{Key: "groups-commits", Title: "offset commits of 1,000 groups, ten partitions each", Setup: "default", Full: true, Scale: 0.2, Cases: []kase{
+			{Name: "1 client", Measure: offsetCommits(1)}, {Name: "64 clients", Measure: offsetCommits(64)},
+		}, Notes: []string{"Each client has one commit under way. Varve has a commit on disk when it is acknowledged."}},
+		{Key: "groups-rebalance", Title: "200 members share 1,000 partitions", Setup: "default", Full: true, Blocks: 1, Cases: []kase{
+			{Name: "classic, cooperative-sticky", Measure: rebalances("classic")}, {Name: "consumer", Measure: rebalances("consumer")},
+		}, Notes: []string{
+			"Members are franz-go clients in one process. The time is until each partition has one owner and every member its share, the requests are those about the group that all members sent until then.",
+			"Members learn that a rebalance is on with their next heartbeat, every 3 s by the client's default (classic), every 5 s by the brokers' (consumer): that is most of the time, on either broker.",
 		}},
 		{Key: "W2-uploads", Title: "16 KiB batches with uploads on, to a bucket on tmpfs", Setup: "default", Scale: 0.25, Full: true, Cases: []kase{
 			{Name: "no uploads", Partitions: 16, Spec: usual},

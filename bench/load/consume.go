@@ -70,11 +70,15 @@ func (r *run) openConsumers(ctx context.Context, fromStart bool) ([]*consumer, e
 	if r.spec.Consumers == 0 {
 		return nil, nil
 	}
-	ext, err := Extents(ctx, r.spec.Bootstrap, r.spec.Topic)
+	ext, err := Extents(ctx, r.spec.Bootstrap, r.spec.sink())
 	if err != nil {
 		return nil, err
 	}
 	r.extents = ext
+	isolation := kgo.ReadUncommitted()
+	if r.spec.Processors > 0 {
+		isolation = kgo.ReadCommitted()
+	}
 	per := r.spec.Consumers / r.spec.Groups
 	var out []*consumer
 	for i := range r.spec.Consumers {
@@ -91,7 +95,8 @@ func (r *run) openConsumers(ctx context.Context, fromStart bool) ([]*consumer, e
 		}
 		c := &consumer{hist: newHistogram()}
 		cl, err := kgo.NewClient(append(r.options("varve-bench-c"+strconv.Itoa(i), fetchHook{r}),
-			kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{r.spec.Topic: mine}),
+			kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{r.spec.sink(): mine}),
+			kgo.FetchIsolationLevel(isolation),
 			kgo.FetchMaxBytes(int32(r.spec.FetchMaxBytes)),
 			kgo.FetchMaxPartitionBytes(int32(r.spec.PartitionMaxBytes)),
 			kgo.FetchMinBytes(int32(r.spec.FetchMinBytes)),

@@ -55,6 +55,16 @@ type Spec struct {
 	// makes of the records, on the broker's own cores, is left out.
 	Raw bool
 
+	// Processors run transactions: they read Topic as one group and write what
+	// they read to Output, their offsets with it. Without Producers they read
+	// nothing and write records of their own. Consumers read Output, and only what
+	// is committed. Without a rate Producers are just ahead of the processors, and
+	// latency counts from the beginning of the transaction.
+	Processors int
+	Output     string
+	TxnEvery   time.Duration // a transaction ends after that,
+	TxnRecords int           // or when it has so many records; the next begins at once
+
 	Warmup   time.Duration // not measured
 	Duration time.Duration // measured
 
@@ -84,6 +94,13 @@ type Result struct {
 	// the moment at which a consumer has the record.
 	Ack      *Latency `json:"ack_ms,omitempty"`
 	EndToEnd *Latency `json:"end_to_end_ms,omitempty"`
+
+	Transactions *Transactions `json:"transactions,omitempty"`
+	// Commit is from asking for the end of a transaction to its answer: the last
+	// records and the offsets are waited for in it.
+	Commit *Latency `json:"commit_ms,omitempty"`
+
+	CommitsPerSecond float64 `json:"offset_commits_per_second,omitempty"`
 
 	Broker *Usage `json:"broker,omitempty"`
 	Client Usage  `json:"client"`
@@ -176,11 +193,11 @@ func (s *Spec) defaults() error {
 	if s.Groups > 1 && s.Consumers%s.Groups != 0 {
 		return fmt.Errorf("load: %d consumers cannot be shared evenly by %d groups", s.Consumers, s.Groups)
 	}
-	return nil
+	return s.checkTransactions()
 }
 
 // Run puts the broker under the load of spec: its producers and its consumers,
-// which begin at the end of the log.
+// which begin at the end of the log, and processors between them.
 func Run(ctx context.Context, spec Spec) (*Result, error) {
 	if err := spec.defaults(); err != nil {
 		return nil, err
@@ -188,7 +205,7 @@ func Run(ctx context.Context, spec Spec) (*Result, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	r := newRun(&spec)
-	e2e := spec.Producers > 0 && spec.Consumers > 0
+	e2e := spec.Producers+spec.Processors > 0 && spec.Consumers > 0
 	if e2e {
 		r.stamped = true
 	}
@@ -204,6 +221,14 @@ func Run(ctx context.Context, spec Spec) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	procs, err := r.openProcessors(ctx)
+	defer closeAll(procs)
+	if err != nil {
+		return nil, err
+	}
+	if len(procs) > 0 && len(prods) > 0 && spec.Rate == 0 {
+		r.ahead = make(chan struct{}, backlog)
+	}
 	var wg sync.WaitGroup
 	for _, c := range cons {
 		wg.Go(func() { r.consume(ctx, c, nil) })
@@ -215,6 +240,9 @@ func Run(ctx context.Context, spec Spec) (*Result, error) {
 	for i, p := range prods {
 		producing.Go(func() { r.produce(stopProducing, p, i, begin) })
 	}
+	for _, p := range procs {
+		producing.Go(func() { p.process(stopProducing) })
+	}
 	res, err := r.measure(ctx, nil, nil)
 	stop()
 	producing.Wait()
@@ -224,6 +252,11 @@ func Run(ctx context.Context, spec Spec) (*Result, error) {
 		return nil, err
 	}
 	switch {
+	case len(procs) > 0:
+		res.What = "txn"
+		if err := r.addTransactions(res, procs); err != nil {
+			return nil, err
+		}
 	case e2e:
 		res.What = "e2e"
 	case spec.Producers > 0:

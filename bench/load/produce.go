@@ -129,6 +129,7 @@ func (r *run) produce(ctx context.Context, p *producer, index int, begin time.Ti
 	time.Sleep(time.Until(begin))
 	if interval == 0 {
 		for i := int64(0); ctx.Err() == nil; i++ {
+			r.lead(ctx)
 			send(i, time.Now())
 		}
 	} else {

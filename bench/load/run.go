@@ -26,6 +26,9 @@ type run struct {
 	ends    []*consumer
 	extents map[int32]Extent
 
+	committed, aborted, inTxns atomic.Int64  // transactions, and records of those that were committed
+	ahead                      chan struct{} // one for each record that producers are ahead of the processors; nil: no bound
+
 	errors atomic.Int64
 	mu     sync.Mutex
 	last   string
@@ -79,13 +82,7 @@ func (r *run) measure(ctx context.Context, ended <-chan struct{}, begin func()) 
 	if r.spec.Producers > 0 {
 		res.Produced = r.produced.side(took)
 		res.Produced.Intended = r.spec.Rate
-		var hs []*hdrhistogram.Histogram
-		for _, p := range r.hists {
-			p.mu.Lock()
-			hs = append(hs, p.hist)
-			p.mu.Unlock()
-		}
-		res.Ack = latencyOf(hs)
+		res.Ack = r.ackLatency()
 	}
 	if r.spec.Consumers > 0 {
 		res.Consumed = r.consumed.side(took)
@@ -117,6 +114,16 @@ func (r *run) measure(ctx context.Context, ended <-chan struct{}, begin func()) 
 		return res, fmt.Errorf("load: nothing went through in %s", took.Round(time.Millisecond))
 	}
 	return res, nil
+}
+
+func (r *run) ackLatency() *Latency {
+	var hs []*hdrhistogram.Histogram
+	for _, p := range r.hists {
+		p.mu.Lock()
+		hs = append(hs, p.hist)
+		p.mu.Unlock()
+	}
+	return latencyOf(hs)
 }
 
 // pass waits, and reports progress.
