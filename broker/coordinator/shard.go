@@ -74,6 +74,8 @@ type kind[M machine[C, R], C, R any] struct {
 	of      func(c C) subject
 	tick    func(key string) C
 	expire  func(key string) C // the regular search comes to a key
+	// refused answers for the requests that a command of the shard's own has taken along, if it is not handled. nil: none does.
+	refused func(m M, c C, code int16)
 }
 
 // subject is what a shard has to know of a command.
@@ -460,6 +462,9 @@ func (s *shard[M, C, R]) handle(o op[M, C], on subject, now time.Time) {
 	if on.access != free && s.nWriting >= s.o.WritesLength {
 		s.ev.Refused(s.partition, protocol.CodeCoordinatorNotAvailable)
 		s.refuse(o, protocol.CodeCoordinatorNotAvailable)
+		if o.call == nil && s.k.refused != nil {
+			s.k.refused(s.m, o.cmd, protocol.CodeCoordinatorNotAvailable)
+		}
 		s.again(o, now)
 		return
 	}

@@ -3,6 +3,7 @@ package coordinator
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -33,7 +34,7 @@ func NewTransactions(o Options, partitions int32) *Transactions {
 	return &Transactions{newHost(o, kind[*txnMachine, txn.Command, txn.Result]{
 		name: "transaction state",
 		machine: func(s *txnShard) *txnMachine {
-			return &txnMachine{Shard: txn.NewShard(s.o.Transactions), s: s, marking: map[string]*marking{}, ended: map[string]chan struct{}{}}
+			return &txnMachine{Shard: txn.NewShard(s.o.Transactions), s: s, marking: map[string]*marking{}, waiting: map[string][]*patient{}}
 		},
 		of: func(c txn.Command) subject {
 			_, tick := c.(*txn.Tick)
@@ -45,6 +46,11 @@ func NewTransactions(o Options, partitions int32) *Transactions {
 		},
 		tick:   func(key string) txn.Command { return &txn.Tick{ID: key} },
 		expire: func(key string) txn.Command { return &txn.Expire{ID: key} },
+		refused: func(m *txnMachine, c txn.Command, code int16) {
+			for _, rep := range txn.Refused(c, code) {
+				m.s.answer(rep.Token, rep.Response)
+			}
+		},
 	}, partitions)}
 }
 
@@ -56,13 +62,26 @@ type txnMachine struct {
 	s *txnShard
 
 	marking  map[string]*marking
-	ended    map[string]chan struct{} // closed when the markers of the id's transaction are written: see awaitEnd
-	attempts int                      // under way
-	backlog  []attempt                // that wait for their turn
-	warnedAt time.Time                // of the last failed attempt that was logged
+	waiting  map[string][]*patient // requests that wait for the markers of their id
+	attempts int                   // under way
+	backlog  []attempt             // that wait for their turn
+	warnedAt time.Time             // of the last failed attempt that was logged
 }
 
 func (m *txnMachine) Handle(now time.Time, c txn.Command) (txn.Result, outcome) {
+	p, again := c.(*patient)
+	if again {
+		c = p.Command
+	}
+	if m.Ending(c.TransactionalID()) && mayWait(c) {
+		if !again {
+			p = &patient{Command: c, until: now.Add(endPatience)}
+		}
+		if now.Before(p.until) {
+			m.putOff(p, now)
+			return txn.Result{}, outcome{key: c.TransactionalID(), later: true}
+		}
+	}
 	r := m.Shard.Handle(now, c)
 	if r.NeedProducerID {
 		m.supply(c)
@@ -127,10 +146,11 @@ func (m *txnMachine) Settle(now time.Time, r txn.Result) {
 	for _, n := range r.Notes {
 		if n.Kind == txn.NoteComplete {
 			delete(m.marking, n.ID)
-			if ended := m.ended[n.ID]; ended != nil {
-				delete(m.ended, n.ID)
-				close(ended)
+			for _, p := range m.waiting[n.ID] {
+				p.timer.Stop()
+				m.s.resume(tokenOf(p.Command), p, protocol.CodeNone)
 			}
+			delete(m.waiting, n.ID)
 		}
 		m.tell(n)
 	}
@@ -202,6 +222,72 @@ func (t txnTally) line() []any {
 	return []any{"ids", n, "ongoing", t.states[txn.Ongoing], "ending", t.states[txn.PrepareCommit] + t.states[txn.PrepareAbort]}
 }
 
+// ---- Waiting for markers
+
+// patient is a request that begins a transaction, or takes an id over, while markers of the last transaction are being
+// written. A client that is told CONCURRENT_TRANSACTIONS comes again after a while; mostly the markers take a few syncs.
+//
+// Until the last marker only that one is waited for, and not for the record that the transaction is complete: the machine
+// appends what the request begins together with that record, as Completed says. One append is as good as two, since none of
+// both is answered or taken over before both are committed.
+type patient struct {
+	txn.Command
+	until time.Time
+	timer *time.Timer
+}
+
+// endPatience is how long a request waits for markers before it is answered CONCURRENT_TRANSACTIONS (as Kafka's
+// add.partitions.to.txn.retry.backoff.max.ms).
+const endPatience = 100 * time.Millisecond
+
+// mayWait says whether a command waits for markers. EndTxn does not: whoever is told CONCURRENT_TRANSACTIONS has not begun
+// the transaction that it ends. Neither does a verification, which is not for a client that has just begun.
+func mayWait(c txn.Command) bool {
+	switch c.(type) {
+	case *txn.Init:
+		return true
+	case *txn.AddPartitions, *txn.AddOffsets:
+		return txn.AccessOf(c) != txn.Free
+	}
+	return false
+}
+
+func (m *txnMachine) putOff(p *patient, now time.Time) {
+	id := p.TransactionalID()
+	m.waiting[id] = append(m.waiting[id], p)
+	p.timer = time.AfterFunc(p.until.Sub(now), func() {
+		m.s.do(func(m *txnMachine) {
+			if i := slices.Index(m.waiting[id], p); i >= 0 {
+				m.drop(id, i)
+				m.s.resume(tokenOf(p.Command), p, protocol.CodeNone)
+			}
+		})
+	})
+}
+
+func (m *txnMachine) drop(id string, i int) {
+	if m.waiting[id] = slices.Delete(m.waiting[id], i, i+1); len(m.waiting[id]) == 0 {
+		delete(m.waiting, id)
+	}
+}
+
+// next are the waiting requests that may go to the log with the record that the transaction is complete. They are no longer
+// put off.
+func (m *txnMachine) next(id string) (cmds []txn.Command) {
+	for i := 0; i < len(m.waiting[id]); {
+		p := m.waiting[id][i]
+		if _, init := p.Command.(*txn.Init); init {
+			i++
+			continue
+		}
+		p.timer.Stop()
+		m.drop(id, i)
+		m.s.nLater--
+		cmds = append(cmds, p.Command)
+	}
+	return cmds
+}
+
 // ---- Markers
 
 // marking is the end of one transaction as its partitions come to know it.
@@ -212,6 +298,7 @@ func (t txnTally) line() []any {
 type marking struct {
 	m    txn.Markers
 	at   map[place]markState
+	left int     // have no marker yet
 	told []place // have their marker, and the machine does not know yet
 }
 
@@ -250,7 +337,7 @@ func (m *txnMachine) mark(want txn.Markers) {
 	}
 	k.m = want
 	if len(want.Topics) == 0 {
-		m.s.own(&txn.MarkersWritten{ID: want.ID, Order: want.Order})
+		m.written(k, txn.MarkersWritten{ID: want.ID, Order: want.Order})
 		return
 	}
 	for _, t := range want.Topics {
@@ -259,6 +346,7 @@ func (m *txnMachine) mark(want txn.Markers) {
 			switch st, ok := k.at[at]; {
 			case !ok:
 				k.at[at] = writing
+				k.left++
 				m.try(attempt{k, at, markerBackoff})
 			case st == written:
 				m.marked(k, at)
@@ -310,7 +398,10 @@ func (m *txnMachine) tried(a attempt, code int16) {
 
 // marked tells the machine of a marker, together with those that come until it is its turn.
 func (m *txnMachine) marked(k *marking, at place) {
-	k.at[at] = written
+	if k.at[at] == writing {
+		k.at[at] = written
+		k.left--
+	}
 	k.told = append(k.told, at)
 	if len(k.told) == 1 {
 		m.s.do(func(m *txnMachine) { m.report(k) })
@@ -326,11 +417,22 @@ func (m *txnMachine) report(k *marking) {
 	if m.marking[k.m.ID] != k {
 		return
 	}
-	c := &txn.MarkersWritten{ID: k.m.ID, Order: k.m.Order}
+	c := txn.MarkersWritten{ID: k.m.ID, Order: k.m.Order}
 	for topic, ps := range told {
 		c.Topics = append(c.Topics, txn.Topic{Topic: topic, Partitions: ps})
 	}
-	m.s.own(c)
+	m.written(k, c)
+}
+
+// written tells the machine of markers, and with the last of them of those who wait for it.
+func (m *txnMachine) written(k *marking, c txn.MarkersWritten) {
+	if k.left == 0 {
+		if next := m.next(c.ID); len(next) > 0 {
+			m.s.own(&txn.Completed{MarkersWritten: c, Then: next})
+			return
+		}
+	}
+	m.s.own(&c)
 }
 
 // ---- Stats
@@ -375,55 +477,12 @@ func (c *Transactions) Stats() TransactionStats {
 
 // ---- Handlers. As for groups: they take a decoded request and return its response, of the same version.
 
-// How long a request waits for the markers of the last transaction before it is answered CONCURRENT_TRANSACTIONS. A client
-// that is told so comes again after about as long, and mostly the markers take a few syncs.
-const (
-	addPatience  = 20 * time.Millisecond
-	initPatience = 100 * time.Millisecond
-)
-
-// awaitEnd waits until no markers of the ids' transactions are being written, and says whether that came in time.
-func (c *Transactions) awaitEnd(ctx context.Context, limit time.Duration, ids ...string) bool {
-	timer := time.NewTimer(limit)
-	defer timer.Stop()
-	for _, id := range ids {
-		s, code := c.shardFor(id)
-		if code != protocol.CodeNone {
-			return false
-		}
-		out := make(chan (<-chan struct{}), 1)
-		if c.look(ctx, s, "", func(m *txnMachine) { out <- m.end(id) }) != protocol.CodeNone {
-			return false
-		}
-		select {
-		case <-<-out:
-		case <-timer.C:
-			return false
-		case <-ctx.Done():
-			return false
-		}
-	}
-	return true
-}
-
-var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
-
-// end is a channel that is closed when the markers of the id's transaction are written. All who wait share it.
-func (m *txnMachine) end(id string) <-chan struct{} {
-	if !m.Ending(id) {
-		return closed
-	}
-	if m.ended[id] == nil {
-		m.ended[id] = make(chan struct{})
-	}
-	return m.ended[id]
-}
-
 // InitProducerID serves key 22 of producers with a transactional id, versions 0-5.
 func (c *Transactions) InitProducerID(ctx context.Context, req *kmsg.InitProducerIDRequest) *kmsg.InitProducerIDResponse {
+	began := time.Now()
 	r := c.initProducerID(ctx, req)
-	if r.ErrorCode == protocol.CodeConcurrentTransactions && c.awaitEnd(ctx, initPatience, *req.TransactionalID) {
-		r = c.initProducerID(ctx, req)
+	if r.ErrorCode == protocol.CodeConcurrentTransactions && time.Since(began) < endPatience {
+		r = c.initProducerID(ctx, req) // it has aborted a transaction; now it waits for that
 	}
 	return r
 }
@@ -447,41 +506,6 @@ func (c *Transactions) initProducerID(ctx context.Context, req *kmsg.InitProduce
 // AddPartitionsToTxn adds partitions to each of several transactions, or verifies that they are in it, and returns one
 // answer for each, in the form that the version has. They are handled side by side.
 func (c *Transactions) AddPartitionsToTxn(ctx context.Context, version int16, txns []kmsg.AddPartitionsToTxnRequestTransaction) []*kmsg.AddPartitionsToTxnResponse {
-	out := c.addPartitions(ctx, version, txns)
-	var ids []string
-	var again []kmsg.AddPartitionsToTxnRequestTransaction
-	var at []int
-	for i := range txns {
-		if !txns[i].VerifyOnly && concurrent(out[i]) {
-			ids, again, at = append(ids, txns[i].TransactionalID), append(again, txns[i]), append(at, i)
-		}
-	}
-	if len(ids) > 0 && c.awaitEnd(ctx, addPatience, ids...) {
-		for i, r := range c.addPartitions(ctx, version, again) {
-			out[at[i]] = r
-		}
-	}
-	return out
-}
-
-// concurrent says whether a transaction was told CONCURRENT_TRANSACTIONS.
-func concurrent(r *kmsg.AddPartitionsToTxnResponse) bool {
-	for _, t := range r.Topics {
-		for _, p := range t.Partitions {
-			return p.ErrorCode == protocol.CodeConcurrentTransactions
-		}
-	}
-	for _, x := range r.Transactions {
-		for _, t := range x.Topics {
-			for _, p := range t.Partitions {
-				return p.ErrorCode == protocol.CodeConcurrentTransactions
-			}
-		}
-	}
-	return false
-}
-
-func (c *Transactions) addPartitions(ctx context.Context, version int16, txns []kmsg.AddPartitionsToTxnRequestTransaction) []*kmsg.AddPartitionsToTxnResponse {
 	ctx, cancel := context.WithTimeout(ctx, c.o.ReplyTimeout)
 	defer cancel()
 	cmds, calls := make([]*txn.AddPartitions, len(txns)), make([]*call, len(txns))
@@ -511,14 +535,6 @@ func (c *Transactions) addPartitions(ctx context.Context, version int16, txns []
 
 // AddOffsetsToTxn serves key 25, versions 0-4. partition is the group's, of __consumer_offsets.
 func (c *Transactions) AddOffsetsToTxn(ctx context.Context, req *kmsg.AddOffsetsToTxnRequest, partition int32) *kmsg.AddOffsetsToTxnResponse {
-	r := c.addOffsets(ctx, req, partition)
-	if r.ErrorCode == protocol.CodeConcurrentTransactions && c.awaitEnd(ctx, addPatience, req.TransactionalID) {
-		r = c.addOffsets(ctx, req, partition)
-	}
-	return r
-}
-
-func (c *Transactions) addOffsets(ctx context.Context, req *kmsg.AddOffsetsToTxnRequest, partition int32) *kmsg.AddOffsetsToTxnResponse {
 	r, code := request[*kmsg.AddOffsetsToTxnResponse](ctx, c.host, req.TransactionalID, c.o.ReplyTimeout, func(token uint64) txn.Command {
 		return &txn.AddOffsets{Token: token, Req: req, Partition: partition}
 	})

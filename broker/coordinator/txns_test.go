@@ -207,11 +207,11 @@ func TestMarkersAreTried(t *testing.T) {
 		// Whoever comes meanwhile is told to come again, soon.
 		began := time.Now()
 		expect(t, "add", x.add("t"), protocol.CodeConcurrentTransactions)
-		expect(t, "after", time.Since(began), addPatience)
+		expect(t, "after", time.Since(began), endPatience)
 		expect(t, "init", (&txnClient{c: c, id: "x"}).init(10*time.Second), protocol.CodeConcurrentTransactions)
-		expect(t, "after", time.Since(began), addPatience+initPatience)
+		expect(t, "after", time.Since(began), 2*endPatience)
 		expect(t, "end", x.end(5, true), protocol.CodeConcurrentTransactions)
-		expect(t, "after", time.Since(began), addPatience+initPatience)
+		expect(t, "after", time.Since(began), 2*endPatience)
 		// A topic that is gone needs no marker; the others get theirs when they can.
 		k.mu.Lock()
 		k.gone["u"] = true
@@ -276,13 +276,13 @@ func TestPatience(t *testing.T) {
 			if i == 0 {
 				go func() { x.add("t") }() // waits as well, for the same
 			}
-			time.Sleep(addPatience / 2)
+			time.Sleep(endPatience / 2)
 			synctest.Wait()
 			expect(t, fmt.Sprint("waits ", i), got, -1)
 			k.release("t-1")
 			synctest.Wait()
 			expect(t, fmt.Sprint("goes on ", i), got, 0)
-			expect(t, "with the last marker", time.Since(began), addPatience/2)
+			expect(t, "with the last marker", time.Since(began), endPatience/2)
 			time.Sleep(time.Second)
 			if x.state() == "Ongoing" {
 				expect(t, "end", x.end(5, false), 0)
@@ -292,6 +292,56 @@ func TestPatience(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestBeginsWithTheLastMarker: what waits for the last marker is appended with the record that the transaction is complete,
+// and is answered when both are committed, or for both.
+func TestBeginsWithTheLastMarker(t *testing.T) {
+	for _, fails := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			log, k := newMemLog(), &marked{hold: func(_ string, p int32) bool { return p == 1 }}
+			c := transactions(t, log, k, Options{})
+			x := &txnClient{c: c, id: "x"}
+			expect(t, "init", x.init(10*time.Second), 0)
+			expect(t, "add", x.add("t"), 0)
+			expect(t, "end", x.end(5, true), 0)
+			synctest.Wait()
+			before := log.tried()
+			codes := make(chan int16, 3)
+			for _, topic := range []string{"t", "u"} {
+				go func() { codes <- x.add(topic) }()
+			}
+			late := *x // another process that takes the id over waits as well, and comes after
+			go func() { codes <- late.init(10 * time.Second) }()
+			synctest.Wait()
+			log.hold()
+			if fails {
+				log.failWith(func(int32) error { return AppendFailed(protocol.CodeNotEnoughReplicas) })
+			}
+			k.release("t-1")
+			synctest.Wait()
+			expect(t, "appends", log.tried()-before, 1)
+			expect(t, "answers", len(codes), 0)
+			expect(t, "state", x.state(), "PrepareCommit")
+			log.failWith(nil)
+			log.release()
+			synctest.Wait()
+			if fails {
+				expect(t, "answers", len(codes), 2)
+				for range 2 {
+					expect(t, "add", <-codes, protocol.CodeCoordinatorNotAvailable)
+				}
+				time.Sleep(2 * time.Second) // the markers are told of again
+				expect(t, "state", x.state(), "CompleteCommit")
+				expect(t, "add", x.add("u"), 0)
+				return
+			}
+			expect(t, "answers", len(codes), 2)
+			expect(t, "add", <-codes, 0)
+			expect(t, "add", <-codes, 0)
+			expect(t, "records", len(log.records(t, 0)), 7) // Empty, Ongoing, PrepareCommit; CompleteCommit, Ongoing twice; PrepareAbort for who takes over
+		})
+	}
 }
 
 func TestNoProducerIDs(t *testing.T) {

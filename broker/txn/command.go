@@ -43,6 +43,13 @@ type (
 		Order  uint64 // as in Markers
 		Topics []Topic
 	}
+	// Completed is MarkersWritten with AddPartitions and AddOffsets that have waited for the last marker. If the transaction
+	// is complete with it, what they begin is appended together with that, rather than after it. Otherwise they are
+	// answered as they would be alone.
+	Completed struct {
+		MarkersWritten
+		Then []Command
+	}
 	// Tick is due at the id's Deadline. While markers are out it asks again for those that are missing.
 	Tick struct{ ID string }
 	// Expire is the regular search for ids that nobody has used for transactional.id.expiration.ms.

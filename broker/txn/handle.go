@@ -40,6 +40,18 @@ func (s *Shard) Handle(now time.Time, c Command) Result {
 		t.end(c)
 	case *MarkersWritten:
 		t.markersWritten(c)
+	case *Completed:
+		t.markersWritten(&c.MarkersWritten)
+		for _, next := range c.Then {
+			switch next := next.(type) {
+			case *AddPartitions:
+				t.addPartitions(next)
+			case *AddOffsets:
+				t.addOffsets(next)
+			default:
+				panic(fmt.Sprintf("txn: %T cannot wait for markers", next))
+			}
+		}
 	case *Tick:
 		t.tick()
 	case *Expire:
@@ -61,9 +73,18 @@ func Fail(r Result, code int16) []Reply {
 		return []Reply{{c.Token, addOffsetsReply(c, code)}}
 	case *End:
 		return []Reply{{c.Token, endReply(c, -1, -1, code)}}
+	case *Completed:
+		var all []Reply
+		for _, next := range c.Then {
+			all = append(all, Fail(Result{cmd: next}, code)...)
+		}
+		return all
 	}
 	return nil // nobody asked
 }
+
+// Refused is what to answer to a command that was not handled.
+func Refused(c Command, code int16) []Reply { return Fail(Result{cmd: c}, code) }
 
 func (t *turn) reply(token uint64, resp kmsg.Response) {
 	t.r.Replies = append(t.r.Replies, Reply{token, resp})
