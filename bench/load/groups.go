@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -52,8 +53,16 @@ func Commits(ctx context.Context, s CommitSpec) (*Result, error) {
 		}
 		clients = append(clients, &producer{r: r, cl: cl, hist: newHistogram()})
 	}
+	topics, err := kadm.NewClient(clients[0].cl).ListTopics(ctx, s.Topic)
+	if err == nil {
+		err = topics.Error()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("load: topic %s: %w", s.Topic, err)
+	}
+	id := topics[s.Topic].ID
 	// One commit of each, so that connections and coordinators are known.
-	if err := each(len(clients), func(i int) error { return clients[i].commit(ctx, &s, i%s.Groups, 0) }); err != nil {
+	if err := each(len(clients), func(i int) error { return clients[i].commit(ctx, &s, id, i%s.Groups, 0) }); err != nil {
 		return nil, fmt.Errorf("load: a first commit: %w", err)
 	}
 	var commits atomic.Int64
@@ -62,7 +71,7 @@ func Commits(ctx context.Context, s CommitSpec) (*Result, error) {
 		wg.Go(func() {
 			for n := int64(1); ctx.Err() == nil; n++ {
 				at := time.Now()
-				err := c.commit(ctx, &s, (i+int(n)*len(clients))%s.Groups, n)
+				err := c.commit(ctx, &s, id, (i+int(n)*len(clients))%s.Groups, n)
 				switch {
 				case ctx.Err() != nil || !r.measuring.Load():
 				case err != nil:
@@ -92,11 +101,11 @@ func Commits(ctx context.Context, s CommitSpec) (*Result, error) {
 }
 
 // commit commits an offset for each of the first partitions.
-func (p *producer) commit(ctx context.Context, s *CommitSpec, group int, offset int64) error {
+func (p *producer) commit(ctx context.Context, s *CommitSpec, id kadm.TopicID, group int, offset int64) error {
 	req := kmsg.NewPtrOffsetCommitRequest()
 	req.Group, req.Generation = "varve-bench-"+strconv.Itoa(group), -1
 	t := kmsg.NewOffsetCommitRequestTopic()
-	t.Topic = s.Topic
+	t.Topic, t.TopicID = s.Topic, id // by id from version 10 on
 	for i := range int32(s.Partitions) {
 		part := kmsg.NewOffsetCommitRequestTopicPartition()
 		part.Partition, part.Offset = i, offset

@@ -259,6 +259,18 @@ func (s *sim) judge(c Command, r Result) {
 			s.failf("%T aborts at epoch %d what is at %d", c, m.epoch, e.m.epoch)
 		}
 	}
+	if with, ok := c.(*Completed); ok && e != nil {
+		m := e.m
+		if m.state.prepared() {
+			m = m.complete()
+		}
+		for i, next := range with.Then {
+			by, _ := author(next)
+			if by != (identity{m.producerID, m.epoch}) && slices.Contains(codesOf(r.Replies[i].Response), codeNone) {
+				s.failf("%T by %v begins a transaction at %d/%d", next, by, m.producerID, m.epoch)
+			}
+		}
+	}
 	by, ok := author(c)
 	if !ok || e == nil {
 		return
@@ -497,10 +509,10 @@ func (s *sim) mark() {
 	if s.pick(3) == 0 {
 		s.orders = slices.Delete(s.orders, i, i+1) // lost
 	}
-	s.written(m, done)
+	s.written(m, done, s.pick(2) == 0)
 }
 
-func (s *sim) written(m Markers, done []Topic) {
+func (s *sim) written(m Markers, done []Topic, begin bool) {
 	for _, t := range done {
 		for _, p := range t.Partitions {
 			if x := s.txns[m.ID]; x != nil && x.order == m.Order {
@@ -513,9 +525,32 @@ func (s *sim) written(m Markers, done []Topic) {
 		}
 	}
 	c := &MarkersWritten{ID: m.ID, Order: m.Order, Topics: done}
-	if s.admitted(c) {
-		s.do(c)
+	if !s.admitted(c) {
+		return
 	}
+	if !begin {
+		s.do(c)
+		return
+	}
+	with := &Completed{MarkersWritten: *c}
+	for range 1 + s.pick(2) {
+		by := s.producer(m.ID)
+		if s.pick(3) == 0 {
+			req := kmsg.NewPtrAddOffsetsToTxnRequest()
+			req.Version, req.TransactionalID, req.ProducerID, req.ProducerEpoch = 4, m.ID, by.id, by.epoch
+			with.Then = append(with.Then, &AddOffsets{Token: s.ask("add offsets"), Req: req, Partition: int32(s.pick(2))})
+			continue
+		}
+		add := &AddPartitions{Token: s.ask("add"), Version: []int16{3, 5}[s.pick(2)], Txn: kmsg.NewAddPartitionsToTxnRequestTransaction()}
+		add.Txn.TransactionalID, add.Txn.ProducerID, add.Txn.ProducerEpoch = m.ID, by.id, by.epoch
+		for _, t := range s.topics() {
+			ct := kmsg.NewAddPartitionsToTxnRequestTransactionTopic()
+			ct.Topic, ct.Partitions = t.Topic, t.Partitions
+			add.Txn.Topics = append(add.Txn.Topics, ct)
+		}
+		with.Then = append(with.Then, add)
+	}
+	s.do(with)
 }
 
 // takeOver makes a new coordinator of the log, or leads on in the next epoch.
@@ -665,7 +700,7 @@ func (s *sim) finish() {
 					s.landOne()
 				}
 				for _, m := range s.orders {
-					s.written(m, m.Topics)
+					s.written(m, m.Topics, false)
 				}
 				for len(s.flying) > 0 {
 					s.landOne()
