@@ -17,7 +17,8 @@ import (
 // serve runs a broker: a floor knows neither groups nor transactions.
 func serve(t *testing.T, topics ...string) *servertest.Broker {
 	t.Helper()
-	s := servertest.Start(t, servertest.Options{Settings: map[string]string{"offsets.topic.num.partitions": "3", "transaction.state.log.num.partitions": "3"}})
+	s := servertest.Start(t, servertest.Options{Settings: map[string]string{"offsets.topic.num.partitions": "3", "transaction.state.log.num.partitions": "3",
+		"group.consumer.heartbeat.interval.ms": "200", "group.consumer.min.heartbeat.interval.ms": "200"}})
 	for _, topic := range topics {
 		s.CreateTopic(topic, 4)
 	}

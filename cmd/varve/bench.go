@@ -24,7 +24,7 @@ import (
 )
 
 func benchCommand() *cobra.Command {
-	cmd := group("bench", "Put a broker under load and measure it", benchRun("produce"), benchRun("consume"), benchRun("e2e"), benchReplay(), benchFloor())
+	cmd := group("bench", "Put a broker under load and measure it", benchRun("produce"), benchRun("consume"), benchRun("e2e"), benchRun("txn"), benchReplay(), benchFloor())
 	cmd.Long = `Puts any Kafka-protocol broker under load and measures what it does.
 
 With --rate the load is open-loop: every record has an intended send time and its latency counts from then, so that a
@@ -48,6 +48,7 @@ type benchFlags struct {
 	rateUnit                                           string
 	batch, record, buffer, fetchMax, partMax, fetchMin int64
 	producers, consumers, groups, keys, inFlight       int64
+	processors, txnRecords                             int64
 	floor                                              time.Duration
 	floorDir                                           string
 	pids                                               []int
@@ -59,7 +60,7 @@ func newBenchFlags(what string) *benchFlags {
 	return &benchFlags{
 		what: what, acks: "all", codec: "none", payload: string(load.Random),
 		batch: 16 << 10, record: 1 << 10, buffer: 32 << 20, fetchMax: 50 << 20, partMax: 1 << 20, fetchMin: 1,
-		producers: 1, consumers: 1, groups: 1, inFlight: 5, partitions: 16,
+		producers: 1, consumers: 1, groups: 1, inFlight: 5, partitions: 16, processors: 1,
 		spec: load.Spec{Duration: 10 * time.Second, Warmup: 2 * time.Second, FetchMaxWait: 500 * time.Millisecond},
 	}
 }
@@ -84,13 +85,14 @@ func benchRun(what string) *cobra.Command {
 	f := newBenchFlags(what)
 	cmd := &cobra.Command{
 		Use:   what + " [TOPIC]",
-		Short: map[string]string{"produce": "Measure producing", "consume": "Measure consuming the newest records while somebody produces", "e2e": "Measure the time from a producer to a consumer"}[what],
+		Short: map[string]string{"produce": "Measure producing", "consume": "Measure consuming the newest records while somebody produces", "e2e": "Measure the time from a producer to a consumer", "txn": "Measure transactions that read, write and commit offsets"}[what],
 		Args:  arguments("the topic's name", 0, 1),
 	}
 	cmd.Long = map[string]string{
 		"produce": "Produces to TOPIC (default varve-bench, created with --partitions where it is missing) and reports throughput,\nacknowledgement latency, and what the requests really looked like.",
 		"consume": "Consumes what others produce to TOPIC, from its present end.",
 		"e2e":     "Produces and consumes in one process, so that one clock measures from the intended send time to the moment a consumer\nhas the record.",
+		"txn":     "Producers write to TOPIC; clients of one group read it and write what they read to the topic --to, in transactions that commit\ntheir offsets too; consumers read what is committed. A transaction ends after --every, or with --records as soon as it has\nso many, and the next begins at once. Without --rate producers are just ahead of the transactions, and end-to-end latency\ncounts from a transaction's beginning. With --producers 0 nothing is read: transactions are of records that are made up.",
 	}[what]
 	f.common(cmd)
 	fl := cmd.Flags()
@@ -98,7 +100,15 @@ func benchRun(what string) *cobra.Command {
 	fl.Var(durationValue{d: &f.spec.Duration}, "duration", "how long to measure")
 	fl.Var(durationValue{&f.spec.Warmup, true}, "warmup", "how long to load before that")
 	if what != "consume" {
-		count(&f.producers, "producers", "clients that produce")
+		if what == "txn" {
+			fl.Var(intValue{&f.producers, 0, 100_000, "a number from 0"}, "producers", "clients that produce what is read; 0: nothing is read")
+			count(&f.processors, "processors", "clients that run transactions")
+			fl.Var(durationValue{&f.spec.TxnEvery, true}, "every", "how long a transaction lasts (default 100ms, unless --records says how many)")
+			fl.Var(intValue{&f.txnRecords, 0, 1_000_000, "a number from 0"}, "records", "of a transaction, back to back; 0: --every says when it ends")
+			fl.StringVar(&f.spec.Output, "to", "", "the topic that transactions write to, created where it is missing (default: TOPIC-out)")
+		} else {
+			count(&f.producers, "producers", "clients that produce")
+		}
 		fl.Var(intValue{&f.partitions, 1, 1_000_000, "a number from 1"}, "partitions", "of the topic, if it has to be created")
 		fl.Var(bytesValue{&f.record, 0, 64 << 20}, "record-bytes", "size of a value")
 		fl.Var(intValue{&f.keys, 0, 10_000_000, "a number from 0"}, "keys", "different keys, given in turn; 0 for none")
@@ -111,12 +121,16 @@ func benchRun(what string) *cobra.Command {
 		fl.BoolVar(&f.spec.Idempotent, "idempotent", false, "produce idempotently")
 		count(&f.inFlight, "in-flight", "requests of one client that are not answered")
 		fl.Var(bytesValue{&f.buffer, 1 << 16, 16 << 30}, "buffer-bytes", "records of one client that are not acknowledged")
+	}
+	if what == "produce" || what == "e2e" { // a floor knows no transactions
 		fl.Var(durationValue{&f.floor, true}, "floor", "how long to measure the floor first; 0 to leave it out")
 		fl.StringVar(&f.floorDir, "floor-dir", "", "where the floor's file of 1 GiB is, which should be the broker's disk (default: the temporary directory)")
 	}
 	if what != "produce" {
 		count(&f.consumers, "consumers", "clients that consume, of all groups")
-		count(&f.groups, "groups", "how many times everything is consumed")
+		if what != "txn" {
+			count(&f.groups, "groups", "how many times everything is consumed")
+		}
 		f.fetching(cmd)
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error { return f.run(cmd, args) }
@@ -155,8 +169,28 @@ func (f *benchFlags) run(cmd *cobra.Command, args []string) error {
 	s.BatchBytes, s.Codec, s.Acks, s.InFlight, s.BufferBytes = int(f.batch), f.codec, f.acks, int(f.inFlight), int(f.buffer)
 	s.FetchMaxBytes, s.PartitionMaxBytes, s.FetchMinBytes = int(f.fetchMax), int(f.partMax), int(f.fetchMin)
 	s.Groups = int(f.groups)
-	if f.what == "produce" || f.what == "e2e" {
+	if f.what == "produce" || f.what == "e2e" || f.what == "txn" {
 		s.Producers = int(f.producers)
+	}
+	if f.what == "txn" {
+		s.Processors, s.TxnRecords = int(f.processors), int(f.txnRecords)
+		switch {
+		case s.TxnRecords > 0 && s.TxnEvery > 0:
+			return usagef("a transaction ends either after --every or with --records")
+		case s.TxnRecords == 0 && s.Producers == 0:
+			return usagef("--producers 0 needs --records: nothing else says when a transaction has enough")
+		case s.TxnRecords == 0 && s.TxnEvery == 0:
+			s.TxnEvery = 100 * time.Millisecond
+		}
+		if s.Output == "" {
+			s.Output = s.Topic + "-out"
+		}
+		if err := checkTopicName(s.Output); err != nil {
+			return err
+		}
+		if s.Output == s.Topic {
+			return usagef("--to has to be another topic than the one that is read")
+		}
 	}
 	if f.what != "produce" {
 		s.Consumers = int(f.consumers)
@@ -218,7 +252,7 @@ func (f *benchFlags) prepare(ctx context.Context) error {
 		return err
 	}
 	defer adm.close()
-	if f.spec.Producers == 0 {
+	if f.spec.Producers == 0 && f.spec.Processors == 0 {
 		topics, err := adm.ListTopics(adm.ctx, f.spec.Topic)
 		if err == nil {
 			err = topics.Error()
@@ -230,9 +264,15 @@ func (f *benchFlags) prepare(ctx context.Context) error {
 	}
 	// A batch before compression may be longer than its records: one that was asked for must not be refused.
 	limit := strconv.FormatInt(max(f.batch+(1<<16), 1048588), 10)
-	_, err = adm.CreateTopic(adm.ctx, int32(f.partitions), -1, map[string]*string{"max.message.bytes": &limit}, f.spec.Topic)
-	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
-		return adm.failed("create topic "+f.spec.Topic, err)
+	topics := []string{f.spec.Topic}
+	if f.spec.Processors > 0 {
+		topics = append(topics, f.spec.Output)
+	}
+	for _, topic := range topics {
+		_, err = adm.CreateTopic(adm.ctx, int32(f.partitions), -1, map[string]*string{"max.message.bytes": &limit}, topic)
+		if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
+			return adm.failed("create topic "+topic, err)
+		}
 	}
 	return nil
 }
@@ -436,6 +476,21 @@ func benchTable(w io.Writer, r *load.Result) error {
 			}, true)
 		}
 	}
+	if r.Transactions != nil {
+		x := func(f func(*load.Transactions) float64) func(*load.Result) (float64, bool) {
+			return func(r *load.Result) (float64, bool) {
+				if r.Transactions == nil {
+					return 0, false
+				}
+				return f(r.Transactions), true
+			}
+		}
+		row("transactions/s", "%.1f", x(func(t *load.Transactions) float64 { return t.PerSecond }), true)
+		row("records per transaction", "%.1f", x(func(t *load.Transactions) float64 { return t.PerCommit }), false)
+		row("aborted transactions", "%.0f", x(func(t *load.Transactions) float64 { return float64(t.Aborted) }), false)
+		row("CPU ms per transaction", "%.3f", x(func(t *load.Transactions) float64 { return t.CPUPerTxn }), true)
+	}
+	latency("commit", func(r *load.Result) *load.Latency { return r.Commit })
 	latency("ack", func(r *load.Result) *load.Latency { return r.Ack })
 	latency("end to end", func(r *load.Result) *load.Latency { return r.EndToEnd })
 	usage := func(f func(*load.Usage) float64) func(*load.Result) (float64, bool) {
