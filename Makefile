@@ -43,7 +43,7 @@ fuzz: ## every fuzz target for FUZZTIME (20s)
 bench: ## benchmarks of the components, with allocations
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
-bench-kafka: build ## Varve beside Apache Kafka, an hour, writes bench/REPORT.md (QUICK=1: ten minutes; ARGS="-only W2")
+bench-kafka: build ## Varve beside Apache Kafka, 70 minutes, writes bench/REPORT.md (QUICK=1: ten minutes; ARGS="-only W2")
 	$(GO) run ./bench/kafka -varve $(BIN) $(if $(QUICK),-quick) $(ARGS)
 
 demo: build ## a real data set in, sealed to objects, replayed and compared

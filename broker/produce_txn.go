@@ -234,7 +234,8 @@ func (b *Broker) verify(r *request, req *protocol.ProduceRequest) []txnVerdict {
 // How often and how long a producer of transaction version 2 is spared
 // CONCURRENT_TRANSACTIONS: it begins its next transaction while the markers of
 // the last are being written, which takes a few syncs; sending a batch again
-// takes longer. As Kafka's add.partitions.to.txn.retry.backoff.ms and .max.ms.
+// takes longer. The coordinator waits for the markers itself, and this is for
+// when it says no all the same. As Kafka's add.partitions.to.txn.retry.backoff.ms and .max.ms.
 const (
 	addRetryBackoff = 20 * time.Millisecond
 	addRetryFor     = 100 * time.Millisecond

@@ -40,7 +40,7 @@ func main() {
 	flag.BoolVar(&o.plan, "plan", false, "print what would run and about how long it takes")
 	flag.BoolVar(&o.noMinio, "no-minio", false, "replay from a directory rather than from a MinIO server")
 	flag.IntVar(&o.repeats, "repeats", 1, "blocks of a row that may be measured again because their floor moved")
-	flag.Float64Var(&o.limit, "limit", 60, "minutes: no block is measured again where the run would take longer by that")
+	flag.Float64Var(&o.limit, "limit", 75, "minutes: no block is measured again where the run would take longer by that")
 	flag.Float64Var(&o.logGB, "log-gb", 0, "size of the log that a restart after kill -9 meets (default 10, quick 1)")
 	flag.Float64Var(&o.replayMB, "replay-mb", 0, "size of what is replayed (default 2048, quick 256)")
 	flag.Parse()

@@ -235,6 +235,51 @@ func TestSampleOf(t *testing.T) {
 	}
 }
 
+// Of transactions what counts is what comes out; what was read is not shown as produced.
+func TestSampleOfTransactions(t *testing.T) {
+	s := sampleOf(&load.Result{
+		Seconds:  2,
+		Produced: &load.Side{Bytes: 1e9, MBPerSecond: 100, RecordsPerSecond: 990, Intended: 1000}, Consumed: &load.Side{RecordsPerSecond: 980, MBPerSecond: 99},
+		Ack: &load.Latency{P50: 7}, Commit: &load.Latency{P50: 3, P99: 9}, EndToEnd: &load.Latency{P99: 120},
+		Transactions: &load.Transactions{Committed: 20, PerSecond: 10, PerCommit: 98, CPUPerTxn: 0.5}, Broker: &load.Usage{CPUSeconds: 2, SecondsPerGB: 2},
+	})
+	for k, want := range map[string]float64{mTxns: 10, mThrough: 980, mCommit50: 3, mCommit99: 9, mEnd99: 120, mPerTxn: 98, mTxnCPU: 0.5, mOfRate: 0.99} {
+		if s[k] != want {
+			t.Errorf("%s is %v, want %v", k, s[k], want)
+		}
+	}
+	for _, k := range []string{mMBs, mRecords, mConsumed, mAck50, mCPU, mAborted} {
+		if v, ok := s[k]; ok {
+			t.Errorf("%s is shown: %v", k, v)
+		}
+	}
+	c := sampleOf(&load.Result{Seconds: 2, CommitsPerSecond: 500, Ack: &load.Latency{P50: 2}, Broker: &load.Usage{CPUSeconds: 1, SecondsPerGB: math.Inf(1)}})
+	for k, want := range map[string]float64{mOffsets: 500, mOffsetCPU: 1, mAck50: 2} {
+		if c[k] != want {
+			t.Errorf("%s is %v, want %v", k, c[k], want)
+		}
+	}
+	for _, m := range []sample{s, c} {
+		for k := range m {
+			metricOf(k)
+		}
+	}
+}
+
+// A load with transactions says what they are.
+func TestDescribeTransactions(t *testing.T) {
+	for _, c := range workloadOf("W13").Cases {
+		got := describeSpec(c.Spec, c.Partitions, false)
+		want := "back to back"
+		if c.Spec.TxnEvery > 0 {
+			want = "transactions (of 100ms)"
+		}
+		if !strings.Contains(got, want) || strings.Contains(got, "reading nothing") != (c.Spec.Producers == 0) {
+			t.Errorf("%s: %s", c.Name, got)
+		}
+	}
+}
+
 func TestReport(t *testing.T) {
 	tb := measuredW2()
 	tb.judge()
