@@ -340,8 +340,42 @@ func TestBeginsWithTheLastMarker(t *testing.T) {
 			expect(t, "add", <-codes, 0)
 			expect(t, "add", <-codes, 0)
 			expect(t, "records", len(log.records(t, 0)), 7) // Empty, Ongoing, PrepareCommit; CompleteCommit, Ongoing twice; PrepareAbort for who takes over
+			log.mu.Lock()
+			expect(t, "batches", len(log.batches[0]), 5)
+			log.mu.Unlock()
 		})
 	}
+}
+
+// TestBeginsInVain: too much is being appended when the last marker comes. Those who waited for it are told so, and the
+// transaction is complete all the same, later.
+func TestBeginsInVain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, k := newMemLog(), &marked{hold: func(_ string, p int32) bool { return p == 1 }}
+		c := transactions(t, log, k, Options{WritesLength: 1})
+		x := &txnClient{c: c, id: "x"}
+		expect(t, "init", x.init(10*time.Second), 0)
+		expect(t, "add", x.add("t"), 0)
+		expect(t, "end", x.end(5, true), 0)
+		synctest.Wait()
+		code, other := int16(-1), int16(-1)
+		go func() { code = x.add("t") }()
+		synctest.Wait()
+		log.hold()
+		go func() { other = (&txnClient{c: c, id: "y"}).init(10 * time.Second) }()
+		synctest.Wait()
+		expect(t, "waits", code, -1)
+		k.release("t-1")
+		synctest.Wait()
+		expect(t, "add", code, protocol.CodeCoordinatorNotAvailable)
+		expect(t, "state", x.state(), "PrepareCommit")
+		log.release()
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		expect(t, "the other", other, 0)
+		expect(t, "state", x.state(), "CompleteCommit")
+		expect(t, "add", x.add("t"), 0)
+	})
 }
 
 func TestNoProducerIDs(t *testing.T) {
