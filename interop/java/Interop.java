@@ -507,6 +507,7 @@ public class Interop {
                 }
             });
             consumerProtocol(a);
+            transactions(a);
         }
     }
 
@@ -606,5 +607,177 @@ public class Interop {
             expect(InvalidConfigurationException.class, () -> a.incrementalAlterConfigs(Map.of(g, set.apply("1"))).all().get());
             same("listed", true, a.listConfigResources(Set.of(ConfigResource.Type.GROUP), new ListConfigResourcesOptions()).all().get().contains(g));
         });
+    }
+
+    static KafkaProducer<byte[], byte[]> transactional(String id, Object... kv) {
+        List<Object> all = new ArrayList<>(List.of("transactional.id", id));
+        all.addAll(List.of(kv));
+        return producer(all.toArray());
+    }
+
+    /** Everything there is in a partition up to its end, as a consumer of this isolation level sees it. */
+    static List<String> values(String topic, int partition, String isolation) throws Exception {
+        List<String> out = new ArrayList<>();
+        try (var c = consumer("isolation.level", isolation)) {
+            TopicPartition tp = new TopicPartition(topic, partition);
+            c.assign(List.of(tp));
+            c.seekToBeginning(List.of(tp));
+            long end = c.endOffsets(List.of(tp)).get(tp);
+            await("offset " + end + " of " + tp, () -> {
+                c.poll(Duration.ofMillis(100)).forEach(r -> out.add(new String(r.value())));
+                return c.position(tp) >= end;
+            });
+        }
+        return out;
+    }
+
+    static long end(Admin a, TopicPartition tp, IsolationLevel level) throws Exception {
+        return a.listOffsets(Map.of(tp, OffsetSpec.latest()), new ListOffsetsOptions(level)).partitionResult(tp).get().offset();
+    }
+
+    static void transactions(Admin a) {
+        Duration moment = Duration.ofMillis(100);
+        check("transactions: commit, abort, and what is open", () -> {
+            String topic = "java-txn";
+            TopicPartition tp = new TopicPartition(topic, 0);
+            create(a, topic, 2);
+            try (var p = transactional("java-txn"); var plain = producer()) {
+                p.initTransactions();
+                List<String> committed = new ArrayList<>(), everything = new ArrayList<>();
+                for (int round = 0; round < 6; round++) {
+                    p.beginTransaction();
+                    for (int i = 0; i < 20; i++) {
+                        String v = round + "/" + i;
+                        p.send(new ProducerRecord<>(topic, i % 2, null, b(v)));
+                        if (i % 2 == 0) {
+                            everything.add(v);
+                            if (round % 3 != 1) committed.add(v);
+                        }
+                    }
+                    p.flush(); // an abort drops what is not sent yet
+                    if (round % 3 == 1) p.abortTransaction();
+                    else p.commitTransaction();
+                }
+                same("read_committed", committed, values(topic, 0, "read_committed"));
+                same("read_uncommitted", everything, values(topic, 0, "read_uncommitted"));
+                same("read_committed, the other partition", committed.size(), values(topic, 1, "read_committed").size());
+
+                // An open transaction holds back what comes after it, whoever sent that.
+                long stable = end(a, tp, IsolationLevel.READ_COMMITTED);
+                same("a marker per transaction", 66L, stable);
+                p.beginTransaction();
+                p.send(new ProducerRecord<>(topic, 0, null, b("open"))).get();
+                plain.send(new ProducerRecord<>(topic, 0, null, b("plain"))).get();
+                same("last stable offset", stable, end(a, tp, IsolationLevel.READ_COMMITTED));
+                same("high watermark", stable + 2, end(a, tp, IsolationLevel.READ_UNCOMMITTED));
+                same("read_committed, with one open", committed, values(topic, 0, "read_committed"));
+                var d = a.describeTransactions(List.of("java-txn")).description("java-txn").get();
+                same("state", TransactionState.ONGOING, d.state());
+                same("partitions", Set.of(tp), d.topicPartitions());
+                boolean listed = false;
+                for (var l : a.listTransactions().all().get()) listed |= l.transactionalId().equals("java-txn") && l.state() == TransactionState.ONGOING && l.producerId() == d.producerId();
+                same("listed", true, listed);
+                boolean active = false;
+                for (var s : a.describeProducers(List.of(tp)).partitionResult(tp).get().activeProducers())
+                    active |= s.producerId() == d.producerId() && s.currentTransactionStartOffset().equals(OptionalLong.of(stable));
+                same("an active producer of the partition", true, active);
+                p.abortTransaction();
+                committed.add("plain");
+                same("read_committed, after its abort", committed, values(topic, 0, "read_committed"));
+                p.beginTransaction();
+                p.commitTransaction();
+                same("after an empty transaction", stable + 3, end(a, tp, IsolationLevel.READ_COMMITTED));
+            }
+        });
+        check("transactions: a second producer fences the first", () -> {
+            create(a, "java-txn-fence", 1);
+            try (var x = transactional("java-txn-fence"); var y = transactional("java-txn-fence")) {
+                x.initTransactions();
+                x.beginTransaction();
+                x.send(new ProducerRecord<>("java-txn-fence", b("x"))).get();
+                y.initTransactions(); // aborts what x had begun
+                same("the first's record", List.of(), values("java-txn-fence", 0, "read_committed"));
+                y.beginTransaction();
+                y.send(new ProducerRecord<>("java-txn-fence", b("y"))).get();
+                expect(ProducerFencedException.class, x::commitTransaction);
+                y.commitTransaction();
+                same("records", List.of("y"), values("java-txn-fence", 0, "read_committed"));
+                a.fenceProducers(List.of("java-txn-fence")).all().get();
+                y.beginTransaction();
+                expect(InvalidProducerEpochException.class, () -> y.send(new ProducerRecord<>("java-txn-fence", b("fenced by an admin"))).get());
+                expect(ProducerFencedException.class, y::abortTransaction);
+            }
+            same("records", List.of("y"), values("java-txn-fence", 0, "read_committed"));
+        });
+        check("transactions: one that takes too long is aborted", () -> {
+            create(a, "java-txn-late", 1);
+            try (var p = transactional("java-txn-late", "transaction.timeout.ms", "1000")) {
+                p.initTransactions();
+                p.beginTransaction();
+                p.send(new ProducerRecord<>("java-txn-late", b("late"))).get();
+                TopicPartition tp = new TopicPartition("java-txn-late", 0);
+                await("the abort", () -> { Thread.sleep(200); return end(a, tp, IsolationLevel.READ_COMMITTED) == 2; });
+                expect(KafkaException.class, p::commitTransaction);
+            }
+            same("records", List.of(), values("java-txn-late", 0, "read_committed"));
+            var e = expect(KafkaException.class, () -> {
+                try (var p = transactional("java-txn-long", "transaction.timeout.ms", "900001")) { p.initTransactions(); }
+            });
+            if (!e.getMessage().contains("timeout is larger than the maximum")) throw e;
+        });
+        for (String protocol : List.of("classic", "consumer"))
+            check("transactions: sendOffsetsToTransaction / group.protocol=" + protocol, () -> {
+                String name = "java-txn-" + protocol, in = name + "-in", out = name + "-out";
+                create(a, in, 2);
+                create(a, out, 1);
+                try (var p = producer()) {
+                    for (int i = 0; i < 200; i++) p.send(new ProducerRecord<>(in, i % 2, null, b("v" + i)));
+                }
+                Object[] member = {"group.id", name, "group.protocol", protocol, "enable.auto.commit", "false", "isolation.level", "read_committed", "max.poll.records", "30"};
+                try (var p = transactional(name)) {
+                    p.initTransactions();
+                    ConsumerGroupMetadata old = null;
+                    int done = 0;
+                    // Two lives of the processor. Every other transaction is aborted, and its input read again.
+                    for (int life = 0; life < 2; life++) {
+                        try (var c = consumer(member)) {
+                            c.subscribe(List.of(in));
+                            int target = life == 0 ? 60 : 200;
+                            for (int txn = 0; done < target; txn++) {
+                                List<ConsumerRecord<byte[], byte[]>> got = new ArrayList<>();
+                                await("input", () -> { c.poll(moment).forEach(got::add); return !got.isEmpty(); });
+                                p.beginTransaction();
+                                Map<TopicPartition, OffsetAndMetadata> offsets = new HashMap<>();
+                                for (var r : got) {
+                                    p.send(new ProducerRecord<>(out, r.key(), r.value()));
+                                    offsets.put(new TopicPartition(in, r.partition()), new OffsetAndMetadata(r.offset() + 1));
+                                }
+                                p.sendOffsetsToTransaction(offsets, c.groupMetadata());
+                                if (txn % 2 == 0) {
+                                    p.abortTransaction();
+                                    var committed = c.committed(c.assignment());
+                                    for (var tp : c.assignment()) c.seek(tp, committed.get(tp) == null ? 0 : committed.get(tp).offset());
+                                } else {
+                                    p.commitTransaction();
+                                    done += got.size();
+                                }
+                            }
+                            if (life == 0) old = c.groupMetadata();
+                            else {
+                                // A zombie: its member has left the group.
+                                ConsumerGroupMetadata gone = old;
+                                p.beginTransaction();
+                                p.send(new ProducerRecord<>(out, b("zombie")));
+                                expect(CommitFailedException.class, () -> p.sendOffsetsToTransaction(Map.of(new TopicPartition(in, 0), new OffsetAndMetadata(7)), gone));
+                                p.abortTransaction();
+                                for (var e : c.committed(c.assignment()).entrySet()) same("committed offset of " + e.getKey(), 100L, e.getValue().offset());
+                            }
+                        }
+                    }
+                }
+                Map<String, Integer> got = new HashMap<>();
+                for (String v : values(out, 0, "read_committed")) got.merge(v, 1, Integer::sum);
+                same("output", once(0, 200), got);
+            });
     }
 }
