@@ -15,13 +15,13 @@ import (
 
 // The programs and the lists of what they need travel inside this one.
 //
-//go:embed java/pom.xml java/Interop.java python/*.py python/requirements.txt node/*.mjs node/package.json node/package-lock.json
+//go:embed java/pom.xml java/*.java python/*.py python/requirements.txt node/*.mjs node/package.json node/package-lock.json
 var sources embed.FS
 
 // installation is where each thing lies.
 type installation struct {
 	jars   string // folder of jars
-	java   string // folder of Interop.java
+	java   string // folder of the Java programs
 	python string // folder of a virtual environment with the programs in it
 	node   string // folder with the programs and node_modules
 	minio  string // the server's binary
@@ -60,7 +60,7 @@ func installAll(ctx context.Context, chosen map[string]bool) (*installation, err
 		})
 		in.jars = filepath.Join(in.java, "jars")
 		return err
-	}, "java", "tools")
+	}, "java", "tools", "streams", "connect")
 	part(func() (err error) {
 		in.python, err = cache.Folder(sources, "python", func(dir string) error {
 			if err := install.Command(ctx, dir, "python3", "-m", "venv", "venv"); err != nil {

@@ -20,7 +20,7 @@ import (
 )
 
 // parts are what --only and --skip name, in the order in which they are printed in the usage text.
-var parts = []string{"java", "kafka-python", "confluent", "kafkajs", "platformatic", "kcat", "tools", "minio"}
+var parts = []string{"java", "kafka-python", "confluent", "kafkajs", "platformatic", "kcat", "tools", "streams", "connect", "minio"}
 
 func main() {
 	varve := flag.String("varve", "bin/varve", "the broker's binary")
@@ -123,6 +123,12 @@ func run(ctx context.Context, rep *report, chosen map[string]bool, varve, bootst
 	wg.Go(func() { h.clients(ctx, chosen) })
 	if chosen["tools"] {
 		wg.Go(func() { h.tools(ctx) })
+	}
+	if chosen["streams"] {
+		wg.Go(func() { h.streams(ctx) })
+	}
+	if chosen["connect"] {
+		wg.Go(func() { h.connect(ctx) })
 	}
 	if chosen["minio"] {
 		wg.Go(func() { h.minio(ctx, varve) })

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
 )
 
 // A JVM that lives for a second: no second compiler, no parallel collector.
@@ -34,6 +36,7 @@ var toolClasses = map[string]string{
 	"kafka-e2e-latency":         "org.apache.kafka.tools.EndToEndLatency",
 	"kafka-verifiable-producer": "org.apache.kafka.tools.VerifiableProducer",
 	"kafka-verifiable-consumer": "org.apache.kafka.tools.VerifiableConsumer",
+	"kafka-transactions":        "org.apache.kafka.tools.TransactionsCommand",
 	"kafka-log-dirs":            "org.apache.kafka.tools.LogDirsCommand",
 	"kafka-broker-api-versions": "org.apache.kafka.tools.BrokerApiVersionsCommand",
 }
@@ -81,7 +84,7 @@ func (h *harness) refuse(ctx context.Context, want, name string, args ...string)
 // tools runs the chains beside each other; what is in a chain goes in order.
 func (h *harness) tools(ctx context.Context) {
 	var wg sync.WaitGroup
-	for _, chain := range []func(context.Context){h.toolsTopics, h.toolsConfigs, h.toolsRecords, h.toolsGroups, h.toolsLoad} {
+	for _, chain := range []func(context.Context){h.toolsTopics, h.toolsConfigs, h.toolsRecords, h.toolsGroups, h.toolsMembers, h.toolsTransactions, h.toolsLoad} {
 		wg.Go(func() { chain(ctx) })
 	}
 	wg.Wait()
@@ -384,6 +387,32 @@ func (h *harness) toolsGroups(ctx context.Context) {
 		}
 		return nil
 	})
+	h.check("tools", "kafka-consumer-groups: reset-offsets: dry run, export, from a file", func() error {
+		reset := func(args ...string) []string {
+			return slices.Concat([]string{"--group", group, "--reset-offsets"}, args)
+		}
+		plan, err := h.tool(ctx, "", "kafka-consumer-groups", reset("--topic", topic+":0", "--to-offset", "3", "--dry-run", "--export")...)
+		if err != nil {
+			return err
+		}
+		if err := contains(plan, "the exported plan", `"?`+topic+`"?,0,3`); err != nil {
+			return err
+		}
+		if err := h.expect(ctx, []string{group + ` +` + topic + ` +0 +0\s`}, "kafka-consumer-groups", reset("--all-topics", "--to-earliest")...); err != nil {
+			return err
+		}
+		if err := h.expect(ctx, []string{row(10, 10)}, "kafka-consumer-groups", "--describe", "--all-groups"); err != nil {
+			return fmt.Errorf("after two dry runs: %w", err)
+		}
+		file := filepath.Join(h.work, "reset-offsets.csv")
+		if err := os.WriteFile(file, []byte(plan), 0o644); err != nil {
+			return err
+		}
+		if err := h.expect(ctx, []string{group + ` +` + topic + ` +0 +3\s`}, "kafka-consumer-groups", reset("--from-file", file, "--execute")...); err != nil {
+			return err
+		}
+		return h.expect(ctx, []string{group + ` +` + topic + ` +0 +3\s`}, "kafka-consumer-groups", reset("--topic", topic, "--to-current", "--execute")...)
+	})
 	h.check("tools", "kafka-consumer-groups: reset-offsets, delete-offsets, delete", func() error {
 		for _, q := range []struct {
 			offset int
@@ -411,6 +440,69 @@ func (h *harness) toolsGroups(ctx context.Context) {
 			err = errors.New("a deleted group is listed")
 		}
 		return err
+	})
+}
+
+// toolsMembers describes groups that have a member, of each protocol.
+func (h *harness) toolsMembers(ctx context.Context) {
+	const topic, name = "tools-members", "kafka-consumer-groups"
+	for protocol, kind := range map[string]string{"classic": "Classic", "consumer": "Consumer"} {
+		h.check("tools", name+": describe a group with a member / group.protocol="+protocol, func() error {
+			topic, group := topic+"-"+protocol, "tools-members-"+protocol
+			if _, err := h.admin.CreateTopic(ctx, 2, 1, nil, topic); err != nil {
+				return err
+			}
+			opts := []kgo.Opt{kgo.SeedBrokers(h.boot), kgo.ClientID(group + "-client"), kgo.ConsumerGroup(group), kgo.ConsumeTopics(topic),
+				kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.DisableAutoCommit(), kgo.RecordPartitioner(kgo.ManualPartitioner())}
+			if protocol == "consumer" {
+				opts = append(opts, kgo.ServerSideBalancer())
+			}
+			cl, err := kgo.NewClient(opts...)
+			if err != nil {
+				return err
+			}
+			defer cl.Close()
+			for p := range int32(2) {
+				for range 5 {
+					if err := cl.ProduceSync(ctx, &kgo.Record{Topic: topic, Partition: p, Value: []byte("v")}).FirstErr(); err != nil {
+						return err
+					}
+				}
+			}
+			polling, cancel := context.WithTimeout(ctx, time.Minute)
+			defer cancel()
+			for read := 0; read < 10; {
+				fetches := cl.PollFetches(polling)
+				if err := fetches.Err(); err != nil {
+					return err
+				}
+				read += fetches.NumRecords()
+			}
+			if err := cl.CommitUncommittedOffsets(ctx); err != nil {
+				return err
+			}
+			member := `\S+ +/127\.0\.0\.1 +` + group + `-client`
+			for _, q := range []struct {
+				want []string
+				args []string
+			}{
+				{[]string{`(?m)^` + group + ` +` + kind + ` +Stable`}, []string{"--list", "--type", "--state", "stable"}},
+				{[]string{group + ` +` + topic + ` +0 +5 +5 +0 +` + member, group + ` +` + topic + ` +1 +5 +5 +0 +` + member}, []string{"--describe", "--group", group, "--offsets"}},
+				{[]string{group + ` +` + member + ` +2 +.*` + topic + `:0,1`}, []string{"--describe", "--group", group, "--members", "--verbose"}},
+				{[]string{group + ` +` + regexp.QuoteMeta(h.boot) + ` +\(` + strconv.Itoa(int(h.node)) + `\) +\S+ +Stable .*\b1 *\n`}, []string{"--describe", "--group", group, "--state", "--verbose"}},
+			} {
+				if err := h.expect(ctx, q.want, name, q.args...); err != nil {
+					return err
+				}
+			}
+			if err := h.expect(ctx, []string{`(?i)assignments can only be reset if the group .* is inactive`}, name, "--reset-offsets", "--group", group, "--topic", topic, "--to-earliest", "--execute"); err != nil {
+				return err
+			}
+			return h.expect(ctx, []string{topic + ` +0 .*(?i)` + `subscribed`}, name, "--delete-offsets", "--group", group, "--topic", topic+":0")
+		})
+	}
+	h.check("tools", name+": --validate-regex", func() error {
+		return errors.Join(h.expect(ctx, []string{`^\s*$|valid`}, name, "--validate-regex", "tools-.*"), h.expect(ctx, []string{`(?i)invalid|missing`}, name, "--validate-regex", "tools-("))
 	})
 }
 
