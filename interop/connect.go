@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"os/exec"
@@ -22,7 +23,7 @@ import (
 
 const (
 	connectTopic = "connect-lines"
-	connectLines = 1000 // before the worker is killed, and again after
+	connectLines = 1000 // before the worker is killed, while it is, and after
 )
 
 // connect runs a distributed worker of Kafka Connect with a source that reads a file and a sink that writes one.
@@ -69,7 +70,7 @@ func (h *harness) connect(ctx context.Context) {
 			return err
 		}
 		for name, config := range map[string]map[string]string{
-			"interop-source": {"connector.class": "org.apache.kafka.connect.file.FileStreamSourceConnector", "tasks.max": "1", "file": from, "topic": connectTopic, "batch.size": "50", "exactly.once.support": "required"},
+			"interop-source": {"connector.class": "org.apache.kafka.connect.file.FileStreamSourceConnector", "tasks.max": "1", "file": from, "topic": connectTopic, "exactly.once.support": "required"},
 			"interop-sink":   {"connector.class": "org.apache.kafka.connect.file.FileStreamSinkConnector", "tasks.max": "1", "file": to, "topics": connectTopic},
 		} {
 			if err := put(ctx, "http://"+addr+"/connectors/"+name+"/config", config); err != nil {
@@ -93,11 +94,15 @@ func (h *harness) connect(ctx context.Context) {
 		return
 	}
 	h.check("connect", "the worker is killed and restarted: every line arrives, and is in the topic once", func() error {
-		worker.Kill()
 		if err := write(); err != nil {
 			return err
 		}
-		var err error
+		time.Sleep(rand.N(time.Second)) // the source looks once a second
+		worker.Kill()
+		err := write()
+		if err != nil {
+			return err
+		}
 		if worker, err = h.worker(ctx, dir, addr); err != nil {
 			return err
 		}
@@ -179,7 +184,7 @@ func put(ctx context.Context, url string, config map[string]string) error {
 	})
 }
 
-// arrived waits until a file has all of the lines, and is an error if it has another.
+// arrived waits until a file has all of the lines.
 func arrived(ctx context.Context, file string, lines []string) error {
 	return child.Eventually(ctx, 2*time.Minute, func() error {
 		b, err := os.ReadFile(file)
@@ -190,12 +195,11 @@ func arrived(ctx context.Context, file string, lines []string) error {
 		for _, l := range lines {
 			missing[l] = true
 		}
-		known := len(missing)
 		for _, l := range strings.Split(strings.TrimSpace(string(b)), "\n") {
 			delete(missing, l)
 		}
 		if len(missing) > 0 {
-			return fmt.Errorf("%d of %d lines have not arrived in %s", len(missing), known, file)
+			return fmt.Errorf("%d of %d lines have not arrived in %s", len(missing), len(lines), file)
 		}
 		return nil
 	})
