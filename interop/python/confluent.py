@@ -192,9 +192,127 @@ def extra():
         ):
             same(what, want, admin.list_offsets({tp: spec})[tp].result(30).offset)
 
+    def transactional(name):
+        p = producer(transactional_id=name, linger_ms=0)
+        p.init_transactions(60)
+        return p
+
+    def values(topic, isolation):
+        """Everything there is in partition 0 up to its end, as a consumer of this isolation level sees it."""
+        c = consumer(group_id="confluent-txn-reads", isolation_level=isolation, enable_partition_eof=True)
+        c.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
+        got, ends = [], []
+
+        def more():
+            for m in c.consume(500, timeout=0.2):
+                if m.error() and m.error().code() == KafkaError._PARTITION_EOF:
+                    ends.append(m.offset())
+                elif m.error():
+                    raise KafkaException(m.error())
+                else:
+                    got.append(m.value().decode())
+            return ends
+
+        wait("the end of " + topic, more)
+        c.close()
+        return got
+
+    def create(name, partitions):
+        result(admin.create_topics([NewTopic(name, partitions, 1)]))
+        wait("the topic", lambda: name in admin.list_topics(timeout=30).topics)
+
+    def commits():
+        create("confluent-txn", 1)
+        p, want, everything = transactional("confluent-txn"), [], []
+        for n in range(6):
+            p.begin_transaction()
+            acks, vs = [], ["%d/%d" % (n, i) for i in range(20)]
+            for v in vs:
+                send(p, acks, "confluent-txn", value=v.encode(), partition=0)
+            same("left in the queue", 0, p.flush(60))
+            # 20 records and a marker for each transaction
+            same("acknowledged", [(0, 21 * n + i) for i in range(20)], acks)
+            everything += vs
+            if n % 3 == 1:
+                p.abort_transaction(60)
+            else:
+                p.commit_transaction(60)
+                want += vs
+        p.begin_transaction()
+        send(p, [], "confluent-txn", value=b"open", partition=0)
+        same("left in the queue", 0, p.flush(60))
+        same("read_committed", want, values("confluent-txn", "read_committed"))
+        same("read_uncommitted", everything + ["open"], values("confluent-txn", "read_uncommitted"))
+        p.commit_transaction(60)
+        same("read_committed, at the end", want + ["open"], values("confluent-txn", "read_committed"))
+
+    def fences():
+        create("confluent-fence", 1)
+        a = transactional("confluent-fence")
+        a.begin_transaction()
+        send(a, [], "confluent-fence", value=b"a", partition=0)
+        same("left in the queue", 0, a.flush(60))
+        b = transactional("confluent-fence")  # aborts what a had begun
+        b.begin_transaction()
+        send(b, [], "confluent-fence", value=b"b", partition=0)
+        try:
+            a.commit_transaction(60)
+            raise AssertionError("a fenced producer has committed")
+        except KafkaException as e:
+            same("error", KafkaError._FENCED, e.args[0].code())
+            same("fatal", True, e.args[0].fatal())
+        b.commit_transaction(60)
+        same("records", ["b"], values("confluent-fence", "read_committed"))
+
+    def offsets(protocol):
+        name = "confluent-txn-" + protocol
+        create(name + "-in", 2)
+        create(name + "-out", 1)
+        p, acks = producer(), []
+        for i in range(200):
+            send(p, acks, name + "-in", value=b"v%d" % i, partition=i % 2)
+        same("left in the queue", 0, p.flush(60))
+        kw = {} if protocol == "consumer" else dict(session_timeout_ms=10000, heartbeat_interval_ms=300)
+        p, done, n = transactional(name), 0, 0
+        # Two lives of the processor. Every other transaction is aborted, and its input read again.
+        for target in (60, 200):
+            c = consumer(group_id=name, group_protocol=protocol, isolation_level="read_committed", **kw)
+            c.subscribe([name + "-in"])
+            while done < target:
+                got = []
+
+                def some():
+                    got.extend(c.consume(30, timeout=0.2))
+                    return got
+
+                wait("input", some)
+                p.begin_transaction()
+                for m in got:
+                    if m.error():
+                        raise KafkaException(m.error())
+                    send(p, [], name + "-out", value=m.value(), partition=0)
+                p.send_offsets_to_transaction(c.position(c.assignment()), c.consumer_group_metadata(), 60)
+                n += 1
+                if n % 2 == 1:
+                    p.abort_transaction(60)
+                    for tp in c.committed(c.assignment(), timeout=30):
+                        c.seek(TopicPartition(tp.topic, tp.partition, max(tp.offset, 0)))
+                else:
+                    p.commit_transaction(60)
+                    done += len(got)
+            if target == 200:
+                for tp in c.committed([TopicPartition(name + "-in", x) for x in range(2)], timeout=30):
+                    same("committed offset of %d" % tp.partition, 100, tp.offset)
+            c.close()
+        same("output", sorted("v%d" % i for i in range(200)), sorted(values(name + "-out", "read_committed")))
+
     check("admin client: create, list, describe, alter, grow, delete", topics)
     check("idempotent producer", idempotent)
     check("offsets by time", times)
+    check("transactions: commit, abort, and what is open", commits)
+    check("transactions: a second producer fences the first", fences)
+    for protocol in ("classic", "consumer"):
+        check("transactions: send_offsets_to_transaction / group.protocol=" + protocol, lambda: offsets(protocol))
 
 
 run(dict(produce=produce, consume=consume, group=group, extra=extra))
