@@ -139,6 +139,8 @@ func (h *harness) worker(ctx context.Context, dir, addr string) (*child.Process,
 		// A killed worker and its sink are missed after this time.
 		"session.timeout.ms=6000", "heartbeat.interval.ms=1000", "scheduled.rebalance.max.delay.ms=0",
 		"consumer.session.timeout.ms=6000", "consumer.heartbeat.interval.ms=1000", "consumer.auto.offset.reset=earliest",
+		// The sink has only what the source has committed.
+		"consumer.isolation.level=read_committed",
 	}
 	file := filepath.Join(dir, "worker.properties")
 	if err := os.WriteFile(file, []byte(strings.Join(settings, "\n")+"\n"), 0o644); err != nil {

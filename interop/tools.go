@@ -498,7 +498,14 @@ func (h *harness) toolsMembers(ctx context.Context) {
 			if err := h.expect(ctx, []string{`(?i)assignments can only be reset if the group .* is inactive`}, name, "--reset-offsets", "--group", group, "--topic", topic, "--to-earliest", "--execute"); err != nil {
 				return err
 			}
-			return h.expect(ctx, []string{topic + ` +0 .*(?i)` + `subscribed`}, name, "--delete-offsets", "--group", group, "--topic", topic+":0")
+			if err := h.expect(ctx, []string{topic + ` +0 .*(?i)subscribed`}, name, "--delete-offsets", "--group", group, "--topic", topic+":0"); err != nil {
+				return err
+			}
+			if err := h.expect(ctx, []string{`'` + group + `' could not be deleted due to: .*GroupNotEmptyException`}, name, "--delete", "--group", group); err != nil {
+				return err
+			}
+			cl.Close() // leaves the group
+			return h.expect(ctx, []string{`\('` + group + `'\) was successful`}, name, "--delete", "--group", group)
 		})
 	}
 	h.check("tools", name+": --validate-regex", func() error {
