@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -80,16 +79,7 @@ func (h *harness) connect(ctx context.Context) {
 		if err := arrived(ctx, to, lines); err != nil {
 			return fmt.Errorf("%w\n%s", err, worker.Tail())
 		}
-		groups, err := h.admin.DescribeGroups(ctx, "interop-connect", "connect-interop-sink")
-		if err != nil {
-			return err
-		}
-		for group, protocol := range map[string]string{"interop-connect": "connect", "connect-interop-sink": "consumer"} {
-			if g := groups[group]; g.Err != nil || g.State != "Stable" || g.ProtocolType != protocol || len(g.Members) != 1 {
-				return fmt.Errorf("group %s: %v, state %q, protocol %q, %d members", group, g.Err, g.State, g.ProtocolType, len(g.Members))
-			}
-		}
-		return nil
+		return h.connectGroups(ctx, "Stable", 1)
 	}) {
 		return
 	}
@@ -115,16 +105,23 @@ func (h *harness) connect(ctx context.Context) {
 	h.check("connect", "the worker ends by SIGTERM", func() error {
 		worker.Stop() // a JVM that a signal ends exits with 143
 		worker = nil
+		return h.connectGroups(ctx, "Empty", 0)
+	})
+}
+
+// connectGroups waits until the group of the worker, which is not one of consumers, and that of its sink are in a state.
+func (h *harness) connectGroups(ctx context.Context, state string, members int) error {
+	return child.Eventually(ctx, 30*time.Second, func() error {
 		groups, err := h.admin.DescribeGroups(ctx, "interop-connect", "connect-interop-sink")
 		if err != nil {
 			return err
 		}
-		for _, g := range groups {
-			if g.Err != nil || g.State != "Empty" {
-				err = errors.Join(err, fmt.Errorf("it has left the group %s %v, in state %q", g.Group, g.Err, g.State))
+		for group, protocol := range map[string]string{"interop-connect": "connect", "connect-interop-sink": "consumer"} {
+			if g := groups[group]; g.Err != nil || g.State != state || g.ProtocolType != protocol || len(g.Members) != members {
+				return fmt.Errorf("group %s: %v, state %q, protocol %q, %d members; want state %s", group, g.Err, g.State, g.ProtocolType, len(g.Members), state)
 			}
 		}
-		return err
+		return nil
 	})
 }
 
