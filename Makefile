@@ -6,6 +6,7 @@ BIN := bin/varve
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 FUZZTIME ?= 20s
 ROUNDS ?= 50
+TXN_ROUNDS ?= $(ROUNDS)
 
 .PHONY: help build run test test-long race lint fuzz bench bench-kafka demo interop test-crash ci clean
 
@@ -52,12 +53,13 @@ demo: build ## a real data set in, sealed to objects, replayed and compared
 interop: build ## clients and tools of others against a broker (installs them)
 	$(GO) run ./interop --varve $(BIN)
 
-test-crash: build ## kill -9 in a loop under load: ROUNDS rounds (50)
+test-crash: build ## kill -9 in a loop under load, and of processes that read, process and write: ROUNDS rounds of each (50)
 	$(GO) run ./interop/crash --varve $(BIN) --rounds $(ROUNDS)
+	$(GO) run ./interop/crash --varve $(BIN) --workload transactions --rounds $(TXN_ROUNDS)
 
 ci: lint test ## what CI runs: lint, tests, short forms of what takes long
 	VARVE_LONG=1 $(GO) test -count=1 -run '^TestCrashEverywhere$$' ./tiering # at every single step
-	$(MAKE) test-crash ROUNDS=5
+	$(MAKE) test-crash ROUNDS=5 TXN_ROUNDS=2
 	$(MAKE) interop
 
 clean: ## remove what was built

@@ -1,6 +1,10 @@
-// Command crash kills a broker again and again while an idempotent producer
-// writes to it, and then proves that every acknowledged record is there, once,
-// at its offset, in the order it was sent.
+// Command crash kills a broker again and again under load, and then proves
+// that nothing was lost, repeated or put out of order. Two workloads:
+//
+//   - produce: an idempotent producer; every acknowledged record is there,
+//     once, at its offset, in the order it was sent;
+//   - transactions: processes that read, process and write, killed as well;
+//     who reads committed records sees every input exactly once, in order.
 package main
 
 import (
@@ -32,10 +36,26 @@ func main() {
 	rounds := flag.Int("rounds", 50, "how many times to kill it")
 	partitions := flag.Int("partitions", 8, "partitions of the topic")
 	seed := flag.Uint64("seed", uint64(time.Now().UnixNano()), "decides when each kill comes")
+	workload := flag.String("workload", "produce", "produce or transactions")
+	breaks := flag.String("break", "", "what the workload transactions does wrong, to see it found: offsets, isolation")
+	if len(os.Args) > 1 && os.Args[1] == "processor" {
+		fmt.Println(processorMain(os.Args[2:]))
+		os.Exit(1) // a processor does not end by itself
+	}
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *varve, *rounds, *partitions, *seed); err != nil {
+	var err error
+	switch {
+	case *workload == "transactions" && (*breaks == "" || *breaks == breaksOffsets || *breaks == breaksIsolation):
+		err = runTransactions(ctx, *varve, *rounds, *partitions, *seed, *breaks)
+	case *workload == "produce" && *breaks == "":
+		err = run(ctx, *varve, *rounds, *partitions, *seed)
+	default:
+		fmt.Fprintf(os.Stderr, "crash: there is no workload %q with -break %q\n", *workload, *breaks)
+		os.Exit(2)
+	}
+	if err != nil {
 		fmt.Fprintf(os.Stderr, "crash: FAIL (seed %d): %v\n", *seed, err)
 		fmt.Println("0 passed, 1 failed")
 		os.Exit(1)
