@@ -22,10 +22,11 @@ run: build ## run a broker on embedded defaults at 127.0.0.1:9092, data in ./dat
 test: ## all tests of the tree
 	$(GO) test ./...
 
-test-long: ## the long forms: crashes and damage everywhere, a 30 s open loop, 10,000 partitions with figures
+test-long: ## the long forms: crashes and damage everywhere, a 30 s open loop, 10,000 partitions with figures, 200 members that come and go
 	VARVE_LONG=1 $(GO) test -timeout 3h -count=1 ./tiering/...
 	$(GO) test -timeout 3h -count=1 ./wal -long
 	VARVE_LONG=1 $(GO) test -timeout 1h -count=1 -v -run 'TestOpenLoop$$|TestManyPartitions|TestRestartsUnderLoad' ./cmd/varve/e2e
+	VARVE_LONG=1 $(GO) test -timeout 1h -count=1 -v -run 'TestRebalanceStorm' ./cmd/varve
 
 race: ## all tests under the race detector
 	$(GO) test -race ./...

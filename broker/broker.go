@@ -227,7 +227,7 @@ func (b *Broker) Run(ctx context.Context) {
 			return
 		}
 		now := time.Now()
-		expire := now.Sub(expired) > 10*time.Minute
+		expire := now.Sub(expired) >= b.conf().ProducerExpiryInterval
 		if expire {
 			expired = now
 		}

@@ -197,6 +197,7 @@ func brokerDefs() []*Def {
 		boolean("transaction.partition.verification.enable", "true", "Whether a transactional write is checked with its coordinator. Produce 12 and later add their partitions there whatever this says.", clusterWide),
 		boolean("transaction.two.phase.commit.enable", "false", "Whether producers may take part in a two-phase commit.", warned("two-phase commit does not exist yet: a producer that asks for it is refused")),
 		integer("producer.id.expiration.ms", "86400000", "How long an idle producer is protected against duplicates, at least.", 1, anyHigh, clusterWide),
+		integer("producer.id.expiration.check.interval.ms", "600000", "How often producers that are to be forgotten are looked for.", 1, anyHigh),
 	)
 
 	// Object storage.

@@ -43,6 +43,7 @@ type BrokerConfig struct {
 	FullValidation           bool // record.validation=full
 	RetentionCheckInterval   time.Duration
 	ProducerIDExpiration     time.Duration
+	ProducerExpiryInterval   time.Duration // how often producers to be forgotten are looked for
 	// VerifyTransactions has transactional batches of older clients checked with
 	// the transaction coordinator.
 	VerifyTransactions       bool
@@ -267,7 +268,7 @@ func (b *builder) fill(m Machine) *BrokerConfig {
 		AutoCreateTopics: b.bool("auto.create.topics.enable"), NumPartitions: int32(b.num("num.partitions")),
 		DefaultReplicationFactor: int16(b.num("default.replication.factor")), DeleteTopics: b.bool("delete.topic.enable"),
 		FullValidation: b.text("record.validation") == "full", RetentionCheckInterval: b.ms("log.retention.check.interval.ms"),
-		ProducerIDExpiration: b.ms("producer.id.expiration.ms"), MaxProducersPerPartition: b.int("producer.state.max.producers"),
+		ProducerIDExpiration: b.ms("producer.id.expiration.ms"), ProducerExpiryInterval: b.ms("producer.id.expiration.check.interval.ms"), MaxProducersPerPartition: b.int("producer.state.max.producers"),
 		VerifyTransactions: b.bool("transaction.partition.verification.enable"),
 
 		FetchMaxBytes: b.int("fetch.max.bytes"), FetchSessionSlots: b.int("max.incremental.fetch.session.cache.slots"),
