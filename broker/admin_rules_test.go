@@ -694,7 +694,19 @@ func TestDescribe(t *testing.T) {
 	dp := kmsg.NewPtrDescribeTopicPartitionsRequest()
 	dp.ResponsePartitionLimit = math.MaxInt32
 	ld := kmsg.NewPtrDescribeLogDirsRequest()
+	cg := kmsg.NewPtrConsumerGroupDescribeRequest()
+	dt := kmsg.NewPtrDescribeTransactionsRequest()
+	fc := kmsg.NewPtrFindCoordinatorRequest()
+	rm := kmsg.NewPtrDeleteGroupsRequest()
+	lg := kmsg.NewPtrListGroupsRequest()
+	lt := kmsg.NewPtrListTransactionsRequest()
 	for range times {
+		cg.Groups = append(cg.Groups, "g")
+		dt.TransactionalIDs = append(dt.TransactionalIDs, "x")
+		fc.CoordinatorKeys = append(fc.CoordinatorKeys, "g")
+		rm.Groups = append(rm.Groups, "g")
+		lg.StatesFilter, lg.TypesFilter = append(lg.StatesFilter, "Stable"), append(lg.TypesFilter, "classic")
+		lt.StateFilters, lt.ProducerIDFilters = append(lt.StateFilters, "Ongoing"), append(lt.ProducerIDFilters, 7)
 		md.Topics = append(md.Topics, kmsg.MetadataRequestTopic{Topic: kmsg.StringPtr("wide")})
 		dc.Resources = append(dc.Resources, kmsg.DescribeConfigsRequestResource{ResourceType: topicResource, ResourceName: "a"})
 		dg.Groups = append(dg.Groups, "g")
@@ -702,7 +714,7 @@ func TestDescribe(t *testing.T) {
 		dp.Topics = append(dp.Topics, kmsg.DescribeTopicPartitionsRequestTopic{Topic: "wide"})
 		ld.Topics = append(ld.Topics, kmsg.DescribeLogDirsRequestTopic{Topic: "wide", Partitions: []int32{0, 0}})
 	}
-	for _, req := range []kmsg.Request{at(12, md), at(4, dc), at(5, dg), at(9, of), at(0, dp), at(4, ld)} {
+	for _, req := range []kmsg.Request{at(12, md), at(4, dc), at(5, dg), at(9, of), at(0, dp), at(4, ld), at(1, cg), at(0, dt), at(4, fc), at(2, rm), at(5, lg), at(1, lt)} {
 		f, _ := y.frame(req)
 		y.send(f)
 		got, err := y.answer()
