@@ -26,7 +26,7 @@ test-long: ## the long forms: crashes and damage everywhere, a 30 s open loop, 1
 	VARVE_LONG=1 $(GO) test -timeout 3h -count=1 ./tiering/...
 	$(GO) test -timeout 3h -count=1 ./wal -long
 	VARVE_LONG=1 $(GO) test -timeout 1h -count=1 -v -run 'TestOpenLoop$$|TestManyPartitions|TestRestartsUnderLoad' ./cmd/varve/e2e
-	VARVE_LONG=1 $(GO) test -timeout 1h -count=1 -v -run 'TestRebalanceStorm' ./cmd/varve
+	VARVE_LONG=1 $(GO) test -timeout 1h -count=1 -v -run 'TestRebalanceStorm|TestEpochsRunOut' ./cmd/varve
 
 race: ## all tests under the race detector
 	$(GO) test -race ./...

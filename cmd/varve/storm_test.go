@@ -579,3 +579,56 @@ func TestProducersExpire(t *testing.T) {
 		t.Errorf("a transactional id that was forgotten: %+v, %v", r, err)
 	}
 }
+
+// TestEpochsRunOut: a transactional id is initialized until its epochs are
+// used up (F49). It goes on with another producer id, over a crash as well, and
+// who has the last epoch of the old one is fenced. VARVE_LONG=1; without it,
+// the first epochs only.
+func TestEpochsRunOut(t *testing.T) {
+	times := 300
+	if os.Getenv("VARVE_LONG") != "" {
+		times = 1<<15 + 300
+	}
+	p := startProcess(t, t.TempDir())
+	cl := p.client()
+	name := "often"
+	var last *kmsg.InitProducerIDResponse
+	ids, fenced := 0, 0
+	for i := range times {
+		if i == times-100 {
+			p.restart()
+		}
+		var r *kmsg.InitProducerIDResponse
+		eventually(t, func() (err error) {
+			if r, err = p.initProducerID(t.Context(), cl, &name); err != nil {
+				return err
+			}
+			return kerr.ErrorForCode(r.ErrorCode)
+		})
+		switch {
+		case last == nil || r.ProducerID != last.ProducerID:
+			ids++
+			if r.ProducerEpoch != 0 || last != nil && (last.ProducerEpoch < math.MaxInt16-1 || r.ProducerID < last.ProducerID) {
+				t.Fatalf("after %+v comes %+v", last, r)
+			}
+			if last != nil {
+				req := kmsg.NewPtrEndTxnRequest()
+				req.TransactionalID, req.ProducerID, req.ProducerEpoch, req.Commit = name, last.ProducerID, last.ProducerEpoch, true
+				resp, err := req.RequestWith(t.Context(), cl)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := kerr.ErrorForCode(resp.ErrorCode); !errors.Is(err, kerr.InvalidProducerIDMapping) && !errors.Is(err, kerr.ProducerFenced) && !errors.Is(err, kerr.InvalidProducerEpoch) {
+					t.Errorf("the last epoch of the id that is used up: %v", err)
+				}
+				fenced++
+			}
+		case r.ProducerEpoch <= last.ProducerEpoch || r.ProducerEpoch == math.MaxInt16:
+			t.Fatalf("after %+v comes %+v", last, r)
+		}
+		last = r
+	}
+	if want := 1 + times>>15; ids != want || fenced != want-1 {
+		t.Errorf("%d producer ids for %d initializations, want %d", ids, times, want)
+	}
+}
