@@ -377,8 +377,10 @@ func (m *txnMachine) try(a attempt) {
 
 func (m *txnMachine) tried(a attempt, code int16) {
 	m.attempts--
-	if len(m.backlog) > 0 {
+	// One that is not wanted any more takes no place: the next has its turn.
+	for len(m.backlog) > 0 && m.attempts < maxAttempts {
 		next := m.backlog[0]
+		m.backlog[0] = attempt{}
 		m.backlog = m.backlog[1:]
 		m.try(next)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -223,6 +224,38 @@ func TestMarkersAreTried(t *testing.T) {
 		synctest.Wait()
 		expect(t, "state", x.state(), "CompleteCommit")
 		expect(t, "markers", fmt.Sprint(k.list()), "[t-0 1001/1 true t-1 1001/1 true]")
+	})
+}
+
+// TestBacklogOfGoneTopics deletes a topic while the markers of more of its partitions than are tried at a time wait for
+// their turn: they need none any more, and those of other topics behind them still get theirs.
+func TestBacklogOfGoneTopics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &marked{gone: map[string]bool{}, hold: func(string, int32) bool { return true }}
+		c := transactions(t, newMemLog(), k, Options{})
+		x := &txnClient{c: c, id: "x"}
+		expect(t, "init", x.init(time.Minute), 0)
+		for i := range 2 * maxAttempts {
+			expect(t, "add", x.add(fmt.Sprintf("t%04d", i)), 0)
+		}
+		expect(t, "add", x.add("z"), 0)
+		expect(t, "end", x.end(5, true), 0)
+		synctest.Wait()
+		k.mu.Lock()
+		first := slices.Collect(maps.Keys(k.held))
+		for i := range 2 * maxAttempts {
+			k.gone[fmt.Sprintf("t%04d", i)] = true
+		}
+		k.hold = nil
+		k.mu.Unlock()
+		expect(t, "under way", len(first), maxAttempts)
+		for _, at := range first {
+			k.release(at)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		expect(t, "state", x.state(), "CompleteCommit")
+		expect(t, "markers", fmt.Sprint(k.list()[maxAttempts:]), "[z-0 1001/1 true z-1 1001/1 true]")
 	})
 }
 
