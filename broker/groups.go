@@ -366,6 +366,9 @@ func (l topicLog) append(index, leaderEpoch int32, a *appendArgs, done func(base
 		done(-1, codeError(protocol.CodeNotCoordinator))
 		return
 	}
+	// And again when the batch gets its place: the wait for room may outlast the
+	// leadership, and the next one would have loaded the partition without it.
+	a.term = &leaderEpoch
 	ctx, cancel := context.WithTimeout(l.b.ctx, internalAppendTimeout)
 	defer cancel()
 	r.appendOwn(ctx, a, func(base int64, code int16) {

@@ -385,6 +385,9 @@ type appendArgs struct {
 	verify bool
 	guard  partition.Guard
 	marker *partition.Marker // what the batch was made from, if it is a marker
+	// term is the only leader epoch that the batch may be appended in; nil: any.
+	// Who decided on it in an earlier one did not see what came after.
+	term *int32
 	// base takes the offset of the first record before the batch can become
 	// durable; it may be nil.
 	base *int64
@@ -403,6 +406,10 @@ func (r *replica) append(a *appendArgs) partition.Decision {
 	if !r.started {
 		r.mu.Unlock()
 		return partition.Decision{Kind: partition.Reject, Code: r.unavailable(), Message: "this broker does not lead the partition"}
+	}
+	if a.term != nil && *a.term != r.term.Epoch {
+		r.mu.Unlock()
+		return partition.Decision{Kind: partition.Reject, Code: protocol.CodeFencedLeaderEpoch, Message: "the partition is led in another epoch by now"}
 	}
 	var d partition.Decision
 	if a.marker != nil {

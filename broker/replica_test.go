@@ -1,12 +1,14 @@
 package broker
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"testing"
 
 	"github.com/varve/varve/broker/partition"
 	"github.com/varve/varve/broker/protocol"
+	"github.com/varve/varve/wal"
 	"github.com/varve/varve/wal/batch"
 )
 
@@ -107,5 +109,74 @@ func TestRepetitionsWaitForTheFirst(t *testing.T) {
 	}
 	if !all.is(protocol.CodeNone) {
 		t.Errorf("committed: acks=all %v", all)
+	}
+}
+
+// fullLog has no room for a while, and keeps what is appended.
+type fullLog struct {
+	Log
+	wait     func()
+	appended []*wal.Append
+	reserved int64
+}
+
+func (l *fullLog) Reserve(_ context.Context, _ wal.Class, n int64) error {
+	l.wait()
+	l.reserved += n
+	return nil
+}
+func (l *fullLog) Unreserve(n int64)    { l.reserved -= n }
+func (l *fullLog) Append(a *wal.Append) { l.appended = append(l.appended, a) }
+
+// A coordinator's batch waits for room in the log. Meanwhile the partition is
+// led in other epochs, and has been loaded by the coordinator of the last: it
+// must not come in behind that one's back. Markers and offsets of transactions
+// come with a ticket, and are held to the same.
+func TestAppendOutlastsLeadership(t *testing.T) {
+	run := func() []byte {
+		b := batch.NewBuilder()
+		b.Add(1, []byte("k"), []byte("v"))
+		run, err := b.Build()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return run
+	}
+	for _, tc := range []struct {
+		name   string
+		ticket any
+		run    []byte
+	}{
+		{"plain", nil, run()},
+		{"marker", txnMarker{producerID: 7, commit: true}, batch.Marker(7, 0, true, 0, 1)},
+	} {
+		for _, moves := range []bool{false, true} {
+			log := &fullLog{wait: func() {}}
+			b := &Broker{tier: deafTier{}, log_: log, ctx: t.Context()}
+			r := &replica{b: b, topic: offsetsTopic, started: true, watches: map[*watch]struct{}{}}
+			r.st = partition.New(1, partition.Recovered{})
+			lead := func(epoch int32) {
+				r.mu.Lock()
+				defer r.mu.Unlock()
+				r.term = partition.Term{Epoch: epoch, Replicas: []int32{1}, ISR: []int32{1}, MinISR: 1}
+				if _, err := r.st.Lead(r.term); err != nil {
+					t.Fatal(err)
+				}
+				r.publish()
+			}
+			lead(3)
+			if moves {
+				log.wait = func() { lead(5) }
+			}
+			b.replicas = &replicas{b: b, byName: map[string][]*replica{offsetsTopic: {r}}}
+			var got []error
+			topicLog{b, offsetsTopic}.AppendWith(0, 3, tc.run, tc.ticket, func(_ int64, err error) { got = append(got, err) })
+			switch {
+			case !moves && (len(log.appended) != 1 || len(got) != 0):
+				t.Errorf("%s: %d appended, told %v", tc.name, len(log.appended), got)
+			case moves && (len(log.appended) != 0 || len(got) != 1 || got[0] == nil || r.st.View().LogEnd != 0 || log.reserved != 0):
+				t.Errorf("%s, in another epoch: %d appended, told %v, log end %d, %d bytes reserved", tc.name, len(log.appended), got, r.st.View().LogEnd, log.reserved)
+			}
+		}
 	}
 }
