@@ -596,7 +596,14 @@ func (c *Transactions) ListTransactions(ctx context.Context, req *kmsg.ListTrans
 		out := make(chan []kmsg.ListTransactionsResponseTransactionState, 1)
 		switch code := c.look(ctx, s, "", func(m *txnMachine) { out <- m.List(time.Now(), filter) }); code {
 		case protocol.CodeNone:
-			resp.TransactionStates = append(resp.TransactionStates, <-out...)
+			for _, t := range <-out {
+				if ctx.Err() != nil {
+					break // nobody waits for it any more
+				}
+				if filter.Matches(t.TransactionalID) {
+					resp.TransactionStates = append(resp.TransactionStates, t)
+				}
+			}
 		case protocol.CodeNotCoordinator: // has just moved
 		default:
 			resp.TransactionStates, resp.ErrorCode = nil, code

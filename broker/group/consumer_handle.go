@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/varve/varve/broker/group/assignor"
+	"github.com/varve/varve/broker/pattern"
 )
 
 // ConsumerHeartbeat is a ConsumerGroupHeartbeat request: joining, going on and leaving in one (KIP-848).
@@ -113,7 +114,7 @@ func (t *turn) validConsumer(c *ConsumerHeartbeat) *refusal {
 		return refuse(codeUnsupportedAssignor, "ServerAssignor %.100s is not supported. Supported assignors: %s.", *req.ServerAssignor, strings.Join(t.cfg.ConsumerAssignors, ", "))
 	}
 	if req.SubscribedTopicRegex != nil && *req.SubscribedTopicRegex != "" {
-		if _, err := compileRegex(*req.SubscribedTopicRegex); err != nil {
+		if _, err := pattern.Compile(*req.SubscribedTopicRegex); err != nil {
 			return invalidRegex(*req.SubscribedTopicRegex, err)
 		}
 	}

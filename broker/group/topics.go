@@ -3,13 +3,12 @@ package group
 import (
 	"cmp"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash/fnv"
 	"maps"
-	"regexp"
-	"regexp/syntax"
 	"slices"
+
+	"github.com/varve/varve/broker/pattern"
 )
 
 // Topic is what assigning depends on of a topic.
@@ -92,47 +91,9 @@ func hashTopics(view Topics, names []string) int64 {
 	return cmp.Or(int64(h.Sum64()), 1)
 }
 
-// Bounds of regular expressions. Matching takes time in proportion to the length of a topic's name, whatever the
-// expression; but counted repetitions make a small expression into a large program, and that is paid for each byte.
-const (
-	maxRegex     = 4096
-	maxRegexCost = 10_000
-)
-
-var errRegexTooLarge = errors.New("the expression is too large")
-
-// compileRegex compiles a subscription's expression, which has to match the whole name of a topic.
-func compileRegex(s string) (*regexp.Regexp, error) {
-	if len(s) > maxRegex {
-		return nil, errRegexTooLarge
-	}
-	parsed, err := syntax.Parse(s, syntax.Perl)
-	if err != nil {
-		return nil, err
-	}
-	if cost(parsed) > maxRegexCost {
-		return nil, errRegexTooLarge
-	}
-	return regexp.Compile(`\A(?:` + s + `)\z`)
-}
-
-// cost is about how many instructions an expression becomes.
-func cost(re *syntax.Regexp) int {
-	n := 1 + len(re.Rune)
-	for _, sub := range re.Sub {
-		if n += cost(sub); n > maxRegexCost {
-			return n
-		}
-	}
-	if re.Op == syntax.OpRepeat {
-		n *= max(re.Min, re.Max, 1)
-	}
-	return n
-}
-
 // match are the topics that an expression matches and that its owner may see, in order.
 func match(expr string, view Topics, visible func(string) bool) ([]string, error) {
-	re, err := compileRegex(expr)
+	re, err := pattern.Compile(expr)
 	if err != nil {
 		return nil, fmt.Errorf("group: %.200q is no regular expression: %w", expr, err)
 	}

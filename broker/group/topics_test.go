@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/varve/varve/broker/pattern"
 )
 
 func TestRegex(t *testing.T) {
@@ -28,10 +30,10 @@ func TestRegex(t *testing.T) {
 	}
 	for _, bad := range []string{
 		"(", "a)(b", "a)|(b", `\z)|(?:a`, "*", "(?<x", `(a)\1`, "(?=a)",
-		strings.Repeat("a", maxRegex+1),
+		strings.Repeat("a", pattern.MaxBytes+1),
 		"((a{100}){100}){100}", "(((a{0,50}){0,50}){0,50}){0,50}", strings.Repeat("(a|b){900}", 20), strings.Repeat("(", 2000) + strings.Repeat(")", 2000),
 	} {
-		if _, err := compileRegex(bad); err == nil {
+		if _, err := pattern.Compile(bad); err == nil {
 			t.Errorf("%.40q is accepted", bad)
 		}
 	}

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/varve/varve/broker/pattern"
 )
 
 // Config bounds and times what transactions do. While MaxTimeout is 0, every setting of Kafka's that is 0 takes its default;
@@ -258,18 +260,18 @@ func (s *Shard) Describe(id string) kmsg.DescribeTransactionsResponseTransaction
 type Filter struct {
 	any      bool // states
 	states   [PrepareEpochFence + 1]bool
-	ids      []int64
-	duration time.Duration // negative: any
+	ids      map[int64]struct{} // empty: any
+	duration time.Duration      // negative: any
 	pattern  *regexp.Regexp
 }
-
-// maxPattern is the longest pattern that is compiled; the program made of it is some hundred times as large.
-const maxPattern = 10_000
 
 // NewFilter prepares the filters of a request. unknown are the states that there are none of. code is not 0 if the pattern
 // cannot be used; it must match the whole id.
 func NewFilter(req *kmsg.ListTransactionsRequest) (f Filter, unknown []string, code int16) {
-	f.any, f.ids, f.duration = len(req.StateFilters) == 0, req.ProducerIDFilters, -1
+	f.any, f.ids, f.duration = len(req.StateFilters) == 0, make(map[int64]struct{}, len(req.ProducerIDFilters)), -1
+	for _, id := range req.ProducerIDFilters {
+		f.ids[id] = struct{}{}
+	}
 	for _, name := range req.StateFilters {
 		if i := slices.Index(stateNames[:], name); i >= 0 {
 			f.states[i] = true
@@ -281,31 +283,27 @@ func NewFilter(req *kmsg.ListTransactionsRequest) (f Filter, unknown []string, c
 		f.duration = time.Duration(min(req.DurationFilterMillis, int64(1<<63-1)/int64(time.Millisecond))) * time.Millisecond
 	}
 	if p := req.TransactionalIDPattern; p != nil && *p != "" {
-		if len(*p) > maxPattern {
-			return f, unknown, codeInvalidRegularExpression
-		}
-		// Compiled alone first: what is put around it must not close a group that the pattern leaves open.
-		_, err := regexp.Compile(*p)
-		if err == nil {
-			f.pattern, err = regexp.Compile(`^(?:` + *p + `)$`)
-		}
-		if err != nil {
+		var err error
+		if f.pattern, err = pattern.Compile(*p); err != nil {
 			return f, unknown, codeInvalidRegularExpression
 		}
 	}
 	return f, unknown, codeNone
 }
 
+// Matches says whether the id is one that the filter's pattern is about.
+func (f *Filter) Matches(id string) bool { return f.pattern == nil || f.pattern.MatchString(id) }
+
 // List answers a ListTransactions request, in order of ids. As in Kafka, an id that had no transaction since InitProducerId
-// passes for one that has run for ever.
+// passes for one that has run for ever. The pattern is left to Matches: it may take long, and the shard is not needed for it.
 func (s *Shard) List(now time.Time, f Filter) (list []kmsg.ListTransactionsResponseTransactionState) {
 	for id, e := range s.entries {
 		m := e.m
+		_, named := f.ids[m.producerID]
 		switch {
 		case !f.any && !f.states[m.state],
-			len(f.ids) > 0 && !slices.Contains(f.ids, m.producerID),
-			f.duration >= 0 && now.Sub(time.UnixMilli(m.started)) <= f.duration,
-			f.pattern != nil && !f.pattern.MatchString(id):
+			len(f.ids) > 0 && !named,
+			f.duration >= 0 && now.Sub(time.UnixMilli(m.started)) <= f.duration:
 			continue
 		}
 		t := kmsg.NewListTransactionsResponseTransactionState()

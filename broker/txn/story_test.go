@@ -279,6 +279,9 @@ func (s *story) command(t *testing.T, d *datadriven.TestData) {
 			return
 		}
 		for _, x := range s.shard.List(s.now, f) {
+			if !f.Matches(x.TransactionalID) {
+				continue
+			}
 			fmt.Fprintf(&s.out, "%s %s %d\n", x.TransactionalID, x.TransactionState, x.ProducerID)
 		}
 	case "show":

@@ -46,8 +46,9 @@ var allowed = map[string][]string{
 	"broker/protocol/internal/schemagen": {},
 	"broker/partition":                   {"wal/batch", "wal/producer", "wal/lineage"},
 	"broker/group/assignor":              {},
-	"broker/group":                       {"broker/group/assignor"},
-	"broker/txn":                         {},
+	"broker/pattern":                     {},
+	"broker/group":                       {"broker/group/assignor", "broker/pattern"},
+	"broker/txn":                         {"broker/pattern"},
 	"broker/coordinator":                 {"broker/group", "broker/txn", "broker/protocol", "wal/batch"},
 	"broker":                             {"broker/...", "wal", "wal/slab", "wal/batch", "wal/producer", "wal/lineage", "metadata/image", "metadata/controller", "config", "tiering"},
 
@@ -66,7 +67,7 @@ var allowed = map[string][]string{
 // goroutine, lock or randomness.
 var pure = []string{
 	"config", "wal/crc32c", "wal/batch", "wal/producer", "wal/lineage", "metadata/image", "metadata/controller",
-	"tiering/manifest", "broker/partition", "broker/group", "broker/group/assignor", "broker/txn",
+	"tiering/manifest", "broker/partition", "broker/group", "broker/group/assignor", "broker/txn", "broker/pattern",
 }
 
 var impure = []string{"os", "net", "net/http", "sync", "sync/atomic", "log", "log/slog", "math/rand", "math/rand/v2", "crypto/rand", "context", "os/exec", "syscall"}

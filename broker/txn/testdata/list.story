@@ -108,3 +108,8 @@ list
 (x
 ----
 list INVALID_REGULAR_EXPRESSION
+
+list
+(x{900})(x{900})(x{900})(x{900})(x{900})(x{900})(x{900})(x{900})(x{900})(x{900})(x{900})(x{900})
+----
+list INVALID_REGULAR_EXPRESSION
