@@ -575,6 +575,79 @@ func TestExpiry(t *testing.T) {
 	})
 }
 
+// TestTopicDeletedUnheard deletes a topic while the groups that read it cannot hear of it: while their partition is being
+// loaded, and while its queue is full. The next topic of that name must not begin with their offsets.
+func TestTopicDeletedUnheard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newMemLog()
+		c := one(t, log, Options{QueueLength: 1, ReplyTimeout: time.Hour})
+		expect(t, "commit", commit(c, "g", "", -1, 0, 7), 0)
+		c.Resigned(0)
+		log.mu.Lock()
+		log.readErr = errors.New("bucket away")
+		log.mu.Unlock()
+		c.Elected(0, 9)
+		synctest.Wait()
+		c.TopicDeleted("t")
+		log.mu.Lock()
+		log.readErr = nil
+		log.mu.Unlock()
+		until(t, func() bool { return c.Ready(0) })
+		synctest.Wait()
+		off, _ := fetch(c, "g", 0, false)
+		expect(t, "offset after loading", off, -1)
+
+		expect(t, "commit", commit(c, "g", "", -1, 0, 8), 0)
+		log.hold()
+		deleting := kmsg.NewPtrOffsetDeleteRequest()
+		deleting.Group = "g"
+		dt := kmsg.NewOffsetDeleteRequestTopic()
+		dt.Topic, dt.Partitions = "t", []kmsg.OffsetDeleteRequestTopicPartition{{Partition: 1}, {Partition: 0}}
+		deleting.Topics = append(deleting.Topics, dt)
+		go c.OffsetDelete(bg, deleting) // exclusive: who comes after it waits
+		synctest.Wait()
+		go commit(c, "g", "", -1, 1, 9)
+		synctest.Wait()
+		expect(t, "queue", commit(c, "g", "", -1, 1, 9), protocol.CodeCoordinatorNotAvailable)
+		c.TopicDeleted("t")
+		synctest.Wait()
+		log.release()
+		time.Sleep(time.Minute)
+		for p := range int32(2) {
+			off, _ = fetch(c, "g", p, false)
+			expect(t, "offset after a full queue", off, -1)
+		}
+	})
+}
+
+// TestTopicComesAgain deletes a topic and creates another of its name while the log is busy: what a group commits of the
+// new one stays, what it had committed of the old goes.
+func TestTopicComesAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newMemLog()
+		c := one(t, log, Options{ReplyTimeout: time.Hour})
+		expect(t, "commit", commit(c, "g", "", -1, 0, 7), 0)
+		expect(t, "commit", commit(c, "g", "", -1, 1, 7), 0)
+		log.hold()
+		for i := range maxInflight {
+			go commit(c, fmt.Sprint("other", i), "", -1, 0, 1)
+			synctest.Wait()
+		}
+		c.TopicDeleted("t")
+		synctest.Wait()
+		code := int16(-1)
+		go func() { code = commit(c, "g", "", -1, 0, 1) }()
+		synctest.Wait()
+		log.release()
+		time.Sleep(time.Minute)
+		expect(t, "commit of the new topic", code, 0)
+		off, _ := fetch(c, "g", 0, false)
+		expect(t, "its offset", off, 1)
+		off, _ = fetch(c, "g", 1, false)
+		expect(t, "offset of the old topic", off, -1)
+	})
+}
+
 func TestOldVersions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := one(t, newMemLog(), Options{})

@@ -305,13 +305,20 @@ func (c *Coordinator) DeleteGroups(ctx context.Context, req *kmsg.DeleteGroupsRe
 }
 
 // TopicDeleted drops the offsets of a deleted topic from the groups of all partitions that this broker leads. It does
-// not wait; a partition that is not loaded yet keeps them until they expire.
+// not wait. A partition that is being loaded drops them when it has been. What comes after this of the next topic with the
+// name stays: the groups take it in its turn, behind the drop. Only of very many groups the last may find themselves late.
 func (c *Coordinator) TopicDeleted(topic string) {
 	for _, s := range c.all() {
-		s.submit(op[*groupMachine, group.Command]{read: func(st *groupMachine) {
-			for _, id := range st.GroupsOf(topic) {
-				s.sweep = append(s.sweep, &group.DropTopic{Group: id, Topic: topic})
+		s.do(func(st *groupMachine) {
+			now := time.Now()
+			for i, id := range st.GroupsOf(topic) {
+				c := &group.DropTopic{Group: id, Topic: topic}
+				if i < s.o.WritesLength/2-s.nWriting {
+					s.admit(op[*groupMachine, group.Command]{cmd: c}, now)
+				} else {
+					s.sweep = append(s.sweep, c)
+				}
 			}
-		}})
+		})
 	}
 }
