@@ -640,6 +640,7 @@ func TestTopicComesAgain(t *testing.T) {
 		synctest.Wait()
 		log.release()
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		expect(t, "commit of the new topic", code, 0)
 		off, _ := fetch(c, "g", 0, false)
 		expect(t, "its offset", off, 1)

@@ -130,16 +130,20 @@ func (m *groupMachine) Fail(r group.Result, code int16) {
 // Led has no consequences: what groups write is told apart by the log.
 func (m *groupMachine) Led(int32) {}
 
-func (m *groupMachine) Grows(c group.Command) bool {
+func (m *groupMachine) Grows(c group.Command) growth {
+	news := false
 	switch c := c.(type) {
 	case *group.Join:
-		return c.Req.MemberID == ""
+		news = c.Req.MemberID == ""
 	case *group.ConsumerHeartbeat:
-		return c.Req.MemberEpoch == 0 // joins; what members say later is bounded by their number
+		news = c.Req.MemberEpoch == 0 // joins; what members say later is bounded by their number
 	case *group.Commit:
-		return c.Txn != nil || !m.Has(c.Req.Group)
+		news = c.Txn != nil || !m.Has(c.Req.Group)
 	}
-	return false
+	if news {
+		return fresh
+	}
+	return noGrowth
 }
 
 func (m *groupMachine) Keys() []string { return m.GroupIDs() }

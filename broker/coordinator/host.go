@@ -151,15 +151,19 @@ func (c *host[M, C, R]) shardFor(key string) (*shard[M, C, R], int16) {
 	return s, protocol.CodeNone
 }
 
-// full says whether the memory of all shards is used up.
-func (c *host[M, C, R]) full() bool {
+// full says whether the memory of all shards is used up, for what grows in that way.
+func (c *host[M, C, R]) full(g growth) bool {
 	var n int64
+	limit := c.o.MaxBytes
+	if g == further {
+		limit += limit / 2
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, s := range c.shards {
 		n += s.bytes.Load()
 	}
-	return n >= c.o.MaxBytes
+	return n >= limit
 }
 
 // request sends a command to the key's shard and waits for the answer.

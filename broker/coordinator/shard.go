@@ -37,8 +37,8 @@ type machine[C, R any] interface {
 	Led(epoch int32)
 	// Deadline is when the key needs a tick.
 	Deadline(key string) (time.Time, bool)
-	// Grows says whether the command takes memory for something new.
-	Grows(c C) bool
+	// Grows says whether the command takes memory, and what for.
+	Grows(c C) growth
 	Keys() []string // in order
 	Bytes() int64
 	Count() tally
@@ -63,6 +63,16 @@ type header struct {
 	control       bool
 	ticket        any // handed to a TicketLog with the batch; comparable
 }
+
+// growth is how a command takes memory. Beyond the bound nothing new may come; what is there goes on, and has half as much
+// in reserve for that.
+type growth int8
+
+const (
+	noGrowth growth = iota
+	fresh           // something new
+	further         // more of something that is there
+)
 
 // tally is what a machine holds, as of when it was asked; Stats of its coordinator knows the type.
 type tally interface{ line() []any } // as a line of the log
@@ -100,7 +110,7 @@ type shard[M machine[C, R], C, R any] struct {
 	o         *Options
 	ev        *Events
 	k         *kind[M, C, R]
-	full      func() bool
+	full      func(growth) bool
 	partition int32
 	log       *slog.Logger
 	ctx       context.Context
@@ -468,7 +478,7 @@ func (s *shard[M, C, R]) handle(o op[M, C], on subject, now time.Time) {
 		s.again(o, now)
 		return
 	}
-	if s.m.Grows(o.cmd) && s.full() {
+	if g := s.m.Grows(o.cmd); g != noGrowth && s.full(g) {
 		s.ev.Refused(s.partition, protocol.CodeCoordinatorNotAvailable)
 		s.refuse(o, protocol.CodeCoordinatorNotAvailable)
 		return

@@ -73,7 +73,7 @@ func (m *toy) Settle(_ time.Time, c toyCommand)    { m.note(c.what) }
 func (m *toy) Fail(c toyCommand, code int16)       { m.note(fmt.Sprint(c.what, " failed with ", code)) }
 func (m *toy) Loaded(time.Time) []toyCommand       { return nil }
 func (m *toy) Led(epoch int32)                     { m.mu.Lock(); defer m.mu.Unlock(); m.led = append(m.led, epoch) }
-func (m *toy) Grows(toyCommand) bool               { return false }
+func (m *toy) Grows(toyCommand) growth             { return noGrowth }
 func (m *toy) Keys() []string                      { return nil }
 func (m *toy) Bytes() int64                        { return 0 }
 func (m *toy) Count() tally                        { return toyTally{} }

@@ -194,9 +194,18 @@ func (m *txnMachine) Led(epoch int32) {
 	}
 }
 
-func (m *txnMachine) Grows(c txn.Command) bool {
-	i, ok := c.(*txn.Init)
-	return ok && !m.Has(i.TransactionalID())
+func (m *txnMachine) Grows(c txn.Command) growth {
+	switch c.(type) {
+	case *txn.Init:
+		if !m.Has(c.TransactionalID()) {
+			return fresh
+		}
+	case *txn.AddPartitions, *txn.AddOffsets:
+		if txn.AccessOf(c) != txn.Free {
+			return further
+		}
+	}
+	return noGrowth
 }
 
 func (m *txnMachine) Keys() []string { return m.IDs() }

@@ -463,9 +463,32 @@ func TestTransactionBounds(t *testing.T) {
 			t.Fatalf("%d ids in 20,000 bytes", n)
 		}
 		x := &txnClient{c: c, id: "x0"}
-		expect(t, "one that exists", x.init(time.Second), 0)
+		expect(t, "one that exists", x.init(15*time.Minute), 0)
 		expect(t, "its transaction", x.add("t"), 0)
 		expect(t, "its end", x.end(5, false), 0)
+		synctest.Wait()
+
+		// Transactions of those that are there take memory too, for each partition.
+		expect(t, "its next transaction", x.add("t"), 0)
+		most := int64(0)
+		for i := 0; ; i++ {
+			if i == 400 {
+				t.Fatalf("a transaction with partitions of %d topics", i)
+			}
+			code := x.add(fmt.Sprint("topic-", i))
+			time.Sleep(2 * countEvery)
+			most = max(most, c.Stats().Bytes)
+			if code != 0 {
+				expect(t, "code", code, protocol.CodeCoordinatorNotAvailable)
+				break
+			}
+		}
+		if most < 30_000 || most > 30_200 {
+			t.Errorf("%d bytes", most)
+		}
+		expect(t, "its end", x.end(5, true), 0)
+		synctest.Wait()
+		expect(t, "and then another", x.add("t"), 0)
 	})
 }
 
