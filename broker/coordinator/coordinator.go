@@ -86,7 +86,7 @@ type Options struct {
 	BatchBytes   int   // of one append, unless a single command needs more
 	MaxBatch     int   // bytes that a single command may append
 	LoadBytes    int   // offsets.load.buffer.size: read at a time when loading
-	MaxBytes     int64 // memory of all shards together: above it new groups and members, or transactional ids, are refused; and from half as much more, partitions of transactions
+	MaxBytes     int64 // memory of all shards together: above it new groups and members, or transactional ids, are refused; from half as much more, also what adds to those there are
 	MaxInflated  int   // bytes that a batch may inflate to when loading
 }
 

@@ -552,6 +552,38 @@ func TestBounds(t *testing.T) {
 	})
 }
 
+// TestOffsetBounds has one group commit offsets of ever more partitions, and then ever more metadata: it is refused what
+// takes more memory, and goes on with what it has.
+func TestOffsetBounds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := one(t, newMemLog(), Options{MaxBytes: 20_000})
+		n := int32(0)
+		for ; commit(c, "g", "", -1, n, 1) == 0; n++ {
+			if n == 1000 {
+				t.Fatal("offsets of 1000 partitions")
+			}
+			synctest.Wait()
+		}
+		time.Sleep(2 * countEvery)
+		synctest.Wait()
+		if b := c.Stats().Bytes; b < 30_000 || b > 30_200 {
+			t.Errorf("%d bytes", b)
+		}
+		expect(t, "one that is there", commit(c, "g", "", -1, n-1, 2), 0)
+		off, _ := fetch(c, "g", n-1, false)
+		expect(t, "offset", off, 2)
+		req := kmsg.NewPtrOffsetCommitRequest()
+		req.Version, req.Group, req.Generation = 9, "g", -1
+		rt := kmsg.NewOffsetCommitRequestTopic()
+		rt.Topic = "t"
+		rp := kmsg.NewOffsetCommitRequestTopicPartition()
+		rp.Offset, rp.Metadata = 3, kmsg.StringPtr("much more than there was")
+		rt.Partitions = append(rt.Partitions, rp)
+		req.Topics = append(req.Topics, rt)
+		expect(t, "with metadata", c.OffsetCommit(bg, req).Topics[0].Partitions[0].ErrorCode, protocol.CodeCoordinatorNotAvailable)
+	})
+}
+
 func TestExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := newMemLog()

@@ -139,6 +139,9 @@ func (m *groupMachine) Grows(c group.Command) growth {
 		news = c.Req.MemberEpoch == 0 // joins; what members say later is bounded by their number
 	case *group.Commit:
 		news = c.Txn != nil || !m.Has(c.Req.Group)
+		if !news && m.Adds(c.Req) {
+			return further
+		}
 	}
 	if news {
 		return fresh

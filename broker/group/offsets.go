@@ -134,6 +134,23 @@ func commitBytes(req *kmsg.OffsetCommitRequest) (n int) {
 	return n
 }
 
+// Adds says whether a commit takes more memory than what it replaces: an offset that there was none of, or more metadata.
+func (s *Shard) Adds(req *kmsg.OffsetCommitRequest) bool {
+	e := s.groups[req.Group]
+	for _, t := range req.Topics {
+		for _, p := range t.Partitions {
+			if e == nil {
+				return true
+			}
+			old, ok := e.offsets[t.Topic][p.Partition]
+			if !ok || p.Metadata != nil && len(*p.Metadata) > len(old.Metadata) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // longer says whether s has more than max characters. The setting speaks of bytes, but what Kafka counts are Java's
 // characters; a record's string field holds 32,767 bytes whatever the setting says.
 func longer(s string, max int) bool {
