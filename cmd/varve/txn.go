@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -12,12 +13,13 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 )
 
 func txnCommand() *cobra.Command {
-	cmd := group("txn", "List and describe transactions, abort hanging ones")
+	cmd := group("txn", "List and describe transactions, find and abort hanging ones")
 	conn := addConnection(cmd)
-	cmd.AddCommand(txnList(conn), txnDescribe(conn), txnAbort(conn))
+	cmd.AddCommand(txnList(conn), txnDescribe(conn), txnFindHanging(conn), txnAbort(conn))
 	return cmd
 }
 
@@ -35,10 +37,12 @@ func txnList(conn *connection) *cobra.Command {
 	states := cmd.Flags().StringArray("state", nil, "only those in this state (repeatable): "+strings.Join(txnStates, ", "))
 	out := addOutput(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		for _, st := range *states {
-			if !slices.Contains(txnStates, st) {
+		for i, st := range *states {
+			at := slices.IndexFunc(txnStates, func(s string) bool { return strings.EqualFold(s, st) })
+			if at < 0 {
 				return usagef("--state: there is no state %q; there are: %s", st, strings.Join(txnStates, ", "))
 			}
+			(*states)[i] = txnStates[at] // brokers know it by this spelling only
 		}
 		s, err := conn.admin(cmd.Context())
 		if err != nil {
@@ -86,6 +90,14 @@ func txnDescribe(conn *connection) *cobra.Command {
 		Args: arguments("the transactional id", 1, -1)}
 	out := addOutput(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		for i, id := range args {
+			if id == "" {
+				return usagef("the transactional id is empty")
+			}
+			if slices.Contains(args[:i], id) {
+				return usagef("transactional id %q is given twice", id)
+			}
+		}
 		s, err := conn.admin(cmd.Context())
 		if err != nil {
 			return err
@@ -142,6 +154,194 @@ func txnAge(d describedTxn) string {
 	return time.Since(time.UnixMilli(d.StartMs)).Truncate(time.Second).String()
 }
 
+type hangingTxn struct {
+	Topic           string `json:"topic"`
+	Partition       int32  `json:"partition"`
+	StartOffset     int64  `json:"start_offset"`
+	ProducerID      int64  `json:"producer_id"`
+	ProducerEpoch   int16  `json:"producer_epoch"`
+	LastTimestampMs int64  `json:"last_timestamp_ms"`
+}
+
+func txnFindHanging(conn *connection) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "find-hanging",
+		Short: "Find transactions that are open in a partition and that no coordinator knows",
+		Long: `Find transactions that are open in a partition and that no coordinator knows, so that nobody will ever end them. Readers of
+committed records do not come past them; ` + "`varve txn abort`" + ` ends one.
+
+A transaction that was written to a short while ago is not looked at: the longest that its coordinator lets it go on, that is
+transaction.max.timeout.ms of the brokers, is what --max-transaction-timeout should be.`,
+		Example: "  varve txn find-hanging\n  varve txn find-hanging --topic clicks:0,3 --topic views --max-transaction-timeout 1m",
+		Args:    arguments("", 0, 0),
+	}
+	topics := cmd.Flags().StringArray("topic", nil, "only in a topic, or in some partitions of it as topic:0,1 (repeatable)")
+	age := 15 * time.Minute
+	cmd.Flags().Var(durationValue{&age, true}, "max-transaction-timeout", "only those whose last record is older than this")
+	out := addOutput(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		where, err := parseTopicPartitions(*topics)
+		if err != nil {
+			return err
+		}
+		s, err := conn.admin(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer s.close()
+		set, err := partitionsOf(s, where)
+		if err != nil {
+			return err
+		}
+		before := time.Now().Add(-age).UnixMilli()
+		hanging, errs := findHanging(s, set, func(p kadm.DescribedProducer) bool { return p.LastTimestamp <= before })
+		list := []hangingTxn{}
+		for _, p := range hanging {
+			list = append(list, hangingTxn{p.Topic, p.Partition, p.CurrentTxnStartOffset, p.ProducerID, p.ProducerEpoch, p.LastTimestamp})
+		}
+		if out.json() {
+			err = writeJSON(cmd.OutOrStdout(), list)
+		} else {
+			t := newTable("TOPIC", "PARTITION", "START-OFFSET", "PRODUCER ID", "EPOCH", "LAST RECORD")
+			for _, l := range list {
+				t.row(l.Topic, l.Partition, l.StartOffset, l.ProducerID, l.ProducerEpoch, time.UnixMilli(l.LastTimestampMs).UTC().Format(time.RFC3339))
+			}
+			err = t.writeTo(cmd.OutOrStdout())
+		}
+		return errors.Join(err, joinErrors(errs))
+	}
+	return cmd
+}
+
+// partitionsOf are the partitions that --topic names, all that there are if it names none.
+func partitionsOf(s *session, where topicPartitions) (kadm.TopicsSet, error) {
+	m, err := s.Metadata(s.ctx, slices.Sorted(maps.Keys(where))...)
+	if err != nil {
+		return nil, s.failed("looking up the partitions of topics", err)
+	}
+	var set kadm.TopicsSet
+	var errs []error
+	for _, t := range m.Topics.Sorted() {
+		switch parts := where[t.Topic]; {
+		case t.Err != nil && len(where) == 0:
+			// It has been deleted since it was listed.
+		case t.Err != nil:
+			errs = append(errs, fmt.Errorf("topic %s: %w", t.Topic, brokerError(t.Err, "")))
+		case len(parts) == 0:
+			set.Add(t.Topic, t.Partitions.Numbers()...)
+		default:
+			for _, p := range parts {
+				if _, ok := t.Partitions[p]; !ok {
+					errs = append(errs, fmt.Errorf("topic %s partition %d: there is no such partition; the topic has %d", t.Topic, p, len(t.Partitions)))
+				}
+			}
+			set.Add(t.Topic, parts...)
+		}
+	}
+	return set, joinErrors(errs)
+}
+
+// findHanging are the transactions that hang among those open in partitions that are suspected, in order.
+//
+// Leaders are asked, then coordinators, then leaders again: what was open at the same offset before and after was open when
+// the coordinators were asked. A coordinator has a partition in a transaction before the first record is written there, and
+// until the marker is; so a transaction that it had not there is not its own.
+func findHanging(s *session, set kadm.TopicsSet, suspected func(kadm.DescribedProducer) bool) ([]kadm.DescribedProducer, []error) {
+	open, errs := openTxns(s, set)
+	open = slices.DeleteFunc(open, func(p kadm.DescribedProducer) bool { return !suspected(p) })
+	open, err := unknown(s, open)
+	if err != nil {
+		return nil, append(errs, err)
+	}
+	var again kadm.TopicsSet
+	for _, p := range open {
+		again.Add(p.Topic, p.Partition)
+	}
+	still, more := openTxns(s, again)
+	return slices.DeleteFunc(open, func(p kadm.DescribedProducer) bool {
+		return !slices.ContainsFunc(still, func(q kadm.DescribedProducer) bool {
+			return p.Topic == q.Topic && p.Partition == q.Partition && p.ProducerID == q.ProducerID && p.CurrentTxnStartOffset == q.CurrentTxnStartOffset
+		})
+	}), append(errs, more...)
+}
+
+// describedAtATime is of how many partitions the producers are asked for at a time: brokers bound their answers.
+const describedAtATime = 100
+
+// openTxns are the transactions open in partitions, in order.
+func openTxns(s *session, set kadm.TopicsSet) ([]kadm.DescribedProducer, []error) {
+	type at struct {
+		topic     string
+		partition int32
+	}
+	var all []at
+	for _, t := range set.Sorted() {
+		for _, p := range t.Partitions {
+			all = append(all, at{t.Topic, p})
+		}
+	}
+	var open []kadm.DescribedProducer
+	var errs []error
+	for some := range slices.Chunk(all, describedAtATime) {
+		var ask kadm.TopicsSet
+		for _, a := range some {
+			ask.Add(a.topic, a.partition)
+		}
+		got, err := s.DescribeProducers(s.ctx, ask)
+		if err != nil {
+			return open, append(errs, s.failed("describing producers", err))
+		}
+		for _, a := range some {
+			p, ok := got[a.topic].Partitions[a.partition]
+			switch {
+			case !ok:
+				errs = append(errs, fmt.Errorf("producers of %s-%d: the broker did not answer for it", a.topic, a.partition))
+			case p.Err != nil:
+				errs = append(errs, fmt.Errorf("producers of %s-%d: %w", a.topic, a.partition, brokerError(p.Err, p.ErrMessage)))
+			}
+			for _, x := range p.ActiveProducers.Sorted() {
+				if x.CurrentTxnStartOffset >= 0 {
+					open = append(open, x)
+				}
+			}
+		}
+	}
+	return open, errs
+}
+
+// unknown are those transactions that no coordinator knows.
+func unknown(s *session, open []kadm.DescribedProducer) ([]kadm.DescribedProducer, error) {
+	if len(open) == 0 {
+		return nil, nil // without ids all transactions would be listed
+	}
+	ids := map[int64]struct{}{}
+	for _, p := range open {
+		ids[p.ProducerID] = struct{}{}
+	}
+	listed, err := s.ListTransactions(s.ctx, slices.Sorted(maps.Keys(ids)), nil)
+	if err != nil {
+		return nil, s.failed("listing transactions", err)
+	}
+	if len(listed) == 0 {
+		return open, nil
+	}
+	txns, err := s.DescribeTransactions(s.ctx, listed.TransactionalIDs()...)
+	if err != nil {
+		return nil, s.failed("describing transactions", err)
+	}
+	for _, t := range txns.Sorted() {
+		// An id that has expired since it was listed had no transaction.
+		if t.Err != nil && !errors.Is(t.Err, kerr.TransactionalIDNotFound) {
+			return nil, fmt.Errorf("transactional id %q: %w", t.TxnID, brokerError(t.Err, ""))
+		}
+		open = slices.DeleteFunc(open, func(p kadm.DescribedProducer) bool {
+			_, in := t.Topics[p.Topic][p.Partition]
+			return in && t.ProducerID == p.ProducerID
+		})
+	}
+	return open, nil
+}
+
 type abortedTxn struct {
 	Topic            string `json:"topic"`
 	Partition        int32  `json:"partition"`
@@ -181,7 +381,7 @@ it is aborted all the same, and may end otherwise in its other partitions.`,
 			return usagef("%s: the partition must be a number from 0, not %q", cmd.CommandPath(), args[1])
 		}
 		if start < 0 {
-			return usagef("%s: which transaction? --start-offset says where it began; `varve topic describe` shows the partitions", cmd.CommandPath())
+			return usagef("%s: which transaction? --start-offset says where it began; `varve txn find-hanging` shows those that hang", cmd.CommandPath())
 		}
 		partition := int32(n)
 		s, err := conn.admin(cmd.Context())

@@ -56,6 +56,9 @@ func TestTxn(t *testing.T) {
 	run("list", "--state", "Empty").want(t, 0, "TRANSACTIONAL ID  STATE  PRODUCER ID  COORDINATOR\n", "")
 	run("list", "--state", "Open").want(t, 2, "", `there is no state "Open"; there are: Empty, Ongoing`)
 	run("describe", "tx\x1b[2J").want(t, 0, "t-0", "")
+	run("list", "--state", "ongoing").want(t, 0, "Ongoing", "")
+	run("describe", "").want(t, 2, "", "the transactional id is empty")
+	run("describe", "a", "a").want(t, 2, "", `transactional id "a" is given twice`)
 	run("describe", "nobody").want(t, 1, "", `transactional id "nobody"`)
 	var ds []describedTxn
 	if err := json.Unmarshal([]byte(run("describe", "tx\x1b[2J", "-o", "json").out), &ds); err != nil || len(ds) != 1 || ds[0].State != "Ongoing" ||
@@ -93,12 +96,37 @@ func TestTxn(t *testing.T) {
 	if at := stable(); at != 2 {
 		t.Fatalf("with a hanging transaction the last stable offset is %d", at)
 	}
+	// Only what no coordinator knows hangs, and only what is as old as that.
+	if err := cl.BeginTransaction(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cl.ProduceSync(ctx, kgo.StringRecord("goes on")).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	for _, where := range [][]string{nil, {"--topic", "t"}, {"--topic", "t:0"}} {
+		var hanging []hangingTxn
+		r := run(append([]string{"find-hanging", "--max-transaction-timeout", "0s", "-o", "json"}, where...)...)
+		if err := json.Unmarshal([]byte(r.out), &hanging); err != nil || r.code != 0 || len(hanging) != 1 || hanging[0].StartOffset != 2 || hanging[0].ProducerID != 4711 {
+			t.Errorf("%v: %v: %+v", where, err, r)
+		}
+	}
+	const none = "TOPIC  PARTITION  START-OFFSET  PRODUCER ID  EPOCH  LAST RECORD\n"
+	run("find-hanging").want(t, 0, none, "")
+	run("find-hanging", "--max-transaction-timeout", "0s").want(t, 0, "t      0          2             4711         3      20", "")
+	run("find-hanging", "--topic", "t:1").want(t, 1, "", "topic t partition 1: there is no such partition; the topic has 1")
+	run("find-hanging", "--topic", "none").want(t, 1, "", "topic none")
+	run("find-hanging", "--max-transaction-timeout", "-1s").want(t, 2, "", "must not be negative")
+	if err := cl.EndTransaction(ctx, kgo.TryCommit); err != nil {
+		t.Fatal(err)
+	}
+
 	run("abort", "t", "0", "--start-offset", "2", "--dry-run").want(t, 0, "producer 4711, epoch 3, would be aborted", "")
 	if at := stable(); at != 2 {
 		t.Fatalf("after a dry run the last stable offset is %d", at)
 	}
 	run("abort", "t", "0", "--start-offset", "2").want(t, 0, "producer 4711, epoch 3, aborted", "")
-	if at := stable(); at != 4 {
+	run("find-hanging", "--max-transaction-timeout", "0s").want(t, 0, none, "")
+	if at := stable(); at != 6 {
 		t.Fatalf("after the abort the last stable offset is %d", at)
 	}
 
@@ -109,12 +137,12 @@ func TestTxn(t *testing.T) {
 	if err := cl.ProduceSync(ctx, kgo.StringRecord("b")).FirstErr(); err != nil {
 		t.Fatal(err)
 	}
-	r := run("abort", "t", "0", "--start-offset", "4", "--force", "-o", "json")
+	r := run("abort", "t", "0", "--start-offset", "6", "--force", "-o", "json")
 	var a abortedTxn
-	if err := json.Unmarshal([]byte(r.out), &a); err != nil || r.code != 0 || !a.Aborted || a.StartOffset != 4 {
+	if err := json.Unmarshal([]byte(r.out), &a); err != nil || r.code != 0 || !a.Aborted || a.StartOffset != 6 {
 		t.Errorf("%v: %+v", err, r)
 	}
-	if at := stable(); at != 6 {
+	if at := stable(); at != 8 {
 		t.Fatalf("after the abort by force the last stable offset is %d", at)
 	}
 }
