@@ -17,6 +17,15 @@ import (
 // Version 1: MemberType, 0 for a member of the classic protocol (KIP-1099).
 func (b *Broker) consumerGroupDescribe(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
 	req := in.(*kmsg.ConsumerGroupDescribeRequest)
+	if tooMany(&req.Groups) {
+		resp := req.ResponseKind().(*kmsg.ConsumerGroupDescribeResponse)
+		for _, id := range req.Groups {
+			g := kmsg.NewConsumerGroupDescribeResponseGroup()
+			g.Group, g.ErrorCode, g.ErrorMessage = id, protocol.CodeInvalidRequest, tooManyNamed
+			resp.Groups = append(resp.Groups, g)
+		}
+		return resp
+	}
 	req.Groups = distinct(req.Groups, func(g string) any { return g })
 	if !b.offersConsumerProtocol() {
 		resp := req.ResponseKind().(*kmsg.ConsumerGroupDescribeResponse)

@@ -46,6 +46,15 @@ func (b *Broker) registerGroupAPIs() {
 	})
 	t.handle(kmsg.DescribeGroups.Int16(), func(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
 		req := in.(*kmsg.DescribeGroupsRequest)
+		if tooMany(&req.Groups) {
+			resp := req.ResponseKind().(*kmsg.DescribeGroupsResponse)
+			for _, id := range req.Groups {
+				g := kmsg.NewDescribeGroupsResponseGroup()
+				g.Group, g.ErrorCode, g.ErrorMessage = id, protocol.CodeInvalidRequest, tooManyNamed
+				resp.Groups = append(resp.Groups, g)
+			}
+			return resp
+		}
 		req.Groups = distinct(req.Groups, func(g string) any { return g })
 		resp := b.groups.DescribeGroups(ctx, req)
 		if req.IncludeAuthorizedOperations {
@@ -59,7 +68,17 @@ func (b *Broker) registerGroupAPIs() {
 		return b.groups.ListGroups(ctx, in.(*kmsg.ListGroupsRequest))
 	})
 	t.handle(kmsg.DeleteGroups.Int16(), func(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
-		return b.groups.DeleteGroups(ctx, in.(*kmsg.DeleteGroupsRequest))
+		req := in.(*kmsg.DeleteGroupsRequest)
+		if tooMany(&req.Groups) {
+			resp := req.ResponseKind().(*kmsg.DeleteGroupsResponse)
+			for _, id := range req.Groups {
+				g := kmsg.NewDeleteGroupsResponseGroup()
+				g.Group, g.ErrorCode = id, protocol.CodeInvalidRequest
+				resp.Groups = append(resp.Groups, g)
+			}
+			return resp
+		}
+		return b.groups.DeleteGroups(ctx, req)
 	})
 	t.handle(kmsg.ConsumerGroupHeartbeat.Int16(), b.consumerGroupHeartbeat)
 	t.handle(kmsg.ConsumerGroupDescribe.Int16(), b.consumerGroupDescribe)
@@ -79,10 +98,35 @@ func (b *Broker) findCoordinator(ctx context.Context, r *request, in kmsg.Reques
 		resp.ErrorCode, resp.ErrorMessage, resp.NodeID, resp.Host, resp.Port = c.ErrorCode, c.ErrorMessage, c.NodeID, c.Host, c.Port
 		return resp
 	}
+	refused := tooMany(&req.CoordinatorKeys)
 	for _, key := range req.CoordinatorKeys {
+		if refused {
+			c := kmsg.NewFindCoordinatorResponseCoordinator()
+			c.Key, c.NodeID, c.Port, c.ErrorCode, c.ErrorMessage = key, -1, -1, protocol.CodeInvalidRequest, tooManyNamed
+			resp.Coordinators = append(resp.Coordinators, c)
+			continue
+		}
 		resp.Coordinators = append(resp.Coordinators, b.coordinatorOf(ctx, r, req.CoordinatorType, key))
 	}
 	return resp
+}
+
+// maxNamed bounds the groups, or transactional ids, that one request may name.
+// Each is a turn of a coordinator, and a name of four bytes asks for an answer
+// of hundreds.
+const maxNamed = 100_000
+
+var tooManyNamed = kmsg.StringPtr("too many names in one request")
+
+// tooMany says whether a request names more than it may. Then the first of them
+// are answered INVALID_REQUEST, nothing is done for any, and the others are
+// dropped: as many answers as there are names would be what is to be avoided.
+func tooMany[T any](named *[]T) bool {
+	if len(*named) <= maxNamed {
+		return false
+	}
+	*named = (*named)[:maxNamed]
+	return true
 }
 
 // Coordinator types of FindCoordinator.
@@ -202,6 +246,15 @@ func refusedCommit(t kmsg.OffsetCommitRequestTopic, partitions []kmsg.OffsetComm
 // offsetFetch is offsetCommit's counterpart.
 func (b *Broker) offsetFetch(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
 	req := in.(*kmsg.OffsetFetchRequest)
+	if tooMany(&req.Groups) {
+		resp := req.ResponseKind().(*kmsg.OffsetFetchResponse)
+		for _, of := range req.Groups {
+			g := kmsg.NewOffsetFetchResponseGroup()
+			g.Group, g.ErrorCode = of.Group, protocol.CodeInvalidRequest
+			resp.Groups = append(resp.Groups, g)
+		}
+		return resp
+	}
 	req.Groups = distinct(req.Groups, func(g kmsg.OffsetFetchRequestGroup) any { return g.Group })
 	im := b.meta.Image()
 	type refusal struct {

@@ -1,0 +1,93 @@
+package broker_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/varve/varve/broker/protocol"
+)
+
+// TestManyNamed: how many groups or transactional ids a request names, the answer
+// is bounded and nothing is done beyond the bound (B30).
+func TestManyNamed(t *testing.T) {
+	b := startQuiet(t)
+	y := newBystander(t, b)
+	names := func(n int) []string {
+		list := make([]string, n)
+		for i := range list {
+			list[i] = fmt.Sprintf("%06d", i)
+		}
+		return list
+	}
+	ask := func(api string, list []string) []int16 {
+		var codes []int16
+		switch api {
+		case "FindCoordinator":
+			req := kmsg.NewPtrFindCoordinatorRequest()
+			req.CoordinatorKeys = list
+			for _, x := range y.do(at(4, req)).(*kmsg.FindCoordinatorResponse).Coordinators {
+				codes = append(codes, x.ErrorCode)
+			}
+		case "DescribeGroups":
+			req := kmsg.NewPtrDescribeGroupsRequest()
+			req.Groups = list
+			for _, x := range y.do(at(5, req)).(*kmsg.DescribeGroupsResponse).Groups {
+				codes = append(codes, x.ErrorCode)
+			}
+		case "DeleteGroups":
+			req := kmsg.NewPtrDeleteGroupsRequest()
+			req.Groups = list
+			for _, x := range y.do(at(2, req)).(*kmsg.DeleteGroupsResponse).Groups {
+				codes = append(codes, x.ErrorCode)
+			}
+		case "OffsetFetch":
+			req := kmsg.NewPtrOffsetFetchRequest()
+			for _, g := range list {
+				// With short names so many closes the connection: what they would take, decoded, is out of proportion.
+				req.Groups = append(req.Groups, kmsg.OffsetFetchRequestGroup{Group: g + strings.Repeat("x", 60), MemberEpoch: -1})
+			}
+			for _, x := range y.do(at(8, req)).(*kmsg.OffsetFetchResponse).Groups {
+				codes = append(codes, x.ErrorCode)
+			}
+		case "DescribeTransactions":
+			req := kmsg.NewPtrDescribeTransactionsRequest()
+			req.TransactionalIDs = list
+			for _, x := range y.do(at(0, req)).(*kmsg.DescribeTransactionsResponse).TransactionStates {
+				codes = append(codes, x.ErrorCode)
+			}
+		case "ConsumerGroupDescribe":
+			req := kmsg.NewPtrConsumerGroupDescribeRequest()
+			req.Groups = list
+			for _, x := range y.do(at(0, req)).(*kmsg.ConsumerGroupDescribeResponse).Groups {
+				codes = append(codes, x.ErrorCode)
+			}
+		}
+		return codes
+	}
+	const bound = 100_000
+	few, many := names(3), names(2*bound)
+	for _, api := range []string{"FindCoordinator", "DescribeGroups", "DeleteGroups", "OffsetFetch", "DescribeTransactions", "ConsumerGroupDescribe"} {
+		for _, code := range ask(api, few) {
+			if code == protocol.CodeInvalidRequest {
+				t.Errorf("%s of %d: %s", api, len(few), protocol.Name(code))
+			}
+		}
+		var codes []int16
+		total, _ := allocated(func() { codes = ask(api, many) })
+		if len(codes) != bound {
+			t.Errorf("%s of %d names is answered with %d", api, len(many), len(codes))
+		}
+		for _, code := range codes {
+			if code != protocol.CodeInvalidRequest {
+				t.Fatalf("%s of %d names: %s", api, len(many), protocol.Name(code))
+			}
+		}
+		if total > 400<<20 {
+			t.Errorf("%s: a request of a few MB took %d MB", api, total>>20)
+		}
+		y.unharmed(api)
+	}
+}
