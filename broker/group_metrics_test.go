@@ -72,6 +72,13 @@ func TestGroupMetrics(t *testing.T) {
 	b := servertest.Start(t, servertest.Options{Settings: settings})
 	b.CreateTopic("t", 2)
 	wantSeries(t, b, map[string]float64{})
+	y := newBystander(t, b)
+	for _, name := range []string{`varve_group_rebalances_total{protocol="classic"}`, `varve_group_rebalances_total{protocol="consumer"}`,
+		`varve_transactions_total{outcome="commit"}`, `varve_transactions_total{outcome="timeout"}`} {
+		if n := y.metric(name); n != 0 { // a series that is not there at first fails the test
+			t.Errorf("%s is %v before anything happened", name, n)
+		}
+	}
 	cl := b.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	produce := func(n int, partition int32) {
 		t.Helper()

@@ -86,6 +86,13 @@ func newMetrics() *metrics {
 	m.leaders = gauge("varve_leader_partitions", "Partitions that this broker leads and serves.")
 	m.rebalances = counters("varve_group_rebalances_total", "Rebalances that began of groups coordinated here, by protocol.", "protocol")
 	m.txnsEnded = counters("varve_transactions_total", "Transactions that ended here, by outcome: commit, abort, fenced (another producer took the id over), timeout.", "outcome")
+	// From the beginning, so that the first one is a step that a rate sees.
+	for _, p := range []string{"classic", "consumer"} {
+		m.rebalances.WithLabelValues(p)
+	}
+	for _, o := range []string{"commit", "abort", "fenced", "timeout"} {
+		m.txnsEnded.WithLabelValues(o)
+	}
 
 	m.bucketRequests = counters("varve_objstore_requests_total", "Calls to the bucket, by operation and outcome.", "operation", "outcome")
 	m.bucketBytes = counters("varve_objstore_bytes_total", "Bytes moved by calls to the bucket.", "operation")
