@@ -48,6 +48,10 @@ func (b *Broker) addPartitionsToTxn(ctx context.Context, _ *request, in kmsg.Req
 		resp.Topics = got[0].Topics
 		return resp
 	}
+	if tooMany(&req.Transactions) {
+		resp.ErrorCode = protocol.CodeInvalidRequest
+		return resp
+	}
 	resp.Transactions = b.addPartitions(ctx, req.Version, req.Transactions)
 	return resp
 }

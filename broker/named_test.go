@@ -90,4 +90,13 @@ func TestManyNamed(t *testing.T) {
 		}
 		y.unharmed(api)
 	}
+
+	add := kmsg.NewPtrAddPartitionsToTxnRequest()
+	for _, id := range many {
+		// With a shorter id so many would be out of proportion, decoded.
+		add.Transactions = append(add.Transactions, kmsg.AddPartitionsToTxnRequestTransaction{TransactionalID: id + strings.Repeat("x", 60)})
+	}
+	if r := y.do(at(5, add)).(*kmsg.AddPartitionsToTxnResponse); r.ErrorCode != protocol.CodeInvalidRequest || len(r.Transactions) != 0 {
+		t.Errorf("AddPartitionsToTxn of %d: %s, %d transactions", len(many), protocol.Name(r.ErrorCode), len(r.Transactions))
+	}
 }

@@ -481,7 +481,7 @@ func TestManyProducersDescribed(t *testing.T) {
 }
 
 // TestManyTransactions: a partition has room for so many transactions, and who
-// would begin another one waits; markers always have room (B26).
+// would begin another one waits; markers always have room.
 func TestManyTransactions(t *testing.T) {
 	const limit = 100
 	b := startQuiet(t, unverified, "false", "producer.state.max.producers", fmt.Sprint(limit))

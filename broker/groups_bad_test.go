@@ -1,0 +1,111 @@
+package broker_test
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/varve/varve/broker/protocol"
+	"github.com/varve/varve/cmd/varve/servertest"
+)
+
+// TestGroupsBadInput: what a client can send to a group that no client should,
+// over the wire. It is refused with a code that says why, the group goes on, and
+// memory does not keep what was refused (B26).
+func TestGroupsBadInput(t *testing.T) {
+	b := startQuiet(t)
+	y := newBystander(t, b)
+	b.CreateTopic("t", 1)
+	join := func(group, member string, instance *string, sessionMs int32, metadata ...[]byte) *kmsg.JoinGroupResponse {
+		t.Helper()
+		req := kmsg.NewPtrJoinGroupRequest()
+		req.Group, req.MemberID, req.InstanceID, req.ProtocolType = group, member, instance, "consumer"
+		req.SessionTimeoutMillis, req.RebalanceTimeoutMillis = sessionMs, 1000
+		for _, m := range metadata {
+			req.Protocols = append(req.Protocols, kmsg.JoinGroupRequestProtocol{Name: "range", Metadata: m})
+		}
+		return y.do(at(9, req)).(*kmsg.JoinGroupResponse)
+	}
+	sync := func(member string, generation int32, assignment []byte) int16 {
+		t.Helper()
+		req := kmsg.NewPtrSyncGroupRequest()
+		req.Group, req.MemberID, req.Generation = "g", member, generation
+		req.ProtocolType, req.Protocol = kmsg.StringPtr("consumer"), kmsg.StringPtr("range")
+		req.GroupAssignment = []kmsg.SyncGroupRequestGroupAssignment{{MemberID: member, MemberAssignment: assignment}}
+		return y.do(at(5, req)).(*kmsg.SyncGroupResponse).ErrorCode
+	}
+	commit := func(member string, generation int32) int16 {
+		t.Helper()
+		req := kmsg.NewPtrOffsetCommitRequest()
+		req.Group, req.MemberID, req.Generation = "g", member, generation
+		req.Topics = []kmsg.OffsetCommitRequestTopic{{Topic: "t", Partitions: []kmsg.OffsetCommitRequestTopicPartition{{Offset: 7, LeaderEpoch: -1}}}}
+		return y.do(at(9, req)).(*kmsg.OffsetCommitResponse).Topics[0].Partitions[0].ErrorCode
+	}
+	expect := func(what string, got, want int16) {
+		t.Helper()
+		if got != want {
+			t.Errorf("%s: %s, want %s", what, protocol.Name(got), protocol.Name(want))
+		}
+	}
+	beat := func(member string, epoch int32, regex *string) int16 {
+		t.Helper()
+		req := kmsg.NewPtrConsumerGroupHeartbeatRequest()
+		req.Group, req.MemberID, req.MemberEpoch, req.RebalanceTimeoutMillis = "k", member, epoch, 60_000
+		req.SubscribedTopicRegex, req.Topics = regex, []kmsg.ConsumerGroupHeartbeatRequestTopic{}
+		if regex == nil {
+			req.SubscribedTopicNames = []string{"t"}
+		}
+		return y.do(at(1, req)).(*kmsg.ConsumerGroupHeartbeatResponse).ErrorCode
+	}
+
+	const minute = 60_000
+	small := []byte{0, 0}
+	st := kmsg.StringPtr("static")
+	find := kmsg.NewPtrFindCoordinatorRequest()
+	find.CoordinatorKeys = []string{"g", "k"} // the topic of group state is created when it is asked for
+	for _, c := range y.do(at(4, find)).(*kmsg.FindCoordinatorResponse).Coordinators {
+		expect("coordinator of "+c.Key, c.ErrorCode, 0)
+	}
+	var in *kmsg.JoinGroupResponse
+	servertest.Eventually(t, func() error {
+		if in = join("g", "", st, minute, small); in.ErrorCode != 0 {
+			return errors.New(protocol.Name(in.ErrorCode))
+		}
+		return nil
+	})
+	_, kept := allocated(func() {
+		for range 3 {
+			expect("metadata of 10 MB", join("g", "", kmsg.StringPtr("a"), minute, make([]byte, 10<<20)).ErrorCode, protocol.CodeInvalidRequest)
+			expect("assignment of 50 MB", sync(in.MemberID, in.Generation, make([]byte, 50<<20)), protocol.CodeInvalidRequest)
+		}
+	})
+	if kept > 60<<20 { // one request's buffer may wait for the next
+		t.Errorf("%d MB are held after 180 MB were refused", kept>>20)
+	}
+	expect("sync", sync(in.MemberID, in.Generation, small), 0)
+
+	expect("session timeout 0", join("g", "", kmsg.StringPtr("a"), 0, small).ErrorCode, protocol.CodeInvalidSessionTimeout)
+	expect("session timeout of a day", join("g", "", kmsg.StringPtr("a"), 24*60*minute, small).ErrorCode, protocol.CodeInvalidSessionTimeout)
+	expect("no protocols", join("g", "", kmsg.StringPtr("a"), minute).ErrorCode, protocol.CodeInconsistentGroupProtocol)
+	expect("generation from the future", commit(in.MemberID, in.Generation+1), protocol.CodeIllegalGeneration)
+	expect("generation of the past", commit(in.MemberID, in.Generation-1), protocol.CodeIllegalGeneration)
+	expect("member of nobody", commit("nobody", in.Generation), protocol.CodeUnknownMemberID)
+	expect("who is no member while there are members", commit("", -1), protocol.CodeUnknownMemberID)
+	expect("the member goes on", commit(in.MemberID, in.Generation), 0)
+
+	// Who comes with the same instance id takes its place.
+	again := join("g", "", st, minute, small)
+	expect("the same static member again", again.ErrorCode, 0)
+	expect("the one before with its member id", join("g", in.MemberID, st, minute, small).ErrorCode, protocol.CodeFencedInstanceID)
+	expect("its commit", commit(in.MemberID, in.Generation), protocol.CodeUnknownMemberID)
+
+	expect("join", beat("AAAAAAAAAAAAAAAAAAAAAQ", 0, nil), 0)
+	for _, regex := range []string{"((a{1,1000}){1,1000}){1,1000}", "(a)\\1", "((", "(?=a)"} {
+		expect(regex, beat("AAAAAAAAAAAAAAAAAAAAAg", 0, &regex), protocol.CodeInvalidRegularExpression)
+	}
+	expect("an epoch from the future", beat("AAAAAAAAAAAAAAAAAAAAAQ", 9, nil), protocol.CodeFencedMemberEpoch)
+	expect("an epoch that there is not", beat("AAAAAAAAAAAAAAAAAAAAAQ", -3, nil), protocol.CodeInvalidRequest)
+	expect("the member goes on", beat("AAAAAAAAAAAAAAAAAAAAAQ", 1, nil), 0)
+	y.unharmed("groups")
+}
