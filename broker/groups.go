@@ -246,8 +246,11 @@ func refusedCommit(t kmsg.OffsetCommitRequestTopic, partitions []kmsg.OffsetComm
 // offsetFetch is offsetCommit's counterpart.
 func (b *Broker) offsetFetch(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
 	req := in.(*kmsg.OffsetFetchRequest)
-	if tooMany(&req.Groups) {
+	if tooMany(&req.Groups) || namedPartitions(req) > maxFetchPartitions {
 		resp := req.ResponseKind().(*kmsg.OffsetFetchResponse)
+		if req.Version < 8 {
+			resp.ErrorCode = protocol.CodeInvalidRequest // version 1 has no place for it: it answers with no partitions
+		}
 		for _, of := range req.Groups {
 			g := kmsg.NewOffsetFetchResponseGroup()
 			g.Group, g.ErrorCode = of.Group, protocol.CodeInvalidRequest
@@ -309,6 +312,22 @@ func (b *Broker) offsetFetch(ctx context.Context, _ *request, in kmsg.Request) k
 		}
 	}
 	return resp
+}
+
+// namedPartitions counts the partitions that a request names, however often: of
+// each there are 20 bytes in the answer for 4 in the request, and more while it
+// is made.
+func namedPartitions(req *kmsg.OffsetFetchRequest) int {
+	n := 0
+	for _, t := range req.Topics {
+		n += len(t.Partitions)
+	}
+	for _, g := range req.Groups {
+		for _, t := range g.Topics {
+			n += len(t.Partitions)
+		}
+	}
+	return n
 }
 
 // newGroups makes the group coordinator; its shards come and go with the

@@ -2,6 +2,7 @@ package broker_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -99,4 +100,38 @@ func TestManyNamed(t *testing.T) {
 	if r := y.do(at(5, add)).(*kmsg.AddPartitionsToTxnResponse); r.ErrorCode != protocol.CodeInvalidRequest || len(r.Transactions) != 0 {
 		t.Errorf("AddPartitionsToTxn of %d: %s, %d transactions", len(many), protocol.Name(r.ErrorCode), len(r.Transactions))
 	}
+
+	// Partitions: the same of one topic, or spread over groups.
+	fetch := func(version int16, groups, partitions int) (codes []int16, size int) {
+		req := kmsg.NewPtrOffsetFetchRequest()
+		req.Group = "g"
+		req.Topics = []kmsg.OffsetFetchRequestTopic{{Topic: "t", Partitions: make([]int32, partitions)}}
+		for i := range groups {
+			req.Groups = append(req.Groups, kmsg.OffsetFetchRequestGroup{Group: few[i], MemberEpoch: -1,
+				Topics: []kmsg.OffsetFetchRequestGroupTopic{{Topic: "t", Partitions: make([]int32, partitions/groups)}}})
+		}
+		r := y.do(at(version, req)).(*kmsg.OffsetFetchResponse)
+		codes = append(codes, r.ErrorCode)
+		for _, g := range r.Groups {
+			codes = append(codes, g.ErrorCode)
+		}
+		return codes, len(r.AppendTo(nil))
+	}
+	const invalid = protocol.CodeInvalidRequest
+	for _, tc := range []struct {
+		version int16
+		codes   []int16
+	}{{2, []int16{invalid}}, {7, []int16{invalid}}, {8, []int16{0, invalid, invalid}}, {9, []int16{0, invalid, invalid}}} {
+		codes, size := fetch(tc.version, 2, 3_000_000)
+		if !slices.Equal(codes, tc.codes) || size > 1000 {
+			t.Errorf("OffsetFetch %d of 3,000,000 partitions: %v, %d bytes", tc.version, codes, size)
+		}
+		if codes, size := fetch(tc.version, 2, 100_000); slices.Contains(codes, invalid) || size < 1_000_000 {
+			t.Errorf("OffsetFetch %d of 100,000 partitions: %v, %d bytes", tc.version, codes, size)
+		}
+	}
+	if _, size := fetch(1, 1, 3_000_000); size > 1000 {
+		t.Errorf("OffsetFetch 1 of 3,000,000 partitions: %d bytes", size)
+	}
+	y.unharmed("OffsetFetch")
 }
