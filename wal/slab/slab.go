@@ -18,7 +18,7 @@ import (
 
 const (
 	minShift   = 9  // 512 B, so that a small request does not hold a page of cache
-	largeShift = 15 // above 32 KiB there are four classes to each doubling
+	largeShift = 12 // above 4 KiB there are four classes to each doubling
 	maxShift   = 24 // 16 MiB
 
 	small   = largeShift - minShift + 1
