@@ -500,7 +500,7 @@ func (b *Broker) appendCode(err error) (int16, string) {
 		return protocol.CodeNotEnoughReplicas, "what this partition holds cannot be uploaded and has used its share of the write-ahead log"
 	case errors.Is(err, wal.ErrOutOfRange):
 		return protocol.CodeNotLeaderOrFollower, "" // its local log was dropped in between
-	case errors.Is(err, context.Canceled):
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return protocol.CodeRequestTimedOut, ""
 	default:
 		return protocol.CodeKafkaStorageError, err.Error()

@@ -94,6 +94,7 @@ func (b *Broker) fetch(r *request) error {
 		return fmt.Errorf("%w: Fetch v%d: %v", protocol.ErrMalformed, r.hdr.Version, err)
 	}
 	f := &fetch{b: b, p: r.p, req: req, ctx: r.ctx, started: time.Now()}
+	f.p.fetch = true
 	f.max = int64(min(max(req.MaxBytes, 0), int32(b.conf().FetchMaxBytes)))
 	wait := time.Duration(min(max(req.MaxWaitMillis, 0), maxFetchWaitMs)) * time.Millisecond
 	f.end = f.started.Add(wait)
@@ -448,9 +449,6 @@ func (f *fetch) settle() {
 			continue
 		}
 		s.parked = parked
-		if !f.p.fetch {
-			f.p.fetch = true
-		}
 		// Under the lock: as soon as it is released the fetch may be woken and park
 		// again, and this deadline must not take the place of that one.
 		waits := f.p.park(f.end, func() { f.expire(parked) })

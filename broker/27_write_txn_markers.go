@@ -55,32 +55,31 @@ func (b *Broker) writeMarker(topic string, index int32, m txnMarker, done func(c
 		b.offsetsMarker(rep, m, done)
 		return
 	}
-	rep.writeMarker(m, wal.ClassInternal, func(_ int64, code int16) { done(code) })
-}
-
-// writeMarker appends a marker and tells its offset, or an error.
-func (r *replica) writeMarker(m txnMarker, class wal.Class, done func(base int64, code int16)) {
-	if r.view.Load().Role != partition.Leader {
-		done(-1, r.notServing())
-		return
-	}
 	// The log may have no room in its queue, and who calls may be the one that
 	// makes some.
-	go r.appendMarker(m, class, done)
+	go func() {
+		ctx, cancel := context.WithTimeout(b.ctx, internalAppendTimeout)
+		defer cancel()
+		rep.appendMarker(ctx, m, wal.ClassInternal, done)
+	}()
 }
 
-func (r *replica) appendMarker(m txnMarker, class wal.Class, done func(base int64, code int16)) {
-	ctx, cancel := context.WithTimeout(r.b.ctx, internalAppendTimeout)
-	defer cancel()
+// appendMarker appends a marker. It waits for room in the log, and not for the
+// disk; done is told what became of it.
+func (r *replica) appendMarker(ctx context.Context, m txnMarker, class wal.Class, done func(code int16)) {
+	if r.view.Load().Role != partition.Leader {
+		done(r.notServing())
+		return
+	}
 	run := batch.Marker(m.producerID, m.producerEpoch, m.commit, m.coordinatorEpoch, time.Now().UnixMilli())
 	if class == wal.ClassClient {
 		if err := r.b.log_.Admit(r.localID()); err != nil {
 			code, _ := r.b.appendCode(err)
-			done(-1, code)
+			done(code)
 			return
 		}
 	}
-	r.appendOwn(ctx, &appendArgs{bytes: run, marker: m.partition(), class: class}, done)
+	r.appendOwn(ctx, &appendArgs{bytes: run, marker: m.partition(), class: class}, func(_ int64, code int16) { done(code) })
 }
 
 func (m txnMarker) partition() *partition.Marker {
@@ -97,6 +96,8 @@ const maxMarkers = 100_000
 const markersTimeout = 30 * time.Second
 
 func (b *Broker) writeTxnMarkers(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
+	ctx, cancel := context.WithTimeout(ctx, markersTimeout)
+	defer cancel()
 	req := in.(*kmsg.WriteTxnMarkersRequest)
 	resp := req.ResponseKind().(*kmsg.WriteTxnMarkersResponse)
 	type outcome struct {
@@ -154,7 +155,7 @@ func (b *Broker) writeTxnMarkers(ctx context.Context, _ *request, in kmsg.Reques
 				o.code.Store(waits)
 				all = append(all, o)
 				left.Add(1)
-				b.writeClientMarker(topic, p, marker, func(code int16) {
+				b.writeClientMarker(ctx, topic, p, marker, func(code int16) {
 					o.code.Store(int32(code))
 					settled()
 				})
@@ -162,11 +163,8 @@ func (b *Broker) writeTxnMarkers(ctx context.Context, _ *request, in kmsg.Reques
 		}
 	}
 	settled()
-	timer := time.NewTimer(markersTimeout)
-	defer timer.Stop()
 	select {
 	case <-done:
-	case <-timer.C:
 	case <-ctx.Done():
 	}
 	for _, o := range all {
@@ -180,12 +178,12 @@ func (b *Broker) writeTxnMarkers(ctx context.Context, _ *request, in kmsg.Reques
 }
 
 // writeClientMarker is writeMarker for a client: what it asks for counts like
-// what it produces.
-func (b *Broker) writeClientMarker(topic string, index int32, m txnMarker, done func(code int16)) {
+// what it produces, and waits for room in the log.
+func (b *Broker) writeClientMarker(ctx context.Context, topic string, index int32, m txnMarker, done func(code int16)) {
 	rep := b.replicas.find(topic, index)
 	if rep == nil || topic == offsetsTopic {
 		b.writeMarker(topic, index, m, done)
 		return
 	}
-	rep.writeMarker(m, wal.ClassClient, func(_ int64, code int16) { done(code) })
+	rep.appendMarker(ctx, m, wal.ClassClient, done)
 }

@@ -17,24 +17,21 @@ import (
 // Version 1: MemberType, 0 for a member of the classic protocol (KIP-1099).
 func (b *Broker) consumerGroupDescribe(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
 	req := in.(*kmsg.ConsumerGroupDescribeRequest)
-	if tooMany(&req.Groups) {
+	refuse := func(code int16, message *string) kmsg.Response {
 		resp := req.ResponseKind().(*kmsg.ConsumerGroupDescribeResponse)
 		for _, id := range req.Groups {
 			g := kmsg.NewConsumerGroupDescribeResponseGroup()
-			g.Group, g.ErrorCode, g.ErrorMessage = id, protocol.CodeInvalidRequest, tooManyNamed
+			g.Group, g.ErrorCode, g.ErrorMessage = id, code, message
 			resp.Groups = append(resp.Groups, g)
 		}
 		return resp
 	}
+	if tooMany(&req.Groups) {
+		return refuse(protocol.CodeInvalidRequest, tooManyNamed)
+	}
 	req.Groups = distinct(req.Groups, func(g string) any { return g })
 	if !b.offersConsumerProtocol() {
-		resp := req.ResponseKind().(*kmsg.ConsumerGroupDescribeResponse)
-		for _, id := range req.Groups {
-			g := kmsg.NewConsumerGroupDescribeResponseGroup()
-			g.Group, g.ErrorCode = id, protocol.CodeUnsupportedVersion
-			resp.Groups = append(resp.Groups, g)
-		}
-		return resp
+		return refuse(protocol.CodeUnsupportedVersion, nil)
 	}
 	resp := b.groups.ConsumerGroupDescribe(ctx, req)
 	if req.IncludeAuthorizedOperations {

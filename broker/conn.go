@@ -77,7 +77,7 @@ type pending struct {
 	charge   atomic.Int64 // request bytes to give back to the budget, once
 	deadline time.Time
 	expire   func() // called once by the writer when deadline passed and the answer is first in line
-	fetch    bool   // parked for more records, and not for a commit
+	fetch    bool   // a Fetch: parked for more records, and not for a commit
 	closeIt  bool   // the connection ends after this answer
 }
 

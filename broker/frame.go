@@ -36,10 +36,16 @@ func spoken(size uint32) string {
 
 const (
 	readBufferSize = 64 << 10
-	// sharedFrame is from which size on a frame may stay where it was read: a copy of a smaller one costs less than
-	// what sharing a buffer between more holders does.
+	// sharedFrame is from which size on a Produce request may stay where it was read: a copy of a smaller one costs
+	// less than what sharing a buffer between more holders does.
 	sharedFrame = 4 << 10
 )
+
+// stays says whether a frame may stay where it was read. Other requests than Produce may hold on to their frame for as
+// long as a rebalance takes, and are charged for no more than that.
+func stays(frame []byte) bool {
+	return len(frame) >= sharedFrame && int16(binary.BigEndian.Uint16(frame)) == keyProduce
+}
 
 // frameReader cuts a connection's bytes into frames. While the connection is
 // idle it holds no buffer: it waits in the poller, and takes a buffer only when
@@ -139,20 +145,20 @@ func (f *frameReader) fill() error {
 }
 
 // worthSharing says whether at least half of the buffer are frames that are all
-// there and not small; the next one has size bytes, which begin at r. Then they
-// stay in it, and each holds on to all of it: whoever keeps them for long keeps
-// at most twice of what came.
+// there and may stay in it; the next one has size bytes, which begin at r. Then
+// they do, and each holds on to all of it: whoever keeps them for long keeps at
+// most twice of what came.
 func (f *frameReader) worthSharing(size int) bool {
 	if f.looked == f.w {
 		return f.worth
 	}
 	b := f.buf.Bytes()[:f.w]
 	sum := 0
-	for at := f.r; size <= len(b)-at; {
-		if at += size; size >= sharedFrame {
+	for at := f.r; size >= 0 && size <= len(b)-at; {
+		if stays(b[at : at+size]) {
 			sum += size
 		}
-		if at+4 > len(b) {
+		if at += size; at+4 > len(b) {
 			break
 		}
 		size = int(binary.BigEndian.Uint32(b[at:]))
@@ -186,7 +192,7 @@ func (f *frameReader) next(ctx context.Context, limit int, started func(), admit
 	if err := admit(ctx, size); err != nil {
 		return nil, nil, err
 	}
-	if size >= sharedFrame && size <= f.w-f.r && f.worthSharing(size) {
+	if size <= f.w-f.r && stays(f.buf.Bytes()[f.r:f.r+size]) && f.worthSharing(size) {
 		b := f.buf
 		frame = b.Bytes()[f.r : f.r+size : f.r+size]
 		if f.r += size; f.r == f.w {

@@ -37,7 +37,8 @@ func TestFrames(t *testing.T) {
 				}
 			}
 			f := bytes.Repeat([]byte{byte(len(frames))}, size)
-			binary.BigEndian.PutUint32(f, uint32(len(frames)))
+			binary.BigEndian.PutUint16(f, uint16(r.IntN(5)/4)) // Produce, and some Fetch
+			binary.BigEndian.PutUint32(f[2:], uint32(len(frames)))
 			frames = append(frames, f)
 			stream = append(binary.BigEndian.AppendUint32(stream, uint32(size)), f...)
 		}
@@ -82,7 +83,9 @@ func TestFrames(t *testing.T) {
 				t.Fatalf("seed %d: frame %d came as %d bytes, not the %d that were sent", seed, n, len(frame), len(frames[n]))
 			}
 			if len(frame) != len(buf.Bytes()) {
-				shared++
+				if shared++; frame[1] != 0 {
+					t.Fatalf("seed %d: frame %d of another request than Produce stays where it was read", seed, n)
+				}
 			}
 			if cap(frame) != len(frame) {
 				t.Fatalf("seed %d: frame %d of %d bytes reaches to %d", seed, n, len(frame), cap(frame))

@@ -170,10 +170,7 @@ func consumerRebalance(b *testing.B, n int) {
 	}
 	everyone := func(ms []*reader) (rounds int) {
 		for {
-			stable := make(chan bool, 1)
-			s, _ := c.shardFor("g")
-			c.look(bg, s, "g", func(m *groupMachine) { stable <- m.DescribeConsumer("g", view).State == "Stable" })
-			if <-stable {
+			if stable, _ := look(bg, c.host, "g", true, func(m *groupMachine) bool { return m.DescribeConsumer("g", view).State == "Stable" }); stable {
 				return rounds
 			}
 			if rounds++; rounds > 100 {

@@ -34,7 +34,7 @@ func (c *Coordinator) ConsumerGroupHeartbeat(ctx context.Context, req *kmsg.Cons
 	if view != nil {
 		own := c.settings(req.Group)
 		var r *kmsg.ConsumerGroupHeartbeatResponse
-		if r, code = ask[*kmsg.ConsumerGroupHeartbeatResponse](ctx, c, req.Group, c.o.ReplyTimeout, func(token uint64) group.Command {
+		if r, code = request[*kmsg.ConsumerGroupHeartbeatResponse](ctx, c.host, req.Group, c.o.ReplyTimeout, func(token uint64) group.Command {
 			return &group.ConsumerHeartbeat{Token: token, Req: req, ClientID: clientID, ClientHost: clientHost, Suffix: suffix(), Topics: view,
 				Session: own.Session, Interval: own.Interval, AssignmentInterval: own.AssignmentInterval}
 		}); code == protocol.CodeNone {
@@ -55,13 +55,12 @@ func (c *Coordinator) ConsumerGroupDescribe(ctx context.Context, req *kmsg.Consu
 	for _, id := range req.Groups {
 		code := protocol.CodeInvalidGroupID
 		if id != "" {
-			var s *groupShard
-			if s, code = c.shardFor(id); code == protocol.CodeNone {
-				out := make(chan kmsg.ConsumerGroupDescribeResponseGroup, 1) // the read may run after this has given up
-				if code = c.look(ctx, s, "", func(st *groupMachine) { out <- st.DescribeConsumer(id, view) }); code == protocol.CodeNone {
-					resp.Groups = append(resp.Groups, <-out)
-					continue
-				}
+			var g kmsg.ConsumerGroupDescribeResponseGroup
+			if g, code = look(ctx, c.host, id, false, func(m *groupMachine) kmsg.ConsumerGroupDescribeResponseGroup {
+				return m.DescribeConsumer(id, view)
+			}); code == protocol.CodeNone {
+				resp.Groups = append(resp.Groups, g)
+				continue
 			}
 		}
 		g := kmsg.NewConsumerGroupDescribeResponseGroup()

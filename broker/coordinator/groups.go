@@ -188,46 +188,34 @@ func GroupKinds() (kinds []GroupKind) {
 
 // Stats are what the coordinator holds.
 type Stats struct {
-	Shards, Loading int
-	Groups          map[GroupKind]int // those of which there are any
-	Members         int
-	Offsets         int
-	Pending, Txns   int   // offsets that wait for the end of a transaction, and transactions that they belong to
-	Bytes           int64 // about; all shards
-	Queued, Writing int   // commands waiting to be handled, and waiting for their append
+	Load
+	Groups        map[GroupKind]int // those of which there are any
+	Members       int
+	Offsets       int
+	Pending, Txns int   // offsets that wait for the end of a transaction, and transactions that they belong to
+	Bytes         int64 // about; all shards
 }
 
 // Stats adds up what the shards hold, as of the last command of each.
 func (c *Coordinator) Stats() Stats {
 	st := Stats{Groups: map[GroupKind]int{}}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, s := range c.shards {
-		s.mu.Lock()
-		st.Shards++
-		if !s.active {
-			st.Loading++
+	add := func(protocol, state string, n int) {
+		if n > 0 {
+			st.Groups[GroupKind{protocol, state}] += n
 		}
-		st.Queued += len(s.queue)
-		st.Writing += s.writing
-		if t, ok := s.tally.(groupTally); ok {
-			st.Members += t.Members
-			st.Offsets += t.Offsets
-			st.Pending += t.pending
-			st.Txns += t.txns
-			st.Bytes += t.bytes
-			for i := range t.Classic {
-				add := func(protocol, state string, n int) {
-					if n > 0 {
-						st.Groups[GroupKind{protocol, state}] += n
-					}
-				}
-				add("classic", group.State(i).String(), t.Classic[i])
-				add("consumer", group.State(i).ConsumerName(), t.Consumer[i])
-			}
-		}
-		s.mu.Unlock()
 	}
+	st.Load = c.tallies(func(of tally) {
+		t := of.(groupTally)
+		st.Members += t.Members
+		st.Offsets += t.Offsets
+		st.Pending += t.pending
+		st.Txns += t.txns
+		st.Bytes += t.bytes
+		for i := range t.Classic {
+			add("classic", group.State(i).String(), t.Classic[i])
+			add("consumer", group.State(i).ConsumerName(), t.Consumer[i])
+		}
+	})
 	return st
 }
 
@@ -243,11 +231,10 @@ func (c *Coordinator) Committed(ctx context.Context, n, maxName int) (list []gro
 		list = list[:min(n, len(list))]
 	}
 	for _, s := range c.all() {
-		out := make(chan part, 1) // a shard that is late has somewhere to put it
-		if c.look(ctx, s, "", func(m *groupMachine) { out <- part{m.Shard.Committed(n, maxName), m.Shard.Offsets()} }) != protocol.CodeNone {
+		p, code := lookInto(ctx, c.host, s, "", func(m *groupMachine) part { return part{m.Shard.Committed(n, maxName), m.Shard.Offsets()} })
+		if code != protocol.CodeNone {
 			continue
 		}
-		p := <-out
 		list, total = append(list, p.list...), total+p.total
 		if len(list) > 2*n {
 			first()

@@ -16,11 +16,6 @@ import (
 // goroutine, JoinGroup and SyncGroup for as long as a rebalance takes, until ctx ends at the latest. Authorisation,
 // existence of topics and resolution of topic ids are the caller's: topics are named in every version.
 
-// ask sends a command to the group's shard and waits for the answer.
-func ask[R kmsg.Response](ctx context.Context, c *Coordinator, groupID string, limit time.Duration, cmd func(token uint64) group.Command) (r R, code int16) {
-	return request[R](ctx, c.host, groupID, limit, cmd)
-}
-
 // JoinGroup serves key 11, versions 0-9.
 func (c *Coordinator) JoinGroup(ctx context.Context, req *kmsg.JoinGroupRequest, clientID, clientHost string) *kmsg.JoinGroupResponse {
 	fail := func(code int16) *kmsg.JoinGroupResponse {
@@ -36,7 +31,7 @@ func (c *Coordinator) JoinGroup(ctx context.Context, req *kmsg.JoinGroupRequest,
 	for i := range own.Protocols {
 		own.Protocols[i].Metadata = bytes.Clone(own.Protocols[i].Metadata)
 	}
-	r, code := ask[*kmsg.JoinGroupResponse](ctx, c, req.Group, 0, func(token uint64) group.Command {
+	r, code := request[*kmsg.JoinGroupResponse](ctx, c.host, req.Group, 0, func(token uint64) group.Command {
 		return &group.Join{Token: token, Req: &own, ClientID: clientID, ClientHost: clientHost, Suffix: suffix(), Topics: c.topics(),
 			AssignmentInterval: c.settings(req.Group).AssignmentInterval}
 	})
@@ -67,7 +62,7 @@ func (c *Coordinator) SyncGroup(ctx context.Context, req *kmsg.SyncGroupRequest)
 	for i := range own.GroupAssignment {
 		own.GroupAssignment[i].MemberAssignment = bytes.Clone(own.GroupAssignment[i].MemberAssignment)
 	}
-	r, code := ask[*kmsg.SyncGroupResponse](ctx, c, req.Group, 0, func(token uint64) group.Command {
+	r, code := request[*kmsg.SyncGroupResponse](ctx, c.host, req.Group, 0, func(token uint64) group.Command {
 		return &group.Sync{Token: token, Req: &own, Topics: c.topics()}
 	})
 	if code != protocol.CodeNone {
@@ -82,7 +77,7 @@ func (c *Coordinator) Heartbeat(ctx context.Context, req *kmsg.HeartbeatRequest)
 	code := protocol.CodeInvalidGroupID
 	if req.Group != "" {
 		var r *kmsg.HeartbeatResponse
-		if r, code = ask[*kmsg.HeartbeatResponse](ctx, c, req.Group, c.o.ReplyTimeout, func(token uint64) group.Command {
+		if r, code = request[*kmsg.HeartbeatResponse](ctx, c.host, req.Group, c.o.ReplyTimeout, func(token uint64) group.Command {
 			return &group.Heartbeat{Token: token, Req: req}
 		}); code == protocol.CodeNone {
 			r.Version = req.Version
@@ -102,7 +97,7 @@ func (c *Coordinator) LeaveGroup(ctx context.Context, req *kmsg.LeaveGroupReques
 	code := protocol.CodeInvalidGroupID
 	if req.Group != "" {
 		var r *kmsg.LeaveGroupResponse
-		if r, code = ask[*kmsg.LeaveGroupResponse](ctx, c, req.Group, c.o.ReplyTimeout, func(token uint64) group.Command {
+		if r, code = request[*kmsg.LeaveGroupResponse](ctx, c.host, req.Group, c.o.ReplyTimeout, func(token uint64) group.Command {
 			return &group.Leave{Token: token, Req: req}
 		}); code == protocol.CodeNone {
 			r.Version = req.Version
@@ -117,7 +112,7 @@ func (c *Coordinator) LeaveGroup(ctx context.Context, req *kmsg.LeaveGroupReques
 // OffsetCommit serves key 8, versions 2-10. In version 10 the caller fills in the names of the topics, and leaves out
 // those whose ids it does not know; ids are handed back.
 func (c *Coordinator) OffsetCommit(ctx context.Context, req *kmsg.OffsetCommitRequest) *kmsg.OffsetCommitResponse {
-	r, code := ask[*kmsg.OffsetCommitResponse](ctx, c, req.Group, c.o.ReplyTimeout, func(token uint64) group.Command {
+	r, code := request[*kmsg.OffsetCommitResponse](ctx, c.host, req.Group, c.o.ReplyTimeout, func(token uint64) group.Command {
 		return &group.Commit{Token: token, Req: req, Topics: c.topics()}
 	})
 	if code != protocol.CodeNone {
@@ -132,7 +127,7 @@ func (c *Coordinator) OffsetDelete(ctx context.Context, req *kmsg.OffsetDeleteRe
 	code := protocol.CodeInvalidGroupID
 	if req.Group != "" {
 		var r *kmsg.OffsetDeleteResponse
-		if r, code = ask[*kmsg.OffsetDeleteResponse](ctx, c, req.Group, c.o.ReplyTimeout, func(token uint64) group.Command {
+		if r, code = request[*kmsg.OffsetDeleteResponse](ctx, c.host, req.Group, c.o.ReplyTimeout, func(token uint64) group.Command {
 			return &group.DeleteOffsets{Token: token, Req: req}
 		}); code == protocol.CodeNone {
 			r.Version = req.Version
@@ -193,19 +188,11 @@ func (c *Coordinator) OffsetFetch(ctx context.Context, req *kmsg.OffsetFetchRequ
 }
 
 func (c *Coordinator) fetchOffsets(ctx context.Context, req *kmsg.OffsetFetchRequestGroup, stable bool) kmsg.OffsetFetchResponseGroup {
-	var resp kmsg.OffsetFetchResponseGroup
-	s, code := c.shardFor(req.Group)
-	if code == protocol.CodeNone {
-		wait := ""
-		if stable {
-			wait = req.Group
-		}
-		out := make(chan kmsg.OffsetFetchResponseGroup, 1) // the read may run after this has given up
-		if code = c.look(ctx, s, wait, func(st *groupMachine) { out <- st.Fetch(req, stable) }); code == protocol.CodeNone {
-			return <-out
-		}
-	}
-	if code == protocol.CodeCoordinatorNotAvailable {
+	resp, code := look(ctx, c.host, req.Group, stable, func(m *groupMachine) kmsg.OffsetFetchResponseGroup { return m.Fetch(req, stable) })
+	switch code {
+	case protocol.CodeNone:
+		return resp
+	case protocol.CodeCoordinatorNotAvailable:
 		code = protocol.CodeNotCoordinator // consumers before 3.9 do not expect the other
 	}
 	resp = kmsg.NewOffsetFetchResponseGroup()
@@ -218,16 +205,11 @@ func (c *Coordinator) DescribeGroups(ctx context.Context, req *kmsg.DescribeGrou
 	resp := kmsg.NewPtrDescribeGroupsResponse()
 	resp.Version = req.Version
 	for _, id := range req.Groups {
-		s, code := c.shardFor(id)
-		if code == protocol.CodeNone {
-			out := make(chan kmsg.DescribeGroupsResponseGroup, 1)
-			if code = c.look(ctx, s, "", func(st *groupMachine) { out <- st.Describe(id, req.Version) }); code == protocol.CodeNone {
-				resp.Groups = append(resp.Groups, <-out)
-				continue
-			}
+		g, code := look(ctx, c.host, id, false, func(m *groupMachine) kmsg.DescribeGroupsResponseGroup { return m.Describe(id, req.Version) })
+		if code != protocol.CodeNone {
+			g = kmsg.NewDescribeGroupsResponseGroup()
+			g.Group, g.State, g.ErrorCode = id, "Dead", code
 		}
-		g := kmsg.NewDescribeGroupsResponseGroup()
-		g.Group, g.State, g.ErrorCode = id, "Dead", code
 		resp.Groups = append(resp.Groups, g)
 	}
 	return resp
@@ -245,10 +227,10 @@ func (c *Coordinator) ListGroups(ctx context.Context, req *kmsg.ListGroupsReques
 		types = nil
 	}
 	for _, s := range c.all() {
-		out := make(chan []kmsg.ListGroupsResponseGroup, 1)
-		switch code := c.look(ctx, s, "", func(st *groupMachine) { out <- st.List(states, types) }); code {
+		list, code := lookInto(ctx, c.host, s, "", func(m *groupMachine) []kmsg.ListGroupsResponseGroup { return m.List(states, types) })
+		switch code {
 		case protocol.CodeNone:
-			resp.Groups = append(resp.Groups, <-out...)
+			resp.Groups = append(resp.Groups, list...)
 		case protocol.CodeNotCoordinator: // has just moved
 		default:
 			resp.Groups, resp.ErrorCode = nil, code
@@ -275,16 +257,7 @@ func (c *Coordinator) DeleteGroups(ctx context.Context, req *kmsg.DeleteGroupsRe
 		if calls[id] != nil {
 			continue
 		}
-		o := op[*groupMachine, group.Command]{token: c.tokens.Add(1), call: newCall()}
-		o.cmd = &group.Delete{Token: o.token, Group: id}
-		calls[id] = o.call
-		s, code := c.shardFor(id)
-		if code == protocol.CodeNone {
-			code = s.submit(o)
-		}
-		if code != protocol.CodeNone {
-			o.call.answer <- answer{code: code}
-		}
+		calls[id] = c.begin(id, func(token uint64) group.Command { return &group.Delete{Token: token, Group: id} })
 	}
 	for _, id := range req.Groups {
 		call := calls[id]
@@ -294,7 +267,7 @@ func (c *Coordinator) DeleteGroups(ctx context.Context, req *kmsg.DeleteGroupsRe
 		delete(calls, id)
 		g := kmsg.NewDeleteGroupsResponseGroup()
 		g.Group = id
-		if a := await(ctx, call, nil); a.resp != nil {
+		if a := await(ctx, call, 0); a.resp != nil {
 			g = a.resp.(*kmsg.DeleteGroupsResponse).Groups[0]
 		} else {
 			g.ErrorCode = a.code

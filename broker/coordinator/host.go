@@ -166,36 +166,37 @@ func (c *host[M, C, R]) full(g growth) bool {
 	return n >= limit
 }
 
-// request sends a command to the key's shard and waits for the answer.
-func request[A kmsg.Response, M machine[C, R], C, R any](ctx context.Context, c *host[M, C, R], key string, limit time.Duration, cmd func(token uint64) C) (r A, code int16) {
-	s, code := c.shardFor(key)
-	if code != protocol.CodeNone {
-		return r, code
-	}
+// begin sends a command to the key's shard. The call is answered in any case.
+func (c *host[M, C, R]) begin(key string, cmd func(token uint64) C) *call {
 	o := op[M, C]{token: c.tokens.Add(1), call: newCall()}
 	o.cmd = cmd(o.token)
-	a := c.wait(ctx, s, o, limit)
+	s, code := c.shardFor(key)
+	if code == protocol.CodeNone {
+		code = s.submit(o)
+	}
+	if code != protocol.CodeNone {
+		o.call.answer <- answer{code: code}
+	}
+	return o.call
+}
+
+// request sends a command to the key's shard and waits for the answer, with no limit until ctx ends.
+func request[A kmsg.Response, M machine[C, R], C, R any](ctx context.Context, c *host[M, C, R], key string, limit time.Duration, cmd func(token uint64) C) (r A, code int16) {
+	a := await(ctx, c.begin(key, cmd), limit)
 	if a.resp == nil {
 		return r, a.code
 	}
 	return a.resp.(A), protocol.CodeNone
 }
 
-// wait submits an op and waits for its answer. With no limit it waits until ctx ends.
-func (c *host[M, C, R]) wait(ctx context.Context, s *shard[M, C, R], o op[M, C], limit time.Duration) answer {
-	if code := s.submit(o); code != protocol.CodeNone {
-		return answer{code: code}
-	}
+// await waits for an answer, with no limit until ctx ends.
+func await(ctx context.Context, call *call, limit time.Duration) answer {
 	var late <-chan time.Time
 	if limit > 0 {
 		t := time.NewTimer(limit)
 		defer t.Stop()
 		late = t.C
 	}
-	return await(ctx, o.call, late)
-}
-
-func await(ctx context.Context, call *call, late <-chan time.Time) answer {
 	select {
 	case a := <-call.answer:
 		return a
@@ -206,14 +207,59 @@ func await(ctx context.Context, call *call, late <-chan time.Time) answer {
 	return answer{code: protocol.CodeCoordinatorNotAvailable}
 }
 
-// look runs a read in a shard.
-func (c *host[M, C, R]) look(ctx context.Context, s *shard[M, C, R], stable string, read func(M)) int16 {
+// look reads in the key's shard; stable: only when nothing of the key is being appended.
+func look[T any, M machine[C, R], C, R any](ctx context.Context, c *host[M, C, R], key string, stable bool, read func(M) T) (v T, code int16) {
+	s, code := c.shardFor(key)
+	if code != protocol.CodeNone {
+		return v, code
+	}
+	if !stable {
+		key = ""
+	}
+	return lookInto(ctx, c, s, key, read)
+}
+
+// lookInto reads in a shard, once nothing of the key is being appended, if it is not "".
+func lookInto[T any, M machine[C, R], C, R any](ctx context.Context, c *host[M, C, R], s *shard[M, C, R], stable string, read func(M) T) (v T, code int16) {
 	o := op[M, C]{call: newCall(), stable: stable}
+	out := make(chan T, 1) // the read may come when nobody waits for it any more
 	o.read = func(m M) {
-		read(m)
+		out <- read(m)
 		o.call.answer <- answer{}
 	}
-	return c.wait(ctx, s, o, c.o.ReplyTimeout).code
+	if code := s.submit(o); code != protocol.CodeNone {
+		return v, code
+	}
+	if a := await(ctx, o.call, c.o.ReplyTimeout); a.code != protocol.CodeNone {
+		return v, a.code
+	}
+	return <-out, protocol.CodeNone
+}
+
+// Load is what the shards of a coordinator are at.
+type Load struct {
+	Shards, Loading int
+	Queued, Writing int // commands waiting to be handled, and waiting for their append
+}
+
+// tallies adds up what shards are at, and hands out what they hold, as of the last command of each.
+func (c *host[M, C, R]) tallies(each func(tally)) (l Load) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.shards {
+		s.mu.Lock()
+		l.Shards++
+		if !s.active {
+			l.Loading++
+		}
+		l.Queued += len(s.queue)
+		l.Writing += s.writing
+		if s.tally != nil {
+			each(s.tally)
+		}
+		s.mu.Unlock()
+	}
+	return l
 }
 
 // all are the shards in order of their partitions.

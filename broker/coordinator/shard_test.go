@@ -144,7 +144,11 @@ func TestLater(t *testing.T) {
 		var got answer
 		ask := func(o op[*toy, toyCommand]) {
 			o.token, o.call = h.tokens.Add(1), newCall()
-			got = h.wait(bg, m.s, o, time.Hour)
+			if code := m.s.submit(o); code != protocol.CodeNone {
+				got = answer{code: code}
+				return
+			}
+			got = await(bg, o.call, time.Hour)
 		}
 		var resume func(code int16)
 		put := toyCommand{key: "k", what: "put off", later: func(c toyCommand) {

@@ -450,39 +450,27 @@ func (m *txnMachine) written(k *marking, c txn.MarkersWritten) {
 
 // TransactionStats are what the coordinator holds.
 type TransactionStats struct {
-	Shards, Loading int
-	IDs             map[string]int // transactional ids by state
-	Oldest          time.Time      // when the oldest transaction began that has not ended; zero: there is none
-	Bytes           int64
-	Queued, Writing int
+	Load
+	IDs    map[string]int // transactional ids by state
+	Oldest time.Time      // when the oldest transaction began that has not ended; zero: there is none
+	Bytes  int64
 }
 
-// Stats adds up what the shards hold.
+// Stats adds up what the shards hold, as of the last command of each.
 func (c *Transactions) Stats() TransactionStats {
 	st := TransactionStats{IDs: map[string]int{}}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, s := range c.shards {
-		s.mu.Lock()
-		st.Shards++
-		if !s.active {
-			st.Loading++
-		}
-		st.Queued += len(s.queue)
-		st.Writing += s.writing
-		if t, ok := s.tally.(txnTally); ok {
-			st.Bytes += t.bytes
-			for i, n := range t.states {
-				if n > 0 {
-					st.IDs[txn.State(i).String()] += n
-				}
-			}
-			if !t.oldest.IsZero() && (st.Oldest.IsZero() || t.oldest.Before(st.Oldest)) {
-				st.Oldest = t.oldest
+	st.Load = c.tallies(func(of tally) {
+		t := of.(txnTally)
+		st.Bytes += t.bytes
+		for i, n := range t.states {
+			if n > 0 {
+				st.IDs[txn.State(i).String()] += n
 			}
 		}
-		s.mu.Unlock()
-	}
+		if !t.oldest.IsZero() && (st.Oldest.IsZero() || t.oldest.Before(st.Oldest)) {
+			st.Oldest = t.oldest
+		}
+	})
 	return st
 }
 
@@ -521,21 +509,14 @@ func (c *Transactions) AddPartitionsToTxn(ctx context.Context, version int16, tx
 	defer cancel()
 	cmds, calls := make([]*txn.AddPartitions, len(txns)), make([]*call, len(txns))
 	for i := range txns {
-		o := op[*txnMachine, txn.Command]{token: c.tokens.Add(1), call: newCall()}
-		cmds[i] = &txn.AddPartitions{Token: o.token, Version: version, Txn: txns[i]}
-		o.cmd = cmds[i]
-		calls[i] = o.call
-		s, code := c.shardFor(txns[i].TransactionalID)
-		if code == protocol.CodeNone {
-			code = s.submit(o)
-		}
-		if code != protocol.CodeNone {
-			o.call.answer <- answer{code: code}
-		}
+		calls[i] = c.begin(txns[i].TransactionalID, func(token uint64) txn.Command {
+			cmds[i] = &txn.AddPartitions{Token: token, Version: version, Txn: txns[i]}
+			return cmds[i]
+		})
 	}
 	out := make([]*kmsg.AddPartitionsToTxnResponse, len(txns))
 	for i, call := range calls {
-		if a := await(ctx, call, nil); a.resp != nil {
+		if a := await(ctx, call, 0); a.resp != nil {
 			out[i] = a.resp.(*kmsg.AddPartitionsToTxnResponse)
 		} else {
 			out[i] = txn.AddPartitionsError(cmds[i], a.code)
@@ -575,16 +556,11 @@ func (c *Transactions) DescribeTransactions(ctx context.Context, req *kmsg.Descr
 	resp := kmsg.NewPtrDescribeTransactionsResponse()
 	resp.Version = req.Version
 	for _, id := range req.TransactionalIDs {
-		s, code := c.shardFor(id)
-		if code == protocol.CodeNone {
-			out := make(chan kmsg.DescribeTransactionsResponseTransactionState, 1)
-			if code = c.look(ctx, s, "", func(m *txnMachine) { out <- m.Describe(id) }); code == protocol.CodeNone {
-				resp.TransactionStates = append(resp.TransactionStates, <-out)
-				continue
-			}
+		d, code := look(ctx, c.host, id, false, func(m *txnMachine) kmsg.DescribeTransactionsResponseTransactionState { return m.Describe(id) })
+		if code != protocol.CodeNone {
+			d = kmsg.NewDescribeTransactionsResponseTransactionState()
+			d.TransactionalID, d.ErrorCode = id, code
 		}
-		d := kmsg.NewDescribeTransactionsResponseTransactionState()
-		d.TransactionalID, d.ErrorCode = id, code
 		resp.TransactionStates = append(resp.TransactionStates, d)
 	}
 	return resp
@@ -602,10 +578,12 @@ func (c *Transactions) ListTransactions(ctx context.Context, req *kmsg.ListTrans
 	}
 	resp.UnknownStateFilters = unknown
 	for _, s := range c.all() {
-		out := make(chan []kmsg.ListTransactionsResponseTransactionState, 1)
-		switch code := c.look(ctx, s, "", func(m *txnMachine) { out <- m.List(time.Now(), filter) }); code {
+		list, code := lookInto(ctx, c.host, s, "", func(m *txnMachine) []kmsg.ListTransactionsResponseTransactionState {
+			return m.List(time.Now(), filter)
+		})
+		switch code {
 		case protocol.CodeNone:
-			for _, t := range <-out {
+			for _, t := range list {
 				if ctx.Err() != nil {
 					break // nobody waits for it any more
 				}
