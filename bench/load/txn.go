@@ -32,6 +32,8 @@ type processor struct {
 	cl   *kgo.Client
 	sess *kgo.GroupTransactSession
 
+	started bool // its first transaction has ended
+
 	mu   sync.Mutex
 	hist *hdrhistogram.Histogram // from asking for the commit to its answer
 }
@@ -247,8 +249,12 @@ func (p *processor) sent(_ *kgo.Record, err error) {
 	}
 }
 
+// ended counts a transaction. A processor's first is nobody's measure: the
+// session aborts it for partitions that moved while the group was gathering.
 func (p *processor) ended(ctx context.Context, at time.Time, records int, committed bool, err error) {
-	if ctx.Err() != nil || !p.r.measuring.Load() {
+	first := !p.started
+	p.started = true
+	if ctx.Err() != nil || !p.r.measuring.Load() || first && err == nil {
 		return
 	}
 	switch {
