@@ -116,17 +116,20 @@ func (b *Broker) unwritable(topics []kmsg.AddPartitionsToTxnRequestTransactionTo
 }
 
 // verifyTxn asks the coordinator of a transaction, which is this broker, whether
-// partitions of a topic are in it, or with add to put them there. It answers one
-// code for each.
-func (b *Broker) verifyTxn(ctx context.Context, transactionalID string, producerID int64, epoch int16, topic string, partitions []int32, add bool) []int16 {
+// partitions are in it, or with add to put them there, all with one record. It
+// answers one code for each partition of each topic.
+func (b *Broker) verifyTxn(ctx context.Context, transactionalID string, producerID int64, epoch int16, topics []kmsg.AddPartitionsToTxnRequestTransactionTopic, add bool) [][]int16 {
 	t := kmsg.NewAddPartitionsToTxnRequestTransaction()
 	t.TransactionalID, t.ProducerID, t.ProducerEpoch, t.VerifyOnly = transactionalID, producerID, epoch, !add
-	t.Topics = []kmsg.AddPartitionsToTxnRequestTransactionTopic{{Topic: topic, Partitions: partitions}}
+	t.Topics = topics
 	const asksAbortable = 5
 	got := b.addPartitions(ctx, asksAbortable, []kmsg.AddPartitionsToTxnRequestTransaction{t})[0]
-	codes := make([]int16, len(partitions))
+	codes := make([][]int16, len(topics))
 	for i := range codes {
-		codes[i] = got.Topics[0].Partitions[i].ErrorCode
+		codes[i] = make([]int16, len(topics[i].Partitions))
+		for j := range codes[i] {
+			codes[i][j] = got.Topics[i].Partitions[j].ErrorCode
+		}
 	}
 	return codes
 }

@@ -122,7 +122,8 @@ type Broker struct {
 	coldReads atomic.Int64 // reads of object storage under way or waiting
 	responses *gauge
 	opening   *opening
-	wasted    *gauge // of the buffers that answers lie in, what is not of the answers
+	heavy     *opening // requests that are decoded and answered with much more than they were sent as
+	wasted    *gauge   // of the buffers that answers lie in, what is not of the answers
 
 	replicas *replicas
 	sessions *sessions
@@ -163,6 +164,7 @@ func New(o Options) (*Broker, error) {
 		responses:   &gauge{max: o.ResponseBytes},
 		wasted:      &gauge{max: o.ResponseBytes / 2},
 		opening:     newOpening(o.ResponseBytes / 2),
+		heavy:       newOpening(o.ResponseBytes / 2),
 		sessions:    newSessions(s.FetchSessionSlots, o.ResponseBytes/sessionPartitionBytes),
 		badInputLog: rate.NewLimiter(rate.Every(time.Second), 10), errorLog: rate.NewLimiter(rate.Every(time.Second), 10),
 		ctx: ctx, cancel: cancel,

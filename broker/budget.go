@@ -58,8 +58,8 @@ func (b *budget) release(n int64) {
 	}
 }
 
-// opening bounds what the batches that are opened here hold at one time, for
-// what a few bytes inflate to is their sender's choice.
+// opening bounds what a few bytes of a sender become that has the choice: the
+// batches that are opened here at one time, and requests that name very much.
 type opening struct {
 	sem *semaphore.Weighted
 	max int64

@@ -358,15 +358,37 @@ func (c *conn) handle(frame []byte, buf *slab.Buf, charge int64) (err error) {
 		}
 		return fmt.Errorf("%w: %s v%d, where v%d to v%d are served", protocol.ErrUnsupportedVersion, a.name, hdr.Version, a.min, a.max)
 	}
+	cost := int64(0)
 	if hdr.Key != keyProduce { // whose decoder checks as it goes
-		if err := protocol.Check(hdr.Key, hdr.Version, body); err != nil {
+		if cost, err = protocol.CheckCost(hdr.Key, hdr.Version, body); err != nil {
 			buf.Release()
 			return fmt.Errorf("%s v%d: %w", a.name, hdr.Version, err)
 		}
 	}
 	c.push(p)
-	return a.serve(&request{c: c, p: p, hdr: hdr, body: body, buf: buf, ctx: c.ctx})
+	r := &request{c: c, p: p, hdr: hdr, body: body, buf: buf, ctx: c.ctx}
+	if cost <= heavyCost {
+		return a.serve(r)
+	}
+	served := false
+	err = c.b.heavy.with(c.ctx, heavyFactor*cost, func(int) error {
+		served = true
+		return a.serve(r)
+	})
+	if !served {
+		buf.Release()
+	}
+	return err
 }
+
+// A request is heavy from so many bytes on that it takes decoded. What it names
+// is then looked up and answered for, in structures of many times the few bytes
+// that name it: a partition of an array has four, and one of an answer about
+// fifty. So heavy ones share a bound, and wait for each other.
+const (
+	heavyCost   = 1 << 20
+	heavyFactor = 12
+)
 
 // failed is the end of a request whose handler panicked. A request must not end
 // the process: the connection ends, and the stack is kept for whoever reads the

@@ -1,9 +1,16 @@
 package broker
 
-import "context"
+import "time"
+
+// SetLateAfter is how long after the longest timeout transactions are late, until restore is called.
+func SetLateAfter(d time.Duration) (restore func()) {
+	was := lateAfter
+	lateAfter = d
+	return func() { lateAfter = was }
+}
 
 // Verifier is a transaction coordinator of a test's own, as produce asks it.
-type Verifier = func(ctx context.Context, transactionalID string, producerID int64, epoch int16, topic string, partitions []int32, add bool) []int16
+type Verifier = txnVerifier
 
 // SetVerifier has brokers that start from now on ask v, until restore is called.
 func SetVerifier(v Verifier) (restore func()) {

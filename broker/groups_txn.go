@@ -83,7 +83,8 @@ func (b *Broker) verifyOffsets(ctx context.Context, req *kmsg.TxnOffsetCommitReq
 		return v, protocol.CodeNone
 	}
 	v.guard = guard
-	code := b.askCoordinator(ctx, req.TransactionalID, h, offsetsTopic, []int32{r.index}, adds)[0]
+	of := []kmsg.AddPartitionsToTxnRequestTransactionTopic{{Topic: offsetsTopic, Partitions: []int32{r.index}}}
+	code := b.askCoordinator(ctx, req.TransactionalID, h, of, adds)[0][0]
 	code, final := verifiedOffsetsCode(code, req.Version)
 	if final {
 		r.endVerification(h, guard)

@@ -2,9 +2,12 @@ package broker_test
 
 import (
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -134,4 +137,55 @@ func TestManyNamed(t *testing.T) {
 		t.Errorf("OffsetFetch 1 of 3,000,000 partitions: %d bytes", size)
 	}
 	y.unharmed("OffsetFetch")
+}
+
+// TestHeavyRequests: requests that name millions of partitions at the same time are
+// decoded and answered one after the other, and others are served meanwhile.
+func TestHeavyRequests(t *testing.T) {
+	b := startQuiet(t, "memory.max.bytes", "2147483648")
+	y := newBystander(t, b)
+	const partitions, atOnce = 2_000_000, 8
+	req := kmsg.NewPtrAddPartitionsToTxnRequest()
+	req.TransactionalID = "many"
+	req.Topics = []kmsg.AddPartitionsToTxnRequestTopic{{Topic: "none", Partitions: make([]int32, partitions)}}
+	first := dial(t, b)
+	frame, _ := first.frame(at(3, req))
+	req.Topics = nil
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	before, most := m.HeapAlloc, uint64(0)
+	var wg sync.WaitGroup
+	done := make(chan struct{})
+	for i := range atOnce {
+		c := first
+		if i > 0 {
+			c = dial(t, b)
+		}
+		wg.Go(func() {
+			c.send(frame)
+			got, err := c.answer()
+			if err != nil || len(got) < 6*partitions {
+				t.Errorf("%d bytes, %v", len(got), err)
+			}
+		})
+	}
+	go func() {
+		wg.Wait()
+		close(done)
+	}()
+	for running := true; running; {
+		select {
+		case <-done:
+			running = false
+		case <-time.After(5 * time.Millisecond):
+		}
+		runtime.ReadMemStats(&m)
+		most = max(most, m.HeapAlloc)
+	}
+	// Together they would take about 1000.
+	if more := (most - before) >> 20; more > 600 {
+		t.Errorf("%d requests took %d MiB at a time", atOnce, more)
+	}
+	y.unharmed("heavy requests")
 }

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kmsg"
+
 	"github.com/varve/varve/broker/partition"
 	"github.com/varve/varve/broker/protocol"
 	"github.com/varve/varve/wal/batch"
@@ -30,10 +32,10 @@ const (
 	produceAdds      = 12 // transaction version 2
 )
 
-// txnVerifier asks the coordinator of a transactional id whether partitions of a
-// topic, in order and each once, are in its transaction, or with add to put them
-// there. It answers one code for each.
-type txnVerifier func(ctx context.Context, transactionalID string, producerID int64, epoch int16, topic string, partitions []int32, add bool) []int16
+// txnVerifier asks the coordinator of a transactional id whether partitions, in
+// order and each once, are in its transaction, or with add to put them there. It
+// answers one code for each partition of each topic.
+type txnVerifier func(ctx context.Context, transactionalID string, producerID int64, epoch int16, topics []kmsg.AddPartitionsToTxnRequestTransactionTopic, add bool) [][]int16
 
 // newTxnVerifier is replaced by tests that have no coordinator.
 var newTxnVerifier = func(b *Broker) txnVerifier { return b.verifyTxn }
@@ -162,6 +164,7 @@ func (b *Broker) produceVerified(r *request) error {
 // asked is one batch that is being verified.
 type asked struct {
 	at     int
+	topic  int // place in what the coordinator is asked
 	rep    *replica
 	header batch.Header
 }
@@ -188,8 +191,9 @@ func (b *Broker) verify(r *request, req *protocol.ProduceRequest) []txnVerdict {
 		}
 		return verdicts
 	}
-	byTopic := map[string][]asked{}
-	var topics []string // in the order of the request
+	var list []asked
+	var topics []kmsg.AddPartitionsToTxnRequestTransactionTopic // in the order of the request
+	byName := map[string]int{}
 	bumps := r.hdr.Version >= produceAdds
 	b.transactional(r, req, func(at int, topic string, rep *replica, h batch.Header) {
 		if rep == nil || isInternal(topic) || !b.mustVerify(r.hdr.Version) {
@@ -201,32 +205,33 @@ func (b *Broker) verify(r *request, req *protocol.ProduceRequest) []txnVerdict {
 			verdicts[at] = txnVerdict{code: protocol.CodeNotEnoughReplicas, message: "too many transactions are about to begin in the partition"}
 		case partition.Needed:
 			verdicts[at].guard = guard
-			if byTopic[topic] == nil {
-				topics = append(topics, topic)
+			i, ok := byName[topic]
+			if !ok {
+				i = len(topics)
+				byName[topic] = i
+				topics = append(topics, kmsg.AddPartitionsToTxnRequestTransactionTopic{Topic: topic})
 			}
-			byTopic[topic] = append(byTopic[topic], asked{at, rep, h})
+			t := &topics[i]
+			if to, again := slices.BinarySearch(t.Partitions, rep.index); !again {
+				t.Partitions = slices.Insert(t.Partitions, to, rep.index)
+			}
+			list = append(list, asked{at, i, rep, h})
 		}
 	})
-	for _, topic := range topics {
-		list := byTopic[topic]
-		var partitions []int32 // in order, and each once
-		for _, a := range list {
-			if at, again := slices.BinarySearch(partitions, a.rep.index); !again {
-				partitions = slices.Insert(partitions, at, a.rep.index)
-			}
+	if len(list) == 0 {
+		return verdicts
+	}
+	codes := b.askCoordinator(r.ctx, string(req.TransactionalID), who, topics, bumps)
+	for _, a := range list {
+		at, _ := slices.BinarySearch(topics[a.topic].Partitions, a.rep.index)
+		code, final, message := verificationCode(codes[a.topic][at], r.hdr.Version)
+		if code == 0 {
+			continue
 		}
-		codes := b.askCoordinator(r.ctx, string(req.TransactionalID), who, topic, partitions, bumps)
-		for _, a := range list {
-			at, _ := slices.BinarySearch(partitions, a.rep.index)
-			code, final, message := verificationCode(codes[at], r.hdr.Version)
-			if code == 0 {
-				continue
-			}
-			if final {
-				a.rep.endVerification(a.header, verdicts[a.at].guard)
-			}
-			verdicts[a.at] = txnVerdict{code: code, message: message}
+		if final {
+			a.rep.endVerification(a.header, verdicts[a.at].guard)
 		}
+		verdicts[a.at] = txnVerdict{code: code, message: message}
 	}
 	return verdicts
 }
@@ -244,15 +249,15 @@ const (
 // askTimeout is how long a coordinator may take (Kafka's request.timeout.ms).
 const askTimeout = 30 * time.Second
 
-func (b *Broker) askCoordinator(ctx context.Context, id string, who batch.Header, topic string, partitions []int32, add bool) []int16 {
+func (b *Broker) askCoordinator(ctx context.Context, id string, who batch.Header, topics []kmsg.AddPartitionsToTxnRequestTransactionTopic, add bool) [][]int16 {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	until := time.Now().Add(addRetryFor)
 	for {
-		codes := b.verifyTransaction(ctx, id, who.ProducerID, who.ProducerEpoch, topic, partitions, add)
+		codes := b.verifyTransaction(ctx, id, who.ProducerID, who.ProducerEpoch, topics, add)
 		again := false
-		for _, c := range codes {
-			again = again || c == protocol.CodeConcurrentTransactions
+		for _, of := range codes {
+			again = again || slices.Contains(of, protocol.CodeConcurrentTransactions)
 		}
 		if !add || !again || !time.Now().Before(until) {
 			return codes
@@ -272,7 +277,8 @@ func verificationCode(code, version int16) (_ int16, final bool, message string)
 	switch code {
 	case protocol.CodeNone:
 		return code, false, ""
-	case protocol.CodeNetworkException, protocol.CodeCoordinatorLoadInProgress, protocol.CodeCoordinatorNotAvailable, protocol.CodeNotCoordinator, protocol.CodeRequestTimedOut:
+	case protocol.CodeNetworkException, protocol.CodeCoordinatorLoadInProgress, protocol.CodeCoordinatorNotAvailable, protocol.CodeNotCoordinator, protocol.CodeRequestTimedOut,
+		protocol.CodeOperationNotAttempted: // another partition of the request is gone
 		// Not all clients try again on these; on this one they do, without
 		// asking for metadata first.
 		return protocol.CodeNotEnoughReplicas, false, unable + protocol.Name(code)

@@ -251,8 +251,12 @@ func brief(list []seen) (out []string) {
 // with nothing in the local log, with no local log at all, and when those that
 // hung are ended at last. VARVE_TEST_SEED repeats a run, VARVE_LONG makes more.
 func TestRandomTransactions(t *testing.T) {
-	defer broker.SetVerifier(func(_ context.Context, _ string, _ int64, _ int16, _ string, partitions []int32, _ bool) []int16 {
-		return make([]int16, len(partitions))
+	defer broker.SetVerifier(func(_ context.Context, _ string, _ int64, _ int16, topics []kmsg.AddPartitionsToTxnRequestTransactionTopic, _ bool) [][]int16 {
+		codes := make([][]int16, len(topics))
+		for i, t := range topics {
+			codes[i] = make([]int16, len(t.Partitions))
+		}
+		return codes
 	})()
 	seeds := []uint64{1, uint64(time.Now().UnixNano())}
 	if os.Getenv("VARVE_LONG") != "" {

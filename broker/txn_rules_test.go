@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -544,6 +545,47 @@ func TestManyTransactions(t *testing.T) {
 	y.unharmed("many transactions")
 }
 
+// TestLateTransactions: a metric says that a transaction is open for longer than
+// any may be, and no longer when it has been ended.
+func TestLateTransactions(t *testing.T) {
+	defer broker.SetLateAfter(0)()
+	b := startQuiet(t, unverified, "false", "transaction.max.timeout.ms", "1000")
+	y := newBystander(t, b)
+	b.CreateTopic("m", 3)
+	late := func() float64 { return y.metric("varve_late_transactions_partitions") }
+	for p := range int32(3) {
+		if r := y.produceTxn(9, "m", p, inTxn(int64(p), 0, 0, 1)); r.ErrorCode != 0 {
+			t.Fatal(describe(r))
+		}
+	}
+	wants := func(n float64) {
+		t.Helper()
+		servertest.Eventually(t, func() error {
+			if got := late(); got != n {
+				return fmt.Errorf("%v partitions with late transactions, expected %v", got, n)
+			}
+			return nil
+		})
+	}
+	if got := late(); got != 0 {
+		t.Errorf("%v partitions with late transactions at once", got)
+	}
+	wants(3)
+	for p := range int32(2) {
+		if code := y.end(end(1, int64(p), 0, false, 0, 0, "m", p)); code != 0 {
+			t.Fatal(protocol.Name(code))
+		}
+	}
+	wants(1)
+	// One that goes on is not late.
+	if r := y.produceTxn(9, "m", 2, inTxn(2, 0, 1, 1)); r.ErrorCode != 0 {
+		t.Fatal(describe(r))
+	}
+	if got := late(); got != 0 {
+		t.Errorf("%v partitions with late transactions after another batch", got)
+	}
+}
+
 // testCoordinator answers as it is told, and notes what it is asked.
 type testCoordinator struct {
 	mu    sync.Mutex
@@ -553,10 +595,14 @@ type testCoordinator struct {
 	began chan struct{} // told when it is asked
 }
 
-func (k *testCoordinator) verify(ctx context.Context, id string, pid int64, epoch int16, topic string, partitions []int32, add bool) []int16 {
+func (k *testCoordinator) verify(ctx context.Context, id string, pid int64, epoch int16, topics []kmsg.AddPartitionsToTxnRequestTransactionTopic, add bool) [][]int16 {
+	var of strings.Builder
+	for _, t := range topics {
+		fmt.Fprintf(&of, " %s%v", t.Topic, t.Partitions)
+	}
 	k.mu.Lock()
 	code, hold := k.code, k.hold
-	k.asked = append(k.asked, fmt.Sprintf("%s %d/%d %s%v add=%v", id, pid, epoch, topic, partitions, add))
+	k.asked = append(k.asked, fmt.Sprintf("%s %d/%d%s add=%v", id, pid, epoch, of.String(), add))
 	k.mu.Unlock()
 	select {
 	case k.began <- struct{}{}:
@@ -569,7 +615,11 @@ func (k *testCoordinator) verify(ctx context.Context, id string, pid int64, epoc
 			code = protocol.CodeRequestTimedOut
 		}
 	}
-	return slices.Repeat([]int16{code}, len(partitions))
+	codes := make([][]int16, len(topics))
+	for i, t := range topics {
+		codes[i] = slices.Repeat([]int16{code}, len(t.Partitions))
+	}
+	return codes
 }
 
 // set makes it answer code from now on, and says what it was asked before.
@@ -589,6 +639,7 @@ func TestVerification(t *testing.T) {
 	b := startQuiet(t)
 	y := newBystander(t, b)
 	b.CreateTopic("v", 3)
+	b.CreateTopic("w", 1)
 	wants := func(what string, p kmsg.ProduceResponseTopicPartition, code int16) {
 		t.Helper()
 		if p.ErrorCode != code {
@@ -619,6 +670,7 @@ func TestVerification(t *testing.T) {
 		{protocol.CodeCoordinatorNotAvailable, retry, retry, retry},
 		{protocol.CodeCoordinatorLoadInProgress, retry, retry, retry},
 		{protocol.CodeNetworkException, retry, retry, retry},
+		{protocol.CodeOperationNotAttempted, retry, retry, retry},
 		{busy, retry, retry, busy},
 		{protocol.CodeProducerFenced, protocol.CodeInvalidProducerEpoch, protocol.CodeInvalidProducerEpoch, protocol.CodeInvalidProducerEpoch},
 		{protocol.CodeInvalidProducerIDMapping, protocol.CodeInvalidProducerIDMapping, protocol.CodeInvalidProducerIDMapping, protocol.CodeInvalidProducerIDMapping},
@@ -657,7 +709,8 @@ func TestVerification(t *testing.T) {
 	wants("version 1, unknown and not from 0", y.produceTxn(11, "v", 1, inTxn(3, 5, 3, 1)), 0)
 	k.set(yes, nil)
 
-	// Two partitions in one request are one question; two producers are refused.
+	// Two partitions in one request are one question, of two topics too; two
+	// producers are refused.
 	req := txnReq(9, "v", 1, inTxn(11, 0, 0, 1))
 	more := txnReq(9, "v", 2, inTxn(11, 0, 0, 1)).Topics[0].Partitions[0]
 	req.Topics[0].Partitions = append(req.Topics[0].Partitions, more)
@@ -665,6 +718,12 @@ func TestVerification(t *testing.T) {
 		wants("two partitions", p, 0)
 	}
 	asked("two partitions", "tx 11/0 v[1 2] add=false")
+	both := txnReq(12, "v", 1, inTxn(14, 0, 0, 1))
+	both.Topics = append(both.Topics, txnReq(12, "w", 0, inTxn(14, 0, 0, 1)).Topics...)
+	for _, t := range y.do(both).(*kmsg.ProduceResponse).Topics {
+		wants("two topics", t.Partitions[0], 0)
+	}
+	asked("two topics", "tx 14/0 v[1] w[0] add=true")
 	req.Topics[0].Partitions[0].Records, req.Topics[0].Partitions[1].Records = inTxn(12, 0, 0, 1), inTxn(13, 0, 0, 1)
 	for _, p := range y.do(req).(*kmsg.ProduceResponse).Topics[0].Partitions {
 		wants("two producers", p, protocol.CodeInvalidProducerIDMapping)

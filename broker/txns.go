@@ -8,6 +8,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/varve/varve/broker/coordinator"
+	"github.com/varve/varve/broker/partition"
 	"github.com/varve/varve/broker/txn"
 )
 
@@ -79,6 +80,30 @@ func (m markers) Exists(topic string, index int32) bool {
 
 // TransactionStats are what this broker coordinates.
 func (b *Broker) TransactionStats() coordinator.TransactionStats { return b.txns.Stats() }
+
+// lateAfter is how long after the longest timeout a transaction is late: its
+// coordinator would have ended it by then, if it knew of it (Kafka's buffer, too).
+var lateAfter = 5 * time.Minute
+
+// LateTransactions counts the partitions led here in which a transaction is open
+// whose producer has not written for longer than any transaction may take. As
+// likely as not nobody is going to end it: readers of committed records wait there.
+func (b *Broker) LateTransactions() int {
+	now, after := time.Now().UnixMilli(), (b.conf().TxnMaxTimeout + lateAfter).Milliseconds()
+	n := 0
+	for _, r := range b.replicas.all() {
+		if r.late(now, after) {
+			n++
+		}
+	}
+	return n
+}
+
+func (r *replica) late(nowMs, afterMs int64) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.started && r.view.Load().Role == partition.Leader && r.st.Late(nowMs, afterMs)
+}
 
 // partitionFor finds the partition of a coordinator's topic that a key belongs
 // to; the topic is created when the first client asks.

@@ -399,6 +399,9 @@ func (s *State) Lineage() lineage.Lineage { return s.lineage }
 // Producers gives access to the producer state; callers must not change it.
 func (s *State) Producers() *producer.State { return s.producers }
 
+// Late says whether a transaction has been open here for too long. See producer.State.Late.
+func (s *State) Late(nowMs, afterMs int64) bool { return s.producers.Late(nowMs, afterMs) }
+
 // ExpireProducers forgets producers that have not written for expirationMs,
 // and verifications that have led to nothing for as long.
 func (s *State) ExpireProducers(nowMs, expirationMs int64) {

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 func txnCommand() *cobra.Command {
@@ -35,6 +36,8 @@ var txnStates = []string{"Empty", "Ongoing", "PrepareCommit", "PrepareAbort", "C
 func txnList(conn *connection) *cobra.Command {
 	cmd := &cobra.Command{Use: "list", Short: "List transactional ids and the states of their transactions", Args: arguments("", 0, 0)}
 	states := cmd.Flags().StringArray("state", nil, "only those in this state (repeatable): "+strings.Join(txnStates, ", "))
+	older := cmd.Flags().Duration("older-than", 0, "only those whose transaction has been open for longer than this, as 15m")
+	pattern := cmd.Flags().String("pattern", "", "only those whose id this regular expression matches as a whole")
 	out := addOutput(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		for i, st := range *states {
@@ -44,29 +47,72 @@ func txnList(conn *connection) *cobra.Command {
 			}
 			(*states)[i] = txnStates[at] // brokers know it by this spelling only
 		}
+		if *older < 0 {
+			return usagef("--older-than %s is negative", *older)
+		}
 		s, err := conn.admin(cmd.Context())
 		if err != nil {
 			return err
 		}
 		defer s.close()
-		txns, err := s.ListTransactions(s.ctx, nil, *states)
-		if err != nil {
-			return s.failed("listing transactions", err)
-		}
-		list := []listedTxn{}
-		for _, t := range txns.Sorted() {
-			list = append(list, listedTxn{t.TxnID, t.State, t.ProducerID, t.Coordinator})
+		list, failed := listTxns(s, *states, *older, *pattern)
+		if failed != nil {
+			if failed = s.failed("listing transactions", failed); len(list) == 0 {
+				return failed
+			}
 		}
 		if out.json() {
-			return writeJSON(cmd.OutOrStdout(), list)
+			err = writeJSON(cmd.OutOrStdout(), list)
+		} else {
+			t := newTable("TRANSACTIONAL ID", "STATE", "PRODUCER ID", "COORDINATOR")
+			for _, l := range list {
+				t.row(l.ID, l.State, l.ProducerID, l.Coordinator)
+			}
+			err = t.writeTo(cmd.OutOrStdout())
 		}
-		t := newTable("TRANSACTIONAL ID", "STATE", "PRODUCER ID", "COORDINATOR")
-		for _, l := range list {
-			t.row(l.ID, l.State, l.ProducerID, l.Coordinator)
-		}
-		return t.writeTo(cmd.OutOrStdout())
+		return errors.Join(err, failed)
 	}
 	return cmd
+}
+
+// listTxns asks every broker. One that does not know a filter would leave it out and list everything.
+func listTxns(s *session, states []string, older time.Duration, pattern string) ([]listedTxn, error) {
+	req := kmsg.NewPtrListTransactionsRequest()
+	req.StateFilters = states
+	needs := int16(0)
+	if older > 0 {
+		req.DurationFilterMillis, needs = older.Milliseconds(), 1
+	}
+	if pattern != "" {
+		req.TransactionalIDPattern, needs = &pattern, 2
+	}
+	list := []listedTxn{}
+	var errs []error
+	for _, shard := range s.kgo.RequestSharded(s.ctx, req) {
+		if shard.Err != nil {
+			errs = append(errs, shard.Err)
+			continue
+		}
+		resp := shard.Resp.(*kmsg.ListTransactionsResponse)
+		switch {
+		case resp.ErrorCode == kerr.InvalidRegularExpression.Code:
+			return nil, usagef("--pattern %q is no regular expression", pattern)
+		case resp.ErrorCode != 0:
+			errs = append(errs, kerr.ErrorForCode(resp.ErrorCode))
+			continue
+		case resp.Version < needs:
+			errs = append(errs, fmt.Errorf("broker %d is too old to filter by age or by pattern; leave out --older-than and --pattern", shard.Meta.NodeID))
+			continue
+		}
+		for _, t := range resp.TransactionStates {
+			list = append(list, listedTxn{t.TransactionalID, t.TransactionState, t.ProducerID, shard.Meta.NodeID})
+		}
+	}
+	slices.SortFunc(list, func(a, b listedTxn) int { return strings.Compare(a.ID, b.ID) })
+	if len(errs) == 0 {
+		return list, nil
+	}
+	return list, errs[0]
 }
 
 type describedTxn struct {

@@ -52,11 +52,17 @@ func TestTxn(t *testing.T) {
 		t.Helper()
 		return varve(t, "", append(append([]string{"txn"}, args...), "--bootstrap-server", b.Addr())...)
 	}
+	const nothing = "TRANSACTIONAL ID  STATE  PRODUCER ID  COORDINATOR\n"
 	run("list").want(t, 0, `tx\x1b[2J         Ongoing`, "")
-	run("list", "--state", "Empty").want(t, 0, "TRANSACTIONAL ID  STATE  PRODUCER ID  COORDINATOR\n", "")
+	run("list", "--state", "Empty").want(t, 0, nothing, "")
 	run("list", "--state", "Open").want(t, 2, "", `there is no state "Open"; there are: Empty, Ongoing`)
 	run("describe", "tx\x1b[2J").want(t, 0, "t-0", "")
 	run("list", "--state", "ongoing").want(t, 0, "Ongoing", "")
+	run("list", "--older-than", "1ms", "--pattern", "t.*").want(t, 0, "Ongoing", "")
+	run("list", "--older-than", "1h").want(t, 0, nothing, "")
+	run("list", "--pattern", "x.*").want(t, 0, nothing, "")
+	run("list", "--pattern", "(").want(t, 2, "", `--pattern "(" is no regular expression`)
+	run("list", "--older-than", "-1s").want(t, 2, "", "--older-than -1s is negative")
 	run("describe", "").want(t, 2, "", "the transactional id is empty")
 	run("describe", "a", "a").want(t, 2, "", `transactional id "a" is given twice`)
 	run("describe", "nobody").want(t, 1, "", `transactional id "nobody"`)

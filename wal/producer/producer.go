@@ -65,8 +65,8 @@ type entry struct {
 	txnFirst         int64 // first offset of the open transaction, or noOffset
 	last             [Remembered]sent
 
-	// seen is when Expire first saw the producer after its last write, 0 before that. It is not part of what
-	// replicas agree on.
+	// seen is when Expire or Late first saw the producer after its last write, 0 before that. It is not part of
+	// what replicas agree on.
 	seen int64
 }
 
@@ -399,6 +399,20 @@ func (s *State) Expire(nowMs, expirationMs int64) {
 		}
 		return e.txnFirst == noOffset && nowMs-e.seen >= expirationMs
 	})
+}
+
+// Late says whether a transaction is open whose producer has written nothing for longer than afterMs, counted from the
+// first call of Late or Expire that saw its last write: what clients stamp is not trusted here.
+func (s *State) Late(nowMs, afterMs int64) bool {
+	late := false
+	for _, t := range s.open {
+		e := s.entries[t.ProducerID]
+		if e.seen == 0 {
+			e.seen = max(nowMs, 1)
+		}
+		late = late || nowMs-e.seen > afterMs
+	}
+	return late
 }
 
 // FirstUnstable returns the first offset of the earliest open transaction. See LastStable for what a consumer may

@@ -261,6 +261,8 @@ func (m *metrics) watch(s *Server) {
 		}
 		return 0
 	})
+	m.gauge("varve_late_transactions_partitions", "Partitions led here with a transaction whose producer has written nothing for longer than transaction.max.timeout.ms and five minutes: "+
+		"it may be hanging, and holds up readers of committed records. varve txn find-hanging tells which.", func() float64 { return float64(s.broker.LateTransactions()) })
 	m.gauge("varve_transactional_ids", "Transactional ids coordinated here.", func() float64 {
 		n := 0
 		for _, k := range s.broker.TransactionStats().IDs {
