@@ -5,8 +5,13 @@ import (
 	"fmt"
 )
 
-// Check walks a request body by its schema and says whether kmsg may decode it. What it accepts, ReadFrom of kmsg decodes
-// without an error and within the memory that CheckCost has estimated.
+// MaxAlloc is the most that decoding a body of that many bytes may allocate. Real requests of any size stay within a
+// factor of 6 (many topics with short names and a partition each); elements of one or two bytes that become 40 of Go's
+// are a sign of malice when there are many of them. The constant is for small requests.
+func MaxAlloc(body int) int64 { return 1<<20 + 8*int64(body) }
+
+// CheckCost walks a request body by its schema and says whether kmsg may decode it. What it accepts, ReadFrom of kmsg decodes
+// without an error and within the memory that is estimated.
 //
 // Refused are: lengths below -1, or -1 (null) where the version does not allow null; arrays that promise more elements
 // than the remaining bytes can hold at the smallest encoding of an element; strings above 32,767 bytes; varints that are
@@ -17,17 +22,8 @@ import (
 // The walk ends at the first bad byte, and the time before it is bounded by what precedes it, so that neither a count nor
 // a length can buy time. It allocates nothing unless it fails. Payloads that Kafka treats as opaque bytes (consumer
 // protocol metadata and assignments, record batches, SASL tokens, telemetry) are stepped over.
-func Check(key, version int16, body []byte) error {
-	_, err := CheckCost(key, version, body)
-	return err
-}
-
-// MaxAlloc is the most that decoding a body of that many bytes may allocate. Real requests of any size stay within a
-// factor of 6 (many topics with short names and a partition each); elements of one or two bytes that become 40 of Go's
-// are a sign of malice when there are many of them. The constant is for small requests.
-func MaxAlloc(body int) int64 { return 1<<20 + 8*int64(body) }
-
-// CheckCost is Check, and estimates the bytes that ReadFrom of kmsg allocates: structs, array elements at their size in
+//
+// It also estimates the bytes that ReadFrom of kmsg allocates: structs, array elements at their size in
 // Go, strings, which are copied, and maps for unknown tags. Fields of type bytes cost nothing because they point into
 // the body, which therefore must live as long as the decoded request. The caller charges the estimate to its memory budget.
 func CheckCost(key, version int16, body []byte) (int64, error) {
@@ -102,7 +98,7 @@ const (
 	costTag    = 192
 )
 
-// walk is the state of one Check. run and what it calls return false after setting bad; pos is then the bad place.
+// walk is the state of one CheckCost. run and what it calls return false after setting bad; pos is then the bad place.
 type walk struct {
 	b           []byte
 	pos, end    int // end is that of the body, or of the tagged field that is being walked

@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 const defaultBootstrap = "127.0.0.1:9092"
@@ -121,6 +122,21 @@ type session struct {
 func (s *session) close() {
 	s.cancel()
 	s.kgo.Close()
+}
+
+// everyBroker asks each broker, and calls f with the answer and the id of each that gave one. It returns the first error:
+// of a broker that did not answer, or of f.
+func everyBroker[R kmsg.Response](s *session, req kmsg.Request, f func(id int32, resp R) error) (first error) {
+	for _, shard := range s.kgo.RequestSharded(s.ctx, req) {
+		err := shard.Err
+		if err == nil {
+			err = f(shard.Meta.NodeID, shard.Resp.(R))
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	return first
 }
 
 // failed says what was attempted and why it failed, in words that help.

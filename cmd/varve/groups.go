@@ -111,23 +111,15 @@ func listGroups(s *session, states, types []string) ([]listedGroup, error) {
 	req := kmsg.NewPtrListGroupsRequest()
 	req.StatesFilter, req.TypesFilter = states, types
 	list := []listedGroup{}
-	var errs []error
-	for _, shard := range s.kgo.RequestSharded(s.ctx, req) {
-		if shard.Err != nil {
-			errs = append(errs, shard.Err)
-			continue
-		}
-		resp := shard.Resp.(*kmsg.ListGroupsResponse)
+	err := everyBroker(s, req, func(id int32, resp *kmsg.ListGroupsResponse) error {
 		if err := kerr.ErrorForCode(resp.ErrorCode); err != nil {
-			errs = append(errs, err)
-			continue
+			return err
 		}
 		if resp.Version < 4 && len(states) > 0 {
-			errs = append(errs, fmt.Errorf("broker %d is too old to tell the states of groups; leave out --state", shard.Meta.NodeID))
-			continue
+			return fmt.Errorf("broker %d is too old to tell the states of groups; leave out --state", id)
 		}
 		for _, g := range resp.Groups {
-			l := listedGroup{g.Group, g.GroupState, strings.ToLower(g.GroupType), g.ProtocolType, shard.Meta.NodeID}
+			l := listedGroup{g.Group, g.GroupState, strings.ToLower(g.GroupType), g.ProtocolType, id}
 			if l.Type == "" {
 				l.Type = "classic" // what there was before groups had types
 			}
@@ -135,12 +127,13 @@ func listGroups(s *session, states, types []string) ([]listedGroup, error) {
 				list = append(list, l)
 			}
 		}
-	}
+		return nil
+	})
 	slices.SortFunc(list, func(a, b listedGroup) int { return strings.Compare(a.Group, b.Group) })
-	if len(errs) == 0 {
-		return list, nil
+	if err != nil {
+		err = s.conn.explain(err)
 	}
-	return list, s.conn.explain(errs[0])
+	return list, err
 }
 
 func dash(s string) string {

@@ -87,32 +87,22 @@ func listTxns(s *session, states []string, older time.Duration, pattern string) 
 		req.TransactionalIDPattern, needs = &pattern, 2
 	}
 	list := []listedTxn{}
-	var errs []error
-	for _, shard := range s.kgo.RequestSharded(s.ctx, req) {
-		if shard.Err != nil {
-			errs = append(errs, shard.Err)
-			continue
-		}
-		resp := shard.Resp.(*kmsg.ListTransactionsResponse)
+	err := everyBroker(s, req, func(id int32, resp *kmsg.ListTransactionsResponse) error {
 		switch {
 		case resp.ErrorCode == kerr.InvalidRegularExpression.Code:
-			return nil, usagef("--pattern %q is no regular expression", pattern)
+			return usagef("--pattern %q is no regular expression", pattern)
 		case resp.ErrorCode != 0:
-			errs = append(errs, kerr.ErrorForCode(resp.ErrorCode))
-			continue
+			return kerr.ErrorForCode(resp.ErrorCode)
 		case resp.Version < needs:
-			errs = append(errs, fmt.Errorf("broker %d is too old to filter by age or by pattern; leave out --older-than and --pattern", shard.Meta.NodeID))
-			continue
+			return fmt.Errorf("broker %d is too old to filter by age or by pattern; leave out --older-than and --pattern", id)
 		}
 		for _, t := range resp.TransactionStates {
-			list = append(list, listedTxn{t.TransactionalID, t.TransactionState, t.ProducerID, shard.Meta.NodeID})
+			list = append(list, listedTxn{t.TransactionalID, t.TransactionState, t.ProducerID, id})
 		}
-	}
+		return nil
+	})
 	slices.SortFunc(list, func(a, b listedTxn) int { return strings.Compare(a.ID, b.ID) })
-	if len(errs) == 0 {
-		return list, nil
-	}
-	return list, errs[0]
+	return list, err
 }
 
 type describedTxn struct {
