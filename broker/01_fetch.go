@@ -31,6 +31,9 @@ import (
 //     nothing per partition until one of them grows. Its deadline is the
 //     connection writer's timer.
 //   - At least one batch is returned if there is one, whatever the limits.
+//   - A fetch of another broker, which has proved to be one, is a follower's: it
+//     is sent what is not durable here yet, and its offset says what is durable
+//     there.
 //
 // Versions: 7 sessions, 12 divergence by epoch, 13 topic ids, 15 replica
 // state, 16 endpoints of a new leader.
@@ -47,6 +50,7 @@ type fetch struct {
 	keep    bool // the session outlives the request
 	full    bool // the answer names every partition
 	max     int64
+	copier  *copier // nil: a consumer's
 	started time.Time
 	end     time.Time // when the client stops waiting
 
@@ -99,15 +103,19 @@ func (b *Broker) fetch(r *request) error {
 	wait := time.Duration(min(max(req.MaxWaitMillis, 0), maxFetchWaitMs)) * time.Millisecond
 	f.end = f.started.Add(wait)
 
+	// Only brokers replicate (CVE-2018-1288: a forged follower moves the high
+	// watermark).
+	replica := req.ReplicaID >= 0 || req.ReplicaState.ID >= 0
+	if replica && r.c.peer != nil && r.c.peer.id == req.ReplicaState.ID {
+		f.copier = &copier{id: req.ReplicaState.ID, epoch: req.ReplicaState.Epoch}
+	}
 	if code := f.open(); code != 0 {
 		resp := req.ResponseKind().(*kmsg.FetchResponse)
 		resp.ErrorCode = code
 		r.p.respond(resp)
 		return nil
 	}
-	if req.ReplicaID >= 0 || req.ReplicaState.ID >= 0 {
-		// Only brokers replicate, and not over a client's listener
-		// (CVE-2018-1288: a forged follower moves the high watermark).
+	if replica && f.copier == nil {
 		f.refuseAll(protocol.CodeClusterAuthorizationFailed)
 		f.finish()
 		return nil
@@ -138,7 +146,7 @@ func (f *fetch) open() int16 {
 			return protocol.CodeFetchSessionIDNotFound
 		}
 		s.mu.Lock()
-		if s.busy || s.epoch != req.SessionEpoch || s.watches == nil {
+		if s.busy || s.epoch != req.SessionEpoch || s.watches == nil || s.copies != (f.copier != nil) {
 			s.mu.Unlock()
 			return protocol.CodeInvalidFetchSessionEpoch
 		}
@@ -157,7 +165,7 @@ func (f *fetch) open() int16 {
 		f.b.sessions.remove(req.SessionID)
 	}
 	f.full = true
-	f.s = &session{watches: make(map[partitionKey]*watch, n), busy: true, lastUsed: f.started.UnixMilli()}
+	f.s = &session{watches: make(map[partitionKey]*watch, n), busy: true, lastUsed: f.started.UnixMilli(), copies: f.copier != nil}
 	f.update()
 	if req.SessionEpoch == 0 && req.Version >= 7 && n > 0 && f.b.sessions.create(f.s, f.started) {
 		f.keep = true
@@ -195,7 +203,7 @@ func (f *fetch) update() bool {
 			}
 			if w == nil {
 				w = &watch{s: s, r: f.b.replicas.byKey(k)}
-				w.p.toldHW, w.p.toldLogStart = -1, -1
+				w.p.toldHW, w.p.toldLogStart, w.p.toldRemoteEnd = -1, -1, -1
 				s.watches[k] = w
 				if f.full {
 					s.order = append(s.order, w)
@@ -206,6 +214,7 @@ func (f *fetch) update() bool {
 			w.p.key = k
 			w.p.fetchOffset, w.p.maxBytes = p.FetchOffset, p.PartitionMaxBytes
 			w.p.currentEpoch, w.p.lastFetchedEpoch = p.CurrentLeaderEpoch, p.LastFetchedEpoch
+			w.p.news = true
 			if !w.dirty {
 				w.dirty = true
 				s.dirty = append(s.dirty, w)
@@ -341,7 +350,23 @@ func (f *fetch) read(res *fetchResult, room int64) {
 		res.code = protocol.CodeOffsetOutOfRange
 		return
 	}
+	if f.copier != nil {
+		if p.news {
+			p.news = false
+			if r.fetched(f.copier, v.Epoch, p.fetchOffset) {
+				v = *r.view.Load()
+				res.view = v
+			}
+		}
+		if p.fetchOffset < r.localStart() {
+			res.code = protocol.CodeOffsetMovedToTieredStorage
+			return
+		}
+	}
 	bound := v.HighWatermark
+	if f.copier != nil {
+		bound = v.LogEnd
+	}
 	if f.req.IsolationLevel == 1 {
 		bound = v.LastStableOffset
 	}
@@ -358,12 +383,16 @@ func (f *fetch) read(res *fetchResult, room int64) {
 		res.skipped = true
 		return
 	}
-	if p.fetchOffset < r.localStart() {
+	if p.fetchOffset < r.localStart() && f.copier == nil {
 		res.cold, res.coldMax = true, int(max(limit, 1))
 		return
 	}
 	run, err := f.b.log_.Read(r.localID(), p.fetchOffset, int(max(limit, 1)), bound)
 	if err != nil {
+		if f.copier != nil && errors.Is(err, wal.ErrOutOfRange) {
+			res.code = protocol.CodeOffsetMovedToTieredStorage // reclaimed in between
+			return
+		}
 		if errors.Is(err, wal.ErrOutOfRange) && p.fetchOffset < r.localStart() {
 			res.cold, res.coldMax = true, int(max(limit, 1)) // reclaimed in between
 			return
@@ -372,7 +401,7 @@ func (f *fetch) read(res *fetchResult, room int64) {
 		if f.b.errorLog.Allow() {
 			f.b.log.Error("read of the local log failed", "partition", r.String(), "offset", p.fetchOffset, "remote_end", v.RemoteEnd, "err", err)
 		}
-		if p.fetchOffset < v.RemoteEnd {
+		if p.fetchOffset < v.RemoteEnd && f.copier == nil {
 			// What the disk cannot give, the bucket still has.
 			res.cold, res.coldMax = true, int(max(limit, 1))
 			return
@@ -714,9 +743,9 @@ func (f *fetch) finish() {
 		case res.skipped || res.cold || res.code != 0:
 			again = append(again, res.w)
 		}
-		changed := res.view.HighWatermark != p.toldHW || res.view.LogStart != p.toldLogStart
+		changed := res.view.HighWatermark != p.toldHW || res.view.LogStart != p.toldLogStart || f.copier != nil && res.view.RemoteEnd != p.toldRemoteEnd
 		if f.full || res.bytes > 0 || res.code != 0 || res.divergeEpoch >= 0 || changed {
-			p.toldHW, p.toldLogStart = res.view.HighWatermark, res.view.LogStart
+			p.toldHW, p.toldLogStart, p.toldRemoteEnd = res.view.HighWatermark, res.view.LogStart, res.view.RemoteEnd
 			if res.code != 0 {
 				p.toldHW = -1 // so that the end of the error is told, too
 			}
@@ -741,7 +770,7 @@ func (f *fetch) finish() {
 	} else {
 		s.detach()
 	}
-	parts, free := encodeFetch(f.p.hdr, f.req, id, told)
+	parts, free := encodeFetch(f.p.hdr, f.req, id, told, f.copier != nil)
 	charged, wasted, results := f.charged, f.wasted, f.results
 	release := func() {
 		for i := range results {
@@ -753,6 +782,8 @@ func (f *fetch) finish() {
 		f.b.wasted.add(-wasted)
 		free()
 	}
-	f.b.ev.Fetched(f.have)
+	if f.copier == nil {
+		f.b.ev.Fetched(f.have)
+	}
 	f.p.complete(parts, release)
 }

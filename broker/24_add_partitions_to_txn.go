@@ -6,6 +6,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/varve/varve/broker/protocol"
+	"github.com/varve/varve/metadata/image"
 )
 
 // AddPartitionsToTxn (key 24), versions 0 to 5.
@@ -115,21 +116,70 @@ func (b *Broker) unwritable(topics []kmsg.AddPartitionsToTxnRequestTransactionTo
 	return nil
 }
 
-// verifyTxn asks the coordinator of a transaction, which is this broker, whether
-// partitions are in it, or with add to put them there, all with one record. It
-// answers one code for each partition of each topic.
+// verifyTxn asks the coordinator of a transaction whether partitions are in it,
+// or with add to put them there, all with one record. It answers one code for
+// each partition of each topic.
 func (b *Broker) verifyTxn(ctx context.Context, transactionalID string, producerID int64, epoch int16, topics []kmsg.AddPartitionsToTxnRequestTransactionTopic, add bool) [][]int16 {
 	t := kmsg.NewAddPartitionsToTxnRequestTransaction()
 	t.TransactionalID, t.ProducerID, t.ProducerEpoch, t.VerifyOnly = transactionalID, producerID, epoch, !add
 	t.Topics = topics
-	const asksAbortable = 5
-	got := b.addPartitions(ctx, asksAbortable, []kmsg.AddPartitionsToTxnRequestTransaction{t})[0]
+	got := b.inTransaction(ctx, t)
 	codes := make([][]int16, len(topics))
 	for i := range codes {
 		codes[i] = make([]int16, len(topics[i].Partitions))
 		for j := range codes[i] {
-			codes[i][j] = got.Topics[i].Partitions[j].ErrorCode
+			codes[i][j] = got(i, j)
 		}
 	}
 	return codes
+}
+
+// inTransaction asks the coordinator of a transaction, here or on another
+// broker, about its partitions. What it returns gives the code of a partition by
+// its place in the question.
+func (b *Broker) inTransaction(ctx context.Context, t kmsg.AddPartitionsToTxnRequestTransaction) func(topic, partition int) int16 {
+	const version = 5 // knows TRANSACTION_ABORTABLE
+	all := func(code int16) func(int, int) int16 { return func(int, int) int16 { return code } }
+	read := func(got kmsg.AddPartitionsToTxnResponseTransaction) func(int, int) int16 {
+		for i := range t.Topics {
+			if i >= len(got.Topics) || len(got.Topics[i].Partitions) != len(t.Topics[i].Partitions) {
+				return all(protocol.CodeUnknownServerError)
+			}
+		}
+		return func(i, j int) int16 { return got.Topics[i].Partitions[j].ErrorCode }
+	}
+	index, err := b.partitionFor(ctx, txnTopic, t.TransactionalID)
+	if err != nil {
+		return all(protocol.CodeCoordinatorNotAvailable)
+	}
+	to := b.leaderElsewhere(txnTopic, index)
+	if to == nil {
+		return read(b.addPartitions(ctx, version, []kmsg.AddPartitionsToTxnRequestTransaction{t})[0])
+	}
+	req := kmsg.NewPtrAddPartitionsToTxnRequest()
+	req.Version, req.Transactions = version, []kmsg.AddPartitionsToTxnRequestTransaction{t}
+	resp := req.ResponseKind().(*kmsg.AddPartitionsToTxnResponse)
+	// Partitions may be added twice.
+	if err := b.peers.ask(ctx, to, req, resp, txnReplyTimeout, true); err != nil {
+		b.log.Warn("the coordinator of a transaction did not answer", "broker", to.ID, "err", err)
+		return all(protocol.CodeCoordinatorNotAvailable)
+	}
+	if resp.ErrorCode != 0 || len(resp.Transactions) != 1 {
+		return all(protocol.CodeCoordinatorNotAvailable)
+	}
+	return read(resp.Transactions[0])
+}
+
+// leaderElsewhere is the broker that leads a partition, or nil if that is this
+// one or nobody.
+func (b *Broker) leaderElsewhere(topic string, index int32) *image.Broker {
+	im := b.meta.Image()
+	t := im.Topic(topic)
+	if t == nil || index < 0 || int(index) >= len(t.Partitions) {
+		return nil
+	}
+	if leader := t.Partitions[index].Leader; leader != b.opts.BrokerID {
+		return im.Broker(leader)
+	}
+	return nil
 }

@@ -95,7 +95,7 @@ const maxMarkers = 100_000
 // (Kafka's request.timeout.ms). They may be all the same.
 const markersTimeout = 30 * time.Second
 
-func (b *Broker) writeTxnMarkers(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
+func (b *Broker) writeTxnMarkers(ctx context.Context, r *request, in kmsg.Request) kmsg.Response {
 	ctx, cancel := context.WithTimeout(ctx, markersTimeout)
 	defer cancel()
 	req := in.(*kmsg.WriteTxnMarkersRequest)
@@ -155,7 +155,13 @@ func (b *Broker) writeTxnMarkers(ctx context.Context, _ *request, in kmsg.Reques
 				o.code.Store(waits)
 				all = append(all, o)
 				left.Add(1)
-				b.writeClientMarker(ctx, topic, p, marker, func(code int16) {
+				write := b.writeClientMarker
+				if r.c != nil && r.c.peer != nil {
+					write = func(_ context.Context, topic string, index int32, m txnMarker, done func(int16)) {
+						b.writeMarker(topic, index, m, done)
+					}
+				}
+				write(ctx, topic, p, marker, func(code int16) {
 					o.code.Store(int32(code))
 					settled()
 				})

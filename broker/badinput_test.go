@@ -330,8 +330,8 @@ func TestVersions(t *testing.T) {
 			versions = append(versions, 0, 1, 2) // advertised, but not served
 		}
 		for _, v := range versions {
-			if key == 18 {
-				continue
+			if key == 18 || v == 0 && (key == 17 || key == 36 || key == 58) {
+				continue // the last are of brokers among themselves: TestPeers
 			}
 			c := dial(t, b)
 			c.send(framed(header(key, v, 7, []byte{0}), make([]byte, 8)))

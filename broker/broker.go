@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -46,6 +47,8 @@ type Log interface {
 	Bounds(p wal.PartitionID) (start, end int64)
 	BytesBetween(p wal.PartitionID, from, to int64) int64
 	Trim(p wal.PartitionID, start int64, done func(error))
+	Truncate(p wal.PartitionID, offset int64, done func(error))
+	HighWatermark(p wal.PartitionID, hw int64)
 	SetReclaimable(p wal.PartitionID, below int64)
 	Stats() wal.Stats
 }
@@ -55,6 +58,7 @@ type Tier interface {
 	Lead(ctx context.Context, r tiering.Replica) (tiering.State, error)
 	Moved()
 	Resign(topicID [16]byte, partition int32)
+	Peek(ctx context.Context, topicID [16]byte, partition int32) (tiering.State, error)
 	State(topicID [16]byte, partition int32) (tiering.State, bool)
 	Read(ctx context.Context, topicID [16]byte, partition int32, offset int64, maxBytes int) (tiering.Run, error)
 	FindTimestamp(ctx context.Context, topicID [16]byte, partition int32, timestamp int64) (tiering.Run, bool, error)
@@ -73,6 +77,9 @@ type Metadata interface {
 	CreatePartitions(ctx context.Context, topics []controller.Growth, validateOnly bool) []controller.Result
 	AlterConfigs(ctx context.Context, resources []controller.AlterResource, incremental, validateOnly bool) []controller.Result
 	AllocateProducerIDs(ctx context.Context) (first int64, count int32, err error)
+	AlterPartition(ctx context.Context, c controller.AlterPartition) controller.Reply
+	Execute(ctx context.Context, command []byte) ([]byte, error)
+	BrokerEpoch() int64
 }
 
 // Options are what a broker is made of.
@@ -90,6 +97,12 @@ type Options struct {
 	GroupBytes int64
 	// TxnBytes bounds the state of transactional ids; 0 is a default.
 	TxnBytes int64
+
+	// ClusterSecret is what brokers prove to each other that they know. Without
+	// one, no other broker is believed.
+	ClusterSecret []byte
+	// Dial connects to another broker; nil: by TCP.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
 
 	Log      Log
 	Tier     Tier
@@ -116,6 +129,8 @@ type Broker struct {
 	meta  Metadata
 	ev    *Events
 	apis  apiTable
+	among apiTable // beside them, on the inter-broker listener
+	peers peers
 	start time.Time
 
 	requests  *budget
@@ -126,6 +141,7 @@ type Broker struct {
 	wasted    *gauge   // of the buffers that answers lie in, what is not of the answers
 
 	replicas *replicas
+	fetchers *fetchers
 	sessions *sessions
 	groups   *coordinator.Coordinator
 	txns     *coordinator.Transactions
@@ -155,6 +171,11 @@ func New(o Options) (*Broker, error) {
 		o.Events = &Events{}
 	}
 	o.Events.fill()
+	if o.Dial == nil {
+		o.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", address)
+		}
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s := o.Settings
 	b := &Broker{
@@ -170,13 +191,16 @@ func New(o Options) (*Broker, error) {
 		ctx: ctx, cancel: cancel,
 		conns: map[*conn]struct{}{}, perIP: map[string]int{},
 	}
+	b.peers = peers{b: b, idle: map[peerKey][]*link{}}
 	b.cfg.Store(s)
 	b.topics.Store(newTopicView(o.Metadata.Image()))
 	b.replicas = newReplicas(b, o.Log.Partitions())
+	b.fetchers = &fetchers{b: b, byLeader: map[int32]*fetcher{}}
 	b.groups = b.newGroups()
 	b.txns = b.newTransactions()
 	b.verifyTransaction = newTxnVerifier(b)
 	b.registerAPIs()
+	b.registerPeerAPIs()
 	return b, nil
 }
 
@@ -216,9 +240,12 @@ func (b *Broker) reconfigure(prev, next *image.Image) {
 	}
 }
 
-// Run does what has to be done from time to time, until ctx ends: local
-// retention, and forgetting producers that are gone.
+// Run does what has to be done from time to time, until ctx ends: in-sync
+// replicas, local retention, and forgetting producers that are gone.
 func (b *Broker) Run(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { b.keepISR(ctx) })
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	expired := time.Now()
@@ -266,7 +293,7 @@ func (b *Broker) Ready() error {
 		r.mu.Lock()
 		// A suspect partition waits for an operator, and the others must not
 		// wait with it.
-		if r.lead != nil && !r.started && !errors.Is(r.offline, errSuspect) {
+		if r.leads && !r.started && !errors.Is(r.offline, errSuspect) {
 			waiting++
 			example = r.String()
 			if r.offline != nil {
@@ -315,5 +342,7 @@ func (b *Broker) Close(ctx context.Context) error {
 	b.Checkpoint() // a restart has less to replay
 	b.cancel()
 	b.replicas.close()
+	b.fetchers.close()
+	b.peers.close()
 	return err
 }

@@ -50,6 +50,9 @@ type conn struct {
 	produceReq protocol.ProduceRequest // decoded into again and again; used by the reader alone
 	txns       txnQueue
 
+	peer  *peer     // the broker that has proved to be at the other end; used by the reader alone
+	proof peerProof // on the way there
+
 	softwareName    string
 	softwareVersion string
 
@@ -345,6 +348,9 @@ func (c *conn) handle(frame []byte, buf *slab.Buf, charge int64) (err error) {
 	}
 	c.clientID = hdr.ClientID
 	a := c.b.apis.find(hdr.Key)
+	if a == nil && c.listener.interBroker {
+		a = c.b.among.find(hdr.Key)
+	}
 	if a == nil {
 		buf.Release()
 		return fmt.Errorf("%w: %s (%d) is not served", protocol.ErrUnknownKey, protocolName(hdr.Key), hdr.Key)

@@ -20,6 +20,9 @@ type Events struct {
 	RestartedAtRemoteEnd func()
 	GroupRebalanced      func(protocol string) // classic, consumer
 	TransactionEnded     func(outcome string)  // commit, abort, fenced, timeout
+	PeerRefused          func()                // a connection said to be a broker's, and was not
+	Copied               func(bytes int)       // from a leader, durable now
+	CorruptCopy          func()                // a leader sent what cannot be right
 	LeaderStarted        func()
 	LeaderStopped        func()
 }
@@ -37,6 +40,8 @@ func (e *Events) fill() {
 	set(&e.LocalReadFailed)
 	set(&e.Panic)
 	set(&e.RestartedAtRemoteEnd)
+	set(&e.PeerRefused)
+	set(&e.CorruptCopy)
 	set(&e.LeaderStarted)
 	set(&e.LeaderStopped)
 	if e.Connections == nil {
@@ -50,6 +55,9 @@ func (e *Events) fill() {
 	}
 	if e.ProduceFailed == nil {
 		e.ProduceFailed = func(int16) {}
+	}
+	if e.Copied == nil {
+		e.Copied = func(int) {}
 	}
 	if e.Fetched == nil {
 		e.Fetched = func(int64) {}

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"encoding/binary"
 	"net"
 	"sync"
 
@@ -15,7 +16,7 @@ var fetchEncoders = sync.Pool{New: func() any { return new(protocol.FetchEncoder
 // encodeFetch lays out the answer around the records, which stay where they
 // are: the parts go to the socket in one vectored write. free gives the
 // skeleton back once they are sent.
-func encodeFetch(h protocol.RequestHeader, req *kmsg.FetchRequest, session int32, results []fetchResult) (parts net.Buffers, free func()) {
+func encodeFetch(h protocol.RequestHeader, req *kmsg.FetchRequest, session int32, results []fetchResult, copies bool) (parts net.Buffers, free func()) {
 	e := fetchEncoders.Get().(*protocol.FetchEncoder)
 	topics := 0
 	for i := range results {
@@ -45,6 +46,9 @@ func encodeFetch(h protocol.RequestHeader, req *kmsg.FetchRequest, session int32
 			}
 			if res.divergeEpoch >= 0 {
 				p.DivergingEpoch = &protocol.EpochEndOffset{Epoch: res.divergeEpoch, EndOffset: res.divergeEnd}
+			}
+			if copies && res.code == 0 {
+				p.Tags = []protocol.Tag{{Number: remoteEndTag, Value: binary.BigEndian.AppendUint64(nil, uint64(res.view.RemoteEnd))}}
 			}
 			e.Partition(&p, res.chunks)
 		}

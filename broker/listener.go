@@ -22,6 +22,8 @@ type listener struct {
 	nl       net.Listener
 	endpoint image.Endpoint
 	creation *rate.Limiter // max.connection.creation.rate
+
+	interBroker bool // brokers talk to this one over it
 }
 
 func (l *listener) close() { l.nl.Close() }
@@ -62,7 +64,7 @@ func Bind(cfg *config.BrokerConfig, log *slog.Logger) (*Bound, []image.Endpoint,
 			log.Warn("a plaintext listener is reachable from other machines: whoever reaches it can read, write and delete everything",
 				"listener", ls.Name, "address", nl.Addr().String())
 		}
-		l := &listener{name: ls.Name, nl: nl, endpoint: ep, creation: rate.NewLimiter(rate.Inf, 0)}
+		l := &listener{name: ls.Name, nl: nl, endpoint: ep, creation: rate.NewLimiter(rate.Inf, 0), interBroker: ls.InterBroker}
 		l.limit(cfg)
 		bound.listeners = append(bound.listeners, l)
 		out = append(out, ep)

@@ -37,24 +37,27 @@ type replica struct {
 	view   atomic.Pointer[partition.View] // what readers see; never nil
 	pid    atomic.Uint64                  // wal.PartitionID, 0 until there is a local log
 
-	mu       sync.Mutex
-	st       *partition.State
-	recov    *wal.Recovered // what the log held at start, until the first leadership takes it
-	waiting  []appendWait   // appended, not yet below the high watermark; ascending by end
-	ages     []ageMark      // when what is not uploaded yet was appended; ascending
-	unsaved  bool           // producer state changed since its last snapshot in the log
-	savedAt  int64          // offset of that snapshot, -1 without one
-	maxTS    int64          // largest batch timestamp appended since start, -1 without one
-	started  bool           // leads and serves
-	stopped  bool           // deleted or moved away: for good
-	lastSeen int32          // leader epoch of the last image applied
-	term     partition.Term // the leadership that metadata gave this broker last
-	offline  error          // why the partition does not serve although it should
+	mu        sync.Mutex
+	st        *partition.State
+	recov     *wal.Recovered // what the log held at start, until the first leadership takes it
+	waiting   []appendWait   // appended, not yet below the high watermark; ascending by end
+	ages      []ageMark      // when what is not uploaded yet was appended; ascending
+	unsaved   bool           // producer state changed since its last snapshot in the log
+	savedAt   int64          // offset of that snapshot, -1 without one
+	maxTS     int64          // largest batch timestamp appended since start, -1 without one
+	started   bool           // leads and serves
+	leads     bool           // is to lead
+	following bool           // copies from a leader
+	stopped   bool           // deleted or moved away: for good
+	lastSeen  int32          // leader epoch of the last image applied
+	term      partition.Term // the leadership that metadata gave this broker last
+	offline   error          // why the partition does not serve although it should
 
-	lead context.CancelFunc // ends what goes on for the current leadership
+	role context.CancelFunc // ends what goes on for the current role; nil without one
 
 	watchMu sync.Mutex
 	watches map[*watch]struct{}
+	copiers atomic.Int32 // of watches, those of followers; changed with watchMu held
 }
 
 // appendWait is one append that somebody waits for.
@@ -98,17 +101,21 @@ func (r *replica) localStart() int64 {
 // publish makes the state visible to readers. Called with mu held.
 func (r *replica) publish() {
 	v := r.st.View()
-	if !r.started {
+	if !r.started && !r.following {
 		v.Role = partition.Offline
+	}
+	if len(r.term.Replicas) > 1 && v.HighWatermark != r.view.Load().HighWatermark {
+		// With one replica, all that is durable is below it.
+		r.b.log_.HighWatermark(r.localID(), v.HighWatermark)
 	}
 	r.view.Store(&v)
 	r.b.tier.Moved()
 }
 
-// keepTrying takes the leadership over again and again until it succeeds or
-// ends: the metadata store or the bucket may be away.
-func (r *replica) keepTrying(ctx context.Context, err error) {
-	backoff := 50 * time.Millisecond
+// keepTrying takes a role up again and again until it succeeds or ends: the
+// metadata store or the bucket may be away.
+func (r *replica) keepTrying(ctx context.Context, role string, err error, try func(context.Context) error) {
+	backoff := shortestBackoff
 	for {
 		if ctx.Err() != nil {
 			return
@@ -116,22 +123,28 @@ func (r *replica) keepTrying(ctx context.Context, err error) {
 		r.mu.Lock()
 		r.offline = err
 		r.mu.Unlock()
-		if errors.Is(err, errSuspect) {
+		switch {
+		case !errors.Is(err, errSuspect):
+			r.b.log.Warn(role+" not taken up yet", "partition", r.String(), "err", err)
+		case r.toLead():
 			r.b.log.Error("partition stays offline", "partition", r.String(), "err", err)
 			return
+		case backoff == shortestBackoff:
+			r.b.log.Error("damaged local log: it is given up as soon as the others do not count on it", "partition", r.String(), "err", err)
 		}
-		r.b.log.Warn("leadership not taken over yet", "partition", r.String(), "err", err)
 		select {
 		case <-time.After(backoff):
 		case <-ctx.Done():
 			return
 		}
 		backoff = min(2*backoff, 5*time.Second)
-		if err = r.tryLead(ctx); err == nil {
+		if err = try(ctx); err == nil {
 			return
 		}
 	}
 }
+
+const shortestBackoff = 50 * time.Millisecond
 
 // errSuspect keeps a partition offline: serving it could serve wrong records,
 // and cutting it could lose acknowledged ones.
@@ -149,6 +162,12 @@ func (r *replica) tryLead(ctx context.Context) error {
 	rec, st, epoch := r.recov, r.st, r.term.Epoch
 	r.mu.Unlock()
 
+	if st != nil && st.View().LogEnd < state.RemoteEnd {
+		// It was not in sync, and is elected all the same: an operator's word.
+		r.b.log.Warn("local log dropped: it ends below the remote end", "partition", r.String(), "local_end", st.View().LogEnd, "remote_end", state.RemoteEnd)
+		r.dropLocal(r.localID())
+		st = nil
+	}
 	if st == nil && rec != nil && rec.Suspect && rec.ClaimedEnd > state.RemoteEnd {
 		// What is damaged may be in the bucket; the rest of what was acknowledged is only here.
 		if whole, ok := r.b.log_.Skip(rec.ID, state.RemoteEnd); ok {
@@ -177,8 +196,7 @@ func (r *replica) tryLead(ctx context.Context) error {
 			// holds is older than that, or of a lost history.
 			r.b.log.Warn("local log dropped: it ends below the remote end", "partition", r.String(),
 				"local_end", rec.End, "remote_end", state.RemoteEnd)
-			r.b.log_.Drop(rec.ID, nil)
-			r.pid.Store(0)
+			r.dropLocal(rec.ID)
 		default:
 			if st, err = r.restore(ctx, rec, state); err != nil {
 				return fmt.Errorf("restore producer state: %w", err)
@@ -190,16 +208,15 @@ func (r *replica) tryLead(ctx context.Context) error {
 			return err
 		}
 	}
-	st.LiftTo(state.RemoteEnd, state.LogStart)
-
 	r.mu.Lock()
 	if ctx.Err() != nil || r.stopped {
 		r.mu.Unlock()
 		return ctx.Err()
 	}
+	st.LiftTo(state.RemoteEnd, state.LogStart)
 	t := r.term
 	r.st, r.recov, r.offline = st, nil, nil
-	began, err := st.Lead(t)
+	began, err := st.Lead(t, time.Now().UnixMilli())
 	if err != nil {
 		r.mu.Unlock()
 		return err
@@ -254,37 +271,9 @@ func (r *replica) restore(ctx context.Context, rec *wal.Recovered, state tiering
 			}
 		}
 	}
-	from = max(from, rec.Start)
-	maxTS := int64(-1)
-	for from < rec.End {
-		run, err := r.b.log_.Read(rec.ID, from, 4<<20, rec.End)
-		if err != nil {
-			return nil, fmt.Errorf("read [%d, %d) of the local log: %w", from, rec.End, err)
-		}
-		if run.Next <= from {
-			run.Release()
-			return nil, fmt.Errorf("the local log has no batch at %d although it ends at %d", from, rec.End)
-		}
-		for _, chunk := range run.Chunks {
-			err = batch.Walk(chunk, func(h batch.Header, b []byte) error {
-				maxTS = max(maxTS, h.MaxTimestamp)
-				if h.ProducerID >= 0 && h.BaseOffset >= from {
-					producers.Apply(h, b)
-				}
-				return nil
-			})
-			if err != nil {
-				break
-			}
-		}
-		from = run.Next
-		run.Release()
-		if err != nil {
-			return nil, err
-		}
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
+	maxTS, err := r.replay(ctx, rec.ID, producers, max(from, rec.Start), rec.End)
+	if err != nil {
+		return nil, err
 	}
 	r.mu.Lock()
 	r.maxTS = max(r.maxTS, maxTS)
@@ -302,6 +291,43 @@ func (r *replica) restore(ctx context.Context, rec *wal.Recovered, state tiering
 		LogEnd:   rec.End, HighWatermark: rec.HighWatermark, RemoteEnd: state.RemoteEnd,
 		Lineage: rec.Lineage, Producers: producers,
 	}), nil
+}
+
+// replay applies the batches of [from, to) of a local log to a producer state,
+// and returns their largest timestamp.
+func (r *replica) replay(ctx context.Context, id wal.PartitionID, producers *producer.State, from, to int64) (maxTS int64, err error) {
+	maxTS = -1
+	for from < to {
+		run, err := r.b.log_.Read(id, from, 4<<20, to)
+		if err != nil {
+			return maxTS, fmt.Errorf("read [%d, %d) of the local log: %w", from, to, err)
+		}
+		if run.Next <= from {
+			run.Release()
+			return maxTS, fmt.Errorf("the local log has no batch at %d although it ends at %d", from, to)
+		}
+		for _, chunk := range run.Chunks {
+			err = batch.Walk(chunk, func(h batch.Header, b []byte) error {
+				maxTS = max(maxTS, h.MaxTimestamp)
+				if h.ProducerID >= 0 && h.BaseOffset >= from {
+					producers.Apply(h, b)
+				}
+				return nil
+			})
+			if err != nil {
+				break
+			}
+		}
+		from = run.Next
+		run.Release()
+		if err != nil {
+			return maxTS, err
+		}
+		if err := ctx.Err(); err != nil {
+			return maxTS, err
+		}
+	}
+	return maxTS, nil
 }
 
 // startLocal begins a local log: at the start for a new partition, at the
@@ -322,8 +348,10 @@ func (r *replica) startLocal(ctx context.Context, state tiering.State) (*partiti
 			}
 			producers = p
 		}
-		r.b.log.Warn("local log starts at the remote end: records that were acknowledged but not uploaded are lost if this broker was the only replica",
-			"partition", r.String(), "remote_end", start)
+		if r.toLead() {
+			r.b.log.Warn("local log starts at the remote end: records that were acknowledged but not uploaded are lost if this broker was the only replica",
+				"partition", r.String(), "remote_end", start)
+		}
 		r.b.ev.RestartedAtRemoteEnd()
 	}
 	producers.SetLimit(r.b.conf().MaxProducersPerPartition)
@@ -338,15 +366,21 @@ func (r *replica) startLocal(ctx context.Context, state tiering.State) (*partiti
 	}), nil
 }
 
+func (r *replica) toLead() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.leads
+}
+
 // resign ends the leadership: whoever waits is told to look for the leader.
 func (r *replica) resign(epoch int32, code int16) {
 	r.mu.Lock()
-	if r.lead != nil {
-		r.lead()
-		r.lead = nil
+	if r.role != nil {
+		r.role()
+		r.role = nil
 	}
 	was := r.started
-	r.started = false
+	r.started, r.leads, r.following = false, false, false
 	waiting := r.waiting
 	r.waiting = nil
 	if r.st != nil {
@@ -448,6 +482,7 @@ func (r *replica) append(a *appendArgs) partition.Decision {
 		Done: func(err error) { r.durable(end, err) },
 	})
 	r.mu.Unlock()
+	r.appended(int64(len(a.bytes)))
 	return d
 }
 
@@ -548,7 +583,7 @@ func (r *replica) snapshot() { r.snapshotFor(0) }
 func (r *replica) snapshotFor(start int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.started || !r.unsaved && (start == 0 || r.savedAt >= start) {
+	if !r.started && !r.following || !r.unsaved && (start == 0 || r.savedAt >= start) {
 		return
 	}
 	end := r.st.View().LogEnd
@@ -682,6 +717,7 @@ func (r *replica) stop() {
 	epoch := r.lastSeen
 	r.mu.Unlock()
 	r.resign(epoch, protocol.CodeUnknownTopicOrPartition)
+	r.b.fetchers.remove(r)
 	if id := r.localID(); id != 0 {
 		r.b.log_.Drop(id, nil)
 	}
@@ -743,7 +779,7 @@ func (r *replica) aborted(from, to int64) []producer.Aborted {
 func (r *replica) retainLocally(nowMs int64) {
 	v := r.view.Load()
 	cfg := r.cfg()
-	if v.Role != partition.Leader || cfg == nil || cfg.LocalRetentionBytes < 0 && cfg.LocalRetentionMs < 0 {
+	if v.Role == partition.Offline || cfg == nil || cfg.LocalRetentionBytes < 0 && cfg.LocalRetentionMs < 0 {
 		return
 	}
 	id := r.localID()
@@ -785,7 +821,7 @@ func (r *replica) retainLocally(nowMs int64) {
 func (r *replica) expireProducers(nowMs, expirationMs int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.started {
+	if r.started || r.following {
 		r.st.ExpireProducers(nowMs, expirationMs)
 	}
 }

@@ -56,8 +56,9 @@ func (s *told) is(codes ...int16) bool { return slices.Equal(s.codes, codes) }
 func TestRepetitionsWaitForTheFirst(t *testing.T) {
 	leads := func(end, hw int64, isr ...int32) *replica {
 		r := &replica{b: &Broker{tier: deafTier{}}, started: true, watches: map[*watch]struct{}{}}
+		r.view.Store(&partition.View{})
 		r.st = partition.New(1, partition.Recovered{LogEnd: end, HighWatermark: hw})
-		if _, err := r.st.Lead(partition.Term{Epoch: 1, Replicas: []int32{1, 2}, ISR: isr, MinISR: 1}); err != nil {
+		if _, err := r.st.Lead(partition.Term{Epoch: 1, Replicas: []int32{1, 2}, ISR: isr, MinISR: 1}, 0); err != nil {
 			t.Fatal(err)
 		}
 		r.publish()
@@ -103,7 +104,7 @@ func TestRepetitionsWaitForTheFirst(t *testing.T) {
 	if !one.is(protocol.CodeNone) || !all.is() {
 		t.Errorf("durable and not committed: acks=1 %v, acks=all %v", one, all)
 	}
-	r.st.FollowerDurable(2, 10)
+	r.st.Fetched(2, 1, 10, 0)
 	if _, to, _ := r.settle(10); to != nil {
 		to.settle(protocol.CodeNone)
 	}
@@ -159,7 +160,7 @@ func TestAppendOutlastsLeadership(t *testing.T) {
 				r.mu.Lock()
 				defer r.mu.Unlock()
 				r.term = partition.Term{Epoch: epoch, Replicas: []int32{1}, ISR: []int32{1}, MinISR: 1}
-				if _, err := r.st.Lead(r.term); err != nil {
+				if _, err := r.st.Lead(r.term, 0); err != nil {
 					t.Fatal(err)
 				}
 				r.publish()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/varve/varve/broker/partition"
 	"github.com/varve/varve/broker/protocol"
@@ -12,8 +13,8 @@ import (
 	"github.com/varve/varve/wal"
 )
 
-// maxLeading bounds how many partitions take over their leadership at one
-// time: each reads one manifest head.
+// maxLeading bounds how many partitions take up their role at one time: each
+// reads one manifest head.
 const maxLeading = 64
 
 // replicas are the partitions that this broker has a replica of. They follow
@@ -27,7 +28,7 @@ type replicas struct {
 	recovered map[logKey]*wal.Recovered // local logs found at start that nobody has claimed yet
 
 	admitted bool          // as of the last image; used by apply alone
-	leading  chan struct{} // a token per leadership being taken over
+	leading  chan struct{} // a token per role being taken up
 	wg       sync.WaitGroup
 }
 
@@ -200,55 +201,75 @@ func (rs *replicas) open(t *image.Topic, index int32) *replica {
 	return r
 }
 
-// follow applies the partition's state to the replica: lead, or stop leading.
+// follow applies the partition's state to the replica: lead, follow, or neither.
 func (rs *replicas) follow(r *replica, p *image.Partition, minISR int) {
 	b := rs.b
 	term := partition.Term{
 		Epoch: p.LeaderEpoch, PartitionEpoch: p.PartitionEpoch,
 		Replicas: p.Replicas, ISR: p.ISR, MinISR: minISR,
 	}
-	mine := p.Leader == b.opts.BrokerID && rs.admitted
+	leads := p.Leader == b.opts.BrokerID && rs.admitted
+	follows := p.Leader != b.opts.BrokerID && p.Leader != image.NoLeader && rs.admitted
 	r.mu.Lock()
+	same := r.lastSeen == p.LeaderEpoch && r.role != nil && r.leads == leads
 	switch {
-	case mine && r.lastSeen == p.LeaderEpoch && r.lead != nil:
-		// The same leadership, another ISR or minimum.
-		if r.started {
-			if _, err := r.st.Lead(term); err == nil {
+	case (leads || follows) && same:
+		// The same role in the same epoch, with another ISR or minimum.
+		moved := false
+		if leads && r.started {
+			if _, err := r.st.Lead(term, time.Now().UnixMilli()); err == nil {
 				r.publish()
+				moved = true
 			}
 		}
 		r.term = term
 		r.mu.Unlock()
-		r.durable(r.durableEnd(), nil)
-	case mine:
-		if r.lead != nil {
-			r.lead()
+		if moved {
+			r.durable(r.durableEnd(), nil)
 		}
-		ctx, cancel := context.WithCancel(b.ctx)
-		r.lead, r.lastSeen, r.term, r.started = cancel, p.LeaderEpoch, term, false
+		return
+	case r.role != nil && r.leads && leads:
+		r.role() // who waits for an append of the epoch before goes on waiting
 		r.mu.Unlock()
-		rs.wg.Add(1)
-		go func() {
-			defer rs.wg.Done()
-			select {
-			case rs.leading <- struct{}{}:
-			case <-ctx.Done():
-				return
-			}
-			first := r.tryLead(ctx)
-			<-rs.leading
-			if first != nil {
-				r.keepTrying(ctx, first)
-			}
-		}()
+	case r.role != nil && r.leads:
+		r.mu.Unlock()
+		r.resign(p.LeaderEpoch, protocol.CodeNotLeaderOrFollower)
+	case r.role != nil:
+		r.role()
+		r.role = nil
+		r.mu.Unlock()
+		r.stopFollowing()
 	default:
-		led := r.lead != nil
-		r.lastSeen = p.LeaderEpoch
 		r.mu.Unlock()
-		if led {
-			r.resign(p.LeaderEpoch, protocol.CodeNotLeaderOrFollower)
-		}
 	}
+	r.mu.Lock()
+	r.lastSeen, r.leads = p.LeaderEpoch, leads
+	if !leads && !follows {
+		r.mu.Unlock()
+		return
+	}
+	ctx, cancel := context.WithCancel(b.ctx)
+	r.role, r.term, r.started = cancel, term, false
+	r.mu.Unlock()
+	what, try := "leadership", r.tryLead
+	if follows {
+		leader := p.Leader
+		what, try = "following", func(ctx context.Context) error { return r.tryFollow(ctx, leader) }
+	}
+	rs.wg.Add(1)
+	go func() {
+		defer rs.wg.Done()
+		select {
+		case rs.leading <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
+		first := try(ctx)
+		<-rs.leading
+		if first != nil {
+			r.keepTrying(ctx, what, first, try)
+		}
+	}()
 }
 
 // drop ends a replica for good: its topic is deleted, or it moved away.
@@ -305,8 +326,8 @@ func (rs *replicas) sweep(im *image.Image) {
 func (rs *replicas) close() {
 	for _, r := range rs.all() {
 		r.mu.Lock()
-		if r.lead != nil {
-			r.lead()
+		if r.role != nil {
+			r.role()
 		}
 		r.mu.Unlock()
 	}

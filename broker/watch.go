@@ -55,23 +55,53 @@ const wakeNow = int64(1) << 60
 func (r *replica) addWatch(w *watch) {
 	r.watchMu.Lock()
 	r.watches[w] = struct{}{}
+	if w.s.copies {
+		r.copiers.Add(1)
+	}
 	r.watchMu.Unlock()
 }
 
 func (r *replica) dropWatch(w *watch) {
 	r.watchMu.Lock()
-	delete(r.watches, w)
+	r.forget(w)
 	r.watchMu.Unlock()
 }
 
+// forget takes a watch away. Called with watchMu held.
+func (r *replica) forget(w *watch) {
+	if _, ok := r.watches[w]; ok && w.s.copies {
+		r.copiers.Add(-1)
+	}
+	delete(r.watches, w)
+}
+
 // grown tells the watches that n more bytes are below the high watermark; see
-// touched.
+// touched. Followers have them already, and are told the high watermark with
+// what they are sent next.
 func (r *replica) grown(n int64, decided bool) {
 	r.watchMu.Lock()
 	for w := range r.watches {
-		if !w.touched(n, decided) {
+		more := n
+		if w.s.copies && n != wakeNow {
+			more = 0
+		}
+		if !w.touched(more, decided) {
 			// Its session ended while the watch was being set.
-			delete(r.watches, w)
+			r.forget(w)
+		}
+	}
+	r.watchMu.Unlock()
+}
+
+// appended tells the followers that n more bytes are at the end of the log.
+func (r *replica) appended(n int64) {
+	if r.copiers.Load() == 0 {
+		return
+	}
+	r.watchMu.Lock()
+	for w := range r.watches {
+		if w.s.copies && !w.touched(n, false) {
+			r.forget(w)
 		}
 	}
 	r.watchMu.Unlock()
@@ -86,7 +116,8 @@ func (r *replica) changed() { r.grown(wakeNow, false) }
 // Lock ordering: a replica's watchMu comes before mu, a connection's mu after
 // it; nothing else is called out under mu.
 type session struct {
-	id int32 // 0: not kept
+	id     int32 // 0: not kept
+	copies bool  // of a follower
 
 	mu       sync.Mutex
 	epoch    int32 // of the next request
@@ -115,6 +146,8 @@ type sessionPartition struct {
 	lastFetchedEpoch int32
 	toldHW           int64
 	toldLogStart     int64
+	toldRemoteEnd    int64 // a follower
+	news             bool  // a follower has said where it stands, and it has not been noted
 }
 
 // next lists what the session's next request is to look at beside what has changed

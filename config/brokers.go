@@ -121,13 +121,13 @@ func brokerDefs() []*Def {
 
 	// Replication.
 	add(
-		long("replica.lag.time.max.ms", "30000", "After how long behind the leader a replica leaves the in-sync set.", anyLow, anyHigh, warned(noteNoReplica)),
+		long("replica.lag.time.max.ms", "30000", "After how long behind the leader a replica leaves the in-sync set.", anyLow, anyHigh),
 		integer("num.replica.fetchers", "1", "How many connections a broker fetches through from each other broker.", 1, anyHigh, clusterWide, warned(noteNoReplica)),
-		integer("replica.fetch.max.bytes", "1048576", "How much a replica fetches of one partition at a time.", 0, anyHigh, warned(noteNoReplica)),
-		integer("replica.fetch.min.bytes", "1", "How much a replica waits for.", anyLow, anyHigh, warned(noteNoReplica)),
-		integer("replica.fetch.wait.max.ms", "500", "How long a replica waits for it.", anyLow, anyHigh, warned(noteNoReplica)),
-		integer("replica.fetch.response.max.bytes", "10485760", "How much a replica fetches at a time.", 0, anyHigh, warned(noteNoReplica)),
-		integer("replica.fetch.backoff.ms", "1000", "How long a replica rests after an error.", 0, anyHigh, warned(noteNoReplica)),
+		integer("replica.fetch.max.bytes", "1048576", "How much a replica fetches of one partition at a time.", 0, anyHigh),
+		integer("replica.fetch.min.bytes", "1", "How much a replica waits for.", anyLow, anyHigh),
+		integer("replica.fetch.wait.max.ms", "500", "How long a replica waits for it.", anyLow, anyHigh),
+		integer("replica.fetch.response.max.bytes", "10485760", "How much a replica fetches at a time.", 0, anyHigh),
+		integer("replica.fetch.backoff.ms", "1000", "How long a replica rests after an error.", 0, anyHigh),
 		integer("replica.socket.timeout.ms", "30000", "How long a replica's request may take.", anyLow, anyHigh, warned(noteNoReplica)),
 		integer("replica.socket.receive.buffer.bytes", "65536", "A replica's socket buffer.", anyLow, anyHigh, warned(noteNoReplica)),
 		boolean("auto.leader.rebalance.enable", "true", "Whether leadership goes back to the preferred replicas by itself.", warned(noteNoReplica)),

@@ -43,7 +43,12 @@ type BrokerConfig struct {
 	FullValidation           bool // record.validation=full
 	RetentionCheckInterval   time.Duration
 	ProducerIDExpiration     time.Duration
-	ProducerExpiryInterval   time.Duration // how often producers to be forgotten are looked for
+
+	// Of followers: how far behind they may be and stay in sync; how they fetch.
+	ReplicaLagMax, ReplicaFetchWait, ReplicaFetchBackoff                     time.Duration
+	ReplicaFetchMinBytes, ReplicaFetchMaxBytes, ReplicaFetchResponseMaxBytes int
+
+	ProducerExpiryInterval time.Duration // how often producers to be forgotten are looked for
 	// VerifyTransactions has transactional batches of older clients checked with
 	// the transaction coordinator.
 	VerifyTransactions       bool
@@ -270,6 +275,10 @@ func (b *builder) fill(m Machine) *BrokerConfig {
 		FullValidation: b.text("record.validation") == "full", RetentionCheckInterval: b.ms("log.retention.check.interval.ms"),
 		ProducerIDExpiration: b.ms("producer.id.expiration.ms"), ProducerExpiryInterval: b.ms("producer.id.expiration.check.interval.ms"), MaxProducersPerPartition: b.int("producer.state.max.producers"),
 		VerifyTransactions: b.bool("transaction.partition.verification.enable"),
+
+		ReplicaLagMax: b.ms("replica.lag.time.max.ms"), ReplicaFetchWait: b.ms("replica.fetch.wait.max.ms"), ReplicaFetchBackoff: b.ms("replica.fetch.backoff.ms"),
+		ReplicaFetchMinBytes: b.int("replica.fetch.min.bytes"), ReplicaFetchMaxBytes: b.int("replica.fetch.max.bytes"),
+		ReplicaFetchResponseMaxBytes: b.int("replica.fetch.response.max.bytes"),
 
 		FetchMaxBytes: b.int("fetch.max.bytes"), FetchSessionSlots: b.int("max.incremental.fetch.session.cache.slots"),
 

@@ -72,6 +72,17 @@ func TestCluster(t *testing.T) {
 		}
 		o.Events.Controlled = rec.add
 		nodes[id], links[id] = open(t, o), l
+		if id == 3 {
+			// The only one that passes commands on; the first answer gets lost.
+			answers := 0
+			nodes[id].SetForward(func(ctx context.Context, to *image.Broker, command []byte) ([]byte, error) {
+				reply, err := nodes[to.ID].Execute(ctx, command)
+				if answers++; answers == 1 {
+					return nil, errors.New("connection reset")
+				}
+				return reply, err
+			})
+		}
 		register(t, nodes[id])
 	}
 	if !nodes[1].IsController() || nodes[2].IsController() || nodes[3].IsController() {
@@ -86,6 +97,15 @@ func TestCluster(t *testing.T) {
 	}
 	r := nodes[2].CreateTopics(bg, []controller.NewTopic{{Name: "u", Partitions: 1, ReplicationFactor: 1}}, false)
 	if len(r) != 1 || r[0].ErrorCode != 41 {
+		t.Fatalf("%+v", r)
+	}
+	// Created once, and not refused because it is there already.
+	r = nodes[3].CreateTopics(bg, []controller.NewTopic{{Name: "v", Partitions: 2, ReplicationFactor: 3}}, false)
+	if len(r) != 1 || r[0].ErrorCode != 0 || nodes[3].Image().Topic("v") == nil || nodes[3].Image().Topic("v").ID != r[0].ID {
+		t.Fatalf("%+v", r)
+	}
+	r = nodes[3].CreateTopics(bg, []controller.NewTopic{{Name: "v", Partitions: 2, ReplicationFactor: 3}}, false)
+	if len(r) != 1 || r[0].ErrorCode != 36 {
 		t.Fatalf("%+v", r)
 	}
 	if _, _, err := nodes[3].AllocateProducerIDs(bg); err != nil {
@@ -182,6 +202,7 @@ func TestOutage(t *testing.T) {
 	}
 	create(t, nodes[0], "t", 4)
 	before := nodes[0].Image()
+	eventually(t, "the topic on the other node", func() bool { return nodes[1].Image().Topic("t") != nil })
 	for _, l := range links {
 		l.Cut()
 	}

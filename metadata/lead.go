@@ -22,8 +22,11 @@ const (
 	// maxAttempts at a batch whose outcome was open or whose keys had moved.
 	maxAttempts = 8
 
-	codeRequestTimedOut int16 = 7
-	codeNotController   int16 = 41
+	codeUnknownServerError int16 = -1
+	codeRequestTimedOut    int16 = 7
+	codeNotController      int16 = 41
+
+	notController = "This is not the correct controller for this cluster."
 )
 
 // pending is a command on its way through the controller.
@@ -240,6 +243,7 @@ func (n *Node) execute(epoch int64, batch []*pending) bool {
 		if err == nil {
 			for _, p := range batch {
 				if p.attempted {
+					// What an earlier attempt did is shown by now as well.
 					p.revision = next.Revision
 				}
 				close(p.done)
@@ -308,7 +312,7 @@ func (n *Node) fail(batch []*pending, code int16, err error) {
 func message(err error) string {
 	switch {
 	case errors.Is(err, etcd.ErrNotController):
-		return "This is not the correct controller for this cluster."
+		return notController
 	case errors.Is(err, etcd.ErrNoSpace):
 		return "The metadata store is out of space."
 	}
@@ -392,29 +396,42 @@ func validateResource(r config.Resolver, resourceType int8, name string, values 
 	return fmt.Errorf("no settings are known for resource type %d", resourceType)
 }
 
-// do passes a command to the controller of this node and returns its reply
-// once the image that shows it was published and the subscribers have seen it.
+// do has the controller carry out a command, and returns its reply once the
+// image that shows the effects was published here and the subscribers have seen
+// it.
 func (n *Node) do(ctx context.Context, c controller.Command) controller.Reply {
 	if err := n.reachable(); err != nil {
 		return controller.Fail(c, codeRequestTimedOut, message(err))
 	}
 	if !n.IsController() {
-		// Nobody holds the election for a moment when a session was lost;
-		// another broker holding it is an answer.
+		// Nobody holds the election for a moment when a session was lost.
 		wait, cancel := context.WithTimeout(ctx, 2*n.o.SessionTimeout)
 		defer cancel()
 		err := n.await(wait, func(im *image.Image) bool {
 			return im.Controller != image.NoLeader && im.Controller != n.o.BrokerID || n.IsController()
 		})
-		if err != nil || !n.IsController() {
-			return controller.Fail(c, codeNotController, message(etcd.ErrNotController))
+		switch {
+		case err != nil, !n.IsController() && n.forward == nil:
+			return controller.Fail(c, codeNotController, notController)
+		case !n.IsController():
+			return n.elsewhere(ctx, c)
 		}
 	}
-	p := &pending{command: c, ctx: ctx, done: make(chan struct{})}
+	reply, _ := n.command(ctx, c, false)
+	return reply
+}
+
+// command has this node's own controller carry out a command; revision shows its
+// effects, if it had some.
+func (n *Node) command(ctx context.Context, c controller.Command, retry bool) (reply controller.Reply, revision int64) {
+	fail := func(code int16, message string) (controller.Reply, int64) {
+		return controller.Fail(c, code, message), 0
+	}
+	p := &pending{command: c, ctx: ctx, attempted: retry, done: make(chan struct{})}
 	select {
 	case n.commands <- p:
 	default:
-		return controller.Fail(c, codeRequestTimedOut, "The controller's queue is full.")
+		return fail(codeRequestTimedOut, "The controller's queue is full.")
 	}
 	timeout := time.NewTimer(time.Minute)
 	defer timeout.Stop()
@@ -423,11 +440,11 @@ func (n *Node) do(ctx context.Context, c controller.Command) controller.Reply {
 		case <-p.done:
 			waiting = false
 		case <-ctx.Done():
-			return controller.Fail(c, codeRequestTimedOut, "The request timed out before the controller answered.")
+			return fail(codeRequestTimedOut, "The request timed out before the controller answered.")
 		case <-n.ctx.Done():
-			return controller.Fail(c, codeRequestTimedOut, message(errClosed))
+			return fail(codeRequestTimedOut, message(errClosed))
 		case <-timeout.C:
-			return controller.Fail(c, codeRequestTimedOut, "The controller did not answer.")
+			return fail(codeRequestTimedOut, "The controller did not answer.")
 		case <-time.After(100 * time.Millisecond):
 			// A command queued in the instant in which the election was lost
 			// has nobody to answer it.
@@ -440,7 +457,7 @@ func (n *Node) do(ctx context.Context, c controller.Command) controller.Reply {
 		// Done is done, also if the wait ends early.
 		n.awaitDelivered(ctx, p.revision)
 	}
-	return p.reply
+	return p.reply, p.revision
 }
 
 // CreateTopics creates topics, or with validateOnly says what would happen.

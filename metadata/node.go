@@ -104,6 +104,7 @@ type Node struct {
 
 	image       atomic.Pointer[image.Image]
 	subscribers []func(prev, next *image.Image)
+	forward     Forward
 
 	mu        sync.Mutex
 	published chan struct{} // closed when image moves

@@ -438,6 +438,16 @@ func (t *Tier) Lead(ctx context.Context, r Replica) (State, error) {
 	return v.state(epoch), nil
 }
 
+// Peek reads a partition's head, of whoever leads it. It needs the metadata
+// store, not the bucket.
+func (t *Tier) Peek(ctx context.Context, topicID [16]byte, partition int32) (State, error) {
+	v, err := t.current(ctx, partitionKey{topicID, partition}, true)
+	if err != nil {
+		return State{}, err
+	}
+	return v.state(v.head.Epoch), nil
+}
+
 // stop ends a leadership and waits until nobody edits its head.
 func (l *leader) stop(ctx context.Context) error {
 	l.cancel()

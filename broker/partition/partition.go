@@ -20,7 +20,6 @@ import (
 	"fmt"
 	"maps"
 	"math"
-	"slices"
 
 	"github.com/varve/varve/wal/batch"
 	"github.com/varve/varve/wal/lineage"
@@ -102,9 +101,9 @@ type State struct {
 	lineage   lineage.Lineage
 	producers *producer.State
 
-	// followers holds the durable end of every other in-sync replica, as its
-	// last fetch showed it; absent means that it has not fetched in this term.
-	followers map[int32]int64
+	followers map[int32]*follower // of a leader; see isr.go
+	proposed  *Proposal           // of a leader: an ISR that the controller may have taken
+	leaderHW  int64               // of a follower: the highest one its leader told in this epoch
 
 	// verifying holds, by producer, the transactions that are about to begin.
 	verifying map[int64]*verification
@@ -127,7 +126,7 @@ func New(self int32, r Recovered) *State {
 		remoteEnd: r.RemoteEnd,
 		lineage:   r.Lineage,
 		producers: p,
-		followers: map[int32]int64{},
+		followers: map[int32]*follower{},
 		verifying: map[int64]*verification{},
 	}
 }
@@ -141,18 +140,27 @@ type Began struct {
 
 // Lead begins (or, for the same epoch, adjusts) a leadership of this broker.
 // A term older than the current one is refused: metadata arrives in order, so
-// it can only be a repeat.
-func (s *State) Lead(t Term) (Began, error) {
+// it can only be a repeat. At nowMs, the in-sync replicas are taken to have all
+// there is: they get the time of replica.lag.time.max.ms to show it.
+func (s *State) Lead(t Term, nowMs int64) (Began, error) {
 	if t.Epoch < s.term.Epoch {
 		return Began{}, fmt.Errorf("partition: term of epoch %d refused: already in epoch %d", t.Epoch, s.term.Epoch)
 	}
 	fresh := t.Epoch > s.term.Epoch || s.role != Leader
+	if fresh || t.PartitionEpoch > s.term.PartitionEpoch {
+		s.proposed = nil // taken, or void: it named an older state
+	}
 	s.term = t
 	s.role = Leader
 	var b Began
 	if fresh {
 		clear(s.followers)
 		clear(s.verifying)
+		for _, id := range t.ISR {
+			if id != s.self {
+				s.follower(id).caughtUp = nowMs
+			}
+		}
 		if last, ok := s.lineage.Latest(); !ok || t.Epoch > last.Epoch {
 			s.lineage = s.lineage.Assign(t.Epoch, s.logEnd)
 			b = Began{NewEpoch: true, Epoch: t.Epoch, Start: s.logEnd}
@@ -165,6 +173,8 @@ func (s *State) Lead(t Term) (Began, error) {
 // Resign ends a leadership; epoch is the epoch of whoever leads now.
 func (s *State) Resign(epoch int32) {
 	s.role = Offline
+	s.proposed = nil
+	clear(s.followers)
 	clear(s.verifying)
 	if epoch > s.term.Epoch {
 		s.term = Term{Epoch: epoch, PartitionEpoch: noEpoch}
@@ -291,33 +301,22 @@ func (s *State) Durable(end int64) bool {
 // DurableEnd is where the records end that are on stable storage here.
 func (s *State) DurableEnd() int64 { return s.durable }
 
-// FollowerDurable tells that follower id holds everything below end on stable
-// storage (its fetch offset says so). It reports whether the high watermark
-// moved.
-func (s *State) FollowerDurable(id int32, end int64) bool {
-	if s.role != Leader || id == s.self || !slices.Contains(s.term.Replicas, id) {
-		return false
-	}
-	s.followers[id] = max(s.followers[id], min(end, s.logEnd))
-	return s.advance()
-}
-
-// advance lifts the high watermark to the lowest durable end of the in-sync
-// replicas. It never goes back (I3), and it is frozen while fewer replicas
+// advance lifts the high watermark: of a leader to the lowest durable end of the
+// maximal ISR, of a follower to what its leader told, as far as it is durable
+// here. It never goes back (I3), and a leader's is frozen while fewer replicas
 // are in sync than min.insync.replicas (KIP-966).
 func (s *State) advance() bool {
-	if s.role != Leader || len(s.term.ISR) < s.term.needed() {
-		return false
-	}
-	hw := int64(math.MaxInt64)
-	for _, id := range s.term.ISR {
-		end := s.durable
-		if id != s.self {
-			end = s.followers[id]
+	var hw int64
+	switch s.role {
+	case Leader:
+		if len(s.term.ISR) < s.term.needed() {
+			return false
 		}
-		hw = min(hw, end)
+		hw = s.committedEnd()
+	case Follower:
+		hw = min(s.leaderHW, s.durable)
 	}
-	if hw == math.MaxInt64 || hw <= s.hw {
+	if hw <= s.hw {
 		return false
 	}
 	s.hw = hw

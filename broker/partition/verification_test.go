@@ -25,7 +25,7 @@ func leading(t *testing.T, limit int) *State {
 	p := producer.New()
 	p.SetLimit(limit)
 	s := New(1, Recovered{Producers: p})
-	if _, err := s.Lead(Term{Epoch: 1, Replicas: []int32{1}, ISR: []int32{1}, MinISR: 1}); err != nil {
+	if _, err := s.Lead(Term{Epoch: 1, Replicas: []int32{1}, ISR: []int32{1}, MinISR: 1}, 0); err != nil {
 		t.Fatal(err)
 	}
 	return s
@@ -99,7 +99,7 @@ func TestGuards(t *testing.T) {
 	// A leadership that ends takes all of them along.
 	g = s.BeginVerification(first(11, 1, 0), false)
 	s.Resign(2)
-	if _, err := s.Lead(Term{Epoch: 3, Replicas: []int32{1}, ISR: []int32{1}, MinISR: 1}); err != nil {
+	if _, err := s.Lead(Term{Epoch: 3, Replicas: []int32{1}, ISR: []int32{1}, MinISR: 1}, 0); err != nil {
 		t.Fatal(err)
 	}
 	if code := s.try(first(11, 1, 0), g); code != codeInvalidTxnState {

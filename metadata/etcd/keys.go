@@ -37,6 +37,7 @@ const (
 	epochPart     = "epoch/"
 	manifestPart  = "manifest/"
 	producerPart  = "producer-ids"
+	secretPart    = "secret"
 )
 
 func (k keys) image() string            { return k.prefix + imagePart }
@@ -55,6 +56,7 @@ func (k keys) config(c image.ConfigKey) string {
 	return fmt.Sprintf("%s%s%03d/%s", k.prefix, configPart, c.Type, c.Name)
 }
 func (k keys) producerIDs() string { return k.prefix + producerPart }
+func (k keys) secret() string      { return k.prefix + secretPart }
 
 func (k keys) partition(id [16]byte, index int32) string {
 	return k.below(partitionPart, id) + fmt.Sprintf("%07d", index)
@@ -81,6 +83,10 @@ type (
 		V       int    `json:"v"`
 		ID      string `json:"id"`
 		Created int64  `json:"created"` // ms
+	}
+	secretValue struct {
+		V      int    `json:"v"`
+		Secret []byte `json:"secret"`
 	}
 	controllerValue struct {
 		V           int    `json:"v"`
@@ -188,6 +194,8 @@ func decode[T any](key string, b []byte) (T, error) {
 func version(v any) int {
 	switch v := v.(type) {
 	case clusterValue:
+		return v.V
+	case secretValue:
 		return v.V
 	case controllerValue:
 		return v.V

@@ -214,39 +214,69 @@ func (s *Store) EnsureCluster(ctx context.Context, want string) (string, error) 
 		id = base64.RawURLEncoding.EncodeToString(b[:])
 	}
 	key := s.keys.cluster()
-	value := encode(clusterValue{formatVersion, id, time.Now().UnixMilli()})
+	raw, err := s.ensure(ctx, key, encode(clusterValue{formatVersion, id, time.Now().UnixMilli()}))
+	if err != nil {
+		return "", fmt.Errorf("the cluster's identity: %w", err)
+	}
+	v, err := decode[clusterValue](key, raw)
+	if err != nil {
+		return "", err
+	}
+	if want != "" && v.ID != want {
+		return v.ID, fmt.Errorf("metadata: etcd holds cluster %q, not %q", v.ID, want)
+	}
+	return v.ID, nil
+}
+
+// secretBytes is the size of the cluster's secret.
+const secretBytes = 32
+
+// EnsureSecret returns the secret by which brokers prove to each other that they
+// are of this cluster, drawing it at the first start of the first one. Who can
+// read etcd is trusted with everything anyway.
+func (s *Store) EnsureSecret(ctx context.Context) ([]byte, error) {
+	secret := make([]byte, secretBytes)
+	rand.Read(secret)
+	key := s.keys.secret()
+	raw, err := s.ensure(ctx, key, encode(secretValue{formatVersion, secret}))
+	if err != nil {
+		return nil, fmt.Errorf("the cluster's secret: %w", err)
+	}
+	v, err := decode[secretValue](key, raw)
+	if err != nil {
+		return nil, err
+	}
+	if len(v.Secret) != secretBytes {
+		return nil, fmt.Errorf("%w: the cluster's secret has %d bytes", ErrFormat, len(v.Secret))
+	}
+	return v.Secret, nil
+}
+
+// ensure returns what a key holds, after giving it a value if it has none.
+func (s *Store) ensure(ctx context.Context, key, value string) ([]byte, error) {
 	// The read finds out about an etcd that went back, before anything is
 	// written into it.
 	if _, err := s.get(ctx, key, clientv3.WithKeysOnly()); err != nil {
-		return "", fmt.Errorf("read the cluster's identity: %w", err)
+		return nil, fmt.Errorf("read: %w", err)
 	}
 	for {
 		resp, err := s.txn(ctx,
 			[]clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0)},
 			[]clientv3.Op{clientv3.OpPut(key, value)},
 			[]clientv3.Op{clientv3.OpGet(key)})
-		if errors.Is(err, ErrAmbiguous) && ctx.Err() == nil {
+		switch {
+		case errors.Is(err, ErrAmbiguous) && ctx.Err() == nil:
 			// Whether or not it was applied, the next attempt finds out.
 			if !pause(ctx, 100*time.Millisecond) {
-				return "", fmt.Errorf("create the cluster's identity: %w", err)
+				return nil, fmt.Errorf("create: %w", err)
 			}
-			continue
+		case err != nil:
+			return nil, fmt.Errorf("create: %w", err)
+		case resp.Succeeded:
+			return []byte(value), nil
+		default:
+			return resp.Responses[0].GetResponseRange().Kvs[0].Value, nil
 		}
-		if err != nil {
-			return "", fmt.Errorf("create the cluster's identity: %w", err)
-		}
-		if resp.Succeeded {
-			return id, nil
-		}
-		kv := resp.Responses[0].GetResponseRange().Kvs[0]
-		v, err := decode[clusterValue](key, kv.Value)
-		if err != nil {
-			return "", err
-		}
-		if want != "" && v.ID != want {
-			return v.ID, fmt.Errorf("metadata: etcd holds cluster %q, not %q", v.ID, want)
-		}
-		return v.ID, nil
 	}
 }
 

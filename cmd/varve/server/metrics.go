@@ -22,24 +22,27 @@ import (
 type metrics struct {
 	reg *prometheus.Registry
 
-	requests     *prometheus.CounterVec
-	responseTime *prometheus.HistogramVec
-	sent         prometheus.Counter
-	connections  prometheus.Gauge
-	refusedConns prometheus.Counter
-	produced     prometheus.Counter
-	producedRecs prometheus.Counter
-	fetched      prometheus.Counter
-	produceErrs  *prometheus.CounterVec
-	walRefused   prometheus.Counter
-	coldFailed   prometheus.Counter
-	localFailed  prometheus.Counter
-	badInput     prometheus.Counter
-	panics       prometheus.Counter
-	restarts     prometheus.Counter
-	leaders      prometheus.Gauge
-	txnsEnded    *prometheus.CounterVec
-	rebalances   *prometheus.CounterVec
+	requests      *prometheus.CounterVec
+	responseTime  *prometheus.HistogramVec
+	sent          prometheus.Counter
+	connections   prometheus.Gauge
+	refusedConns  prometheus.Counter
+	produced      prometheus.Counter
+	producedRecs  prometheus.Counter
+	fetched       prometheus.Counter
+	produceErrs   *prometheus.CounterVec
+	walRefused    prometheus.Counter
+	coldFailed    prometheus.Counter
+	localFailed   prometheus.Counter
+	badInput      prometheus.Counter
+	panics        prometheus.Counter
+	restarts      prometheus.Counter
+	leaders       prometheus.Gauge
+	peersRefused  prometheus.Counter
+	copied        prometheus.Counter
+	corruptCopies prometheus.Counter
+	txnsEnded     *prometheus.CounterVec
+	rebalances    *prometheus.CounterVec
 
 	bucketRequests *prometheus.CounterVec
 	bucketBytes    *prometheus.CounterVec
@@ -84,6 +87,9 @@ func newMetrics() *metrics {
 	m.panics = counter("varve_request_panics_total", "Request handlers that failed: each is a defect.")
 	m.restarts = counter("varve_restarts_at_remote_end_total", "Partitions whose local log was lost and that went on from object storage.")
 	m.leaders = gauge("varve_leader_partitions", "Partitions that this broker leads and serves.")
+	m.peersRefused = counter("varve_broker_authentication_failures_total", "Connections to the inter-broker listener that were to be another broker's, and were not.")
+	m.copied = counter("varve_replicated_bytes_total", "Bytes of record batches copied from leaders, durable here.")
+	m.corruptCopies = counter("varve_replication_corrupt_total", "Answers of leaders that were damaged or cannot be right.")
 	m.rebalances = counters("varve_group_rebalances_total", "Rebalances that began of groups coordinated here, by protocol.", "protocol")
 	m.txnsEnded = counters("varve_transactions_total", "Transactions that ended here, by outcome: commit, abort, fenced (another producer took the id over), timeout.", "outcome")
 	// From the beginning, so that the first one is a step that a rate sees.
@@ -150,6 +156,9 @@ func (m *metrics) brokerEvents() *broker.Events {
 		RestartedAtRemoteEnd: m.restarts.Inc,
 		GroupRebalanced:      func(protocol string) { m.rebalances.WithLabelValues(protocol).Inc() },
 		TransactionEnded:     func(outcome string) { m.txnsEnded.WithLabelValues(outcome).Inc() },
+		PeerRefused:          m.peersRefused.Inc,
+		Copied:               func(n int) { m.copied.Add(float64(n)) },
+		CorruptCopy:          m.corruptCopies.Inc,
 		LeaderStarted:        m.leaders.Inc,
 		LeaderStopped:        m.leaders.Dec,
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -48,9 +49,12 @@ type Options struct {
 	Logger  *slog.Logger
 	Version string
 
-	// Of tests: another file system for the log, another bucket.
+	// Of tests: another file system for the log, another bucket, an etcd that
+	// several brokers share, another way to each other.
 	FS     vfs.FS
 	Bucket objstore.Bucket
+	Etcd   *clientv3.Client
+	Dial   func(ctx context.Context, address string) (net.Conn, error)
 }
 
 // What is asked of a server too early, and too late.
@@ -200,6 +204,10 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	}); err != nil {
 		return s, fmt.Errorf("metadata: %w", err)
 	}
+	secret, err := store.EnsureSecret(ctx)
+	if err != nil {
+		return s, fmt.Errorf("metadata: %w", err)
+	}
 	if s.tier, err = s.openTier(clusterID); err != nil {
 		return s, err
 	}
@@ -207,12 +215,13 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 		BrokerID: c.NodeID, ClusterID: clusterID, Settings: c,
 		RequestBytes: s.memory.requests, ResponseBytes: s.memory.responses, GroupBytes: s.memory.groups, TxnBytes: s.memory.txns,
 		Log: s.wal, Tier: s.tier, Metadata: s.node, Logger: s.log.With("part", "broker"), Events: s.metrics.brokerEvents(),
-		AcceptCorruptLog: o.AcceptCorruptLog, Version: o.Version, Reconfigure: s.reconfigure,
+		AcceptCorruptLog: o.AcceptCorruptLog, Version: o.Version, Reconfigure: s.reconfigure, ClusterSecret: secret, Dial: o.Dial,
 	}); err != nil {
 		return s, err
 	}
 	b.Store(s.broker)
 	s.node.Subscribe(s.broker.Follow)
+	s.node.SetForward(s.broker.ForwardToController)
 	register, cancel := context.WithTimeout(ctx, c.RegistrationTimeout)
 	defer cancel()
 	if err = s.node.Register(register); err != nil {
@@ -269,6 +278,9 @@ func first(a, b string) string {
 // openStore starts the embedded etcd, or connects to the cluster's.
 func (s *Server) openStore(ctx context.Context) (*etcd.Store, error) {
 	c := s.o.Config
+	if s.o.Etcd != nil {
+		return etcd.New(etcd.Options{Client: s.o.Etcd, Prefix: c.EtcdPrefix, RequestTimeout: c.EtcdRequestTimeout, Logger: s.log.With("part", "metadata")}), nil
+	}
 	if len(c.EtcdEndpoints) == 0 {
 		if !s.o.Dev {
 			return nil, errors.New("etcd.endpoints is not set: name the etcd servers that hold this cluster's metadata, as in etcd.endpoints=http://10.0.0.1:2379,http://10.0.0.2:2379")
@@ -409,6 +421,9 @@ func (s *Server) openBucket(ctx context.Context, before bool) (objstore.Bucket, 
 
 // Endpoints are where clients reach the broker.
 func (s *Server) Endpoints() []image.Endpoint { return s.endpoints }
+
+// EtcdPrefix is what the keys of this cluster begin with.
+func (s *Server) EtcdPrefix() string { return s.o.Config.EtcdPrefix }
 
 // AdminURL is where metrics and health are, or "".
 func (s *Server) AdminURL() string {

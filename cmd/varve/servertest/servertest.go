@@ -10,15 +10,18 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/varve/varve/cmd/varve/server"
 	"github.com/varve/varve/config"
 	"github.com/varve/varve/internal/child"
+	"github.com/varve/varve/metadata/etcd"
 	"github.com/varve/varve/tiering/objstore"
 	"github.com/varve/varve/wal/vfs"
 )
@@ -42,6 +45,10 @@ type Broker struct {
 	dir  string
 	addr string
 	s    *server.Server
+
+	// Of a cluster.
+	id   int
+	etcd *clientv3.Client
 }
 
 // Start runs a broker until the test ends.
@@ -50,12 +57,46 @@ func Start(tb testing.TB, o Options) *Broker {
 	if o.Bucket == nil {
 		o.Bucket = objstore.NewMem()
 	}
-	b := &Broker{tb: tb, o: o, dir: tb.TempDir(), addr: freeAddr(tb)}
+	b := &Broker{tb: tb, o: o, dir: tb.TempDir(), addr: freeAddr(tb), id: 1}
+	b.start()
+	return b
+}
+
+func (b *Broker) start() {
+	b.tb.Helper()
 	if err := b.open(); err != nil {
+		b.tb.Fatal(err)
+	}
+	b.tb.Cleanup(b.Stop)
+}
+
+// Secret is the cluster's, by which its brokers know each other.
+func (b *Broker) Secret() []byte {
+	b.tb.Helper()
+	secret, err := etcd.New(etcd.Options{Client: b.etcd, Prefix: b.s.EtcdPrefix()}).EnsureSecret(context.Background())
+	if err != nil {
+		b.tb.Fatal(err)
+	}
+	return secret
+}
+
+// StartCluster runs n brokers, with the ids 1 to n, over one etcd and one bucket.
+func StartCluster(tb testing.TB, n int, o Options) []*Broker {
+	tb.Helper()
+	store, err := etcd.Embedded(tb.TempDir(), slog.New(slog.DiscardHandler))
+	if err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(func() { b.Stop() })
-	return b
+	tb.Cleanup(func() { store.Close() })
+	if o.Bucket == nil {
+		o.Bucket = objstore.NewMem()
+	}
+	brokers := make([]*Broker, n)
+	for i := range brokers {
+		brokers[i] = &Broker{tb: tb, o: o, dir: tb.TempDir(), addr: freeAddr(tb), id: i + 1, etcd: store.Client()}
+		brokers[i].start()
+	}
+	return brokers
 }
 
 func freeAddr(tb testing.TB) string {
@@ -77,6 +118,7 @@ func (b *Broker) open() error {
 		"wal.segment.bytes":        "4194304",
 		"wal.max.bytes":            "1073741824",
 		"memory.max.bytes":         "1073741824",
+		"node.id":                  strconv.Itoa(b.id),
 	} {
 		defaults[k] = v
 	}
@@ -97,7 +139,7 @@ func (b *Broker) open() error {
 		w = os.Stderr
 	}
 	s, err := server.Open(context.Background(), server.Options{
-		Config: cfg, Dev: true, DataDir: b.dir, Bucket: unclosed{b.o.Bucket}, FS: b.o.FS, AcceptCorruptLog: b.acceptCorruptLog,
+		Config: cfg, Dev: true, DataDir: b.dir, Bucket: unclosed{b.o.Bucket}, FS: b.o.FS, AcceptCorruptLog: b.acceptCorruptLog, Etcd: b.etcd,
 		Logger: slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug})), Version: "test",
 	})
 	b.s = s
@@ -123,7 +165,6 @@ func (b *Broker) Server() *server.Server { return b.s }
 
 // Stop ends the broker in order; stopping twice is no error.
 func (b *Broker) Stop() {
-	b.tb.Helper()
 	if b.s == nil {
 		return
 	}
@@ -173,12 +214,18 @@ func (b *Broker) Client(opts ...kgo.Opt) *kgo.Client {
 // CreateTopic makes a topic with settings given as name, value, name, value.
 func (b *Broker) CreateTopic(name string, partitions int32, settings ...string) {
 	b.tb.Helper()
+	b.CreateReplicated(name, partitions, 1, settings...)
+}
+
+// CreateReplicated is CreateTopic with a replication factor.
+func (b *Broker) CreateReplicated(name string, partitions int32, replicas int16, settings ...string) {
+	b.tb.Helper()
 	conf := map[string]*string{}
 	for i := 0; i+1 < len(settings); i += 2 {
 		conf[settings[i]] = &settings[i+1]
 	}
 	adm := kadm.NewClient(b.Client())
-	if _, err := adm.CreateTopic(context.Background(), partitions, 1, conf, name); err != nil {
+	if _, err := adm.CreateTopic(context.Background(), partitions, replicas, conf, name); err != nil {
 		b.tb.Fatalf("create topic %s: %v", name, err)
 	}
 }

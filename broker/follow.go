@@ -1,0 +1,348 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/varve/varve/broker/partition"
+	"github.com/varve/varve/broker/protocol"
+	"github.com/varve/varve/tiering"
+	"github.com/varve/varve/wal"
+	"github.com/varve/varve/wal/batch"
+	"github.com/varve/varve/wal/producer"
+	"github.com/varve/varve/wal/slab"
+)
+
+// The follower's side of a replica: what it holds is brought in line with the
+// leader's log, and grows with it. Its commit point is the fsync of this
+// broker's log: only then is the next offset asked for, which tells the leader.
+
+// errCorruptCopy says that what a leader sent is not what it has.
+var errCorruptCopy = errors.New("broker: a batch of the leader is damaged")
+
+// tryFollow begins to follow the leader: the local log is taken over or started
+// as for a leadership, and then the fetcher of that leader is given the
+// partition.
+func (r *replica) tryFollow(ctx context.Context, leader int32) error {
+	r.mu.Lock()
+	rec, st := r.recov, r.st
+	r.mu.Unlock()
+	if st == nil {
+		state, err := r.b.tier.Peek(ctx, r.topicID, r.index)
+		if err != nil {
+			return fmt.Errorf("read manifest head: %w", err)
+		}
+		if st, err = r.takeOver(ctx, rec, state); err != nil {
+			return err
+		}
+		st.LiftTo(state.RemoteEnd, state.LogStart)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if ctx.Err() != nil || r.stopped {
+		return ctx.Err()
+	}
+	r.st, r.recov, r.offline = st, nil, nil
+	if err := st.Follow(r.term); err != nil {
+		return err
+	}
+	r.following = true
+	r.publish()
+	r.b.fetchers.add(r, leader, r.term.Epoch)
+	return nil
+}
+
+// takeOver makes the partition's state from what this broker has of it, and from
+// the bucket what it has not. A suspect log, which may lack what it once said it
+// had, is of no use to follow with: it claims by its offsets what may be missing.
+func (r *replica) takeOver(ctx context.Context, rec *wal.Recovered, state tiering.State) (*partition.State, error) {
+	if rec != nil && rec.Suspect && rec.ClaimedEnd > state.RemoteEnd {
+		if whole, ok := r.b.log_.Skip(rec.ID, state.RemoteEnd); ok {
+			rec = &whole
+		} else if r.inSync() {
+			return nil, errSuspect
+		} else {
+			r.b.log.Warn("damaged local log dropped: the leader has what was acknowledged", "partition", r.String(), "intact_end", rec.End, "remote_end", state.RemoteEnd)
+			r.dropLocal(rec.ID)
+			rec = nil
+		}
+	}
+	if rec != nil && rec.End < max(state.RemoteEnd, state.LogStart) {
+		r.b.log.Info("local log dropped: it ends below the remote end", "partition", r.String(), "local_end", rec.End, "remote_end", state.RemoteEnd, "log_start", state.LogStart)
+		r.dropLocal(rec.ID)
+		rec = nil
+	}
+	if rec == nil {
+		return r.startLocal(ctx, state)
+	}
+	st, err := r.restore(ctx, rec, state)
+	if err != nil {
+		return nil, fmt.Errorf("restore producer state: %w", err)
+	}
+	return st, nil
+}
+
+func (r *replica) dropLocal(id wal.PartitionID) {
+	r.b.log_.Drop(id, nil)
+	r.pid.Store(0)
+}
+
+// inSync says whether the metadata counts this replica among those that have
+// everything.
+func (r *replica) inSync() bool {
+	p := r.b.meta.Image().Partition(r.topicID, r.index)
+	if p == nil {
+		return false
+	}
+	for _, set := range [][]int32{p.ISR, p.ELR} {
+		for _, id := range set {
+			if id == r.b.opts.BrokerID {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// position is where the replica's next fetch begins; false while something that
+// it has is not durable yet, or if it does not follow in that epoch.
+func (r *replica) position(epoch int32) (p partition.Position, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.following || r.term.Epoch != epoch {
+		return p, false
+	}
+	return r.st.Position()
+}
+
+// copyRun is what a leader sent of a partition.
+type copyRun struct {
+	epoch   int32 // in which it was asked
+	from    partition.Position
+	records []byte // whole batches
+	buf     *slab.Buf
+	// Of the leader; remoteEnd is -1 if it did not say.
+	highWatermark, logStart, remoteEnd int64
+}
+
+// copy appends what the leader sent. done is told when it is durable, once if
+// true is returned, else never. Room in the log is waited for.
+func (r *replica) copy(ctx context.Context, c *copyRun, done func(error)) (appended bool, err error) {
+	if err := verifyRun(c.records); err != nil {
+		return false, err
+	}
+	if n := int64(len(c.records)); n > 0 {
+		if err := r.b.log_.Reserve(ctx, wal.ClassReplication, n); err != nil {
+			return false, err
+		}
+		defer func() {
+			if !appended {
+				r.b.log_.Unreserve(n)
+			}
+		}()
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.current(c.epoch, c.from) {
+		return false, nil
+	}
+	if len(c.records) > 0 {
+		if err := r.appendRun(c, done); err != nil {
+			return false, err
+		}
+		appended = true
+	}
+	r.leaderSaid(c)
+	return appended, nil
+}
+
+// current says that an answer is to the question that stands: nothing else has
+// moved the log since. Called with mu held.
+func (r *replica) current(epoch int32, from partition.Position) bool {
+	if !r.following || r.term.Epoch != epoch {
+		return false
+	}
+	now, durable := r.st.Position()
+	return durable && now == from
+}
+
+// verifyRun checks that a run is whole batches with right checksums.
+func verifyRun(records []byte) error {
+	err := batch.Walk(records, func(h batch.Header, b []byte) error { return batch.VerifyCRC(b) })
+	if err != nil {
+		return fmt.Errorf("%w: %w", errCorruptCopy, err)
+	}
+	return nil
+}
+
+// appendRun queues the batches of a run to the log, and the leader epochs that
+// begin with them. All of them are checked before the first is queued. Called
+// with mu held.
+func (r *replica) appendRun(c *copyRun, done func(error)) error {
+	at := c.from
+	err := batch.Walk(c.records, func(h batch.Header, _ []byte) error {
+		if err := r.st.Copy(h, at); err != nil {
+			return fmt.Errorf("%w: %w", errCorruptCopy, err)
+		}
+		at = partition.After(h)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	now, end := time.Now().UnixMilli(), at.Offset
+	return batch.Walk(c.records, func(h batch.Header, b []byte) error {
+		if r.st.Copied(h, b) {
+			r.b.log_.Epoch(r.localID(), h.LeaderEpoch, h.BaseOffset, nil)
+		}
+		r.mark(h.BaseOffset, now)
+		r.maxTS = max(r.maxTS, h.MaxTimestamp)
+		r.unsaved = r.unsaved || h.ProducerID >= 0
+		next := h.NextOffset()
+		r.b.log_.Append(&wal.Append{
+			Partition: r.localID(), LeaderEpoch: h.LeaderEpoch, BaseOffset: h.BaseOffset, LastOffset: next - 1,
+			MaxTimestamp: h.MaxTimestamp, Run: b, Sum: batch.Sum(b), Summed: true, Buf: c.buf, Class: wal.ClassReplication,
+			Done: func(err error) {
+				r.durable(next, err)
+				if next == end {
+					done(err)
+				}
+			},
+		})
+		return nil
+	})
+}
+
+// leaderSaid takes over what the leader says of its log. Called with mu held.
+func (r *replica) leaderSaid(c *copyRun) {
+	moved := r.st.LeaderAt(c.highWatermark, c.logStart, max(c.remoteEnd, 0))
+	r.publish()
+	if moved {
+		v := r.view.Load()
+		r.b.log_.SetReclaimable(r.localID(), min(max(v.RemoteEnd, v.LogStart), v.LogEnd))
+		r.st.ForgetAborted(r.localStart())
+	}
+}
+
+// diverged cuts off what the leader does not have. It reports false if the
+// replica does not follow any more.
+func (r *replica) diverged(ctx context.Context, c *copyRun, epoch int32, end int64) error {
+	r.mu.Lock()
+	if !r.current(c.epoch, c.from) {
+		r.mu.Unlock()
+		return nil
+	}
+	to, suspect := r.st.Diverged(epoch, end)
+	v := r.st.View()
+	r.mu.Unlock()
+	if start := r.localStart(); suspect || to < start {
+		if r.inSync() {
+			return fmt.Errorf("the leader's log parts from this one at offset %d, below the high watermark %d: nothing is cut while this replica counts as in sync", to, v.HighWatermark)
+		}
+		r.b.log.Warn("local log dropped: it parts from the leader's below what was committed or is here", "partition", r.String(),
+			"at", to, "high_watermark", v.HighWatermark, "local_start", start)
+		return r.restart(ctx, c)
+	}
+	r.b.log.Info("local log cut: the leader has other records, or none, from there on", "partition", r.String(), "at", to, "end", v.LogEnd, "epoch", c.epoch)
+	producers, err := r.producersAt(ctx, to)
+	if err != nil {
+		return fmt.Errorf("producer state at %d: %w", to, err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.current(c.epoch, c.from) {
+		return nil
+	}
+	r.b.log_.Truncate(r.localID(), to, nil)
+	r.st.Truncated(to, producers)
+	r.savedAt, r.unsaved = min(r.savedAt, to), true
+	for len(r.ages) > 0 && r.ages[len(r.ages)-1].offset >= to {
+		r.ages = r.ages[:len(r.ages)-1]
+	}
+	r.publish()
+	return nil
+}
+
+// producersAt makes the producer state as it was at an offset that is here: from
+// the newest object's snapshot, if it is of an offset below, and what is here.
+func (r *replica) producersAt(ctx context.Context, to int64) (*producer.State, error) {
+	state, err := r.b.tier.Peek(ctx, r.topicID, r.index)
+	if err != nil {
+		return nil, err
+	}
+	start, _ := r.b.log_.Bounds(r.localID())
+	producers, from := producer.New(), start
+	if state.RemoteEnd > 0 && state.RemoteEnd <= to {
+		_, snap, end, err := r.b.tier.Tail(ctx, r.topicID, r.index)
+		if err != nil {
+			return nil, fmt.Errorf("read the newest object's footer: %w", err)
+		}
+		if len(snap) > 0 && end <= to && end >= start {
+			if producers, _, err = producer.Decode(snap); err != nil {
+				return nil, fmt.Errorf("producer snapshot of the newest object: %w", err)
+			}
+			from = end
+			aborted, err := r.b.tier.Aborted(ctx, r.topicID, r.index, start, end)
+			if err != nil {
+				return nil, fmt.Errorf("aborted transactions of the newest objects: %w", err)
+			}
+			producers.RestoreAborted(aborted)
+		}
+	}
+	_, err = r.replay(ctx, r.localID(), producers, from, to)
+	producers.SetLimit(r.b.conf().MaxProducersPerPartition)
+	return producers, err
+}
+
+// restart begins the local log anew at the remote end: what is below is in the
+// bucket, and what is above is the leader's to give.
+func (r *replica) restart(ctx context.Context, c *copyRun) error {
+	state, err := r.b.tier.Peek(ctx, r.topicID, r.index)
+	if err != nil {
+		return fmt.Errorf("read manifest head: %w", err)
+	}
+	r.mu.Lock()
+	ok, old, end := r.current(c.epoch, c.from), r.localID(), r.st.View().LogEnd
+	r.mu.Unlock()
+	if !ok {
+		return nil
+	}
+	if end > max(state.RemoteEnd, state.LogStart) && r.inSync() {
+		return fmt.Errorf("the leader does not have offset %d any more, the bucket ends at %d, and this replica counts as in sync: it stays as it is", c.from.Offset, state.RemoteEnd)
+	}
+	st, err := r.startLocal(ctx, state)
+	if err != nil {
+		return err
+	}
+	st.LiftTo(state.RemoteEnd, state.LogStart)
+	r.b.log_.Drop(old, nil)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.st, r.ages, r.savedAt, r.unsaved = st, nil, -1, true
+	if !r.following || r.term.Epoch != c.epoch {
+		return nil
+	}
+	if err := st.Follow(r.term); err != nil {
+		return err
+	}
+	r.publish()
+	return nil
+}
+
+// stopFollowing ends the copying; the state stays as it is.
+func (r *replica) stopFollowing() {
+	r.mu.Lock()
+	r.following = false
+	if r.st != nil && !r.started {
+		r.publish()
+	}
+	r.mu.Unlock()
+	r.b.fetchers.remove(r)
+}
+
+// offsetGone says that a leader does not have the offset that it was asked for.
+func offsetGone(code int16) bool {
+	return code == protocol.CodeOffsetOutOfRange || code == protocol.CodeOffsetMovedToTieredStorage
+}

@@ -1,0 +1,172 @@
+package broker
+
+import (
+	"context"
+	"time"
+
+	"github.com/varve/varve/broker/partition"
+	"github.com/varve/varve/broker/protocol"
+	"github.com/varve/varve/metadata/controller"
+)
+
+// The in-sync replicas of the partitions led here: what followers' fetches say
+// is noted, and another set is proposed to the controller where it is due.
+
+// copier is the follower whose fetch is answered: a broker, and the epoch of its
+// registration.
+type copier struct {
+	id    int32
+	epoch int64
+}
+
+// fetched notes that a follower has everything below offset on stable storage.
+// It reports whether the high watermark moved.
+func (r *replica) fetched(c *copier, epoch int32, offset int64) bool {
+	r.mu.Lock()
+	if !r.started || r.term.Epoch != epoch {
+		r.mu.Unlock()
+		return false
+	}
+	before := r.view.Load()
+	if !r.st.Fetched(c.id, c.epoch, offset, time.Now().UnixMilli()) {
+		r.mu.Unlock()
+		return false
+	}
+	r.advanced(before)
+	return true
+}
+
+// advanced tells everybody that the high watermark moved. Called with mu held,
+// which it releases.
+func (r *replica) advanced(before *partition.View) {
+	tell, told, bytes := r.settle(r.st.DurableEnd())
+	r.publish()
+	now := r.view.Load()
+	decided := before.LastStableOffset < before.HighWatermark && now.LastStableOffset > before.LastStableOffset
+	r.mu.Unlock()
+	if told != nil {
+		told.settle(protocol.CodeNone)
+	}
+	for _, w := range tell {
+		w.settle(protocol.CodeNone)
+	}
+	r.grown(bytes, decided)
+}
+
+// isrInterval is how often the followers of all partitions are looked at. A
+// round costs a lock for each partition with more than one replica.
+const isrInterval = 200 * time.Millisecond
+
+// maxProposals bounds the partitions of one proposal to the controller.
+const maxProposals = 1000
+
+// keepISR looks after the in-sync replicas until ctx ends.
+func (b *Broker) keepISR(ctx context.Context) {
+	tick := time.NewTicker(isrInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		b.proposeISRs(ctx)
+	}
+}
+
+// proposeISRs asks the controller for the in-sync replicas that should be, and
+// waits for its answer. A proposal that it did not answer is made again until
+// metadata shows what became of it.
+func (b *Broker) proposeISRs(ctx context.Context) {
+	im, now, lag := b.meta.Image(), time.Now().UnixMilli(), b.conf().ReplicaLagMax.Milliseconds()
+	epochOf := func(id int32) int64 {
+		if br := im.Broker(id); br != nil && !br.Fenced {
+			return br.Epoch
+		}
+		return -1
+	}
+	var asked []*replica
+	c := controller.AlterPartition{Broker: b.opts.BrokerID, BrokerEpoch: b.meta.BrokerEpoch()}
+	for _, r := range b.replicas.all() {
+		r.mu.Lock()
+		if !r.started || len(r.term.Replicas) < 2 {
+			r.mu.Unlock()
+			continue
+		}
+		p, ok := r.st.ProposeISR(now, lag, epochOf)
+		was := r.term.ISR
+		r.mu.Unlock()
+		if !ok {
+			continue
+		}
+		prop := controller.Proposal{TopicID: r.topicID, Partition: r.index, LeaderEpoch: p.LeaderEpoch, PartitionEpoch: p.PartitionEpoch}
+		var isr []int32
+		for _, m := range p.ISR {
+			prop.ISR = append(prop.ISR, controller.ISRMember{Broker: m.Broker, Epoch: m.Epoch})
+			isr = append(isr, m.Broker)
+		}
+		b.log.Debug("in-sync replicas proposed", "partition", r.String(), "isr", isr, "were", was)
+		c.Partitions = append(c.Partitions, prop)
+		asked = append(asked, r)
+		if len(asked) == maxProposals {
+			break
+		}
+	}
+	if len(asked) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, peerTimeout)
+	defer cancel()
+	reply := b.meta.AlterPartition(ctx, c)
+	if reply.ErrorCode != 0 && ctx.Err() == nil && b.errorLog.Allow() {
+		b.log.Warn("the controller did not answer for in-sync replicas: they are proposed again", "partitions", len(asked), "error", protocol.Name(reply.ErrorCode), "message", reply.Message)
+	}
+	for i := range min(len(reply.Partitions), len(asked)) {
+		res, r := &reply.Partitions[i], asked[i]
+		if !refuses(res.ErrorCode) {
+			continue
+		}
+		b.log.Info("in-sync replicas not changed", "partition", r.String(), "error", protocol.Name(res.ErrorCode), "message", res.Message)
+		r.mu.Lock()
+		if !r.started {
+			r.mu.Unlock()
+			continue
+		}
+		before := r.view.Load()
+		if r.st.ProposalRefused(c.Partitions[i].PartitionEpoch) {
+			r.advanced(before)
+		} else {
+			r.mu.Unlock()
+		}
+	}
+}
+
+// refuses says that a proposal was not taken and never will be: the controller's
+// state of the partition is still the one that it names. After the other errors
+// it may have been taken when it was sent before.
+func refuses(code int16) bool {
+	return code == protocol.CodeIneligibleReplica || code == protocol.CodeInvalidRequest
+}
+
+// Lag is how far a follower is behind, as its leader knows.
+type Lag struct {
+	Topic     string
+	Partition int32
+	partition.Lag
+}
+
+// Progress lists the followers of the partitions led here.
+func (b *Broker) Progress() []Lag {
+	now := time.Now().UnixMilli()
+	var out []Lag
+	for _, r := range b.replicas.all() {
+		r.mu.Lock()
+		if r.started && len(r.term.Replicas) > 1 {
+			for _, l := range r.st.Progress(now) {
+				out = append(out, Lag{r.topic, r.index, l})
+			}
+		}
+		r.mu.Unlock()
+	}
+	return out
+}
