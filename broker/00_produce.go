@@ -322,16 +322,19 @@ func (po *produce) settled() {
 
 func (po *produce) encode(e *protocol.ProduceEncoder, parts []protocol.ProducedPartition) []byte {
 	e.Begin(po.p.hdr, len(po.topics))
+	leaders := newLeaders{b: po.b, c: po.p.c}
 	at := 0
 	for i := range po.topics {
 		t := &po.topics[i]
 		e.Topic(t.name, t.id, t.partitions)
 		for j := range parts[at : at+t.partitions] {
-			e.Partition(&parts[at+j])
+			p := &parts[at+j]
+			p.CurrentLeader = leaders.of(p.ErrorCode, t.name, t.id, p.Index)
+			e.Partition(p)
 		}
 		at += t.partitions
 	}
-	return e.Finish(0, nil)
+	return e.Finish(0, leaders.endpoints)
 }
 
 // expire answers a request whose records did not become durable on all in-sync

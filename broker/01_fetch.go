@@ -31,6 +31,8 @@ import (
 //     nothing per partition until one of them grows. Its deadline is the
 //     connection writer's timer.
 //   - At least one batch is returned if there is one, whatever the limits.
+//   - A consumer in a rack is sent to an in-sync replica of its rack (KIP-392);
+//     followers serve what is below the high watermark that they know of.
 //   - A fetch of another broker, which has proved to be one, is a follower's: it
 //     is sent what is not durable here yet, and its offset says what is durable
 //     there.
@@ -284,7 +286,7 @@ func (f *fetch) evaluate(list []*watch) {
 	for _, w := range list {
 		res := fetchResult{w: w, divergeEpoch: -1, preferredReplica: -1}
 		f.read(&res, f.max-f.have)
-		if res.code != 0 || res.divergeEpoch >= 0 {
+		if res.code != 0 || res.divergeEpoch >= 0 || res.preferredReplica >= 0 {
 			f.urgent = true
 		}
 		f.have += int64(res.bytes)
@@ -300,7 +302,7 @@ func (f *fetch) read(res *fetchResult, room int64) {
 	w := res.w
 	p := &w.p
 	r := w.r
-	if r == nil || r.view.Load().Role != partition.Leader {
+	if r == nil || r.view.Load().Role == partition.Offline {
 		// The topic may have come, gone, or come again since.
 		if now := f.b.replicas.byKey(p.key); now != r {
 			if r != nil {
@@ -324,7 +326,8 @@ func (f *fetch) read(res *fetchResult, room int64) {
 	}
 	v := *r.view.Load()
 	res.view = v
-	if v.Role != partition.Leader {
+	// Consumers may read from any replica since version 11 (KIP-392).
+	if v.Role != partition.Leader && (v.Role != partition.Follower || f.copier != nil || f.req.Version < 11) {
 		res.code = r.notServing()
 		res.view = noView
 		return
@@ -360,6 +363,11 @@ func (f *fetch) read(res *fetchResult, room int64) {
 		}
 		if p.fetchOffset < r.localStart() {
 			res.code = protocol.CodeOffsetMovedToTieredStorage
+			return
+		}
+	}
+	if f.copier == nil && v.Role == partition.Leader {
+		if res.preferredReplica = r.nearest(f.req.Rack, p.fetchOffset); res.preferredReplica >= 0 {
 			return
 		}
 	}
@@ -740,11 +748,11 @@ func (f *fetch) finish() {
 		switch {
 		case res.bytes > 0:
 			served = append(served, res.w)
-		case res.skipped || res.cold || res.code != 0:
+		case res.skipped || res.cold || res.code != 0 || res.preferredReplica >= 0:
 			again = append(again, res.w)
 		}
 		changed := res.view.HighWatermark != p.toldHW || res.view.LogStart != p.toldLogStart || f.copier != nil && res.view.RemoteEnd != p.toldRemoteEnd
-		if f.full || res.bytes > 0 || res.code != 0 || res.divergeEpoch >= 0 || changed {
+		if f.full || res.bytes > 0 || res.code != 0 || res.divergeEpoch >= 0 || res.preferredReplica >= 0 || changed {
 			p.toldHW, p.toldLogStart, p.toldRemoteEnd = res.view.HighWatermark, res.view.LogStart, res.view.RemoteEnd
 			if res.code != 0 {
 				p.toldHW = -1 // so that the end of the error is told, too
@@ -770,7 +778,7 @@ func (f *fetch) finish() {
 	} else {
 		s.detach()
 	}
-	parts, free := encodeFetch(f.p.hdr, f.req, id, told, f.copier != nil)
+	parts, free := encodeFetch(f.p.hdr, f.req, id, told, f.copier != nil, &newLeaders{b: f.b, c: f.p.c})
 	charged, wasted, results := f.charged, f.wasted, f.results
 	release := func() {
 		for i := range results {

@@ -87,6 +87,15 @@ func (b *Broker) listOffset(ctx context.Context, req *kmsg.ListOffsetsRequest, t
 	if out.ErrorCode = partition.CheckEpoch(v.Epoch, p.CurrentLeaderEpoch); out.ErrorCode != 0 {
 		return out
 	}
+	if v.HighWatermark < v.EpochStart && p.Timestamp != earliestOffset && p.Timestamp != earliestLocalOffset {
+		// A leader that has just begun may know of less than the one before it
+		// had committed, until its followers have fetched (KIP-207).
+		out.ErrorCode = protocol.CodeOffsetNotAvailable
+		if req.Version < 5 {
+			out.ErrorCode = protocol.CodeLeaderNotAvailable
+		}
+		return out
+	}
 	bound := v.HighWatermark
 	if req.IsolationLevel == 1 {
 		bound = v.LastStableOffset

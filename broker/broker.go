@@ -80,6 +80,7 @@ type Metadata interface {
 	AlterPartition(ctx context.Context, c controller.AlterPartition) controller.Reply
 	Execute(ctx context.Context, command []byte) ([]byte, error)
 	BrokerEpoch() int64
+	EndSession(ctx context.Context, id int32, incarnation [16]byte) error
 }
 
 // Options are what a broker is made of.

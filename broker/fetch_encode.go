@@ -16,7 +16,7 @@ var fetchEncoders = sync.Pool{New: func() any { return new(protocol.FetchEncoder
 // encodeFetch lays out the answer around the records, which stay where they
 // are: the parts go to the socket in one vectored write. free gives the
 // skeleton back once they are sent.
-func encodeFetch(h protocol.RequestHeader, req *kmsg.FetchRequest, session int32, results []fetchResult, copies bool) (parts net.Buffers, free func()) {
+func encodeFetch(h protocol.RequestHeader, req *kmsg.FetchRequest, session int32, results []fetchResult, copies bool, leaders *newLeaders) (parts net.Buffers, free func()) {
 	e := fetchEncoders.Get().(*protocol.FetchEncoder)
 	topics := 0
 	for i := range results {
@@ -36,7 +36,7 @@ func encodeFetch(h protocol.RequestHeader, req *kmsg.FetchRequest, session int32
 			p := protocol.FetchPartition{
 				Index: res.w.p.key.index, ErrorCode: res.code,
 				HighWatermark: res.view.HighWatermark, LastStableOffset: res.view.LastStableOffset, LogStartOffset: res.view.LogStart,
-				PreferredReadReplica: -1,
+				PreferredReadReplica: res.preferredReplica, CurrentLeader: leaders.of(res.code, k.topic, k.id, res.w.p.key.index),
 			}
 			if req.IsolationLevel == 1 && res.code == 0 {
 				p.AbortedTransactions = make([]protocol.AbortedTransaction, 0, len(res.aborted))
@@ -54,7 +54,7 @@ func encodeFetch(h protocol.RequestHeader, req *kmsg.FetchRequest, session int32
 		}
 		i += n
 	}
-	return net.Buffers(e.Finish(nil)), func() {
+	return net.Buffers(e.Finish(leaders.endpoints)), func() {
 		e.Reset()
 		fetchEncoders.Put(e)
 	}

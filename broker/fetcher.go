@@ -8,6 +8,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -46,6 +47,9 @@ type fetcher struct {
 	leader int32
 	cancel context.CancelFunc
 	wake   chan struct{}
+
+	refused int      // connections in a row; of run alone
+	ended   [16]byte // the incarnation of the leader whose session was ended for that
 
 	mu    sync.Mutex
 	moved []*copying // assigned or taken away since the last round
@@ -199,8 +203,10 @@ func (f *fetcher) connected(ctx context.Context) error {
 	}
 	k, err := f.b.dial(ctx, to)
 	if err != nil {
+		f.suspect(ctx, to, err)
 		return err
 	}
+	f.refused = 0
 	defer k.close()
 	s := &copySession{link: k}
 	for ctx.Err() == nil {
@@ -221,6 +227,31 @@ func (f *fetcher) connected(ctx context.Context) error {
 		}
 	}
 	return ctx.Err()
+}
+
+// refusals is how many connections in a row have to be refused before the leader
+// is taken to be gone. They are firstBackoff and its double apart.
+const refusals = 3
+
+// suspect ends the session of a leader whose address refuses connections: there
+// is no such process any more, and its partitions need not wait for its lease to
+// run out. Where it is the network that refuses, the broker that is cut off by
+// this registers again; that is why no broker does it twice to the same process.
+func (f *fetcher) suspect(ctx context.Context, to *image.Broker, err error) {
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		f.refused = 0
+		return
+	}
+	if f.refused++; f.refused < refusals || f.ended == to.Incarnation {
+		return
+	}
+	f.ended = to.Incarnation
+	f.b.log.Warn("a broker's address refuses connections: its session is ended", "broker", to.ID)
+	ctx, cancel := context.WithTimeout(ctx, peerTimeout)
+	defer cancel()
+	if err := f.b.meta.EndSession(ctx, to.ID, to.Incarnation); err != nil {
+		f.b.log.Warn("the session of a broker that is gone was not ended, and runs out", "broker", to.ID, "err", err)
+	}
 }
 
 // gather takes over what was assigned and taken away.

@@ -144,18 +144,37 @@ func (r *replica) copy(ctx context.Context, c *copyRun, done func(error)) (appen
 		}()
 	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	if !r.current(c.epoch, c.from) {
+		r.mu.Unlock()
 		return false, nil
 	}
 	if len(c.records) > 0 {
 		if err := r.appendRun(c, done); err != nil {
+			r.mu.Unlock()
 			return false, err
 		}
 		appended = true
 	}
+	before := r.view.Load()
 	r.leaderSaid(c)
+	now := r.view.Load()
+	r.mu.Unlock()
+	r.moved(before, now)
 	return appended, nil
+}
+
+// moved tells consumers that read here that a follower's high watermark or log
+// start has moved.
+func (r *replica) moved(before, now *partition.View) {
+	if now.HighWatermark == before.HighWatermark && now.LogStart == before.LogStart {
+		return
+	}
+	r.watchMu.Lock()
+	watched := len(r.watches) > 0
+	r.watchMu.Unlock()
+	if watched {
+		r.grown(r.b.log_.BytesBetween(r.localID(), before.HighWatermark, now.HighWatermark), now.LastStableOffset > before.LastStableOffset)
+	}
 }
 
 // current says that an answer is to the question that stands: nothing else has

@@ -530,7 +530,10 @@ func (r *replica) durable(end int64, err error) {
 	for _, w := range tell {
 		w.settle(protocol.CodeNone)
 	}
-	if moved {
+	switch {
+	case moved && before.Role == partition.Follower:
+		r.moved(before, r.view.Load())
+	case moved:
 		r.grown(bytes, decided)
 	}
 }

@@ -171,3 +171,17 @@ func (n *Node) poke() {
 	default:
 	}
 }
+
+// EndSession ends the session of another broker, whose process is known to have
+// ended, so that nobody waits for its lease to run out. If that was wrong, the
+// broker registers again, and has lost its leaderships.
+func (n *Node) EndSession(ctx context.Context, id int32, incarnation [16]byte) error {
+	s := n.Image().Session(id)
+	if s == nil || s.Incarnation != incarnation || id == n.o.BrokerID {
+		return nil
+	}
+	if err := n.store.Revoke(ctx, s.Lease); err != nil && !errors.Is(err, etcd.ErrLeaseGone) {
+		return fmt.Errorf("metadata: end the session of broker %d: %w", id, err)
+	}
+	return nil
+}

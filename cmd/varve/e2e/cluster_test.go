@@ -1,15 +1,21 @@
-package e2e
+package e2e_test
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/varve/varve/cmd/varve/servertest"
 )
@@ -53,9 +59,9 @@ func put(t *testing.T, cl *kgo.Client, topic string, from, n int) {
 }
 
 // readAll reads a topic to its end and checks that it holds each of n records once.
-func readAll(t *testing.T, b *servertest.Broker, topic string, n int) {
+func readAll(t *testing.T, b *servertest.Broker, topic string, n int, opts ...kgo.Opt) {
 	t.Helper()
-	cl := b.Client(kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(100*time.Millisecond))
+	cl := b.Client(append(opts, kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(100*time.Millisecond))...)
 	defer cl.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -107,4 +113,189 @@ func TestReplication(t *testing.T) {
 	for _, b := range brokers {
 		readAll(t, b, "t", n)
 	}
+}
+
+// fetched is how many bytes of records a broker has sent to consumers.
+func fetched(t *testing.T, b *servertest.Broker) float64 {
+	t.Helper()
+	return metricOf(t, b, "varve_fetched_bytes_total")
+}
+
+// A consumer reads from the replica in its own rack, what is only in the bucket
+// too, and from the leader when there is none (KIP-392).
+func TestNearestReplica(t *testing.T) {
+	racks := []string{"", "a", "b", "c"}
+	brokers := servertest.StartCluster(t, 3, servertest.Options{Of: func(id int) map[string]string { return map[string]string{"broker.rack": racks[id]} }})
+	brokers[0].CreateReplicated("t", 1, 3)
+	leader := inSync(t, brokers[0], "t", 3)
+	n := 300
+	put(t, brokers[0].Client(kgo.DefaultProduceTopic("t")), "t", 0, n)
+	for id := int32(1); id <= 3; id++ {
+		before := map[int32]float64{}
+		for other := int32(1); other <= 3; other++ {
+			before[other] = fetched(t, byID(brokers, other))
+		}
+		readAll(t, brokers[0], "t", n, kgo.Rack(racks[id]))
+		for other := int32(1); other <= 3; other++ {
+			if got := fetched(t, byID(brokers, other)) - before[other]; (got > 0) != (other == id) {
+				t.Errorf("a consumer in the rack of broker %d, leader %d: %.0f bytes came from broker %d", id, leader, got, other)
+			}
+		}
+	}
+	before := fetched(t, byID(brokers, leader))
+	readAll(t, brokers[0], "t", n, kgo.Rack("elsewhere"))
+	if fetched(t, byID(brokers, leader)) == before {
+		t.Error("a consumer in a rack without a replica does not read from the leader")
+	}
+}
+
+// Who asks a broker that does not lead is told who does, and where (KIP-951).
+func TestNewLeaderInTheAnswer(t *testing.T) {
+	brokers := servertest.StartCluster(t, 2, servertest.Options{})
+	brokers[0].CreateReplicated("t", 1, 2)
+	leader := inSync(t, brokers[0], "t", 2)
+	other := 3 - leader
+	cl := brokers[0].Client()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+
+	topics, err := kadm.NewClient(cl).ListTopics(ctx, "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := kmsg.NewProduceRequest()
+	b.Acks, b.TimeoutMillis = -1, 1000
+	bt, bp := kmsg.NewProduceRequestTopic(), kmsg.NewProduceRequestTopicPartition()
+	bt.Topic, bt.TopicID = "t", topics["t"].ID
+	bp.Records = plainBatch(t, []byte("x"))
+	bt.Partitions = append(bt.Partitions, bp)
+	b.Topics = append(b.Topics, bt)
+	got, err := cl.Broker(int(other)).Request(ctx, &b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp := got.(*kmsg.ProduceResponse)
+	p := resp.Topics[0].Partitions[0]
+	if p.ErrorCode != kerr.NotLeaderForPartition.Code || p.CurrentLeader.LeaderID != leader || p.CurrentLeader.LeaderEpoch < 0 {
+		t.Errorf("produce: %+v", p)
+	}
+	if len(resp.Brokers) != 1 || resp.Brokers[0].NodeID != leader || net.JoinHostPort(resp.Brokers[0].Host, strconv.Itoa(int(resp.Brokers[0].Port))) != byID(brokers, leader).Addr() {
+		t.Errorf("produce: endpoints %+v, the leader is %d at %s", resp.Brokers, leader, byID(brokers, leader).Addr())
+	}
+}
+
+// replicated are the settings of a cluster whose own topics outlive a broker.
+var replicated = map[string]string{
+	"default.replication.factor": "3", "min.insync.replicas": "2",
+	"offsets.topic.replication.factor": "3", "offsets.topic.num.partitions": "5",
+	"transaction.state.log.replication.factor": "3", "transaction.state.log.min.isr": "2", "transaction.state.log.num.partitions": "5",
+	"group.initial.rebalance.delay.ms": "0",
+}
+
+func seeds(brokers []*servertest.Broker) kgo.Opt {
+	var addrs []string
+	for _, b := range brokers {
+		addrs = append(addrs, b.Addr())
+	}
+	return kgo.SeedBrokers(addrs...)
+}
+
+// All brokers are restarted, one after the other, under idempotent producers and
+// a consumer group: the applications see no error, every record once and in order.
+func TestRollingRestart(t *testing.T) {
+	brokers := servertest.StartCluster(t, 3, servertest.Options{Settings: replicated})
+	const partitions = 6
+	brokers[0].CreateReplicated("t", partitions, 3)
+	inSync(t, brokers[0], "t", 3)
+	ctx := patience(t)
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+
+	var sent [partitions]atomic.Int64
+	for p := range int32(partitions) {
+		cl := brokers[0].Client(seeds(brokers), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0))
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				n := sent[p].Load()
+				r := &kgo.Record{Topic: "t", Partition: p, Value: strconv.AppendInt(nil, n, 10)}
+				if err := cl.ProduceSync(ctx, r).FirstErr(); err != nil {
+					t.Errorf("partition %d, record %d: %v", p, n, err)
+					return
+				}
+				sent[p].Add(1)
+			}
+		})
+	}
+	// The records of a partition, over both members, in the order in which they are
+	// committed: from what was last committed on there may be repetitions, no gaps.
+	var next [partitions]atomic.Int64
+	done := make(chan struct{})
+	for range 2 {
+		cl := brokers[0].Client(seeds(brokers), kgo.ConsumerGroup("g"), kgo.ConsumeTopics("t"), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+			kgo.DisableAutoCommit(), kgo.BlockRebalanceOnPoll(), kgo.FetchMaxWait(100*time.Millisecond))
+		wg.Go(func() {
+			for {
+				poll, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+				fs := cl.PollFetches(poll)
+				cancel()
+				fs.EachError(func(topic string, p int32, err error) {
+					if !errors.Is(err, context.DeadlineExceeded) {
+						t.Errorf("consumer, %s-%d: %v", topic, p, err)
+					}
+				})
+				fs.EachRecord(func(r *kgo.Record) {
+					got, _ := strconv.ParseInt(string(r.Value), 10, 64)
+					if got != r.Offset {
+						t.Errorf("%s-%d: record %d at offset %d", r.Topic, r.Partition, got, r.Offset)
+					}
+					n := next[r.Partition].Load()
+					if got > n {
+						t.Errorf("%s-%d: record %d follows %d", r.Topic, r.Partition, got, n-1)
+					}
+					next[r.Partition].Store(max(n, got+1))
+				})
+				if err := cl.CommitUncommittedOffsets(ctx); err != nil {
+					// A generation that has passed is the consumer's matter, and goes on.
+					t.Logf("commit: %v", err)
+				}
+				cl.AllowRebalance()
+				select {
+				case <-done:
+					return
+				case <-ctx.Done():
+					return
+				default:
+				}
+			}
+		})
+	}
+	for _, b := range brokers {
+		at := sent[0].Load()
+		servertest.Eventually(t, func() error {
+			if n := sent[0].Load(); n < at+20 {
+				return fmt.Errorf("%d records", n-at)
+			}
+			return nil
+		})
+		if err := b.Restart(nil); err != nil {
+			t.Fatal(err)
+		}
+		inSync(t, brokers[0], "t", 3)
+	}
+	close(stop)
+	servertest.Eventually(t, func() error {
+		for p := range sent {
+			if s, n := sent[p].Load(), next[p].Load(); n < s {
+				return fmt.Errorf("partition %d: %d of %d records consumed", p, n, s)
+			}
+		}
+		return nil
+	})
+	close(done)
+	wg.Wait()
 }

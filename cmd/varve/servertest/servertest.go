@@ -31,8 +31,10 @@ type Options struct {
 	// Settings are Kafka's, over those of `varve dev` and the small sizes that
 	// tests want.
 	Settings map[string]string
-	Bucket   objstore.Bucket // nil: one in memory that outlives restarts
-	FS       vfs.FS          // of the log; nil: the operating system's
+	// Of is what differs between the brokers of a cluster; it may be nil.
+	Of     func(id int) map[string]string
+	Bucket objstore.Bucket // nil: one in memory that outlives restarts
+	FS     vfs.FS          // of the log; nil: the operating system's
 }
 
 // Broker is a broker under test.
@@ -126,11 +128,20 @@ func (b *Broker) open() error {
 	for k, v := range b.o.Settings {
 		set = append(set, k+"="+v)
 	}
+	if b.o.Of != nil {
+		for k, v := range b.o.Of(b.id) {
+			set = append(set, k+"="+v)
+		}
+	}
+	brokers := 1
+	if b.etcd != nil {
+		brokers = 0 // not known at start
+	}
 	flags, err := config.FromFlags(set)
 	if err != nil {
 		return err
 	}
-	cfg, _, err := config.Build(config.Merge(config.FromMode("test", defaults), flags), config.Machine{Hostname: "127.0.0.1", MemoryBytes: 4 << 30, Brokers: 1})
+	cfg, _, err := config.Build(config.Merge(config.FromMode("test", defaults), flags), config.Machine{Hostname: "127.0.0.1", MemoryBytes: 4 << 30, Brokers: brokers})
 	if err != nil {
 		return err
 	}
