@@ -8,7 +8,7 @@ FUZZTIME ?= 20s
 ROUNDS ?= 50
 TXN_ROUNDS ?= $(ROUNDS)
 
-.PHONY: help build run test test-long race lint fuzz bench bench-kafka demo interop test-crash ci clean
+.PHONY: help build run test test-long race lint fuzz bench bench-kafka cluster-up cluster-down image demo interop test-crash ci clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -18,6 +18,17 @@ build: ## build bin/varve
 
 run: build ## run a broker on embedded defaults at 127.0.0.1:9092, data in ./data (ARGS="--set name=value")
 	$(BIN) dev --data-dir data $(ARGS)
+
+cluster-up: build ## three brokers, three members of etcd and an S3 server as processes of this machine (ARGS="--free-ports")
+	$(GO) build -o bin/varve-cluster ./deploy/local
+	bin/varve-cluster up --varve $(BIN) $(ARGS)
+
+cluster-down: ## end them; data and logs stay in build/cluster (ARGS="--delete-data")
+	$(GO) build -o bin/varve-cluster ./deploy/local
+	bin/varve-cluster down $(ARGS)
+
+image: ## build the container image that docker-compose.yml runs
+	docker build --build-arg VERSION=$(VERSION) -t varve:latest .
 
 test: ## all tests of the tree
 	$(GO) test ./...

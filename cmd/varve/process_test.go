@@ -29,6 +29,7 @@ import (
 	"github.com/varve/varve/cmd/varve/server"
 	"github.com/varve/varve/config"
 	"github.com/varve/varve/internal/child"
+	"github.com/varve/varve/internal/cluster"
 	"github.com/varve/varve/wal/batch"
 	"github.com/varve/varve/wal/vfs"
 )
@@ -46,6 +47,7 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	cluster.Serve(os.Args[1:])
 	if os.Getenv(envBeVarve) == "" {
 		os.Exit(m.Run())
 	}

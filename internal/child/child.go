@@ -1,6 +1,6 @@
 // Package child runs servers as children of this program: brokers, object
 // stores, whatever a check or a measurement needs beside it. A child ends
-// when its program does, however that comes about.
+// when its program does, however that comes about, unless it is to stay.
 package child
 
 import (
@@ -22,6 +22,7 @@ type Process struct {
 	Name     string
 	Log      string        // the file that its output is appended to
 	Patience time.Duration // for its start and its end; 0: a minute
+	Stays    bool          // it goes on when this program has ended
 
 	cmd  *exec.Cmd
 	done chan struct{}
@@ -41,6 +42,9 @@ func Start(ctx context.Context, p *Process, cmd *exec.Cmd, up func() error) (*Pr
 	cmd.Stdout, cmd.Stderr = f, f
 	// A signal to the terminal's process group is not for the servers: they end when this program has.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if p.Stays {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	}
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}

@@ -37,24 +37,29 @@ func StartVarveAt(ctx context.Context, binary, dir, addr, admin string, settings
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	args := []string{"dev", "--data-dir", filepath.Join(dir, "data")}
-	all := append([]string{"listeners=PLAINTEXT://" + addr, "admin.listener=" + admin, "group.initial.rebalance.delay.ms=0"}, settings...)
-	for i, s := range all {
-		name, _, _ := strings.Cut(s, "=")
-		again := func(t string) bool { return strings.HasPrefix(t, name+"=") }
-		if !slices.ContainsFunc(all[i+1:], again) { // the broker refuses a setting given twice
-			args = append(args, "--set", s)
-		}
-	}
+	args := append([]string{"dev", "--data-dir", filepath.Join(dir, "data")},
+		SetFlags(append([]string{"listeners=PLAINTEXT://" + addr, "admin.listener=" + admin, "group.initial.rebalance.delay.ms=0"}, settings...))...)
 	v := &Varve{Addr: addr, Admin: "http://" + admin}
 	p, err := Start(ctx, &Process{Name: "varve dev", Log: filepath.Join(dir, "varve.log")}, exec.Command(binary, args...), func() error {
-		if err := answersOK(v.Admin + "/readyz"); err != nil {
+		if err := AnswersOK(v.Admin + "/readyz"); err != nil {
 			return err
 		}
 		return Dialled(addr)
 	})
 	v.Process = p
 	return v, err
+}
+
+// SetFlags are the --set arguments for settings as name=value; of several with one name, which a broker refuses, the last.
+func SetFlags(settings []string) (args []string) {
+	for i, s := range settings {
+		name, _, _ := strings.Cut(s, "=")
+		again := func(t string) bool { return strings.HasPrefix(t, name+"=") }
+		if !slices.ContainsFunc(settings[i+1:], again) {
+			args = append(args, "--set", s)
+		}
+	}
+	return args
 }
 
 // Credentials of a MinIO server that StartMinIO starts.
@@ -68,11 +73,19 @@ func StartMinIO(ctx context.Context, binary, dir, addr string) (*Process, error)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
+	return Start(ctx, &Process{Name: "MinIO", Log: filepath.Join(dir, "minio.log")}, MinIOCommand(binary, dir, addr), func() error {
+		return AnswersOK("http://" + addr + MinIOHealthPath)
+	})
+}
+
+// MinIOHealthPath answers 200 once a MinIO server serves.
+const MinIOHealthPath = "/minio/health/live"
+
+// MinIOCommand is a MinIO server at addr with its objects in dir/data.
+func MinIOCommand(binary, dir, addr string) *exec.Cmd {
 	cmd := exec.Command(binary, "server", "--quiet", "--address", addr, filepath.Join(dir, "data"))
 	cmd.Env = append(os.Environ(), "MINIO_ROOT_USER="+MinIOUser, "MINIO_ROOT_PASSWORD="+MinIOPassword, "MINIO_BROWSER=off", "MINIO_UPDATE=off", "MINIO_CI_CD=1")
-	return Start(ctx, &Process{Name: "MinIO", Log: filepath.Join(dir, "minio.log")}, cmd, func() error {
-		return answersOK("http://" + addr + "/minio/health/live")
-	})
+	return cmd
 }
 
 // WriteCredentials writes the file that Varve takes MinIO's credentials from.
@@ -80,7 +93,8 @@ func WriteCredentials(file string) error {
 	return os.WriteFile(file, []byte(MinIOUser+"\n"+MinIOPassword+"\n"), 0o600)
 }
 
-func answersOK(url string) error {
+// AnswersOK is an answer for Start: a GET of url is answered with 200.
+func AnswersOK(url string) error {
 	resp, err := http.Get(url)
 	if err != nil {
 		return err

@@ -129,6 +129,22 @@ func Jars(ctx context.Context, dir string) error {
 // minioVersion is the last commit of MinIO's server; its images are no longer published.
 const minioVersion = "v0.0.0-20260212201848-7aac2a2c5b7c"
 
+// FindMinIO returns a binary of MinIO's server that is there already: one in PATH, or one that was built into a cache.
+func FindMinIO() (string, bool) {
+	if file, err := exec.LookPath("minio"); err == nil {
+		return file, true
+	}
+	base, err := os.UserCacheDir()
+	if err != nil {
+		return "", false
+	}
+	done, _ := filepath.Glob(filepath.Join(base, "varve-*", "minio-"+minioVersion+"-*", ".complete"))
+	if len(done) == 0 {
+		return "", false
+	}
+	return filepath.Join(filepath.Dir(done[0]), "minio"), true
+}
+
 // MinIO builds MinIO's server, and returns its binary.
 func (c *Cache) MinIO(ctx context.Context) (string, error) {
 	dir, err := c.Folder(nil, "minio-"+minioVersion, func(dir string) error {

@@ -45,14 +45,10 @@ func Start(tb testing.TB) *Server {
 	} {
 		tb.Setenv(name, value)
 	}
-	be, err := posix.New(dir, meta.XattrMeta{}, posix.PosixOpts{CopyObjectThreshold: 5 << 30})
-	if err != nil {
-		tb.Fatalf("s3test: %v", err)
-	}
 	// The server cannot say which port it got from the system, so it is told one that was free a moment ago.
 	for attempt := 1; ; attempt++ {
 		s := &Server{Addr: freeAddr(tb), Dir: dir}
-		err := s.run(be)
+		err := s.run()
 		if err == nil {
 			tb.Cleanup(s.stop)
 			return s
@@ -72,16 +68,27 @@ func freeAddr(tb testing.TB) string {
 	return l.Addr().String()
 }
 
-func (s *Server) run(be *posix.Posix) error {
+// Serve runs a server at addr until ctx ends, with buckets as directories below dir, which becomes the current directory
+// of the process.
+func Serve(ctx context.Context, dir, addr string) error {
+	be, err := posix.New(dir, meta.XattrMeta{}, posix.PosixOpts{CopyObjectThreshold: 5 << 30})
+	if err != nil {
+		return err
+	}
+	return embedgw.RunVersityGW(ctx, be, &embedgw.Config{
+		RootUserAccess: AccessKey, RootUserSecret: SecretKey, Region: "us-east-1",
+		Ports: []string{addr}, MaxConnections: 4096, MaxRequests: 4096, MultipartMaxParts: 10000,
+		HealthPath: HealthPath, Quiet: true, KeepAlive: true,
+	})
+}
+
+// HealthPath answers 200 once a server serves.
+const HealthPath = "/health"
+
+func (s *Server) run() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() {
-		ended <- embedgw.RunVersityGW(ctx, be, &embedgw.Config{
-			RootUserAccess: AccessKey, RootUserSecret: SecretKey, Region: "us-east-1",
-			Ports: []string{s.Addr}, MaxConnections: 4096, MaxRequests: 4096, MultipartMaxParts: 10000,
-			HealthPath: "/health", Quiet: true, KeepAlive: true,
-		})
-	}()
+	go func() { ended <- Serve(ctx, s.Dir, s.Addr) }()
 	s.stop = func() {
 		cancel()
 		<-ended
@@ -93,7 +100,7 @@ func (s *Server) run(be *posix.Posix) error {
 			return fmt.Errorf("server ended: %v", err)
 		case <-time.After(2 * time.Millisecond):
 		}
-		resp, err := http.Get("http://" + s.Addr + "/health")
+		resp, err := http.Get("http://" + s.Addr + HealthPath)
 		if err != nil {
 			continue
 		}

@@ -1,0 +1,286 @@
+package main
+
+import (
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/varve/varve/internal/child"
+	"github.com/varve/varve/internal/cluster"
+)
+
+// processes is a cluster whose brokers are this binary.
+func processes(o cluster.Options) cluster.Options {
+	o.Varve, o.Env = []string{os.Args[0]}, []string{envBeVarve + "=1"}
+	return o
+}
+
+// The cluster of `make cluster-up`, with the configuration files that the containers have too: it goes on by itself, is
+// found again, is mended where a process is missing, and its end leaves what it keeps.
+func TestClusterStays(t *testing.T) {
+	o := processes(cluster.Options{
+		Dir: t.TempDir(), FreePorts: true, Stays: true, Servers: []string{os.Args[0]},
+		Config: func(id int32) string {
+			return filepath.Join("..", "..", "deploy", "broker-"+strconv.Itoa(int(id))+".properties")
+		},
+		Set: []string{"wal.segment.bytes=4194304", "wal.max.bytes=134217728"},
+	})
+	open := func() *cluster.Cluster {
+		t.Helper()
+		c, err := cluster.New(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	up := func(want ...string) *cluster.Cluster {
+		t.Helper()
+		c := open()
+		started, err := c.Up(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(started, want) {
+			t.Fatalf("started %q, want %q", started, want)
+		}
+		return c
+	}
+	all := []string{"etcd-1", "etcd-2", "etcd-3", "s3", "broker-1", "broker-2", "broker-3"}
+	t.Cleanup(func() {
+		if _, err := open().Down(); err != nil {
+			t.Error(err)
+		}
+	})
+
+	up(all...)
+	if again := up(); again.Describe().Bootstrap != open().Describe().Bootstrap {
+		t.Error("the addresses are others")
+	}
+	adm := kadm.NewClient(open().Client(t))
+	if _, err := adm.CreateTopic(t.Context(), -1, -1, nil, "kept"); err != nil {
+		t.Fatal(err)
+	}
+	details, err := adm.ListTopics(t.Context(), "kept")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := details["kept"].Partitions.NumReplicas(); n != 3 || len(details["kept"].Partitions) != 3 {
+		t.Errorf("a topic by default has %d partitions of %d replicas", len(details["kept"].Partitions), n)
+	}
+	configs, err := adm.DescribeTopicConfigs(t.Context(), "kept")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range configs[0].Configs {
+		if c.Key == "min.insync.replicas" && c.MaybeValue() != "2" {
+			t.Errorf("min.insync.replicas is %s", c.MaybeValue())
+		}
+	}
+
+	// One is killed, one hangs: the first is started again, the second is there.
+	if err := errors.Join(open().Broker(2).Kill(), open().Broker(3).Pause(), open().Broker(3).Resume(), open().Etcd[0].Kill()); err != nil {
+		t.Fatal(err)
+	}
+	c := up("etcd-1", "broker-2")
+	if d := c.Describe(); d.Brokers[1].PID == 0 || d.Brokers[1].PID == d.Brokers[2].PID || d.S3.PID == 0 || d.Etcd[0].PID == 0 {
+		t.Errorf("described as %+v", d)
+	}
+
+	ended, err := c.Down()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := slices.Concat(all[4:], all[:4])
+	if !slices.Equal(ended, want) {
+		t.Errorf("ended %q, want %q", ended, want)
+	}
+	if ended, err := open().Down(); len(ended) > 0 || err != nil {
+		t.Errorf("ended %q again: %v", ended, err)
+	}
+	c = up(all...)
+	if _, err := kadm.NewClient(c.Client(t)).DescribeTopicConfigs(t.Context(), "kept"); err != nil {
+		t.Errorf("after a restart: %v", err)
+	}
+}
+
+// What keeps a cluster from coming up is said with the words that help, and leaves nothing running.
+func TestClusterFails(t *testing.T) {
+	o := processes(cluster.Options{Dir: t.TempDir(), FreePorts: true, Brokers: 1, Etcd: 1, Servers: []string{os.Args[0]}})
+	fails := func(o cluster.Options, meanwhile func(*cluster.Cluster), want ...string) {
+		t.Helper()
+		c, err := cluster.New(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if meanwhile != nil {
+			meanwhile(c)
+		}
+		_, err = c.Up(t.Context())
+		if err == nil {
+			c.Down()
+			t.Fatalf("no error; want %q", want)
+		}
+		for _, w := range want {
+			if !strings.Contains(err.Error(), w) {
+				t.Errorf("%q is not in %v", w, err)
+			}
+		}
+		if d := c.Describe(); d.Brokers[0].PID != 0 || d.Etcd[0].PID != 0 || d.S3.PID != 0 {
+			t.Errorf("left running: %+v", d)
+		}
+	}
+	var taken net.Listener
+	fails(o, func(c *cluster.Cluster) {
+		var err error
+		if taken, err = net.Listen("tcp", c.Broker(1).Addr); err != nil {
+			t.Fatal(err)
+		}
+	}, "broker-1 cannot have "+"127.0.0.1:", "address already in use", "who has it")
+	taken.Close()
+
+	bad := o
+	bad.Set = []string{"num.partitions=many"}
+	fails(bad, nil, "starting broker-1", "exit status 2", `Invalid value "many" for configuration num.partitions`)
+	bad = o
+	bad.Servers = []string{"/bin/false"}
+	fails(bad, nil, "starting etcd-1", "starting s3", "exit status 1")
+
+	c, err := cluster.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Broker(1).Kill(); !errors.Is(err, os.ErrProcessDone) {
+		t.Errorf("killing what does not run: %v", err)
+	}
+	if err := c.Broker(1).Stop(); err != nil {
+		t.Errorf("stopping what does not run: %v", err)
+	}
+	if _, err := cluster.New(cluster.Options{Dir: o.Dir, Brokers: 2}); err == nil || !strings.Contains(err.Error(), "it has 1 brokers") {
+		t.Errorf("another shape in the same place: %v", err)
+	}
+	unlock, err := cluster.Lock(o.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cluster.Lock(o.Dir); err == nil {
+		t.Error("two at once")
+	}
+	unlock()
+}
+
+// A file in Kafka's own words, as a KRaft broker has it, starts a broker once etcd and the bucket are named. What etcd
+// does here is warned about, by file and line; what is said of topics holds.
+func TestSeedConfiguration(t *testing.T) {
+	c := cluster.Start(t, processes(cluster.Options{Brokers: 1, Etcd: 1}))
+	d := c.Describe()
+	if err := c.Broker(1).Stop(); err != nil {
+		t.Fatal(err)
+	}
+
+	dir := t.TempDir()
+	addr, err := child.FreeAddr()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "server.properties")
+	text := `# As Kafka has it.
+broker.id=7
+node.id=7
+process.roles=broker,controller
+listeners=PLAINTEXT://` + addr + `,CONTROLLER://127.0.0.1:9093
+advertised.listeners=PLAINTEXT://` + addr + `
+controller.listener.names=CONTROLLER
+controller.quorum.voters=7@127.0.0.1:9093
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+num.network.threads=3
+num.io.threads=8
+log.dirs=` + filepath.Join(dir, "log") + `
+num.partitions=3
+default.replication.factor=3
+min.insync.replicas=2
+unclean.leader.election.enable=false
+auto.create.topics.enable=false
+log.retention.hours=168
+
+# What Varve needs beside it.
+etcd.endpoints=` + d.Etcd[0].Client + `
+etcd.prefix=/seed
+remote.storage.url=file://` + filepath.Join(dir, "objects") + `?create=true
+`
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv(envBeVarve, "1")
+	log := filepath.Join(dir, "varve.log")
+	p, err := child.Start(t.Context(), &child.Process{Name: "varve broker", Log: log}, exec.Command(os.Args[0], "broker", "--config", file), func() error { return child.Dialled(addr) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Kill)
+
+	b, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var warned []string
+	for line := range strings.Lines(string(b)) {
+		if w, ok := strings.CutPrefix(line, "warning: "+file+":"); ok {
+			warned = append(warned, strings.TrimSpace(w))
+		}
+	}
+	const etcd = "etcd keeps the cluster's metadata here; set etcd.endpoints"
+	want := []string{
+		"7: controller.listener.names has no effect: " + etcd,
+		"8: controller.quorum.voters has no effect: " + etcd,
+		"4: process.roles has no effect: " + etcd,
+		"5: listener CONTROLLER is for KRaft controllers and is left out: " + etcd,
+	}
+	if !slices.Equal(warned, want) {
+		t.Errorf("warned\n%s\nwant\n%s", strings.Join(warned, "\n"), strings.Join(want, "\n"))
+	}
+
+	cl, err := kgo.NewClient(kgo.SeedBrokers(addr), kgo.UnknownTopicRetries(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	adm := kadm.NewClient(cl)
+	if _, err := adm.CreateTopic(t.Context(), 1, 1, nil, "mine"); err != nil {
+		t.Fatal(err)
+	}
+	if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: "nobodys"}).FirstErr(); err == nil {
+		t.Error("a topic was created though auto.create.topics.enable=false")
+	}
+	configs, err := adm.DescribeTopicConfigs(t.Context(), "mine")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]string{}
+	for _, c := range configs[0].Configs {
+		got[c.Key] = c.MaybeValue()
+	}
+	for name, want := range map[string]string{"min.insync.replicas": "2", "unclean.leader.election.enable": "false", "retention.ms": "604800000"} {
+		if got[name] != want {
+			t.Errorf("%s is %s, want %s", name, got[name], want)
+		}
+	}
+	meta, err := adm.BrokerMetadata(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ids := meta.Brokers.NodeIDs(); !slices.Equal(ids, []int32{7}) {
+		t.Errorf("brokers %v", ids)
+	}
+	if err := p.Stop(); err != nil {
+		t.Error(err)
+	}
+}

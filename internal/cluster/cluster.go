@@ -1,0 +1,435 @@
+// Package cluster runs a whole cluster as processes of one machine: members of etcd, an S3 server and brokers, all on
+// loopback. Tests kill and stop them one by one (Start); `make cluster-up` lets them go on by themselves (Options.Stays)
+// and finds them again. Linux only: /proc says whether a process is still the one that was started.
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/varve/varve/internal/child"
+	"github.com/varve/varve/tiering/objstore/s3test"
+)
+
+// Options say what a cluster is made of.
+type Options struct {
+	// Dir is where everything is kept: the processes' data, logs and ids, and the addresses, which stay the same for
+	// as long as the data is there.
+	Dir     string
+	Brokers int // 0: three, with the ids 1, 2 and 3
+	Etcd    int // members; 0: three
+	// FreePorts looks for free ports; otherwise they are those of the Compose file, the first digit being a broker's
+	// or member's number.
+	FreePorts bool
+
+	Varve   []string                // the program that `broker` is an argument of, after its own first ones
+	Servers []string                // a program that begins with Serve, likewise
+	Env     []string                // of the brokers, added to this program's
+	MinIO   string                  // the program of the S3 server; empty: the one of the tests
+	Config  func(id int32) string   // a broker's configuration file; nil: none
+	Set     []string                // settings of all brokers, as name=value
+	SetOf   func(id int32) []string // settings of one; may be nil
+
+	// Stays lets the processes go on when this program has ended.
+	Stays bool
+}
+
+// layout is where everything listens.
+type layout struct {
+	Brokers []brokerAddrs `json:"brokers"`
+	Etcd    []etcdAddrs   `json:"etcd"`
+	S3      string        `json:"s3"`
+	MinIO   bool          `json:"minio"` // what keeps the objects; the two servers cannot read each other's
+}
+
+type brokerAddrs struct {
+	Host     string `json:"host"`     // of clients
+	Internal string `json:"internal"` // of the other brokers
+	Admin    string `json:"admin"`
+}
+
+type etcdAddrs struct {
+	Client string `json:"client"`
+	Peer   string `json:"peer"`
+}
+
+// Cluster is a cluster of processes.
+type Cluster struct {
+	o      Options
+	layout layout
+
+	Brokers []*Broker
+	Etcd    []*Server
+	S3      *Server
+}
+
+// Broker is a broker's process.
+type Broker struct {
+	*Server
+	ID    int32
+	Addr  string // for clients
+	Admin string // URL of metrics and health
+}
+
+// New describes a cluster, and finds those of its processes that run.
+func New(o Options) (*Cluster, error) {
+	if o.Brokers == 0 {
+		o.Brokers = 3
+	}
+	if o.Etcd == 0 {
+		o.Etcd = 3
+	}
+	var err error
+	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
+		return nil, err
+	}
+	c := &Cluster{o: o}
+	if err := c.plan(); err != nil {
+		return nil, err
+	}
+	c.describe()
+	for _, s := range c.all() {
+		s.find()
+	}
+	return c, nil
+}
+
+// plan decides where everything listens, or remembers it.
+func (c *Cluster) plan() error {
+	file := filepath.Join(c.o.Dir, "addresses.json")
+	b, err := os.ReadFile(file)
+	if _, none := os.Stat(filepath.Join(c.o.Dir, "etcd-1")); none != nil {
+		err = os.ErrNotExist // nothing was started there: whoever could not have its ports may choose others
+	}
+	if err == nil {
+		if err = json.Unmarshal(b, &c.layout); err == nil && (len(c.layout.Brokers) != c.o.Brokers || len(c.layout.Etcd) != c.o.Etcd) {
+			err = fmt.Errorf("it has %d brokers and %d members of etcd", len(c.layout.Brokers), len(c.layout.Etcd))
+		}
+		if err != nil {
+			return fmt.Errorf("the cluster in %s is not this one: %s: %w", c.o.Dir, file, err)
+		}
+		return nil
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	var failed error
+	taken := map[string]bool{}
+	port := func(fixed int) string {
+		if !c.o.FreePorts {
+			return net.JoinHostPort("127.0.0.1", strconv.Itoa(fixed))
+		}
+		for {
+			addr, err := child.FreeAddr()
+			if err != nil {
+				failed = err
+			} else if taken[addr] {
+				continue
+			}
+			taken[addr] = true
+			return addr
+		}
+	}
+	l := layout{S3: port(19000), MinIO: c.o.MinIO != ""}
+	for i := range c.o.Brokers {
+		l.Brokers = append(l.Brokers, brokerAddrs{port(19092 + 10000*i), port(19093 + 10000*i), port(19644 + 10000*i)})
+	}
+	for i := range c.o.Etcd {
+		l.Etcd = append(l.Etcd, etcdAddrs{port(12379 + 10000*i), port(12380 + 10000*i)})
+	}
+	if failed != nil {
+		return failed
+	}
+	c.layout = l
+	return writeJSON(file, l)
+}
+
+func (c *Cluster) describe() {
+	l := c.layout
+	server := func(name string, listens ...string) *Server {
+		s := &Server{Name: name, listens: listens, stays: c.o.Stays}
+		s.under(c.o.Dir)
+		return s
+	}
+	command := func(program []string, args ...string) *exec.Cmd {
+		all := slices.Concat(program, args)
+		return exec.Command(all[0], all[1:]...)
+	}
+
+	var members, endpoints []string
+	for i, e := range l.Etcd {
+		members = append(members, fmt.Sprintf("etcd-%d=http://%s", i+1, e.Peer))
+		endpoints = append(endpoints, "http://"+e.Client)
+	}
+	for i, e := range l.Etcd {
+		s := server(fmt.Sprintf("etcd-%d", i+1), e.Client, e.Peer)
+		s.command = func() *exec.Cmd {
+			return command(c.o.Servers, etcdMember, s.Name, s.Dir, e.Client, e.Peer, strings.Join(members, ","))
+		}
+		s.ready = func() error { return child.AnswersOK("http://" + e.Client + "/health") }
+		c.Etcd = append(c.Etcd, s)
+	}
+
+	c.S3 = server("s3", l.S3)
+	c.S3.command = func() *exec.Cmd { return command(c.o.Servers, s3Server, c.S3.Dir, l.S3) }
+	c.S3.ready = func() error { return child.AnswersOK("http://" + l.S3 + s3test.HealthPath) }
+	if l.MinIO {
+		c.S3.command = func() *exec.Cmd { return child.MinIOCommand(c.o.MinIO, c.S3.Dir, l.S3) }
+		c.S3.ready = func() error { return child.AnswersOK("http://" + l.S3 + child.MinIOHealthPath) }
+	}
+
+	for i, a := range l.Brokers {
+		id := int32(i + 1)
+		s := server(fmt.Sprintf("broker-%d", id), a.Host, a.Internal, a.Admin)
+		b := &Broker{Server: s, ID: id, Addr: a.Host, Admin: "http://" + a.Admin}
+		s.command = func() *exec.Cmd {
+			args := []string{"broker"}
+			var settings []string
+			if c.o.Config != nil {
+				args = append(args, "--config", c.o.Config(id))
+			} else {
+				settings = []string{
+					"node.id=" + strconv.Itoa(int(id)),
+					"listener.security.protocol.map=HOST:PLAINTEXT,INTERNAL:PLAINTEXT", "inter.broker.listener.name=INTERNAL",
+				}
+			}
+			listeners := "HOST://" + a.Host + ",INTERNAL://" + a.Internal
+			settings = append(settings,
+				"listeners="+listeners, "advertised.listeners="+listeners, "admin.listener="+a.Admin, "log.dirs="+s.Dir,
+				"etcd.endpoints="+strings.Join(endpoints, ","), "remote.storage.url="+c.BucketURL())
+			settings = append(settings, c.o.Set...)
+			if c.o.SetOf != nil {
+				settings = append(settings, c.o.SetOf(id)...)
+			}
+			args = append(args, child.SetFlags(settings)...)
+			cmd := command(c.o.Varve, args...)
+			cmd.Env = append(os.Environ(), c.o.Env...)
+			return cmd
+		}
+		s.ready = func() error {
+			if err := child.AnswersOK(b.Admin + "/readyz"); err != nil {
+				return err
+			}
+			return child.Dialled(b.Addr)
+		}
+		c.Brokers = append(c.Brokers, b)
+	}
+}
+
+func (c *Cluster) all() []*Server {
+	all := append(slices.Clone(c.Etcd), c.S3)
+	for _, b := range c.Brokers {
+		all = append(all, b.Server)
+	}
+	return all
+}
+
+// Bootstrap is what clients are given to begin with.
+func (c *Cluster) Bootstrap() []string {
+	var list []string
+	for _, b := range c.Brokers {
+		list = append(list, b.Addr)
+	}
+	return list
+}
+
+// Broker returns the broker with an id.
+func (c *Cluster) Broker(id int32) *Broker { return c.Brokers[id-1] }
+
+// BucketURL is the brokers' remote.storage.url.
+func (c *Cluster) BucketURL() string {
+	return "s3://varve?endpoint=http://" + c.layout.S3 + "&region=us-east-1&create=true&credentials_file=" + c.credentials()
+}
+
+func (c *Cluster) credentials() string { return filepath.Join(c.o.Dir, "s3.credentials") }
+
+// Up starts what does not run, and returns the names of it, once all brokers know each other. Where that fails, what it
+// started is ended again.
+func (c *Cluster) Up(ctx context.Context) (started []string, err error) {
+	if c.layout.MinIO && c.o.MinIO == "" {
+		return nil, fmt.Errorf("the objects in %s were written by MinIO, which is not there any more: install it, or delete the cluster's data", c.S3.Dir)
+	}
+	user, secret := s3test.AccessKey, s3test.SecretKey
+	if c.layout.MinIO {
+		user, secret = child.MinIOUser, child.MinIOPassword
+	}
+	// Before anything is there that would have to be cleaned up.
+	if err := each(slices.DeleteFunc(c.all(), (*Server).Running), (*Server).free); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(c.credentials(), []byte(user+"\n"+secret+"\n"), 0o600); err != nil {
+		return nil, err
+	}
+	var servers []*Server
+	defer func() {
+		if err == nil {
+			return
+		}
+		for _, s := range servers {
+			if s.Running() {
+				err = errors.Join(err, s.Kill())
+			}
+		}
+	}()
+	begin := func(list ...*Server) error {
+		list = slices.DeleteFunc(list, (*Server).Running)
+		servers = append(servers, list...)
+		// All of a kind together: a member of etcd serves when most of them do.
+		return each(list, func(s *Server) error { return s.Start(ctx) })
+	}
+	if err := begin(append(slices.Clone(c.Etcd), c.S3)...); err != nil {
+		return nil, err
+	}
+	if err := begin(c.all()[len(c.Etcd)+1:]...); err != nil {
+		return nil, err
+	}
+	for _, b := range c.Brokers {
+		if err := child.Eventually(ctx, patience, func() error { return b.knows(ctx, c.Bootstrap()) }); err != nil {
+			return nil, fmt.Errorf("%s: %w\n%s", b.Name, err, b.Tail())
+		}
+	}
+	for _, s := range servers {
+		started = append(started, s.Name)
+	}
+	return started, nil
+}
+
+// knows asks a broker which brokers there are.
+func (b *Broker) knows(ctx context.Context, all []string) error {
+	cl, err := kgo.NewClient(kgo.SeedBrokers(b.Addr))
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	meta, err := kadm.NewClient(cl).BrokerMetadata(ctx)
+	if err != nil {
+		return err
+	}
+	if len(meta.Brokers) != len(all) {
+		return fmt.Errorf("it knows the brokers %v, and there are %d", meta.Brokers.NodeIDs(), len(all))
+	}
+	return nil
+}
+
+// Down ends what runs, brokers first, and returns its names.
+func (c *Cluster) Down() (ended []string, err error) {
+	for _, list := range [][]*Server{c.all()[len(c.Etcd)+1:], append(slices.Clone(c.Etcd), c.S3)} {
+		list = slices.DeleteFunc(list, func(s *Server) bool { return !s.Running() })
+		for _, s := range list {
+			ended = append(ended, s.Name)
+		}
+		err = errors.Join(err, each(list, (*Server).Stop))
+	}
+	for _, s := range c.all() {
+		err = errors.Join(err, s.forget())
+	}
+	return ended, err
+}
+
+// each calls f for all at once.
+func each(list []*Server, f func(*Server) error) error {
+	errs := make([]error, len(list))
+	var wg sync.WaitGroup
+	for i, s := range list {
+		wg.Go(func() { errs[i] = f(s) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// Description is the file by which other programs find the cluster.
+type Description struct {
+	Bootstrap string              `json:"bootstrap"`
+	Brokers   []BrokerDescription `json:"brokers"`
+	Etcd      []EtcdDescription   `json:"etcd"`
+	S3        S3Description       `json:"s3"`
+}
+
+// BrokerDescription is one broker's.
+type BrokerDescription struct {
+	ID    int32  `json:"id"`
+	PID   int    `json:"pid"`
+	Kafka string `json:"kafka"` // host:port for clients
+	Admin string `json:"admin"` // URL
+	Data  string `json:"data"`
+}
+
+// EtcdDescription is one member's.
+type EtcdDescription struct {
+	Name   string `json:"name"`
+	PID    int    `json:"pid"`
+	Client string `json:"client"` // URL
+}
+
+// S3Description is the S3 server's.
+type S3Description struct {
+	URL    string `json:"url"` // of the server
+	PID    int    `json:"pid"`
+	Bucket string `json:"bucket"` // remote.storage.url
+}
+
+// Describe says what runs where.
+func (c *Cluster) Describe() Description {
+	d := Description{Bootstrap: strings.Join(c.Bootstrap(), ","), S3: S3Description{"http://" + c.layout.S3, c.S3.PID(), c.BucketURL()}}
+	for _, b := range c.Brokers {
+		d.Brokers = append(d.Brokers, BrokerDescription{b.ID, b.PID(), b.Addr, b.Admin, b.Dir})
+	}
+	for i, s := range c.Etcd {
+		d.Etcd = append(d.Etcd, EtcdDescription{s.Name, s.PID(), "http://" + c.layout.Etcd[i].Client})
+	}
+	return d
+}
+
+// WriteDescription writes what Describe says, all or nothing.
+func (c *Cluster) WriteDescription(file string) error { return writeJSON(file, c.Describe()) }
+
+func writeJSON(file string, v any) error {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false) // URLs with & stay what can be copied
+	if err := e.Encode(v); err != nil {
+		return err
+	}
+	if err := os.WriteFile(file+".new", b.Bytes(), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(file+".new", file)
+}
+
+// Lock keeps others from starting or ending the cluster in dir meanwhile.
+func Lock(dir string) (unlock func(), err error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("somebody else starts or ends the cluster in %s right now", dir)
+	}
+	return func() { f.Close() }, nil
+}
