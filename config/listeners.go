@@ -63,6 +63,10 @@ func (b *builder) listenersOf(hostname string) []Listener {
 	for _, n := range ParseList(b.text("controller.listener.names")) {
 		controller[strings.ToUpper(n)] = true
 	}
+	// Everybody calls it CONTROLLER, and not every file of a KRaft broker says so.
+	if !b.isSet("controller.listener.names") && (b.isSet("process.roles") || b.isSet("controller.quorum.voters") || b.isSet("controller.quorum.bootstrap.servers")) {
+		controller["CONTROLLER"] = true
+	}
 	bind, adv := parse("listeners"), parse("advertised.listeners")
 	protocols, _ := parseProtocolMap(b.text("listener.security.protocol.map"))
 

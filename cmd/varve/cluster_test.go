@@ -198,9 +198,7 @@ node.id=7
 process.roles=broker,controller
 listeners=PLAINTEXT://` + addr + `,CONTROLLER://127.0.0.1:9093
 advertised.listeners=PLAINTEXT://` + addr + `
-controller.listener.names=CONTROLLER
 controller.quorum.voters=7@127.0.0.1:9093
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
 num.network.threads=3
 num.io.threads=8
 log.dirs=` + filepath.Join(dir, "log") + `
@@ -239,8 +237,7 @@ remote.storage.url=file://` + filepath.Join(dir, "objects") + `?create=true
 	}
 	const etcd = "etcd keeps the cluster's metadata here; set etcd.endpoints"
 	want := []string{
-		"7: controller.listener.names has no effect: " + etcd,
-		"8: controller.quorum.voters has no effect: " + etcd,
+		"7: controller.quorum.voters has no effect: " + etcd,
 		"4: process.roles has no effect: " + etcd,
 		"5: listener CONTROLLER is for KRaft controllers and is left out: " + etcd,
 	}
