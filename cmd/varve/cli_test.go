@@ -539,6 +539,20 @@ func TestTierStatus(t *testing.T) {
 	varve(t, "", "tier", "status", u+"/nowhere").want(t, 1, "", "is that the admin listener of a varve broker?")
 }
 
+func TestHealth(t *testing.T) {
+	ready := errors.Join(errors.New("starting"), errors.New("etcd has no leader"))
+	srv := httptest.NewServer(admin.Handler(admin.Options{Ready: func() error { return ready }}, true))
+	defer srv.Close()
+	u := "--admin-url=" + srv.URL
+	varve(t, "", "health", u).want(t, 1, "", "the broker does not serve clients: starting; etcd has no leader")
+	ready = nil
+	varve(t, "", "health", u).want(t, 0, "the broker serves clients\n", "")
+	varve(t, "", "health", u+"/nowhere").want(t, 1, "", "answered 404 Not Found; is that the admin listener of a varve broker?")
+	varve(t, "", "health", "--admin-url=localhost").want(t, 2, "", "must be a URL like http://127.0.0.1:9644")
+	srv.Close()
+	varve(t, "", "health", u).want(t, 1, "", "connection refused; is the broker running")
+}
+
 func sortedLines(s string) string {
 	l := strings.Split(strings.TrimRight(s, "\n"), "\n")
 	for i := range l {

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"strings"
 	"syscall"
 	"time"
 
@@ -80,49 +79,63 @@ REMOTE-END everything that is uploaded has left the local disk.`,
 
 // fetchTier asks the admin listener at base; an empty topic means all.
 func fetchTier(ctx context.Context, base, topic string) ([]admin.TierStatus, error) {
-	u, err := url.Parse(base)
-	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-		return nil, usagef("--admin-url %q: must be a URL like http://%s", base, admin.DefaultListen)
-	}
-	u = u.JoinPath("/v1/tier")
+	query := url.Values{}
 	if topic != "" {
-		u.RawQuery = url.Values{"topic": {topic}}.Encode()
+		query.Set("topic", topic)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	status, body, err := askAdmin(ctx, base, "/v1/tier", query)
 	if err != nil {
-		return nil, usagef("--admin-url %q: %w", base, err)
+		return nil, err
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		switch {
-		case errors.Is(err, syscall.ECONNREFUSED):
-			return nil, fmt.Errorf("cannot reach the admin listener at %s: connection refused; is the broker running, and is this its admin.listener? --admin-url names another", base)
-		case errors.Is(err, context.DeadlineExceeded):
-			return nil, fmt.Errorf("the admin listener at %s did not answer in time (--request-timeout)", base)
-		}
-		var ue *url.Error
-		if errors.As(err, &ue) {
-			err = ue.Err
-		}
-		return nil, fmt.Errorf("asking the admin listener at %s: %w", base, err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxTierAnswer))
-	if err != nil {
-		return nil, fmt.Errorf("reading the answer of %s: %w", base, err)
-	}
-	if resp.StatusCode != http.StatusOK {
+	if status != http.StatusOK {
 		var e struct {
 			Error string `json:"error"`
 		}
 		if json.Unmarshal(body, &e) == nil && e.Error != "" {
 			return nil, errors.New(e.Error)
 		}
-		return nil, fmt.Errorf("%s answered %s; is that the admin listener of a varve broker?", base, strings.TrimSpace(resp.Status))
+		return nil, notAdmin(base, status)
 	}
 	list := []admin.TierStatus{}
 	if err := json.Unmarshal(body, &list); err != nil {
 		return nil, fmt.Errorf("the answer of %s is not a tier status; is that the admin listener of a varve broker? (%w)", base, err)
 	}
 	return list, nil
+}
+
+func notAdmin(base string, status int) error {
+	return fmt.Errorf("%s answered %d %s; is that the admin listener of a varve broker?", base, status, http.StatusText(status))
+}
+
+// askAdmin gets a page of the admin listener at base.
+func askAdmin(ctx context.Context, base, path string, query url.Values) (status int, body []byte, err error) {
+	u, err := url.Parse(base)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+		return 0, nil, usagef("--admin-url %q: must be a URL like http://%s", base, admin.DefaultListen)
+	}
+	u = u.JoinPath(path)
+	u.RawQuery = query.Encode()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return 0, nil, usagef("--admin-url %q: %w", base, err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		switch {
+		case errors.Is(err, syscall.ECONNREFUSED):
+			return 0, nil, fmt.Errorf("cannot reach the admin listener at %s: connection refused; is the broker running, and is this its admin.listener? --admin-url names another", base)
+		case errors.Is(err, context.DeadlineExceeded):
+			return 0, nil, fmt.Errorf("the admin listener at %s did not answer in time (--request-timeout)", base)
+		}
+		var ue *url.Error
+		if errors.As(err, &ue) {
+			err = ue.Err
+		}
+		return 0, nil, fmt.Errorf("asking the admin listener at %s: %w", base, err)
+	}
+	defer resp.Body.Close()
+	if body, err = io.ReadAll(io.LimitReader(resp.Body, maxTierAnswer)); err != nil {
+		return 0, nil, fmt.Errorf("reading the answer of %s: %w", base, err)
+	}
+	return resp.StatusCode, body, nil
 }

@@ -1,0 +1,49 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/varve/varve/internal/admin"
+)
+
+// healthCommand is what a container's health check runs: there is no shell and no curl in the image.
+func healthCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "health",
+		Short: "Whether a broker serves clients: exit 0 if it does, 1 and the reasons if not",
+		Args:  arguments("", 0, 0),
+	}
+	wait := 5 * time.Second
+	adminURL := cmd.Flags().String("admin-url", "http://"+admin.DefaultListen, "the broker's admin listener")
+	cmd.Flags().Var(durationValue{d: &wait}, "request-timeout", "how long to wait for the broker's answer")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		ctx, cancel := context.WithTimeout(cmd.Context(), wait)
+		defer cancel()
+		status, body, err := askAdmin(ctx, *adminURL, "/readyz", nil)
+		if err != nil {
+			return err
+		}
+		switch status {
+		case http.StatusOK:
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), "the broker serves clients")
+			return err
+		case http.StatusServiceUnavailable:
+			var answer struct {
+				Reasons []string `json:"reasons"`
+			}
+			if json.Unmarshal(body, &answer) == nil && len(answer.Reasons) > 0 {
+				return errors.New("the broker does not serve clients: " + visible(strings.Join(answer.Reasons, "; ")))
+			}
+		}
+		return notAdmin(*adminURL, status)
+	}
+	return cmd
+}
