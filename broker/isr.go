@@ -126,7 +126,7 @@ func (b *Broker) proposeISRs(ctx context.Context) {
 		if !refuses(res.ErrorCode) {
 			continue
 		}
-		b.log.Info("in-sync replicas not changed", "partition", r.String(), "error", protocol.Name(res.ErrorCode), "message", res.Message)
+		b.log.Debug("in-sync replicas not changed", "partition", r.String(), "error", protocol.Name(res.ErrorCode), "message", res.Message)
 		r.mu.Lock()
 		if !r.started {
 			r.mu.Unlock()

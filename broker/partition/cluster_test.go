@@ -181,7 +181,7 @@ func (c *cluster) down(n *node) {
 }
 
 func (c *cluster) step() {
-	c.now += int64(c.rnd.IntN(20))
+	c.now += int64(c.rnd.IntN(200))
 	n := c.nodes[int32(1+c.rnd.IntN(3))]
 	switch k := c.rnd.IntN(100); {
 	case k < 8 && n.st == nil: // a new process, admitted in a new epoch
@@ -353,7 +353,7 @@ func (c *cluster) propose(n *node) {
 	if n.st == nil || n.leads < 0 || n.suspect {
 		return
 	}
-	p, ok := n.st.ProposeISR(c.now, 50, func(id int32) int64 {
+	p, ok := n.st.ProposeISR(c.now, 1000, func(id int32) int64 {
 		if !c.alive[id] {
 			return -1
 		}
@@ -451,7 +451,7 @@ func TestCluster(t *testing.T) {
 				c.sync(n)
 				c.fetch(n)
 				c.propose(n)
-				c.now++
+				c.now += 10
 			}
 			c.check()
 		}

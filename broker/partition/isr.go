@@ -25,6 +25,11 @@ type follower struct {
 // that cannot be in sync.
 const unknownBroker int64 = -1
 
+// joinAfterMs is how long after the last change of a partition's state a replica
+// may be proposed to join its ISR. The controller takes a broker that is gone out
+// of the ISRs first, and says last that it is gone.
+const joinAfterMs = 500
+
 // Member is a replica in a proposed ISR, and the broker epoch in which it has
 // been seen to catch up: a broker that has restarted since, perhaps without
 // its disk, is not meant (KIP-903).
@@ -110,7 +115,7 @@ func (s *State) ProposeISR(nowMs, maxLagMs int64, epochOf func(id int32) int64) 
 		stays := s.inSync(f, nowMs, maxLagMs)
 		if !in {
 			epoch := epochOf(id)
-			stays = stays && epoch >= 0 && f.brokerEpoch == epoch && f.end >= max(s.hw, s.epochStart())
+			stays = stays && nowMs-s.changedMs >= joinAfterMs && epoch >= 0 && f.brokerEpoch == epoch && f.end >= max(s.hw, s.epochStart())
 		}
 		changed = changed || stays != in
 		if stays {

@@ -103,6 +103,7 @@ type State struct {
 
 	followers map[int32]*follower // of a leader; see isr.go
 	proposed  *Proposal           // of a leader: an ISR that the controller may have taken
+	changedMs int64               // of a leader: when it learned of the term as it stands
 	leaderHW  int64               // of a follower: the highest one its leader told in this epoch
 
 	// verifying holds, by producer, the transactions that are about to begin.
@@ -149,6 +150,9 @@ func (s *State) Lead(t Term, nowMs int64) (Began, error) {
 	fresh := t.Epoch > s.term.Epoch || s.role != Leader
 	if fresh || t.PartitionEpoch > s.term.PartitionEpoch {
 		s.proposed = nil // taken, or void: it named an older state
+	}
+	if fresh || t.PartitionEpoch != s.term.PartitionEpoch {
+		s.changedMs = nowMs
 	}
 	s.term = t
 	s.role = Leader
