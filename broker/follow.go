@@ -26,6 +26,11 @@ var errCorruptCopy = errors.New("broker: a batch of the leader is damaged")
 // as for a leadership, and then the fetcher of that leader is given the
 // partition.
 func (r *replica) tryFollow(ctx context.Context, leader int32) error {
+	r.working.Lock()
+	defer r.working.Unlock()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	r.mu.Lock()
 	rec, st := r.recov, r.st
 	r.mu.Unlock()
@@ -37,14 +42,12 @@ func (r *replica) tryFollow(ctx context.Context, leader int32) error {
 		if st, err = r.takeOver(ctx, rec, state); err != nil {
 			return err
 		}
-		st.LiftTo(state.RemoteEnd, state.LogStart)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if ctx.Err() != nil || r.stopped {
+	if !r.keep(ctx, st) {
 		return ctx.Err()
 	}
-	r.st, r.recov, r.offline = st, nil, nil
 	if err := st.Follow(r.term); err != nil {
 		return err
 	}
@@ -60,7 +63,7 @@ func (r *replica) tryFollow(ctx context.Context, leader int32) error {
 func (r *replica) takeOver(ctx context.Context, rec *wal.Recovered, state tiering.State) (*partition.State, error) {
 	if rec != nil && rec.Suspect && rec.ClaimedEnd > state.RemoteEnd {
 		if whole, ok := r.b.log_.Skip(rec.ID, state.RemoteEnd); ok {
-			rec = &whole
+			rec = r.recovered(whole)
 		} else if r.inSync() {
 			return nil, errSuspect
 		} else {
@@ -82,11 +85,6 @@ func (r *replica) takeOver(ctx context.Context, rec *wal.Recovered, state tierin
 		return nil, fmt.Errorf("restore producer state: %w", err)
 	}
 	return st, nil
-}
-
-func (r *replica) dropLocal(id wal.PartitionID) {
-	r.b.log_.Drop(id, nil)
-	r.pid.Store(0)
 }
 
 // inSync says whether the metadata counts this replica among those that have
@@ -318,29 +316,31 @@ func (r *replica) producersAt(ctx context.Context, to int64) (*producer.State, e
 // restart begins the local log anew at the remote end: what is below is in the
 // bucket, and what is above is the leader's to give.
 func (r *replica) restart(ctx context.Context, c *copyRun) error {
+	r.working.Lock()
+	defer r.working.Unlock()
 	state, err := r.b.tier.Peek(ctx, r.topicID, r.index)
 	if err != nil {
 		return fmt.Errorf("read manifest head: %w", err)
 	}
 	r.mu.Lock()
-	ok, old, end := r.current(c.epoch, c.from), r.localID(), r.st.View().LogEnd
+	ok := r.current(c.epoch, c.from)
 	r.mu.Unlock()
 	if !ok {
 		return nil
 	}
-	if end > max(state.RemoteEnd, state.LogStart) && r.inSync() {
+	if c.from.Offset > max(state.RemoteEnd, state.LogStart) && r.inSync() {
 		return fmt.Errorf("the leader does not have offset %d any more, the bucket ends at %d, and this replica counts as in sync: it stays as it is", c.from.Offset, state.RemoteEnd)
 	}
+	old := r.localID()
 	st, err := r.startLocal(ctx, state)
 	if err != nil {
 		return err
 	}
-	st.LiftTo(state.RemoteEnd, state.LogStart)
 	r.b.log_.Drop(old, nil)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.st, r.ages, r.savedAt, r.unsaved = st, nil, -1, true
-	if !r.following || r.term.Epoch != c.epoch {
+	r.ages, r.savedAt, r.unsaved = nil, -1, true
+	if !r.keep(ctx, st) || !r.following || r.term.Epoch != c.epoch {
 		return nil
 	}
 	if err := st.Follow(r.term); err != nil {

@@ -37,6 +37,11 @@ type replica struct {
 	view   atomic.Pointer[partition.View] // what readers see; never nil
 	pid    atomic.Uint64                  // wal.PartitionID, 0 until there is a local log
 
+	// working is held by who takes up a role or begins the local log anew, which
+	// reads and asks others: one at a time, and one that is not wanted any more
+	// ends before the next begins. It comes before mu.
+	working sync.Mutex
+
 	mu        sync.Mutex
 	st        *partition.State
 	recov     *wal.Recovered // what the log held at start, until the first leadership takes it
@@ -154,6 +159,11 @@ var errSuspect = errors.New("the local log has corrupt blocks, so that records o
 // tryLead begins a leadership: the head of the manifest is read, the local log
 // is taken over or started, and only then does the partition serve.
 func (r *replica) tryLead(ctx context.Context) error {
+	r.working.Lock()
+	defer r.working.Unlock()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	state, err := r.b.tier.Lead(ctx, r)
 	if err != nil {
 		return fmt.Errorf("read manifest head: %w", err)
@@ -173,7 +183,7 @@ func (r *replica) tryLead(ctx context.Context) error {
 		if whole, ok := r.b.log_.Skip(rec.ID, state.RemoteEnd); ok {
 			r.b.log.Warn("local log is damaged below the remote end only: it goes on above", "partition", r.String(),
 				"remote_end", state.RemoteEnd, "local_end", whole.End)
-			rec = &whole
+			rec = r.recovered(whole)
 		} else if !r.b.opts.AcceptCorruptLog {
 			return errSuspect
 		} else {
@@ -209,13 +219,12 @@ func (r *replica) tryLead(ctx context.Context) error {
 		}
 	}
 	r.mu.Lock()
-	if ctx.Err() != nil || r.stopped {
+	if !r.keep(ctx, st) {
 		r.mu.Unlock()
 		return ctx.Err()
 	}
 	st.LiftTo(state.RemoteEnd, state.LogStart)
 	t := r.term
-	r.st, r.recov, r.offline = st, nil, nil
 	began, err := st.Lead(t, time.Now().UnixMilli())
 	if err != nil {
 		r.mu.Unlock()
@@ -234,6 +243,38 @@ func (r *replica) tryLead(ctx context.Context) error {
 	r.b.log_.SetReclaimable(r.localID(), max(state.RemoteEnd, state.LogStart))
 	r.changed()
 	return nil
+}
+
+// keep makes st the state of the partition, whose local log it is of. It reports
+// false if the role that it was made for is over. Called with mu held.
+func (r *replica) keep(ctx context.Context, st *partition.State) bool {
+	r.st, r.recov = st, nil
+	if r.stopped {
+		r.b.log_.Drop(r.localID(), nil)
+		return false
+	}
+	if ctx.Err() != nil {
+		return false
+	}
+	r.offline = nil
+	return true
+}
+
+// dropLocal gives the local log back.
+func (r *replica) dropLocal(id wal.PartitionID) {
+	r.b.log_.Drop(id, nil)
+	r.mu.Lock()
+	r.pid.Store(0)
+	r.st, r.recov = nil, nil
+	r.mu.Unlock()
+}
+
+// recovered notes what is now known of the local log that was found at start.
+func (r *replica) recovered(rec wal.Recovered) *wal.Recovered {
+	r.mu.Lock()
+	r.recov = &rec
+	r.mu.Unlock()
+	return &rec
 }
 
 // restore rebuilds the state of a partition from its newest producer snapshot
@@ -288,7 +329,9 @@ func (r *replica) restore(ctx context.Context, rec *wal.Recovered, state tiering
 	}
 	return partition.New(r.b.opts.BrokerID, partition.Recovered{
 		LogStart: logStart,
-		LogEnd:   rec.End, HighWatermark: rec.HighWatermark, RemoteEnd: state.RemoteEnd,
+		// What the bucket has is not taken to be what is here: that is known of a
+		// leader, and of a follower when its leader has compared their logs.
+		LogEnd: rec.End, HighWatermark: rec.HighWatermark,
 		Lineage: rec.Lineage, Producers: producers,
 	}), nil
 }
