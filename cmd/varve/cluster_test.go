@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -9,7 +10,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -279,5 +282,99 @@ remote.storage.url=file://` + filepath.Join(dir, "objects") + `?create=true
 	}
 	if err := p.Stop(); err != nil {
 		t.Error(err)
+	}
+}
+
+// Three processes: whoever leads is killed, and the next one stopped where it stands, while a producer asks for
+// acknowledgements of all. Nothing that was acknowledged is lost or doubled, and whoever comes back is in sync again.
+func TestLeaderKilled(t *testing.T) {
+	c := cluster.Start(t, processes(cluster.Options{Set: []string{"default.replication.factor=3", "min.insync.replicas=2"}}))
+	cl := c.Client(t, kgo.MetadataMinAge(50*time.Millisecond), kgo.DefaultProduceTopic("t"))
+	adm := kadm.NewClient(cl)
+	if _, err := adm.CreateTopic(t.Context(), 1, -1, nil, "t"); err != nil {
+		t.Fatal(err)
+	}
+	// led waits until n replicas are in sync and one of them, other than before, leads.
+	led := func(n int, before int32) (leader int32) {
+		t.Helper()
+		eventually(t, func() error {
+			topics, err := adm.ListTopics(t.Context(), "t")
+			if err != nil {
+				return err
+			}
+			p := topics["t"].Partitions[0]
+			if leader = p.Leader; p.Err != nil || leader < 1 || leader == before || len(p.ISR) != n || len(p.Replicas) != 3 {
+				return fmt.Errorf("leader %d, replicas %v, in sync %v, %v", leader, p.Replicas, p.ISR, p.Err)
+			}
+			return nil
+		})
+		return leader
+	}
+
+	var l ledger
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		l.produce(cl, "t", stop, func(err error) { t.Errorf("a record was given up: %v", err) })
+	}()
+	end := sync.OnceFunc(func() { close(stop); <-done })
+	defer end()
+	more := func() {
+		t.Helper()
+		before := l.len()
+		eventually(t, func() error {
+			if n := l.len(); n < before+500 {
+				return fmt.Errorf("%d records acknowledged of 500", n-before)
+			}
+			return nil
+		})
+	}
+
+	more()
+	first := led(3, 0)
+	if err := c.Broker(first).Kill(); err != nil {
+		t.Fatal(err)
+	}
+	second := led(2, first)
+	more()
+	if err := c.Broker(first).Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	led(3, first)
+	more()
+
+	if err := c.Broker(second).Pause(); err != nil {
+		t.Fatal(err)
+	}
+	third := led(2, second)
+	more()
+	if err := c.Broker(second).Resume(); err != nil {
+		t.Fatal(err)
+	}
+	led(3, second)
+	more()
+	end()
+
+	read := func() {
+		t.Helper()
+		in := c.Client(t, kgo.ConsumeTopics("t"), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.MetadataMinAge(50*time.Millisecond))
+		l.checkWith(t, in, 0)
+	}
+	read()
+	// The other replicas have it too.
+	for _, id := range []int32{third, led(3, 0)} {
+		if !c.Broker(id).Running() {
+			continue
+		}
+		if err := c.Broker(id).Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		led(3, 0)
+		read()
+	}
+	for _, b := range c.Brokers {
+		if err := b.Stop(); err != nil {
+			t.Error(err)
+		}
 	}
 }

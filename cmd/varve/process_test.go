@@ -320,6 +320,14 @@ func (l *ledger) check(p *process, topic string) {
 // checkFrom is check of the records from an offset on.
 func (l *ledger) checkFrom(p *process, topic string, from int64) {
 	p.t.Helper()
+	cl := p.client(kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().At(from)))
+	defer cl.Close()
+	l.checkWith(p.t, cl, from)
+}
+
+// checkWith is checkFrom by a consumer that begins there.
+func (l *ledger) checkWith(t *testing.T, cl *kgo.Client, from int64) {
+	t.Helper()
 	l.mu.Lock()
 	want := make(map[int64]uint64, len(l.at))
 	last := int64(-1)
@@ -331,36 +339,40 @@ func (l *ledger) checkFrom(p *process, topic string, from int64) {
 	}
 	l.mu.Unlock()
 	if last < 0 {
-		p.t.Fatal("nothing was acknowledged")
+		t.Fatal("nothing was acknowledged")
 	}
-	cl := p.client(kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().At(from)))
-	defer cl.Close()
-	ctx, cancel := context.WithTimeout(p.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	found, next := 0, from
+	seen := map[uint64]int64{} // by number: the producer is idempotent
 	for next <= last {
 		fs := cl.PollFetches(ctx)
 		if err := fs.Err(); err != nil {
-			p.t.Fatalf("read back at %d of %d: %v", next, last, err)
+			t.Fatalf("read back at %d of %d: %v", next, last, err)
 		}
 		fs.EachRecord(func(r *kgo.Record) {
 			if r.Offset != next {
-				p.t.Errorf("offset %d where %d was due", r.Offset, next)
+				t.Errorf("offset %d where %d was due", r.Offset, next)
 			}
 			next = r.Offset + 1
+			got := binary.BigEndian.Uint64(r.Value)
+			if before, twice := seen[got]; twice {
+				t.Errorf("record %d is there twice, at offsets %d and %d", got, before, r.Offset)
+			}
+			seen[got] = r.Offset
 			if n, ok := want[r.Offset]; ok {
 				found++
-				if got := binary.BigEndian.Uint64(r.Value); got != n {
-					p.t.Errorf("offset %d: record %d, but %d was acknowledged there", r.Offset, got, n)
+				if got != n {
+					t.Errorf("offset %d: record %d, but %d was acknowledged there", r.Offset, got, n)
 				}
 			}
 		})
-		if p.t.Failed() {
+		if t.Failed() {
 			return
 		}
 	}
 	if found != len(want) {
-		p.t.Errorf("%d of %d acknowledged records are there", found, len(want))
+		t.Errorf("%d of %d acknowledged records are there", found, len(want))
 	}
 }
 

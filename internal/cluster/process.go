@@ -39,7 +39,8 @@ type pid struct {
 	start  string // in ticks of the kernel since the machine started
 }
 
-// startOf returns when a process started; empty if it has ended, whether or not its parent has noticed.
+// startOf returns when a process started; empty if it has ended, whether or not its parent has noticed. A process whose
+// first thread has ended has not, as long as others run: it still listens.
 func startOf(number int) string {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", number))
 	if err != nil {
@@ -47,8 +48,13 @@ func startOf(number int) string {
 	}
 	// The second field is the program's name between brackets, and may have spaces.
 	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-	if len(f) < 20 || f[0] == "Z" || f[0] == "X" {
+	if len(f) < 20 {
 		return ""
+	}
+	if f[0] == "Z" || f[0] == "X" {
+		if threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", number)); err != nil || len(threads) <= 1 {
+			return ""
+		}
 	}
 	return f[19]
 }
