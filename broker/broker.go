@@ -143,6 +143,8 @@ type Broker struct {
 
 	replicas *replicas
 	fetchers *fetchers
+	shrinks  atomic.Int64 // replicas that left an ISR of a partition led here
+	expands  atomic.Int64 // and that joined one
 	sessions *sessions
 	groups   *coordinator.Coordinator
 	txns     *coordinator.Transactions

@@ -1,7 +1,10 @@
 package broker
 
 import (
+	"cmp"
 	"context"
+	"slices"
+	"strconv"
 	"time"
 
 	"github.com/varve/varve/broker/partition"
@@ -148,25 +151,70 @@ func refuses(code int16) bool {
 	return code == protocol.CodeIneligibleReplica || code == protocol.CodeInvalidRequest
 }
 
-// Lag is how far a follower is behind, as its leader knows.
-type Lag struct {
-	Topic     string
-	Partition int32
-	partition.Lag
+// ReplicationStats are what this broker leads and follows, at one moment.
+type ReplicationStats struct {
+	UnderReplicated, UnderMinISR int // partitions led here
+	Following                    int // partitions copied here
+	Followers                    []FollowerLag
+	Sessions, SessionPartitions  int
+	Shrinks, Expands             int64 // replicas, since the broker started
 }
 
-// Progress lists the followers of the partitions led here.
-func (b *Broker) Progress() []Lag {
-	now := time.Now().UnixMilli()
-	var out []Lag
+// FollowerLag is a broker and how many records it lacks of the partition in
+// which it is furthest behind this one.
+type FollowerLag struct {
+	Broker int32
+	Lag    int64
+}
+
+// Name is the broker's id as a label.
+func (f FollowerLag) Name() string { return strconv.Itoa(int(f.Broker)) }
+
+// ReplicationStats goes through the partitions.
+func (b *Broker) ReplicationStats() ReplicationStats {
+	st := ReplicationStats{Shrinks: b.shrinks.Load(), Expands: b.expands.Load(), SessionPartitions: int(b.sessions.partitions.Load())}
+	b.sessions.mu.Lock()
+	st.Sessions = len(b.sessions.byID)
+	b.sessions.mu.Unlock()
+	lags := map[int32]int64{}
 	for _, r := range b.replicas.all() {
 		r.mu.Lock()
-		if r.started && len(r.term.Replicas) > 1 {
-			for _, l := range r.st.Progress(now) {
-				out = append(out, Lag{r.topic, r.index, l})
+		switch {
+		case r.following:
+			st.Following++
+		case r.started:
+			t := &r.term
+			if len(t.ISR) < len(t.Replicas) {
+				st.UnderReplicated++
+			}
+			if len(t.ISR) < min(t.MinISR, len(t.Replicas)) {
+				st.UnderMinISR++
+			}
+			if len(t.Replicas) > 1 {
+				for _, l := range r.st.Progress(0) {
+					lags[l.Broker] = max(lags[l.Broker], l.Behind)
+				}
 			}
 		}
 		r.mu.Unlock()
 	}
-	return out
+	for id, lag := range lags {
+		st.Followers = append(st.Followers, FollowerLag{id, lag})
+	}
+	slices.SortFunc(st.Followers, func(a, b FollowerLag) int { return cmp.Compare(a.Broker, b.Broker) })
+	return st
+}
+
+// isrChanged counts who has left and who has joined.
+func (b *Broker) isrChanged(was, is []int32) {
+	for _, id := range was {
+		if !slices.Contains(is, id) {
+			b.shrinks.Add(1)
+		}
+	}
+	for _, id := range is {
+		if !slices.Contains(was, id) {
+			b.expands.Add(1)
+		}
+	}
 }

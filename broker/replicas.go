@@ -216,6 +216,9 @@ func (rs *replicas) follow(r *replica, p *image.Partition, minISR int) {
 	case (leads || follows) && same:
 		// The same role in the same epoch, with another ISR or minimum.
 		moved := false
+		if leads {
+			b.isrChanged(r.term.ISR, term.ISR)
+		}
 		if leads && r.started {
 			if _, err := r.st.Lead(term, time.Now().UnixMilli()); err == nil {
 				r.publish()

@@ -299,3 +299,43 @@ func TestRollingRestart(t *testing.T) {
 	close(done)
 	wg.Wait()
 }
+
+// What an operator is shown of replicas: nothing amiss while all are in sync, who lacks what while one is away.
+func TestReplicationMetrics(t *testing.T) {
+	brokers := servertest.StartCluster(t, 3, servertest.Options{})
+	brokers[0].CreateReplicated("t", 6, 3, "min.insync.replicas", "3")
+	inSync(t, brokers[0], "t", 3)
+	sum := func(of []*servertest.Broker, name string) (n float64) {
+		t.Helper()
+		for _, b := range of {
+			n += metricOf(t, b, name)
+		}
+		return n
+	}
+	is := func(of []*servertest.Broker, want map[string]float64) {
+		t.Helper()
+		servertest.Eventually(t, func() error {
+			for name, n := range want {
+				if got := sum(of, name); got != n {
+					return fmt.Errorf("%s is %v, want %v", name, got, n)
+				}
+			}
+			return nil
+		})
+	}
+	is(brokers, map[string]float64{
+		"varve_leader_partitions": 6, "varve_follower_partitions": 12, "varve_under_replicated_partitions": 0, "varve_under_min_isr_partitions": 0,
+		"varve_offline_partitions": 0, "varve_active_controller": 1, "varve_fenced_brokers": 0,
+	})
+	put(t, brokers[0].Client(seeds(brokers)), "t", 0, 50)
+	if n := sum(brokers, "varve_replicated_bytes_total"); n == 0 {
+		t.Error("nothing was copied")
+	}
+	brokers[2].Stop()
+	is(brokers[:2], map[string]float64{
+		"varve_leader_partitions": 6, "varve_under_replicated_partitions": 6, "varve_under_min_isr_partitions": 6, "varve_fenced_brokers": 1, "varve_active_controller": 1,
+	})
+	if n := sum(brokers[:2], "varve_isr_shrinks_total"); n == 0 {
+		t.Error("no replica has left an ISR")
+	}
+}
