@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"sync"
@@ -338,4 +340,167 @@ func TestReplicationMetrics(t *testing.T) {
 	if n := sum(brokers[:2], "varve_isr_shrinks_total"); n == 0 {
 		t.Error("no replica has left an ISR")
 	}
+}
+
+// drained waits until everything of a topic is in the bucket and no more than that in the logs of its leaders.
+func drained(t *testing.T, brokers []*servertest.Broker, topic string, partitions int) {
+	t.Helper()
+	servertest.Eventually(t, func() error {
+		n := 0
+		for _, b := range brokers {
+			list, err := b.Server().TierStatus(topic)
+			if err != nil {
+				return err
+			}
+			for _, st := range list {
+				if st.RemoteEnd < st.HighWatermark || st.LocalStart < st.RemoteEnd {
+					return fmt.Errorf("%s-%d: local start %d, remote end %d, high watermark %d", st.Topic, st.Partition, st.LocalStart, st.RemoteEnd, st.HighWatermark)
+				}
+				n++
+			}
+		}
+		if n != partitions {
+			return fmt.Errorf("%d of %d partitions are led", n, partitions)
+		}
+		return nil
+	})
+}
+
+// A replica that comes back after its leader's log has let go of what it lacks begins at the remote end, and so does one
+// that has lost its disk: what is in the bucket is not copied.
+func TestReplicaBeginsAtTheRemoteEnd(t *testing.T) {
+	for name, lose := range map[string]func(t *testing.T, b *servertest.Broker){
+		"after a long absence": func(*testing.T, *servertest.Broker) {},
+		"without its disk": func(t *testing.T, b *servertest.Broker) {
+			if err := os.RemoveAll(filepath.Join(b.Dir(), "wal")); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			brokers := servertest.StartCluster(t, 3, servertest.Options{})
+			brokers[0].CreateReplicated("t", 2, 3, "min.insync.replicas", "1", "local.retention.bytes", "1")
+			inSync(t, brokers[0], "t", 3)
+			cl := brokers[0].Client(seeds(brokers), kgo.RecordPartitioner(kgo.RoundRobinPartitioner()))
+			n := 0
+			more := func(k int) { t.Helper(); put(t, cl, "t", n, k); n += k }
+			more(100)
+			away, rest := brokers[2], brokers[:2]
+			away.Stop()
+			pad := make([]byte, 64<<10)
+			ctx := patience(t)
+			for range 100 { // what is not to be copied: 6.4 MB
+				r := &kgo.Record{Topic: "t", Key: fmt.Appendf(nil, "%d", n), Value: pad}
+				if err := cl.ProduceSync(ctx, r).FirstErr(); err != nil {
+					t.Fatal(err)
+				}
+				n++
+			}
+			drained(t, rest, "t", 2)
+			lose(t, away)
+			if err := away.Restart(nil); err != nil {
+				t.Fatal(err)
+			}
+			inSync(t, brokers[0], "t", 3)
+			if got := metricOf(t, away, "varve_replicated_bytes_total"); got > 1<<20 {
+				t.Errorf("%.0f bytes were copied, although nearly all is in the bucket", got)
+			}
+			if got := metricOf(t, away, "varve_restarts_at_remote_end_total"); got != 2 {
+				t.Errorf("%.0f partitions began at the remote end", got)
+			}
+			more(20)
+			// It is as good as the others now.
+			rest[0].Stop()
+			more(20)
+			inSync(t, away, "t", 2)
+			rest[1].Stop()
+			servertest.Eventually(t, func() error {
+				r := &kgo.Record{Topic: "t", Key: fmt.Appendf(nil, "%d", n), Value: []byte("x")}
+				return cl.ProduceSync(ctx, r).FirstErr()
+			})
+			n++
+			readAll(t, away, "t", n)
+		})
+	}
+}
+
+// Processors that read, process and write in transactions go on while every broker is restarted, and with it the
+// coordinators of their groups and transactions: what they have written is there once.
+func TestCoordinatorsMove(t *testing.T) {
+	brokers := servertest.StartCluster(t, 3, servertest.Options{Settings: replicated})
+	brokers[0].CreateReplicated("in", 4, 3)
+	brokers[0].CreateReplicated("out", 4, 3)
+	inSync(t, brokers[0], "in", 3)
+	inSync(t, brokers[0], "out", 3)
+	ctx, cancel := context.WithCancel(patience(t))
+	defer cancel()
+	in := brokers[0].Client(seeds(brokers), kgo.RecordPartitioner(kgo.RoundRobinPartitioner()))
+	n := 0
+	more := func(k int) { t.Helper(); put(t, in, "in", n, k); n += k }
+
+	var wg sync.WaitGroup
+	var written atomic.Int64
+	for i := range 2 {
+		s, err := kgo.NewGroupTransactSession(seeds(brokers), kgo.TransactionalID(fmt.Sprintf("p%d", i)), kgo.ConsumerGroup("g"), kgo.ConsumeTopics("in"),
+			kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.RequireStableFetchOffsets(),
+			kgo.FetchMaxWait(100*time.Millisecond), kgo.SessionTimeout(6*time.Second))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(s.Close)
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				poll, stop := context.WithTimeout(ctx, 500*time.Millisecond)
+				fs := s.PollFetches(poll)
+				stop()
+				if fs.NumRecords() == 0 {
+					continue
+				}
+				if err := s.Begin(); err != nil {
+					t.Errorf("begin: %v", err)
+					return
+				}
+				promise := kgo.AbortingFirstErrPromise(s.Client())
+				fs.EachRecord(func(r *kgo.Record) {
+					s.Produce(ctx, &kgo.Record{Topic: "out", Key: r.Key, Value: r.Value}, promise.Promise())
+				})
+				ok := promise.Err() == nil
+				committed, err := s.End(ctx, kgo.TransactionEndTry(ok))
+				if err != nil && ctx.Err() == nil {
+					t.Errorf("end: %v", err)
+					return
+				}
+				if committed {
+					written.Add(int64(fs.NumRecords()))
+				}
+			}
+		})
+	}
+	await := func() {
+		t.Helper()
+		servertest.Eventually(t, func() error {
+			if w := written.Load(); w < int64(n) {
+				return fmt.Errorf("%d of %d records are written", w, n)
+			}
+			return nil
+		})
+	}
+	more(200)
+	await()
+	for _, b := range brokers {
+		b.Stop()
+		more(50)
+		if err := b.Restart(nil); err != nil {
+			t.Fatal(err)
+		}
+		more(50)
+		await()
+		inSync(t, brokers[0], "in", 3)
+	}
+	cancel()
+	wg.Wait()
+	if w := written.Load(); w != int64(n) {
+		t.Errorf("%d records were written in transactions that committed, of %d", w, n)
+	}
+	readAll(t, brokers[0], "out", n, kgo.FetchIsolationLevel(kgo.ReadCommitted()))
 }
