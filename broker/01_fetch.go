@@ -366,6 +366,11 @@ func (f *fetch) read(res *fetchResult, room int64) {
 			return
 		}
 	}
+	throttled := f.copier != nil && r.sendsThrottled(f.copier.id)
+	if throttled && p.fetchOffset < v.LogEnd && f.b.sending.exceeded() {
+		res.skipped = true
+		return
+	}
 	if f.copier == nil && v.Role == partition.Leader {
 		if res.preferredReplica = r.nearest(f.req.Rack, p.fetchOffset); res.preferredReplica >= 0 {
 			return
@@ -430,6 +435,9 @@ func (f *fetch) read(res *fetchResult, room int64) {
 			res.aborted, res.cold, res.coldMax = nil, true, int(max(limit, 1))
 			return
 		}
+	}
+	if throttled {
+		f.b.sending.took(run.Bytes)
 	}
 	f.take1(res, run.Chunks, run.Bytes, run.Next, run.Held(), run.Release)
 }

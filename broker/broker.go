@@ -143,6 +143,8 @@ type Broker struct {
 
 	replicas *replicas
 	fetchers *fetchers
+	sending  throttle     // leader.replication.throttled.rate
+	copying  throttle     // follower.replication.throttled.rate
 	shrinks  atomic.Int64 // replicas that left an ISR of a partition led here
 	expands  atomic.Int64 // and that joined one
 	sessions *sessions
@@ -196,6 +198,8 @@ func New(o Options) (*Broker, error) {
 	}
 	b.peers = peers{b: b, idle: map[peerKey][]*link{}}
 	b.cfg.Store(s)
+	b.sending.set(s.LeaderThrottledRate)
+	b.copying.set(s.FollowerThrottledRate)
 	b.topics.Store(newTopicView(o.Metadata.Image()))
 	b.replicas = newReplicas(b, o.Log.Partitions())
 	b.fetchers = &fetchers{b: b, byLeader: map[int32]*fetcher{}}
@@ -241,6 +245,8 @@ func (b *Broker) reconfigure(prev, next *image.Image) {
 	for _, l := range b.listeners {
 		l.limit(cfg)
 	}
+	b.sending.set(cfg.LeaderThrottledRate)
+	b.copying.set(cfg.FollowerThrottledRate)
 }
 
 // Run does what has to be done from time to time, until ctx ends: in-sync

@@ -315,9 +315,14 @@ func (f *fetcher) place(s *copySession, now time.Time) {
 			return true
 		}
 		at, durable := c.r.position(c.epoch)
-		if !durable {
+		switch {
+		case !durable:
 			c.due = false
 			s.leave(c, now, 5*time.Millisecond)
+			return true
+		case c.r.copiesThrottled() && f.b.copying.exceeded():
+			c.due = false
+			s.leave(c, now, throttledRest)
 			return true
 		}
 		c.at = at
@@ -496,6 +501,9 @@ func (f *fetcher) take(ctx context.Context, s *copySession, buf *slab.Buf, resp 
 					synced.Done()
 				} else {
 					bytes += len(p.RecordBatches)
+					if c.r.copiesThrottled() {
+						f.b.copying.took(len(p.RecordBatches))
+					}
 					s.tell(c)
 				}
 			case offsetGone(p.ErrorCode):
@@ -524,6 +532,10 @@ func (f *fetcher) take(ctx context.Context, s *copySession, buf *slab.Buf, resp 
 	defer failedMu.Unlock()
 	return failed
 }
+
+// throttledRest is how long a throttled partition is left alone while the bound
+// is exceeded.
+const throttledRest = 100 * time.Millisecond
 
 // refusedBackoff is how long a partition is left alone whose leader did not
 // answer for it. Leaderships that have just moved come up within this.

@@ -274,8 +274,8 @@ func brokerDefs() []*Def {
 	add(
 		integer("quota.window.num", "11", "The samples over which a client's rate is measured.", 1, anyHigh, warned(noteNoQuota)),
 		integer("quota.window.size.seconds", "1", "The length of a sample.", 1, anyHigh, warned(noteNoQuota)),
-		long("leader.replication.throttled.rate", maxLong, "How much a leader sends a second to throttled replicas at most.", 0, anyHigh, clusterWide, warned(noteNoReplica)),
-		long("follower.replication.throttled.rate", maxLong, "How much a throttled replica fetches a second at most.", 0, anyHigh, clusterWide, warned(noteNoReplica)),
+		long("leader.replication.throttled.rate", maxLong, "How much a leader sends a second to throttled replicas at most.", 0, anyHigh, clusterWide),
+		long("follower.replication.throttled.rate", maxLong, "How much a throttled replica fetches a second at most.", 0, anyHigh, clusterWide),
 	)
 
 	// What gives topics' settings their defaults has their type, range and default, and can be changed for the

@@ -47,6 +47,7 @@ type BrokerConfig struct {
 	// Of followers: how far behind they may be and stay in sync; how they fetch.
 	ReplicaLagMax, ReplicaFetchWait, ReplicaFetchBackoff                     time.Duration
 	ReplicaFetchMinBytes, ReplicaFetchMaxBytes, ReplicaFetchResponseMaxBytes int
+	LeaderThrottledRate, FollowerThrottledRate                               int64 // bytes a second, of replicas that topics list
 
 	ProducerExpiryInterval time.Duration // how often producers to be forgotten are looked for
 	// VerifyTransactions has transactional batches of older clients checked with
@@ -279,6 +280,7 @@ func (b *builder) fill(m Machine) *BrokerConfig {
 		ReplicaLagMax: b.ms("replica.lag.time.max.ms"), ReplicaFetchWait: b.ms("replica.fetch.wait.max.ms"), ReplicaFetchBackoff: b.ms("replica.fetch.backoff.ms"),
 		ReplicaFetchMinBytes: b.int("replica.fetch.min.bytes"), ReplicaFetchMaxBytes: b.int("replica.fetch.max.bytes"),
 		ReplicaFetchResponseMaxBytes: b.int("replica.fetch.response.max.bytes"),
+		LeaderThrottledRate:          b.num("leader.replication.throttled.rate"), FollowerThrottledRate: b.num("follower.replication.throttled.rate"),
 
 		FetchMaxBytes: b.int("fetch.max.bytes"), FetchSessionSlots: b.int("max.incremental.fetch.session.cache.slots"),
 

@@ -76,9 +76,9 @@ func topicDefs() []*Def {
 		boolean("preallocate", "false", "Whether log files are allocated before they are written.", from("log.preallocate"),
 			noted("log files always are")),
 		list("leader.replication.throttled.replicas", "", "The replicas whose outgoing replication is throttled, as partition:broker, or * for all.", nil,
-			throttled, noted("kept for the tools that set it; moving a partition copies only what is not in object storage yet")),
+			throttled),
 		list("follower.replication.throttled.replicas", "", "The replicas whose incoming replication is throttled, as partition:broker, or * for all.", nil,
-			throttled, noted("kept for the tools that set it; moving a partition copies only what is not in object storage yet")),
+			throttled),
 		boolean("errors.deadletterqueue.group.enable", "false", "Whether share groups may use this topic as their dead letter queue.",
 			refused("there are no share groups yet")),
 	}

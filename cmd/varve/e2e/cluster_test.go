@@ -26,7 +26,7 @@ import (
 // returns who leads the first.
 func inSync(t *testing.T, b *servertest.Broker, topic string, n int) (leader int32) {
 	t.Helper()
-	adm := kadm.NewClient(b.Client())
+	adm := kadm.NewClient(b.Client(kgo.MetadataMinAge(10 * time.Millisecond))) // answers are cached for that long
 	servertest.Eventually(t, func() error {
 		topics, err := adm.ListTopics(context.Background(), topic)
 		if err != nil {
@@ -381,7 +381,7 @@ func TestReplicaBeginsAtTheRemoteEnd(t *testing.T) {
 			brokers := servertest.StartCluster(t, 3, servertest.Options{})
 			brokers[0].CreateReplicated("t", 2, 3, "min.insync.replicas", "1", "local.retention.bytes", "1")
 			inSync(t, brokers[0], "t", 3)
-			cl := brokers[0].Client(seeds(brokers), kgo.RecordPartitioner(kgo.RoundRobinPartitioner()))
+			cl := brokers[0].Client(seeds(brokers), kgo.RecordPartitioner(kgo.RoundRobinPartitioner()), kgo.ProducerBatchCompression(kgo.NoCompression()))
 			n := 0
 			more := func(k int) { t.Helper(); put(t, cl, "t", n, k); n += k }
 			more(100)
@@ -503,4 +503,46 @@ func TestCoordinatorsMove(t *testing.T) {
 		t.Errorf("%d records were written in transactions that committed, of %d", w, n)
 	}
 	readAll(t, brokers[0], "out", n, kgo.FetchIsolationLevel(kgo.ReadCommitted()))
+}
+
+// Replication to a replica that is not in sync is bounded where its topic says so (KIP-73), on both sides, while others
+// are not held up.
+func TestThrottledReplication(t *testing.T) {
+	for _, side := range []string{"leader", "follower"} {
+		t.Run(side, func(t *testing.T) {
+			const rate = 1 << 20
+			brokers := servertest.StartCluster(t, 2, servertest.Options{Settings: map[string]string{side + ".replication.throttled.rate": strconv.Itoa(rate), "remote.flush.interval.ms": "3600000", "remote.object.bytes": "1073741824"}})
+			brokers[0].CreateReplicated("slow", 1, 2, side+".replication.throttled.replicas", "*")
+			brokers[0].CreateReplicated("fast", 1, 2)
+			inSync(t, brokers[0], "slow", 2)
+			// In sync, it is not throttled: nothing would be acknowledged at more than the rate.
+			cl := brokers[0].Client(seeds(brokers), kgo.ProducerBatchCompression(kgo.NoCompression()))
+			fill := func(topic string, n int) {
+				t.Helper()
+				for i := range n {
+					r := &kgo.Record{Topic: topic, Key: fmt.Appendf(nil, "%d", i), Value: make([]byte, 256<<10)}
+					if err := cl.ProduceSync(patience(t), r).FirstErr(); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			away := byID(brokers, 3-inSync(t, brokers[0], "slow", 2))
+			away.Stop()
+			fill("slow", 16) // 4 MiB
+			fill("fast", 16)
+			began := time.Now()
+			if err := away.Restart(nil); err != nil {
+				t.Fatal(err)
+			}
+			inSync(t, brokers[0], "fast", 2)
+			fast := time.Since(began)
+			inSync(t, brokers[0], "slow", 2)
+			slow := time.Since(began)
+			// A second's worth may pass at once, and what is asked for before the bound is exceeded once more.
+			if least := time.Duration(float64(4<<20-rate-1<<20) / rate * float64(time.Second)); slow < least {
+				t.Errorf("4 MiB were copied in %v, at a rate of %d bytes a second", slow, rate)
+			}
+			t.Logf("fast after %v, slow after %v", fast, slow)
+		})
+	}
 }
