@@ -106,6 +106,12 @@ func (n *Node) control(epoch int64) bool {
 		}
 	}()
 
+	var balance <-chan time.Time
+	if every := n.balanceInterval(); every > 0 {
+		tick := time.NewTicker(every)
+		defer tick.Stop()
+		balance = tick.C
+	}
 	for {
 		n.mu.Lock()
 		moved := n.published
@@ -135,6 +141,10 @@ func (n *Node) control(epoch int64) bool {
 			batch = append(batch, c)
 		case <-moved:
 		case <-held:
+		case <-balance:
+			if !n.balance(epoch) {
+				return true
+			}
 		case <-n.ctx.Done():
 		}
 		if timer != nil {
@@ -168,16 +178,7 @@ func (n *Node) reconcile(epoch int64, im *image.Image, changes []image.Change, e
 		if n.await(n.ctx, func(im *image.Image) bool { return im.Revision >= next.Revision }) != nil {
 			return false
 		}
-		for _, e := range events {
-			level := slog.LevelWarn
-			if e.Kind == "admitted" || e.Kind == "reregistered" {
-				level = slog.LevelInfo
-			}
-			n.log.Log(n.ctx, level, e.Message, "event", e.Kind, "broker", e.Broker, "count", e.Count, "took", time.Since(begin))
-			if f := n.o.Events.Controlled; f != nil {
-				f(e)
-			}
-		}
+		n.tell(events, begin)
 		if f := n.o.Events.Committed; f != nil {
 			f(0, len(changes), time.Since(begin))
 		}
@@ -189,6 +190,49 @@ func (n *Node) reconcile(epoch int64, im *image.Image, changes []image.Change, e
 	n.log.Warn("the controller could not write", "error", err)
 	// What the image calls for will be called for again: not in a tight loop.
 	return n.resync(epoch, next.Revision) == nil && sleep(n.ctx, 50*time.Millisecond)
+}
+
+// tell says what the controller did.
+func (n *Node) tell(events []controller.Event, begin time.Time) {
+	for _, e := range events {
+		level := slog.LevelInfo
+		switch e.Kind {
+		case "fenced", "disk-lost", "data-lost", "offline", "cleaned", "unclean":
+			level = slog.LevelWarn
+		}
+		n.log.Log(n.ctx, level, e.Message, "event", e.Kind, "broker", e.Broker, "count", e.Count, "took", time.Since(begin))
+		if f := n.o.Events.Controlled; f != nil {
+			f(e)
+		}
+	}
+}
+
+// balanceInterval is how often leaderships are given back to the preferred
+// leaders; 0 for never.
+func (n *Node) balanceInterval() time.Duration {
+	static := n.o.BrokerConfig()
+	if static["auto.leader.rebalance.enable"] == "false" {
+		return 0
+	}
+	return time.Duration(setNumber(static, "leader.imbalance.check.interval.seconds", 1, 300)) * time.Second
+}
+
+// maxBalanced bounds the leaderships that move in one batch.
+const maxBalanced = 1000
+
+// balance gives leaderships back, batch by batch. False: stop controlling.
+func (n *Node) balance(epoch int64) bool {
+	for {
+		p := &pending{ctx: n.ctx, done: make(chan struct{}), command: controller.Balance{
+			Percentage: int(setNumber(n.o.BrokerConfig(), "leader.imbalance.per.broker.percentage", 0, 10)), Limit: maxBalanced,
+		}}
+		if !n.execute(epoch, []*pending{p}) {
+			return false
+		}
+		if p.reply.ErrorCode != 0 || len(p.reply.Events) == 0 || p.reply.Events[0].Count < maxBalanced {
+			return true
+		}
+	}
 }
 
 // resync waits until the image shows everything written so far, at least the
@@ -247,6 +291,7 @@ func (n *Node) execute(epoch int64, batch []*pending) bool {
 					p.revision = next.Revision
 				}
 				close(p.done)
+				n.tell(p.reply.Events, begin)
 			}
 			if f := n.o.Events.Committed; f != nil {
 				f(len(batch), len(changes), time.Since(begin))
@@ -345,20 +390,15 @@ func (n *Node) drain() {
 
 func (n *Node) env(im *image.Image) controller.Env {
 	static := n.o.BrokerConfig()
-	number := func(name string, d int64) int64 {
-		if v, err := strconv.ParseInt(static[name], 10, 32); err == nil && v > 0 {
-			return v
-		}
-		return d
-	}
 	validateTopic := n.o.ValidateTopic
 	if validateTopic == nil {
 		validateTopic = config.Resolver{Static: static, ClusterDynamic: im.Config(image.BrokerResource, "")}.ValidateTopic
 	}
 	return controller.Env{
-		DefaultPartitions:        int32(number("num.partitions", 1)),
-		DefaultReplicationFactor: int16(number("default.replication.factor", 1)),
-		MinISR:                   int(number("min.insync.replicas", 1)),
+		DefaultPartitions:        int32(setNumber(static, "num.partitions", 1, 1)),
+		DefaultReplicationFactor: int16(setNumber(static, "default.replication.factor", 1, 1)),
+		MinISR:                   int(setNumber(static, "min.insync.replicas", 1, 1)),
+		Unclean:                  static["unclean.leader.election.enable"] == "true",
 		DeleteTopics:             static["delete.topic.enable"] != "false",
 		ValidateTopic:            validateTopic,
 		ValidateResource:         n.o.ValidateResource,
@@ -367,6 +407,14 @@ func (n *Node) env(im *image.Image) controller.Env {
 		MaxPartitionsPerRequest:  n.o.MaxPartitionsPerRequest,
 		MaxPartitions:            n.o.MaxPartitions,
 	}
+}
+
+// setNumber is a number from least that the broker's configuration sets, or d.
+func setNumber(static map[string]string, name string, least, d int64) int64 {
+	if v, err := strconv.ParseInt(static[name], 10, 32); err == nil && v >= least {
+		return v
+	}
+	return d
 }
 
 // setting finds what config knows of a setting of a resource.
@@ -494,10 +542,10 @@ func (n *Node) AlterPartition(ctx context.Context, c controller.AlterPartition) 
 	return n.do(ctx, c)
 }
 
-// UnregisterBroker forgets a broker that is gone for good; see
-// controller.UnregisterBroker. The reply's error is Kafka's.
-func (n *Node) UnregisterBroker(ctx context.Context, broker int32) controller.Reply {
-	return n.do(ctx, controller.UnregisterBroker{Broker: broker})
+// Do has the controller carry out a command of an operator; see the command.
+// The errors of the reply are Kafka's.
+func (n *Node) Do(ctx context.Context, c controller.Command) controller.Reply {
+	return n.do(ctx, c)
 }
 
 // AcceptLoss lets a broker lead the partitions whose data only its lost log

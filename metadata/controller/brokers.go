@@ -10,7 +10,7 @@ import (
 // Event is something that Reconcile or a command did that an operator wants to
 // know.
 type Event struct {
-	Kind    string // admitted, reregistered, fenced, disk-lost, data-lost, offline, cleaned
+	Kind    string // admitted, reregistered, fenced, disk-lost, data-lost, offline, cleaned, shutting-down, elected, unclean, reassigned, rebalanced
 	Broker  int32
 	Count   int // partitions concerned
 	Message string
@@ -44,7 +44,7 @@ func Reconcile(im *image.Image, env Env) ([]image.Change, []Event) {
 		return changes, []Event{{Kind: "cleaned", Broker: image.NoLeader, Count: len(loose),
 			Message: fmt.Sprintf("removed %d partitions of a creation that did not finish", len(loose))}}
 	}
-	return nil, nil
+	return settle(im, env)
 }
 
 // The broker epochs of a record that names an incarnation whose admission is
@@ -54,11 +54,12 @@ const (
 	notAdmitted = -1
 )
 
-// present says whether a broker can be elected: admitted, and not known to
-// have been replaced by, or ended for, a process that is not admitted yet.
+// present says whether a broker can be elected: admitted, not about to end, and
+// not known to have been replaced by, or ended for, a process that is not
+// admitted yet.
 func present(im *image.Image, env Env, id int32) bool {
 	b := im.Broker(id)
-	if b == nil || b.Fenced {
+	if b == nil || b.Fenced || b.ShuttingDown {
 		return false
 	}
 	s := im.Session(id)
@@ -66,6 +67,12 @@ func present(im *image.Image, env Env, id int32) bool {
 		return env.Hold
 	}
 	return s.Incarnation == b.Incarnation
+}
+
+// running says whether the process of a broker that was admitted is there now.
+func running(im *image.Image, id int32) bool {
+	b, s := im.Broker(id), im.Session(id)
+	return b != nil && !b.Fenced && s != nil && s.Incarnation == b.Incarnation
 }
 
 // admit lets a registered broker in.
@@ -87,8 +94,12 @@ func admit(im *image.Image, env Env, old *image.Broker, s *image.Session) ([]ima
 	admitted := image.Broker{ID: s.ID, Epoch: s.Revision, Incarnation: s.Incarnation, Rack: s.Rack, Endpoints: s.Endpoints, WAL: s.WAL}
 	fresh := old != nil && (old.Incarnation != s.Incarnation || old.Epoch == admitting || old.Epoch == notAdmitted)
 	lost := old != nil && old.WAL != s.WAL
+	// A process that lost its session while it was shutting down still is.
+	admitted.ShuttingDown = old != nil && old.ShuttingDown && old.Incarnation == s.Incarnation
 
-	alive := func(id int32) bool { return id == s.ID || present(im, env, id) }
+	alive := func(id int32) bool {
+		return id == s.ID && !admitted.ShuttingDown || id != s.ID && present(im, env, id)
+	}
 	var partitions []image.Change
 	var raised, dropped, forfeited, offline int
 	for t := range im.AllTopics() {
@@ -109,7 +120,7 @@ func admit(im *image.Image, env Env, old *image.Broker, s *image.Session) ([]ima
 			}
 			switch {
 			case p.Leader == s.ID && (fresh || lost), p.Leader == image.NoLeader:
-				elect(&next, alive, minISR(im, env, t, len(p.Replicas)))
+				elect(&next, alive, minISR(im, env, t))
 			}
 			if next.Leader == image.NoLeader {
 				offline++
@@ -127,7 +138,7 @@ func admit(im *image.Image, env Env, old *image.Broker, s *image.Session) ([]ima
 	var changes []image.Change
 	if fresh && len(partitions) > 0 {
 		deposed := *old
-		deposed.Incarnation, deposed.Epoch, deposed.Fenced = s.Incarnation, admitting, true
+		deposed.Incarnation, deposed.Epoch, deposed.Fenced, deposed.ShuttingDown = s.Incarnation, admitting, true, false
 		changes = append(changes, image.SetBroker{Broker: deposed})
 	}
 	changes = append(changes, partitions...)
@@ -166,7 +177,7 @@ func fence(im *image.Image, env Env, b *image.Broker) ([]image.Change, []Event) 
 				continue
 			}
 			next := *p
-			least := minISR(im, env, t, len(p.Replicas))
+			least := minISR(im, env, t)
 			if rest := without(p.ISR, b.ID); inISR && len(rest) > 0 {
 				resize(&next, rest, least)
 			} // else the last one stays: the ISR says who has everything

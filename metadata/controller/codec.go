@@ -69,6 +69,12 @@ func kindOf(c Command) string {
 		return "AlterConfigs"
 	case AlterPartition:
 		return "AlterPartition"
+	case AlterReassignments:
+		return "AlterReassignments"
+	case ElectLeaders:
+		return "ElectLeaders"
+	case BeginShutdown:
+		return "BeginShutdown"
 	case AcceptLoss:
 		return "AcceptLoss"
 	case UnregisterBroker:
@@ -78,4 +84,4 @@ func kindOf(c Command) string {
 }
 
 var _ = known[CreateTopics]() && known[DeleteTopics]() && known[CreatePartitions]() && known[AlterConfigs]() &&
-	known[AlterPartition]() && known[AcceptLoss]() && known[UnregisterBroker]()
+	known[AlterPartition]() && known[AlterReassignments]() && known[ElectLeaders]() && known[BeginShutdown]() && known[AcceptLoss]() && known[UnregisterBroker]()

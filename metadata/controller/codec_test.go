@@ -17,6 +17,9 @@ func TestCommandsAsBytes(t *testing.T) {
 		CreatePartitions{Topics: []Growth{{Name: "a", Count: 4, Assignments: [][]int32{}}, {Name: "b", Assignments: [][]int32{{1}}}}},
 		AlterConfigs{Resources: []AlterResource{{Type: image.TopicResource, Name: "a", Ops: []ConfigOp{{Name: "x", Op: Append, Value: &value}}}}, Incremental: true},
 		AlterPartition{Broker: 1, BrokerEpoch: 1 << 60, Partitions: []Proposal{{TopicID: [16]byte{7}, Partition: 2, LeaderEpoch: 3, PartitionEpoch: 4, ISR: []ISRMember{{1, -1}, {2, 1 << 61}}}}},
+		AlterReassignments{Partitions: []Reassignment{{Topic: "a", Partition: 1, Replicas: []int32{1, 2}}, {Topic: "a", Replicas: []int32{}}, {Topic: "b"}}, KeepReplicationFactor: true},
+		ElectLeaders{Unclean: true, Partitions: []PartitionName{{Topic: "a", Partition: 1}}},
+		BeginShutdown{Broker: 3, Incarnation: [16]byte{8}},
 		AcceptLoss{Broker: 4},
 		UnregisterBroker{Broker: 5},
 	}

@@ -151,7 +151,7 @@ func lowerMinISR(im *image.Image, env Env, change image.Change) (changes []image
 	after := im.Apply(image.Delta{Changes: []image.Change{change}})
 	clear := func(t *image.Topic) {
 		for i, p := range t.Partitions {
-			if len(p.ELR) > 0 && len(p.ISR) >= minISR(after, env, after.TopicByID(t.ID), len(p.Replicas)) {
+			if len(p.ELR) > 0 && len(p.ISR) >= p.MinISR(minISR(after, env, after.TopicByID(t.ID))) {
 				next := *p
 				next.ELR = nil
 				changes = append(changes, setPartition(t.ID, i, next))

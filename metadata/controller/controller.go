@@ -6,7 +6,8 @@
 //
 //	Handle     (image, env, command) -> changes and a reply, for what somebody asked
 //	Reconcile  (image, env)          -> changes and events, for what the image itself calls for:
-//	           admitting brokers that registered, fencing brokers that left, electing leaders
+//	           admitting brokers that registered, fencing brokers that left, electing leaders,
+//	           emptying brokers that shut down, finishing reassignments
 //
 // The runtime (metadata.Node) applies the changes to a copy of the image to
 // decide the next command upon it, writes them in order in transactions of the
@@ -19,6 +20,14 @@
 //	delete topics         BuryTopic, one transaction with everything it removes
 //	admit a broker        SetBroker with the session's epoch, after the leader epochs are raised
 //	fence a broker        SetBroker fenced, after its partitions got other leaders
+//	shut a broker down    SetBroker shutting down, before its partitions get other leaders: in
+//	                      between nobody may elect it again
+//	reassign a partition  SetPartition with adding and removing; it ends with the SetPartition
+//	                      without them
+//
+// A broker that shuts down keeps that mark in its record until its next
+// incarnation is admitted: also over a lost session, and over another
+// controller, which goes on moving what it leads.
 package controller
 
 import (
@@ -40,6 +49,10 @@ const (
 	codeNotController            int16 = 41
 	codeInvalidRequest           int16 = 42
 	codePolicyViolation          int16 = 44
+	codePreferredNotAvailable    int16 = 80
+	codeEligibleNotAvailable     int16 = 83
+	codeElectionNotNeeded        int16 = 84
+	codeNoReassignment           int16 = 85
 	codeTopicDeletionDisabled    int16 = 73
 	codeFencedLeaderEpoch        int16 = 74
 	codeStaleBrokerEpoch         int16 = 77
@@ -57,6 +70,9 @@ type Env struct {
 	// MinISR is min.insync.replicas where neither the topic nor the cluster's
 	// dynamic config says it.
 	MinISR int
+	// Unclean is unclean.leader.election.enable where neither the topic nor the
+	// cluster's dynamic config says it.
+	Unclean bool
 	// DeleteTopics is delete.topic.enable.
 	DeleteTopics bool
 	// ValidateTopic checks a topic's overrides, all together; nil accepts.
@@ -117,18 +133,21 @@ func (e Env) withDefaults() Env {
 }
 
 // Command is one of CreateTopics, DeleteTopics, CreatePartitions, AlterConfigs,
-// AlterPartition, AcceptLoss, UnregisterBroker.
+// AlterPartition, AlterReassignments, ElectLeaders, Balance, BeginShutdown,
+// AcceptLoss, UnregisterBroker.
 type Command interface {
 	handle(im *image.Image, env Env) ([]image.Change, Reply)
 }
 
-// Reply is the answer to a command: Results for the admin commands, one per
-// item in the order of the request; Partitions for AlterPartition.
+// Reply is the answer to a command: Results for what concerns topics, one per
+// item in the order of the request; Partitions for what concerns partitions.
 type Reply struct {
 	ErrorCode  int16 // of the whole request
 	Message    string
 	Results    []Result
 	Partitions []PartitionResult
+	// Events are for the controller's own log, not for who asked.
+	Events []Event `json:"-"`
 }
 
 // Result is the outcome of one item of an admin command.
@@ -189,6 +208,14 @@ func Fail(c Command, code int16, message string) Reply {
 	case AlterPartition:
 		for _, p := range c.Partitions {
 			reply.Partitions = append(reply.Partitions, PartitionResult{TopicID: p.TopicID, Partition: p.Partition, ErrorCode: code, Message: message})
+		}
+	case AlterReassignments:
+		for _, p := range c.Partitions {
+			reply.Partitions = append(reply.Partitions, PartitionResult{Topic: p.Topic, Partition: p.Partition, ErrorCode: code, Message: message})
+		}
+	case ElectLeaders:
+		for _, p := range c.Partitions {
+			reply.Partitions = append(reply.Partitions, PartitionResult{Topic: p.Topic, Partition: p.Partition, ErrorCode: code, Message: message})
 		}
 	}
 	return reply

@@ -11,31 +11,49 @@ import (
 	"github.com/varve/varve/metadata/image"
 )
 
-// Random lives of a cluster of five brokers: processes die, come back, lose
-// their disks, controllers stop halfway through what they write, leaders
-// produce, shrink and grow the ISR. After every single write:
+// Random lives of a cluster of five brokers: processes die, come back, shut
+// down, lose their disks, controllers stop halfway through what they write,
+// leaders produce, shrink and grow the ISR, operators reassign and elect. After
+// every single write:
 //
 //   - who leads a partition in an epoch does not change, process by process;
-//   - a leader holds everything that was committed (no loss is accepted here);
-//   - the leader epoch never goes back, and the sets are what they should be.
+//   - a leader holds everything that was committed, and comes from the ISR or the
+//     ELR, but for one topic in every other life, which elects unclean leaders;
+//   - the leader epoch never goes back, and the sets are what they should be;
+//   - somebody is always known to have everything;
+//   - a broker that shuts down is not elected and joins no ISR;
+//   - a partition has the replicas it was given, or is on the way from those it
+//     had to those it is given, and gets there only when all of them are in sync.
 func TestRandomLives(t *testing.T) {
 	seed := rand.Uint64()
 	if s, err := strconv.ParseUint(os.Getenv("VARVE_SEED"), 10, 64); err == nil {
 		seed = s
 	}
 	t.Logf("VARVE_SEED=%d", seed)
-	committed, elections := 0, 0
+	var all counts
 	for life := range 60 {
-		m := newModel(t, rand.New(rand.NewPCG(seed, uint64(life))))
-		for range 400 {
+		m := newModel(t, rand.New(rand.NewPCG(seed, uint64(life))), life%2 == 1)
+		for range 600 {
 			m.step()
 		}
-		committed, elections = committed+m.committed, elections+m.elections
+		all.add(m.counts)
 	}
-	t.Logf("%d commits, %d elections", committed, elections)
-	if committed == 0 || elections == 0 {
-		t.Fatal("nothing happened")
+	t.Logf("%+v", all)
+	if all.Committed == 0 || all.Elections == 0 || all.Unclean == 0 || all.Reassigned == 0 || all.Cancelled == 0 || all.Handed == 0 || all.Preferred == 0 {
+		t.Fatal("something did not happen at all")
 	}
+}
+
+type counts struct{ Committed, Elections, Unclean, Reassigned, Cancelled, Handed, Preferred int }
+
+func (c *counts) add(o counts) {
+	c.Committed += o.Committed
+	c.Elections += o.Elections
+	c.Unclean += o.Unclean
+	c.Reassigned += o.Reassigned
+	c.Cancelled += o.Cancelled
+	c.Handed += o.Handed
+	c.Preferred += o.Preferred
 }
 
 type model struct {
@@ -49,21 +67,26 @@ type model struct {
 	commit  map[image.PartitionRef]int   // what was acknowledged
 	epochs  map[image.PartitionRef]int32 // highest leader epoch seen
 	leaders map[string]string            // (partition, epoch) -> (broker, incarnation)
+	before  map[image.PartitionRef]*image.Partition
+	had     map[image.PartitionRef][]int32 // the assignment, sorted, and
+	given   map[image.PartitionRef][]int32 // what it is to become
 
-	committed, elections int
+	counts
 }
 
-func newModel(t *testing.T, rnd *rand.Rand) *model {
+func newModel(t *testing.T, rnd *rand.Rand, unclean bool) *model {
 	m := &model{world: newWorld(), t: t, rnd: rnd, wal: map[int32]int{}, holds: map[string]int{},
-		commit: map[image.PartitionRef]int{}, epochs: map[image.PartitionRef]int32{}, leaders: map[string]string{}}
+		commit: map[image.PartitionRef]int{}, epochs: map[image.PartitionRef]int32{}, leaders: map[string]string{},
+		before: map[image.PartitionRef]*image.Partition{}, had: map[image.PartitionRef][]int32{}, given: map[image.PartitionRef][]int32{}}
 	m.env.MinISR = 2
 	for b := int32(1); b <= 5; b++ {
 		m.start(b)
 	}
 	m.reconcile(false)
+	value := fmt.Sprint(unclean)
 	changes, reply := Handle(m.im, m.env, CreateTopics{Topics: []NewTopic{
 		{Name: "t", ID: name16("t"), Partitions: 6, ReplicationFactor: 3, Configs: nil},
-		{Name: "u", ID: name16("u"), Partitions: 3, ReplicationFactor: 2},
+		{Name: "u", ID: name16("u"), Partitions: 3, ReplicationFactor: 2, Configs: []ConfigEntry{{Name: uncleanName, Value: &value}}},
 	}})
 	for _, r := range reply.Results {
 		if r.ErrorCode != 0 {
@@ -76,8 +99,10 @@ func newModel(t *testing.T, rnd *rand.Rand) *model {
 
 func (m *model) start(b int32) {
 	m.next++
-	m.apply(image.SetSession{Session: image.Session{ID: b, Incarnation: name16(fmt.Sprint(m.next)), WAL: name16(fmt.Sprint(b, "/", m.wal[b]))}})
+	m.apply(image.SetSession{Session: image.Session{ID: b, Incarnation: name16(fmt.Sprint(m.next)), WAL: m.disk(b)}})
 }
+
+func (m *model) disk(b int32) [16]byte { return name16(fmt.Sprint(b, "/", m.wal[b])) }
 
 // write applies changes one by one, as if the controller could stop after each.
 func (m *model) write(changes []image.Change) {
@@ -92,6 +117,7 @@ func (m *model) copyOf(ref image.PartitionRef, b int32) string {
 }
 
 func (m *model) check() {
+	unsettled := 0
 	for tp := range m.im.AllTopics() {
 		for i, p := range tp.Partitions {
 			ref := image.PartitionRef{TopicID: tp.ID, Index: int32(i)}
@@ -100,12 +126,19 @@ func (m *model) check() {
 				m.t.Fatalf("epoch went back from %d: %s", m.epochs[ref], where())
 			}
 			m.epochs[ref] = p.LeaderEpoch
+			if p.Leader == image.NoLeader || p.Reassigning() {
+				unsettled++
+			}
+			if p != m.before[ref] {
+				m.checkStep(tp, ref, p, where())
+				m.before[ref] = p
+			}
 			for _, b := range p.ISR {
 				if !slices.Contains(p.Replicas, b) || slices.Contains(p.ELR, b) {
 					m.t.Fatalf("bad sets: %s", where())
 				}
 			}
-			if len(p.ELR) > 0 && len(p.ISR) >= minISR(m.im, m.env, tp, len(p.Replicas)) {
+			if len(p.ELR) > 0 && len(p.ISR) >= p.MinISR(minISR(m.im, m.env, tp)) {
 				m.t.Fatalf("eligible beyond a sufficient ISR: %s", where())
 			}
 			if p.Leader == image.NoLeader {
@@ -122,13 +155,87 @@ func (m *model) check() {
 			switch was, ok := m.leaders[key]; {
 			case !ok:
 				m.leaders[key] = who
-				m.elections++
+				m.Elections++
 				if have := m.holds[m.copyOf(ref, b.ID)]; have < m.commit[ref] {
 					m.t.Fatalf("leader %d holds %d of %d committed: %s", b.ID, have, m.commit[ref], where())
 				}
 			case was != who:
 				m.t.Fatalf("two processes lead in one epoch, %s and %s: %s", was, who, where())
 			}
+		}
+	}
+	if unsettled != m.im.Unsettled() {
+		m.t.Fatalf("%d partitions are unsettled, the image says %d", unsettled, m.im.Unsettled())
+	}
+}
+
+// checkStep compares a partition's state with the one before.
+func (m *model) checkStep(tp *image.Topic, ref image.PartitionRef, p *image.Partition, where string) {
+	sorted := func(l []int32) []int32 { return union(l, nil) }
+	if len(p.ISR)+len(p.ELR) == 0 {
+		m.t.Fatalf("nobody is known to have everything: %s", where)
+	}
+	for _, b := range slices.Concat(p.ISR, p.ELR) {
+		if !slices.Contains(p.Replicas, b) {
+			m.t.Fatalf("%d is no replica: %s", b, where)
+		}
+	}
+	old := m.before[ref]
+	if old == nil {
+		m.had[ref], m.given[ref] = sorted(p.Replicas), p.Replicas
+		return
+	}
+	where = fmt.Sprintf("%s, before: %s", where, showPartition(old))
+	clean := slices.Contains(old.ISR, p.Leader) || slices.Contains(old.ELR, p.Leader)
+	if p.Leader != old.Leader && p.Leader != image.NoLeader {
+		if m.im.Broker(p.Leader).ShuttingDown {
+			m.t.Fatalf("the leader shuts down: %s", where)
+		}
+		switch b := m.im.Broker(old.Leader); {
+		case p.Leader == p.Replicas[0] && slices.Equal(p.ISR, old.ISR):
+			m.Preferred++
+		case b != nil && b.ShuttingDown && !b.Fenced:
+			m.Handed++
+		}
+		if !clean {
+			if !isUnclean(m.im, m.env, tp) {
+				m.t.Fatalf("an unclean leader: %s", where)
+			}
+			if slices.ContainsFunc(slices.Concat(old.ISR, old.ELR), m.alive) {
+				m.t.Fatalf("an unclean leader, and a clean one was there: %s", where)
+			}
+			m.Unclean++
+			m.commit[ref] = min(m.commit[ref], m.holds[m.copyOf(ref, p.Leader)])
+			// Others are cut to what it has before they can be in sync again.
+			for _, b := range p.Replicas {
+				m.holds[m.copyOf(ref, b)] = min(m.holds[m.copyOf(ref, b)], m.holds[m.copyOf(ref, p.Leader)])
+			}
+		}
+	}
+	for _, b := range p.ISR {
+		if !slices.Contains(old.ISR, b) && b != p.Leader && m.im.Broker(b).ShuttingDown {
+			m.t.Fatalf("%d joined while it shuts down: %s", b, where)
+		}
+	}
+	switch {
+	case p.Reassigning():
+		if !slices.Equal(sorted(p.Assigned()), m.had[ref]) || !slices.Equal(p.Target(), m.given[ref]) {
+			m.t.Fatalf("on the way from %v to %v, not from %v to %v: %s", p.Assigned(), p.Target(), m.had[ref], m.given[ref], where)
+		}
+	case !slices.Equal(p.Replicas, m.given[ref]):
+		m.t.Fatalf("the replicas are not %v: %s", m.given[ref], where)
+	case old.Reassigning() && !slices.Equal(sorted(m.given[ref]), m.had[ref]):
+		m.Reassigned++
+		if len(difference(p.Replicas, old.ISR)) > 0 {
+			m.t.Fatalf("reassigned before all were in sync: %s", where)
+		}
+	}
+	if !p.Reassigning() {
+		m.had[ref] = sorted(p.Replicas)
+	}
+	for b := range m.wal { // a replica that goes takes its copy along
+		if !slices.Contains(p.Replicas, b) {
+			delete(m.holds, m.copyOf(ref, b))
 		}
 	}
 }
@@ -155,7 +262,7 @@ func (m *model) alive(b int32) bool {
 
 func (m *model) step() {
 	b := int32(1 + m.rnd.IntN(5))
-	switch m.rnd.IntN(24) {
+	switch m.rnd.IntN(30) {
 	case 0:
 		if m.im.Session(b) != nil {
 			m.apply(image.DropSession{ID: b})
@@ -170,6 +277,22 @@ func (m *model) step() {
 		if m.rnd.IntN(4) == 0 && m.disksIntact() {
 			m.wal[b]++
 			m.start(b)
+		}
+	case 9:
+		if rec := m.im.Broker(b); rec != nil {
+			m.command(BeginShutdown{Broker: b, Incarnation: rec.Incarnation})
+		}
+	case 10, 11:
+		m.reassign()
+	case 12:
+		switch m.rnd.IntN(3) {
+		case 0:
+			m.command(ElectLeaders{All: true})
+		case 1:
+			m.command(Balance{Percentage: 10, Limit: 3})
+		default:
+			tp, index, _ := m.some()
+			m.command(ElectLeaders{Partitions: []PartitionName{{tp.Name, index}}})
 		}
 	case 4, 5:
 		m.reconcile(true)
@@ -189,7 +312,7 @@ func (m *model) disksIntact() bool {
 			ref := image.PartitionRef{TopicID: tp.ID, Index: int32(i)}
 			n := 0
 			for _, b := range append(slices.Clone(p.ISR), p.ELR...) {
-				if m.holds[m.copyOf(ref, b)] >= m.commit[ref] {
+				if m.im.Broker(b).WAL == m.disk(b) && m.holds[m.copyOf(ref, b)] >= m.commit[ref] {
 					n++
 				}
 			}
@@ -201,11 +324,50 @@ func (m *model) disksIntact() bool {
 	return true
 }
 
+// command has the controller decide one, and perhaps stop before all is written.
+func (m *model) command(c Command) (changes []image.Change) {
+	changes, _ = Handle(m.im, m.env, c)
+	if m.rnd.IntN(4) == 0 {
+		changes = changes[:m.rnd.IntN(len(changes)+1)]
+	}
+	m.write(changes)
+	return changes
+}
+
+// some returns some partition.
+func (m *model) some() (tp *image.Topic, index int32, p *image.Partition) {
+	tp = m.im.Topics()[m.rnd.IntN(m.im.NumTopics())]
+	index = int32(m.rnd.IntN(len(tp.Partitions)))
+	return tp, index, tp.Partitions[index]
+}
+
+// reassign gives some partition other replicas, often while it is still on its
+// way to such, or takes that back.
+func (m *model) reassign() {
+	tp, index, p := m.some()
+	ref := image.PartitionRef{TopicID: tp.ID, Index: index}
+	a := Reassignment{Topic: tp.Name, Partition: index}
+	if m.rnd.IntN(3) > 0 {
+		for _, b := range m.rnd.Perm(5)[:1+m.rnd.IntN(4)] {
+			a.Replicas = append(a.Replicas, int32(1+b))
+		}
+	}
+	changes, _ := Handle(m.im, m.env, AlterReassignments{Partitions: []Reassignment{a}})
+	if len(changes) == 0 {
+		return
+	}
+	m.given[ref] = a.Replicas
+	if a.Replicas == nil {
+		m.given[ref] = p.Assigned()
+		m.Cancelled++
+	}
+	m.write(changes)
+}
+
 // lead lets the leader of some partition do something.
 func (m *model) lead() {
-	tp := m.im.Topics()[m.rnd.IntN(m.im.NumTopics())]
-	index := int32(m.rnd.IntN(len(tp.Partitions)))
-	p, ref := tp.Partitions[index], image.PartitionRef{TopicID: tp.ID, Index: index}
+	tp, index, p := m.some()
+	ref := image.PartitionRef{TopicID: tp.ID, Index: index}
 	if p.Leader == image.NoLeader || !m.alive(p.Leader) {
 		return
 	}
@@ -221,15 +383,15 @@ func (m *model) lead() {
 		for _, b := range p.ISR {
 			m.holds[m.copyOf(ref, b)] = m.holds[mine]
 		}
-		if len(p.ISR) >= minISR(m.im, m.env, tp, len(p.Replicas)) {
+		if len(p.ISR) >= p.MinISR(minISR(m.im, m.env, tp)) {
 			m.commit[ref] = m.holds[mine]
-			m.committed++
+			m.Committed++
 		}
 		return
 	case 1: // a replica has caught up
 		isr := slices.Clone(p.ISR)
 		for _, b := range p.Replicas {
-			if !slices.Contains(isr, b) && m.alive(b) {
+			if !slices.Contains(isr, b) && m.alive(b) && (m.rnd.IntN(10) == 0 || m.im.Active(b)) {
 				m.holds[m.copyOf(ref, b)] = m.holds[mine]
 				isr = append(isr, b)
 			}

@@ -13,6 +13,8 @@ import (
 // while it was below min.insync.replicas, when nothing could be committed
 // without it). Nobody else: an unclean leader would cut what was acknowledged.
 //
+// minISR is the setting; see image.Partition.MinISR.
+//
 // The leader epoch is raised unless there was no leader and there is none:
 // also when the leader stays, because then it is a new incarnation of it.
 func elect(p *image.Partition, alive func(int32) bool, minISR int) {
@@ -35,7 +37,7 @@ func elect(p *image.Partition, alive func(int32) bool, minISR int) {
 		// The ISR that is away still has everything: it stays eligible.
 		p.ELR = without(union(p.ELR, p.ISR), p.Leader)
 		p.ISR = []int32{p.Leader}
-		if len(p.ISR) >= minISR {
+		if len(p.ISR) >= p.MinISR(minISR) {
 			p.ELR = nil
 		}
 	}
@@ -50,7 +52,7 @@ func elect(p *image.Partition, alive func(int32) bool, minISR int) {
 func resize(p *image.Partition, isr []int32, minISR int) {
 	left := p.ISR
 	p.ISR = isr
-	if len(isr) >= minISR {
+	if len(isr) >= p.MinISR(minISR) {
 		p.ELR = nil
 		return
 	}
@@ -67,7 +69,8 @@ func setPartition(topic [16]byte, index int, next image.Partition) image.Change 
 }
 
 func same(a, b *image.Partition) bool {
-	return a.Leader == b.Leader && a.LeaderEpoch == b.LeaderEpoch && slices.Equal(a.ISR, b.ISR) && slices.Equal(a.ELR, b.ELR)
+	return a.Leader == b.Leader && a.LeaderEpoch == b.LeaderEpoch && slices.Equal(a.ISR, b.ISR) && slices.Equal(a.ELR, b.ELR) &&
+		slices.Equal(a.Replicas, b.Replicas) && slices.Equal(a.Adding, b.Adding) && slices.Equal(a.Removing, b.Removing)
 }
 
 // without returns set without id; it never writes to set.
@@ -113,14 +116,20 @@ type ISRMember struct {
 	Epoch  int64
 }
 
-// PartitionResult is the partition's state after a proposal, or why it was
-// refused.
+// PartitionResult is the outcome for one partition, named as the command names
+// it.
 type PartitionResult struct {
+	Topic     string
 	TopicID   [16]byte
 	Partition int32
 	ErrorCode int16
 	Message   string
-	State     *image.Partition // nil with an error
+	State     *image.Partition // after a proposal; nil with an error
+}
+
+func (r PartitionResult) fail(code int16, message string) PartitionResult {
+	r.ErrorCode, r.Message = code, message
+	return r
 }
 
 func (c AlterPartition) handle(im *image.Image, env Env) ([]image.Change, Reply) {
@@ -159,7 +168,7 @@ func (c AlterPartition) handle(im *image.Image, env Env) ([]image.Change, Reply)
 		}
 		slices.Sort(isr)
 		next := *p
-		resize(&next, isr, minISR(im, env, t, len(p.Replicas)))
+		resize(&next, isr, minISR(im, env, t))
 		if same(p, &next) {
 			r.State = p
 		} else {
@@ -200,6 +209,9 @@ func (prop Proposal) check(im *image.Image, leader int32, p *image.Partition) (i
 		b := im.Broker(m.Broker)
 		if b == nil || b.Fenced || m.Epoch != -1 && m.Epoch != b.Epoch {
 			return codeIneligibleReplica, fmt.Sprintf("Broker %d is fenced, or restarted since.", m.Broker)
+		}
+		if b.ShuttingDown && !slices.Contains(p.ISR, m.Broker) {
+			return codeIneligibleReplica, fmt.Sprintf("Broker %d is shutting down.", m.Broker)
 		}
 	}
 	if !hasLeader {

@@ -11,7 +11,7 @@ import (
 // on the first broker and the same topic is always placed the same way.
 type placer struct {
 	alive  []*image.Broker // interleaved by rack
-	fenced []*image.Broker // interleaved by rack; used when the others do not suffice
+	fenced []*image.Broker // or about to be; interleaved by rack; used when the others do not suffice
 	racks  int
 }
 
@@ -21,7 +21,7 @@ func newPlacer(im *image.Image) *placer {
 	racks := map[string]bool{}
 	for _, b := range im.Brokers() {
 		racks[b.Rack] = true
-		if b.Fenced {
+		if !im.Active(b.ID) {
 			fenced = append(fenced, b)
 		} else {
 			alive = append(alive, b)

@@ -63,6 +63,9 @@ func (w *world) show(c image.Change) string {
 		if b.Fenced {
 			s += " fenced"
 		}
+		if b.ShuttingDown {
+			s += " shutting-down"
+		}
 		return s
 	case image.SetTopic:
 		s := fmt.Sprintf("topic %s partitions=%d", c.Name, c.Partitions)
@@ -90,6 +93,9 @@ func showPartition(p *image.Partition) string {
 	s := fmt.Sprintf("leader=%d epoch=%d/%d replicas=%v isr=%v", p.Leader, p.LeaderEpoch, p.PartitionEpoch, p.Replicas, p.ISR)
 	if len(p.ELR) > 0 {
 		s += fmt.Sprintf(" elr=%v", p.ELR)
+	}
+	if p.Reassigning() {
+		s += fmt.Sprintf(" adding=%v removing=%v", p.Adding, p.Removing)
 	}
 	return s
 }
@@ -126,6 +132,11 @@ func args(line string) (word string, m map[string]string) {
 		word = ""
 	}
 	return word, m
+}
+
+func partition(s string) (topic string, index int32) {
+	at := strings.LastIndex(s, "-")
+	return s[:at], int32(num(s[at+1:], 0))
 }
 
 func num(s string, d int) int {
@@ -171,11 +182,18 @@ func (w *world) run(t *testing.T, d *datadriven.TestData) string {
 			}
 		}
 		for _, r := range reply.Partitions {
-			if r.ErrorCode != 0 {
-				fmt.Fprintf(&out, "%s-%d: error %d: %s\n", w.topicName(r.TopicID), r.Partition, r.ErrorCode, r.Message)
-			} else {
-				fmt.Fprintf(&out, "%s-%d: ok\n", w.topicName(r.TopicID), r.Partition)
+			topic := r.Topic
+			if topic == "" {
+				topic = w.topicName(r.TopicID)
 			}
+			if r.ErrorCode != 0 {
+				fmt.Fprintf(&out, "%s-%d: error %d: %s\n", topic, r.Partition, r.ErrorCode, r.Message)
+			} else {
+				fmt.Fprintf(&out, "%s-%d: ok\n", topic, r.Partition)
+			}
+		}
+		for _, e := range reply.Events {
+			fmt.Fprintf(&out, "%s: %s\n", e.Kind, e.Message)
 		}
 		for i, c := range changes {
 			if i == 12 {
@@ -207,6 +225,8 @@ func (w *world) run(t *testing.T, d *datadriven.TestData) string {
 				w.env.MaxPartitions = n
 			case "no-delete":
 				w.env.DeleteTopics = false
+			case "unclean":
+				w.env.Unclean = true
 			default:
 				d.Fatalf(t, "unknown %s", a.Key)
 			}
@@ -344,7 +364,7 @@ func (w *world) run(t *testing.T, d *datadriven.TestData) string {
 		if flag("broker-epoch") {
 			c.BrokerEpoch = int64(scan(t, d, "broker-epoch"))
 		}
-		for _, l := range lines { // a-0 epoch=1/2 isr=1,2@7
+		for _, l := range lines { // a-0 epoch=1/2 isr=1,2@7; without an epoch: as it is
 			word, m := args(l)
 			at := strings.LastIndex(word, "-")
 			p := Proposal{TopicID: name16(word[:at]), Partition: int32(num(word[at+1:], 0))}
@@ -353,6 +373,9 @@ func (w *world) run(t *testing.T, d *datadriven.TestData) string {
 			}
 			le, pe, _ := strings.Cut(m["epoch"], "/")
 			p.LeaderEpoch, p.PartitionEpoch = int32(num(le, 0)), int32(num(pe, 0))
+			if now := w.im.Partition(p.TopicID, p.Partition); m["epoch"] == "" && now != nil {
+				p.LeaderEpoch, p.PartitionEpoch = now.LeaderEpoch, now.PartitionEpoch
+			}
 			for _, member := range strings.Split(m["isr"], ",") {
 				id, e, _ := strings.Cut(member, "@")
 				p.ISR = append(p.ISR, ISRMember{int32(num(id, 0)), int64(num(e, -1))})
@@ -364,6 +387,46 @@ func (w *world) run(t *testing.T, d *datadriven.TestData) string {
 		var c AcceptLoss
 		c.Broker = int32(scan(t, d, "broker"))
 		print(Handle(w.im, env, c))
+	case "reassign": // t-0 1,2,3 | t-0 cancel | t-0 none
+		c := AlterReassignments{KeepReplicationFactor: flag("keep-rf")}
+		for _, l := range lines {
+			word, target, _ := strings.Cut(l, " ")
+			a := Reassignment{Replicas: []int32{}}
+			a.Topic, a.Partition = partition(word)
+			switch target {
+			case "cancel":
+				a.Replicas = nil
+			case "none":
+			default:
+				a.Replicas = ids(target)
+			}
+			c.Partitions = append(c.Partitions, a)
+		}
+		print(Handle(w.im, env, c))
+	case "elect":
+		c := ElectLeaders{Unclean: flag("unclean"), All: flag("all")}
+		for _, l := range lines {
+			var name PartitionName
+			name.Topic, name.Partition = partition(l)
+			c.Partitions = append(c.Partitions, name)
+		}
+		print(Handle(w.im, env, c))
+	case "balance":
+		print(Handle(w.im, env, Balance{Percentage: scan(t, d, "percentage"), Limit: scan(t, d, "limit")}))
+	case "shutdown":
+		c := BeginShutdown{Broker: int32(scan(t, d, "broker"))}
+		if b := w.im.Broker(c.Broker); b != nil {
+			c.Incarnation = b.Incarnation
+		}
+		if flag("incarnation") {
+			var s string
+			d.ScanArgs(t, "incarnation", &s)
+			c.Incarnation = name16(s)
+		}
+		print(Handle(w.im, env, c))
+		fmt.Fprintf(&out, "still to hand over: %d\n", Leading(w.im, c.Broker))
+	case "leading":
+		fmt.Fprintf(&out, "%d\n", Leading(w.im, int32(scan(t, d, "broker"))))
 	case "unregister":
 		changes, reply := Handle(w.im, env, UnregisterBroker{int32(scan(t, d, "broker"))})
 		print(changes, reply)

@@ -167,7 +167,7 @@ func (t NewTopic) create(im *image.Image, env Env, p *placer, budget int, r Resu
 			if len(a) != len(assigned[0]) {
 				return r.fail(codeInvalidReplicaAssignment, inconsistent(len(a), len(assigned[0]))), nil
 			}
-			if !slices.ContainsFunc(a, im.Alive) {
+			if !slices.ContainsFunc(a, im.Active) {
 				return r.fail(codeInvalidReplicaAssignment, fmt.Sprintf(
 					"All brokers specified in the manual partition assignment for partition %d are fenced or in controlled shutdown.", i)), nil
 			}
@@ -256,12 +256,12 @@ func checkAssignment(im *image.Image, a Assignment, want int) error {
 	return nil
 }
 
-// newPartition is the first state of a partition: everyone alive is in sync,
+// newPartition is the first state of a partition: everyone active is in sync,
 // since there is nothing to be behind on.
 func newPartition(im *image.Image, replicas []int32) image.Partition {
 	p := image.Partition{Leader: image.NoLeader, Replicas: slices.Clone(replicas)}
 	for _, b := range replicas {
-		if im.Alive(b) {
+		if im.Active(b) {
 			p.ISR = append(p.ISR, b)
 		}
 	}
@@ -276,7 +276,7 @@ func replicationFactor(t *image.Topic) int16 {
 	if len(t.Partitions) == 0 {
 		return 0
 	}
-	return int16(len(t.Partitions[0].Replicas))
+	return int16(len(t.Partitions[0].Assigned()))
 }
 
 // DeleteTopics deletes topics by name or id.
@@ -417,7 +417,7 @@ func (g Growth) grow(im *image.Image, env Env, p *placer, budget int, r Result) 
 			if err := checkAssignment(im, Assignment{int32(have + i), replicas}, int(r.ReplicationFactor)); err != nil {
 				return r.fail(codeInvalidReplicaAssignment, err.Error()), nil
 			}
-			if !slices.ContainsFunc(replicas, im.Alive) {
+			if !slices.ContainsFunc(replicas, im.Active) {
 				return r.fail(codeInvalidReplicaAssignment, fmt.Sprintf(
 					"All brokers specified in the manual partition assignment for partition %d are fenced or in controlled shutdown.", have+i)), nil
 			}
@@ -441,13 +441,13 @@ func (g Growth) grow(im *image.Image, env Env, p *placer, budget int, r Result) 
 
 const minISRName = "min.insync.replicas"
 
-// minISR is the topic's min.insync.replicas, at most its number of replicas.
-func minISR(im *image.Image, env Env, t *image.Topic, replicas int) int {
+// minISR is the topic's min.insync.replicas; see image.Partition.MinISR.
+func minISR(im *image.Image, env Env, t *image.Topic) int {
 	n := env.MinISR
 	for _, values := range []map[string]string{im.Config(image.BrokerResource, ""), t.Config} {
 		if v, err := strconv.Atoi(values[minISRName]); err == nil && v > 0 {
 			n = v
 		}
 	}
-	return min(n, replicas)
+	return n
 }

@@ -116,6 +116,7 @@ type (
 		Endpoints   []endpointValue `json:"endpoints"`
 		WAL         string          `json:"wal"`
 		Fenced      bool            `json:"fenced,omitempty"`
+		Stopping    bool            `json:"shuttingDown,omitempty"`
 	}
 	topicValue struct {
 		V          int               `json:"v"`
@@ -228,7 +229,7 @@ func encodePartition(p *image.Partition) string {
 
 func encodeBroker(b image.Broker) string {
 	return encode(brokerValue{formatVersion, b.Epoch, hex.EncodeToString(b.Incarnation[:]), b.Rack,
-		encodeEndpoints(b.Endpoints), hex.EncodeToString(b.WAL[:]), b.Fenced})
+		encodeEndpoints(b.Endpoints), hex.EncodeToString(b.WAL[:]), b.Fenced, b.ShuttingDown})
 }
 
 func encodeSession(s image.Session) string {
@@ -301,7 +302,7 @@ func (k keys) change(key string, value []byte, createRevision int64) (image.Chan
 		if err != nil {
 			return nil, err
 		}
-		b := image.Broker{ID: id, Epoch: v.Epoch, Rack: v.Rack, Endpoints: decodeEndpoints(v.Endpoints), Fenced: v.Fenced}
+		b := image.Broker{ID: id, Epoch: v.Epoch, Rack: v.Rack, Endpoints: decodeEndpoints(v.Endpoints), Fenced: v.Fenced, ShuttingDown: v.Stopping}
 		if b.Incarnation, err = unhex(key, v.Incarnation); err != nil {
 			return nil, err
 		}

@@ -193,7 +193,8 @@ func dump(im *image.Image) string {
 	for _, x := range im.Brokers() {
 		x := *x
 		x.Revision = 0
-		fmt.Fprintf(&b, "broker %+v\n", x)
+		// A field that version 1 has got since.
+		fmt.Fprintf(&b, "broker %s\n", strings.Replace(fmt.Sprintf("%+v", x), " ShuttingDown:false", "", 1))
 	}
 	for _, x := range im.Topics() {
 		fmt.Fprintf(&b, "topic %s %x internal=%v config=%v\n", x.Name, x.ID, x.Internal, x.Config)

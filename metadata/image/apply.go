@@ -146,6 +146,9 @@ func (e *edit) topic(id [16]byte) *touchedTopic {
 	}
 	e.im.loose -= looseIn(t.parts, t.count)
 	e.im.partitions -= t.count
+	if t.before != nil {
+		e.im.unsettled -= unsettled(t.before.Partitions)
+	}
 	e.touched[id] = t
 	e.order = append(e.order, id)
 	return t
@@ -166,6 +169,15 @@ func (t *touchedTopic) own(n int) {
 func looseIn(parts []*Partition, count int) (n int) {
 	for i := count; i < len(parts); i++ {
 		if parts[i] != nil {
+			n++
+		}
+	}
+	return n
+}
+
+func unsettled(parts []*Partition) (n int) {
+	for _, p := range parts {
+		if p.Leader == NoLeader || p.Reassigning() {
 			n++
 		}
 	}
@@ -269,6 +281,7 @@ func (e *edit) finish() {
 		}
 		next := *t.meta
 		next.Partitions = visible(t.parts, t.count)
+		im.unsettled += unsettled(next.Partitions)
 		im.byID = im.byID.with(id, &next)
 		im.byName = im.byName.with(next.Name, &next)
 	}

@@ -15,6 +15,7 @@ import (
 	"bytes"
 	"cmp"
 	"iter"
+	"slices"
 	"strings"
 )
 
@@ -55,6 +56,7 @@ type Image struct {
 	deleted  table[[16]byte, *Tombstone]
 
 	partitions int // of visible topics
+	unsettled  int // of those: without a leader, or being reassigned
 	loose      int // partitions that no topic shows; see Loose
 }
 
@@ -83,6 +85,10 @@ type Broker struct {
 	// another disk, hence a broker that lost what it had.
 	WAL    [16]byte
 	Fenced bool
+	// ShuttingDown says that this incarnation is about to end: it is not
+	// elected, does not join an ISR and is given no new replica, and hands over
+	// what it leads. The next incarnation begins without it.
+	ShuttingDown bool
 
 	Revision int64 // at which it was last written
 }
@@ -133,10 +139,45 @@ type Partition struct {
 	Replicas       []int32
 	ISR            []int32 // ascending; in sync, clean to elect
 	ELR            []int32 // ascending; out of the ISR but known to hold all that is committed (KIP-966)
-	Adding         []int32
-	Removing       []int32
+	// While the partition is reassigned (KIP-455), Replicas are those of the
+	// target, in its order, and then those of the present assignment that are to
+	// go. Adding are those of the target alone, Removing those to go.
+	Adding   []int32
+	Removing []int32
 
 	Revision int64 // at which it was last written
+}
+
+// Reassigning says that the partition is on its way to another assignment.
+func (p *Partition) Reassigning() bool { return len(p.Adding)+len(p.Removing) > 0 }
+
+// Assigned returns the assignment that a reassignment under way began with, or
+// else the only one there is.
+func (p *Partition) Assigned() []int32 { return minus(p.Replicas, p.Adding) }
+
+// Target returns the assignment that the partition is to have.
+func (p *Partition) Target() []int32 { return minus(p.Replicas, p.Removing) }
+
+// MinISR is how many replicas must be in sync to commit, where
+// min.insync.replicas is setting: not more than there are of the assignment.
+// Replicas that are being added count when they are all there, so that a
+// partition is not held to more than it has while it grows.
+func (p *Partition) MinISR(setting int) int {
+	return max(1, min(setting, len(p.Replicas)-len(p.Adding)))
+}
+
+// minus returns the members of a that are not in b, sharing a if that is all.
+func minus(a, b []int32) []int32 {
+	if len(b) == 0 {
+		return a
+	}
+	var out []int32
+	for _, id := range a {
+		if !slices.Contains(b, id) {
+			out = append(out, id)
+		}
+	}
+	return out
 }
 
 // Tombstone remembers a deleted topic until its objects are gone from the
@@ -193,6 +234,13 @@ func (im *Image) Brokers() []*Broker { return values(im.brokers) }
 // Alive says whether the broker is admitted and not fenced.
 func (im *Image) Alive(id int32) bool { b := im.Broker(id); return b != nil && !b.Fenced }
 
+// Active says whether the broker is alive and not about to end: it may be given
+// something to do.
+func (im *Image) Active(id int32) bool {
+	b := im.Broker(id)
+	return b != nil && !b.Fenced && !b.ShuttingDown
+}
+
 // Session returns the session of a broker, nil if it has none.
 func (im *Image) Session(id int32) *Session { s, _ := im.sessions.get(id); return s }
 
@@ -220,6 +268,10 @@ func (im *Image) NumTopics() int { return im.byName.len() }
 
 // NumPartitions is the number of partitions of all topics.
 func (im *Image) NumPartitions() int { return im.partitions }
+
+// Unsettled is the number of partitions that have no leader or are being
+// reassigned.
+func (im *Image) Unsettled() int { return im.unsettled }
 
 // Partition returns a partition of the topic with that id, nil if there is none.
 func (im *Image) Partition(id [16]byte, index int32) *Partition {
