@@ -78,6 +78,7 @@ type Metadata interface {
 	AlterConfigs(ctx context.Context, resources []controller.AlterResource, incremental, validateOnly bool) []controller.Result
 	AllocateProducerIDs(ctx context.Context) (first int64, count int32, err error)
 	AlterPartition(ctx context.Context, c controller.AlterPartition) controller.Reply
+	Do(ctx context.Context, c controller.Command) controller.Reply
 	Execute(ctx context.Context, command []byte) ([]byte, error)
 	BrokerEpoch() int64
 	EndSession(ctx context.Context, id int32, incarnation [16]byte) error

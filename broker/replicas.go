@@ -206,7 +206,7 @@ func (rs *replicas) follow(r *replica, p *image.Partition, minISR int) {
 	b := rs.b
 	term := partition.Term{
 		Epoch: p.LeaderEpoch, PartitionEpoch: p.PartitionEpoch,
-		Replicas: p.Replicas, ISR: p.ISR, MinISR: minISR,
+		Replicas: p.Replicas, ISR: p.ISR, MinISR: p.MinISR(minISR),
 	}
 	leads := p.Leader == b.opts.BrokerID && rs.admitted
 	follows := p.Leader != b.opts.BrokerID && p.Leader != image.NoLeader && rs.admitted

@@ -482,8 +482,18 @@ func (s *Server) TierStatus(topic string) ([]admin.TierStatus, error) {
 	return out, nil
 }
 
-// Close ends everything in the opposite order: clients are answered, what is
-// queued is written, the session ends so that others need not wait for it.
+// half is a context for the first half of the time that there is: what comes
+// after needs some as well.
+func half(ctx context.Context) (context.Context, context.CancelFunc) {
+	if end, ok := ctx.Deadline(); ok {
+		return context.WithTimeout(ctx, time.Until(end)/2)
+	}
+	return context.WithCancel(ctx)
+}
+
+// Close ends everything in the opposite order: other brokers take over what this
+// one leads, clients are answered, what is queued is written, the session ends so
+// that others need not wait for it.
 func (s *Server) Close(ctx context.Context) error {
 	var errs []error
 	note := func(what string, err error) {
@@ -492,6 +502,11 @@ func (s *Server) Close(ctx context.Context) error {
 		}
 	}
 	s.closing.Store(true)
+	if s.up.Load() {
+		handOver, cancel := half(ctx)
+		s.node.BeginShutdown(handOver)
+		cancel()
+	}
 	if s.stop != nil {
 		s.stop()
 	}
