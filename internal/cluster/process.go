@@ -149,14 +149,13 @@ func (s *Server) Stop() error {
 	if !number.runs() {
 		return nil
 	}
-	err := errors.Join(number.signal(syscall.SIGTERM), number.signal(syscall.SIGCONT))
-	switch {
-	case errors.Is(err, os.ErrProcessDone):
-		return nil
-	case err != nil:
-		return fmt.Errorf("ending %s: %w", s.Name, err)
-	case p != nil:
+	// One that is paused would not hear of it. A second SIGTERM would kill a broker that drains.
+	number.signal(syscall.SIGCONT)
+	if p != nil {
 		return p.Stop()
+	}
+	if err := number.signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("ending %s: %w", s.Name, err)
 	}
 	if !number.ends(patience) {
 		number.signal(syscall.SIGKILL)
