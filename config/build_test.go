@@ -225,7 +225,8 @@ func TestEnforcedSettingsReachSomewhere(t *testing.T) {
 			continue
 		}
 		v := map[string]string{"cleanup.policy": "compact", "compression.type": "lz4", "message.timestamp.type": "LogAppendTime", "segment.bytes": "2000000",
-			"min.cleanable.dirty.ratio": "0.1", "remote.log.copy.disable": "true", "unclean.leader.election.enable": "true"}[d.Name]
+			"min.cleanable.dirty.ratio": "0.1", "remote.log.copy.disable": "true", "unclean.leader.election.enable": "true",
+			"leader.replication.throttled.replicas": "*", "follower.replication.throttled.replicas": "*"}[d.Name]
 		if v == "" {
 			v = "7"
 		}
