@@ -343,6 +343,9 @@ func (b *Broker) Close(ctx context.Context) error {
 		err = fmt.Errorf("broker: connections still open when the time to drain was over")
 		b.mu.Lock()
 		for c := range b.conns {
+			b.log.Warn("connection still open when the time to drain was over", "remote", c.nc.RemoteAddr().String(), "owed", c.owed())
+		}
+		for c := range b.conns {
 			c.cancel()
 			c.nc.Close()
 		}

@@ -514,6 +514,16 @@ func (c *conn) write() {
 	}
 }
 
+// owed names the requests that are not answered, oldest first.
+func (c *conn) owed() (names []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range c.queue[:min(len(c.queue), 3)] {
+		names = append(names, protocolName(p.hdr.Key))
+	}
+	return names
+}
+
 // send writes one vector. A peer that does not read is given time in
 // proportion to what it is owed, then dropped, so that it cannot hold
 // response memory for ever.
