@@ -61,6 +61,9 @@ func (r *replica) tryFollow(ctx context.Context, leader int32) error {
 // the bucket what it has not. A suspect log, which may lack what it once said it
 // had, is of no use to follow with: it claims by its offsets what may be missing.
 func (r *replica) takeOver(ctx context.Context, rec *wal.Recovered, state tiering.State) (*partition.State, error) {
+	if rec == nil && r.b.log_.Damaged() && r.leaderEpoch() > 0 && r.inSync() {
+		return nil, errSuspect // that it has no log here may be the damage
+	}
 	if rec != nil && rec.Suspect && rec.ClaimedEnd > state.RemoteEnd {
 		if whole, ok := r.b.log_.Skip(rec.ID, state.RemoteEnd); ok {
 			rec = r.recovered(whole)

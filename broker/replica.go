@@ -11,6 +11,7 @@ import (
 	"github.com/varve/varve/broker/partition"
 	"github.com/varve/varve/broker/protocol"
 	"github.com/varve/varve/config"
+	"github.com/varve/varve/metadata/controller"
 	"github.com/varve/varve/metadata/image"
 	"github.com/varve/varve/tiering"
 	"github.com/varve/varve/wal"
@@ -131,11 +132,9 @@ func (r *replica) keepTrying(ctx context.Context, role string, err error, try fu
 		switch {
 		case !errors.Is(err, errSuspect):
 			r.b.log.Warn(role+" not taken up yet", "partition", r.String(), "err", err)
-		case r.toLead():
+		case !r.giveUp(ctx) && r.toLead():
 			r.b.log.Error("partition stays offline", "partition", r.String(), "err", err)
 			return
-		case backoff == shortestBackoff:
-			r.b.log.Error("damaged local log: it is given up as soon as the others do not count on it", "partition", r.String(), "err", err)
 		}
 		select {
 		case <-time.After(backoff):
@@ -147,6 +146,23 @@ func (r *replica) keepTrying(ctx context.Context, role string, err error, try fu
 			return
 		}
 	}
+}
+
+// giveUp tells the controller that this replica does not have all that it should
+// have, so that another leads, and this one begins anew. It reports false where
+// there is no other that has it.
+func (r *replica) giveUp(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, peerTimeout)
+	defer cancel()
+	reply := r.b.meta.Do(ctx, controller.GiveUp{Broker: r.b.opts.BrokerID, Incarnation: r.b.meta.Incarnation(),
+		Partitions: []image.PartitionRef{{TopicID: r.topicID, Index: r.index}}})
+	if reply.ErrorCode == 0 && len(reply.Partitions) == 1 && reply.Partitions[0].ErrorCode == protocol.CodeEligibleLeadersNotAvailable {
+		return false
+	}
+	if reply.ErrorCode == 0 {
+		r.b.log.Error("damaged local log given up: other replicas have what was acknowledged", "partition", r.String())
+	}
+	return true
 }
 
 const shortestBackoff = 50 * time.Millisecond

@@ -71,6 +71,8 @@ func kindOf(c Command) string {
 		return "AlterPartition"
 	case AlterReassignments:
 		return "AlterReassignments"
+	case GiveUp:
+		return "GiveUp"
 	case ElectLeaders:
 		return "ElectLeaders"
 	case BeginShutdown:
@@ -84,4 +86,4 @@ func kindOf(c Command) string {
 }
 
 var _ = known[CreateTopics]() && known[DeleteTopics]() && known[CreatePartitions]() && known[AlterConfigs]() &&
-	known[AlterPartition]() && known[AlterReassignments]() && known[ElectLeaders]() && known[BeginShutdown]() && known[AcceptLoss]() && known[UnregisterBroker]()
+	known[AlterPartition]() && known[AlterReassignments]() && known[ElectLeaders]() && known[GiveUp]() && known[BeginShutdown]() && known[AcceptLoss]() && known[UnregisterBroker]()

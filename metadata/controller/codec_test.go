@@ -18,6 +18,7 @@ func TestCommandsAsBytes(t *testing.T) {
 		AlterConfigs{Resources: []AlterResource{{Type: image.TopicResource, Name: "a", Ops: []ConfigOp{{Name: "x", Op: Append, Value: &value}}}}, Incremental: true},
 		AlterPartition{Broker: 1, BrokerEpoch: 1 << 60, Partitions: []Proposal{{TopicID: [16]byte{7}, Partition: 2, LeaderEpoch: 3, PartitionEpoch: 4, ISR: []ISRMember{{1, -1}, {2, 1 << 61}}}}},
 		AlterReassignments{Partitions: []Reassignment{{Topic: "a", Partition: 1, Replicas: []int32{1, 2}}, {Topic: "a", Replicas: []int32{}}, {Topic: "b"}}, KeepReplicationFactor: true},
+		GiveUp{Broker: 3, Incarnation: [16]byte{4}, Partitions: []image.PartitionRef{{TopicID: [16]byte{5}, Index: 6}}},
 		ElectLeaders{Unclean: true, Partitions: []PartitionName{{Topic: "a", Partition: 1}}},
 		BeginShutdown{Broker: 3, Incarnation: [16]byte{8}},
 		AcceptLoss{Broker: 4},

@@ -133,8 +133,8 @@ func (e Env) withDefaults() Env {
 }
 
 // Command is one of CreateTopics, DeleteTopics, CreatePartitions, AlterConfigs,
-// AlterPartition, AlterReassignments, ElectLeaders, Balance, BeginShutdown,
-// AcceptLoss, UnregisterBroker.
+// AlterPartition, AlterReassignments, ElectLeaders, GiveUp, Balance,
+// BeginShutdown, AcceptLoss, UnregisterBroker.
 type Command interface {
 	handle(im *image.Image, env Env) ([]image.Change, Reply)
 }
@@ -212,6 +212,10 @@ func Fail(c Command, code int16, message string) Reply {
 	case AlterReassignments:
 		for _, p := range c.Partitions {
 			reply.Partitions = append(reply.Partitions, PartitionResult{Topic: p.Topic, Partition: p.Partition, ErrorCode: code, Message: message})
+		}
+	case GiveUp:
+		for _, p := range c.Partitions {
+			reply.Partitions = append(reply.Partitions, PartitionResult{TopicID: p.TopicID, Partition: p.Index, ErrorCode: code, Message: message})
 		}
 	case ElectLeaders:
 		for _, p := range c.Partitions {

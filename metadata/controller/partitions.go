@@ -63,6 +63,46 @@ func resize(p *image.Partition, isr []int32, minISR int) {
 	p.ELR = elr
 }
 
+// GiveUp is a broker's word that it does not have all of some partitions that
+// it counts as a complete replica of: its log turned out to be damaged. It leaves
+// their ISRs and ELRs, and others lead. Refused where it is the last: what it has
+// may be all there is, and an operator is to decide.
+type GiveUp struct {
+	Broker      int32
+	Incarnation [16]byte
+	Partitions  []image.PartitionRef
+}
+
+func (c GiveUp) handle(im *image.Image, env Env) ([]image.Change, Reply) {
+	b := im.Broker(c.Broker)
+	if b == nil || b.Fenced || b.Incarnation != c.Incarnation {
+		return nil, Reply{ErrorCode: codeStaleBrokerEpoch, Message: fmt.Sprintf("Broker %d is not registered, or by another process.", c.Broker)}
+	}
+	alive := func(id int32) bool { return id != c.Broker && present(im, env, id) }
+	var changes []image.Change
+	var reply Reply
+	for _, ref := range c.Partitions {
+		r := PartitionResult{TopicID: ref.TopicID, Partition: ref.Index}
+		t, p := im.TopicByID(ref.TopicID), im.Partition(ref.TopicID, ref.Index)
+		switch {
+		case p == nil:
+			r = r.fail(codeUnknownTopicOrPartition, "Unknown partition.")
+		case !slices.Contains(p.ISR, c.Broker) && !slices.Contains(p.ELR, c.Broker):
+		case len(without(union(p.ISR, p.ELR), c.Broker)) == 0:
+			r = r.fail(codeEligibleNotAvailable, fmt.Sprintf("Broker %d has the last copy of %s-%d.", c.Broker, t.Name, ref.Index))
+		default:
+			next := *p
+			next.ISR, next.ELR = without(p.ISR, c.Broker), without(p.ELR, c.Broker)
+			if p.Leader == c.Broker {
+				elect(&next, alive, minISR(im, env, t))
+			}
+			changes = append(changes, setPartition(t.ID, int(ref.Index), next))
+		}
+		reply.Partitions = append(reply.Partitions, r)
+	}
+	return changes, reply
+}
+
 func setPartition(topic [16]byte, index int, next image.Partition) image.Change {
 	next.PartitionEpoch++
 	return image.SetPartition{PartitionRef: image.PartitionRef{TopicID: topic, Index: int32(index)}, State: next}

@@ -383,6 +383,25 @@ func (w *world) run(t *testing.T, d *datadriven.TestData) string {
 			c.Partitions = append(c.Partitions, p)
 		}
 		print(Handle(w.im, env, c))
+	case "give-up": // broker=1, then partitions
+		c := GiveUp{Broker: int32(scan(t, d, "broker"))}
+		if b := w.im.Broker(c.Broker); b != nil {
+			c.Incarnation = b.Incarnation
+		}
+		if flag("incarnation") {
+			var s string
+			d.ScanArgs(t, "incarnation", &s)
+			c.Incarnation = name16(s)
+		}
+		for _, l := range lines {
+			at := strings.LastIndex(l, "-")
+			ref := image.PartitionRef{Index: int32(num(l[at+1:], 0))}
+			if tp := w.im.Topic(l[:at]); tp != nil {
+				ref.TopicID = tp.ID
+			}
+			c.Partitions = append(c.Partitions, ref)
+		}
+		print(Handle(w.im, env, c))
 	case "accept-loss":
 		var c AcceptLoss
 		c.Broker = int32(scan(t, d, "broker"))

@@ -8,7 +8,9 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/varve/varve/cmd/varve/servertest"
 	"github.com/varve/varve/tiering/objstore"
@@ -135,6 +137,40 @@ func TestDamagedLog(t *testing.T) {
 				t.Fatal(err)
 			}
 			check(damaged)
+		})
+	}
+}
+
+// A replica whose log turns out to be damaged at a restart gives up what it had, whether it leads or follows, and copies
+// it from the others; no operator is needed, and nothing that was acknowledged is lost.
+func TestDamagedReplica(t *testing.T) {
+	for _, what := range []string{"a record", "the partition's beginning"} {
+		t.Run(what, func(t *testing.T) {
+			brokers := servertest.StartCluster(t, 3, servertest.Options{Settings: map[string]string{"remote.flush.interval.ms": "3600000", "remote.object.bytes": "1073741824"}})
+			brokers[0].CreateReplicated("t", 2, 3, "min.insync.replicas", "2")
+			inSync(t, brokers[0], "t", 3)
+			cl := clientOf(brokers, kgo.RecordPartitioner(kgo.RoundRobinPartitioner()), kgo.ProducerBatchCompression(kgo.NoCompression()))
+			put(t, cl, "t", 0, 40)
+			topics, err := kadm.NewClient(cl).ListTopics(patience(t), "t")
+			if err != nil {
+				t.Fatal(err)
+			}
+			damaged := []byte("value 20")
+			if what != "a record" {
+				id := topics["t"].ID
+				damaged = id[:]
+			}
+			// Each in turn: it leads, or follows, one partition or both.
+			for i, b := range brokers {
+				if err := b.Restart(func() { flipInLog(t, b, damaged) }); err != nil {
+					t.Fatal(err)
+				}
+				put(t, cl, "t", 40+10*i, 10)
+				inSync(t, brokers[(i+1)%3], "t", 3)
+			}
+			for _, b := range brokers {
+				readAll(t, b, "t", 70)
+			}
 		})
 	}
 }
