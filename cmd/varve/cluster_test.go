@@ -1,8 +1,11 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -376,5 +379,96 @@ func TestLeaderKilled(t *testing.T) {
 		if err := b.Stop(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// All brokers are killed at once, and the log of one is damaged before they come back, while it counts as in sync. It
+// says so, others lead, and it copies what it had: nobody has to do anything, and nothing that was acknowledged is lost.
+func TestDamagedReplicaOfAClusterThatCrashed(t *testing.T) {
+	c := cluster.Start(t, processes(cluster.Options{Set: []string{"default.replication.factor=3", "min.insync.replicas=2", "remote.flush.interval.ms=3600000"}}))
+	cl := c.Client(t, kgo.MetadataMinAge(50*time.Millisecond), kgo.DefaultProduceTopic("t"), kgo.ProducerBatchCompression(kgo.NoCompression()))
+	adm := kadm.NewClient(cl)
+	if _, err := adm.CreateTopic(t.Context(), 1, -1, nil, "t"); err != nil {
+		t.Fatal(err)
+	}
+	all := func() (leader int32) {
+		t.Helper()
+		eventually(t, func() error {
+			topics, err := adm.ListTopics(t.Context(), "t")
+			if err != nil {
+				return err
+			}
+			p := topics["t"].Partitions[0]
+			if leader = p.Leader; p.Err != nil || leader < 1 || len(p.ISR) != 3 {
+				return fmt.Errorf("leader %d, in sync %v, %v", leader, p.ISR, p.Err)
+			}
+			return nil
+		})
+		return leader
+	}
+	damaged := all()
+	put := func(n int) {
+		t.Helper()
+		for range n {
+			if err := cl.ProduceSync(t.Context(), &kgo.Record{Value: []byte("acknowledged-by-all")}).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	put(20)
+	for _, b := range c.Brokers {
+		if err := b.Kill(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	flip(t, c.Describe().Brokers[damaged-1].Data, []byte("acknowledged-by-all"))
+	var wg sync.WaitGroup
+	for _, b := range c.Brokers {
+		wg.Go(func() {
+			if err := b.Start(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	all()
+	put(5)
+	in := c.Client(t, kgo.ConsumeTopics("t"), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	for n := 0; n < 25; {
+		fs := in.PollFetches(t.Context())
+		if err := fs.Err(); err != nil {
+			t.Fatal(err)
+		}
+		n += fs.NumRecords()
+	}
+	log, err := os.ReadFile(c.Broker(damaged).Log())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(log), "damaged local log given up") {
+		t.Error("the damaged log was not given up: the damage was not met")
+	}
+}
+
+// flip flips a bit of the first place in a broker's log that holds these bytes.
+func flip(t *testing.T, dir string, what []byte) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || filepath.Ext(path) != ".wal" {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		at := bytes.Index(b, what)
+		if at < 0 {
+			return nil
+		}
+		b[at] ^= 1
+		return cmp.Or(os.WriteFile(path, b, 0o600), fs.SkipAll)
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
