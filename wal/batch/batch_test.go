@@ -557,11 +557,11 @@ func TestZstdLargeWindowSizes(t *testing.T) {
 			}
 			_ = w.Close()
 			name := fmt.Sprintf("%d bytes of %s in %d", size, kind, buf.Len())
-			got, err := inflateAll(Zstd, buf.Bytes(), size)
+			got, err := inflateAll(nil, Zstd, buf.Bytes(), size)
 			if err != nil || !bytes.Equal(got, section) {
 				t.Errorf("%s: %d bytes, %v", name, len(got), err)
 			}
-			if _, err := inflateAll(Zstd, buf.Bytes(), max(size-1, 0)); size > 0 && !errors.Is(err, ErrInflated) {
+			if _, err := inflateAll(nil, Zstd, buf.Bytes(), max(size-1, 0)); size > 0 && !errors.Is(err, ErrInflated) {
 				t.Errorf("%s, with room for one byte less: %v", name, err)
 			}
 			b := append(bytes.Clone(ourBatch(t, sampleRecords(), None)[:HeaderSize]), buf.Bytes()...)
@@ -571,7 +571,7 @@ func TestZstdLargeWindowSizes(t *testing.T) {
 				t.Errorf("%s: Whole is %d", name, n)
 			}
 			for cut := 1; cut < buf.Len(); cut += 1 + buf.Len()/50 {
-				if _, err := inflateAll(Zstd, buf.Bytes()[:cut], size); err == nil {
+				if _, err := inflateAll(nil, Zstd, buf.Bytes()[:cut], size); err == nil {
 					t.Errorf("%s: cut to %d bytes it is read", name, cut)
 				}
 			}

@@ -111,18 +111,22 @@ func (b *Builder) Build() ([]byte, error) {
 	if b.overflow || len(b.section) > math.MaxInt32-HeaderSize {
 		return nil, fmt.Errorf("batch: build: records section too long")
 	}
-	return assemble(h, b.Codec, b.Level, b.section)
+	return assemble(nil, h, b.Codec, b.Level, b.section)
 }
 
-// assemble compresses a section and puts the header before it, with length, magic and checksum of its own.
-func assemble(h Header, c Codec, level int, section []byte) ([]byte, error) {
+// assemble compresses a section and puts the header before it, with length, magic and checksum of its own. The batch
+// is in the memory of buf as far as that goes.
+func assemble(buf []byte, h Header, c Codec, level int, section []byte) ([]byte, error) {
 	// Guess half for what is compressed; append mends a wrong guess.
 	room := len(section)
 	if c != None {
 		room = room/2 + 64
 	}
-	b := make([]byte, HeaderSize, HeaderSize+room)
-	b, err := deflate(b, c, level, section)
+	b := buf[:0]
+	if cap(b) < HeaderSize {
+		b = make([]byte, 0, HeaderSize+room)
+	}
+	b, err := deflate(b[:HeaderSize], c, level, section)
 	if err != nil {
 		return nil, err
 	}
@@ -157,12 +161,12 @@ func Recompress(b []byte, to Codec, level int, maxInflated int) ([]byte, error) 
 	if h.Codec() == to {
 		return b, nil
 	}
-	section, err := inflateAll(h.Codec(), b[HeaderSize:h.Size()], maxInflated)
+	section, err := inflateAll(nil, h.Codec(), b[HeaderSize:h.Size()], maxInflated)
 	if err != nil {
 		return nil, err
 	}
 	h.Attributes = h.Attributes&^attrCodec | int16(to)
-	return assemble(h, to, level, section)
+	return assemble(nil, h, to, level, section)
 }
 
 func appendVarint(p []byte, v int64) []byte {

@@ -520,8 +520,9 @@ func (r *snappyReader) close() {
 	snapReaders.put(r)
 }
 
-// inflateAll returns the records section as it was before compression, in memory of its own unless c is None.
-func inflateAll(c Codec, section []byte, limit int) ([]byte, error) {
+// inflateAll returns the records section as it was before compression: the section itself if c is None, else in the
+// memory of buf as far as that goes.
+func inflateAll(buf []byte, c Codec, section []byte, limit int) ([]byte, error) {
 	if c == None {
 		return section, nil
 	}
@@ -531,10 +532,13 @@ func inflateAll(c Codec, section []byte, limit int) ([]byte, error) {
 	}
 	defer r.close()
 	// One byte above the limit shows that there is more.
-	out := make([]byte, 0, min(limit+1, max(512, 4*len(section))))
+	out := buf[:0]
+	if cap(out) == 0 {
+		out = make([]byte, 0, min(limit+1, max(512, 4*len(section))))
+	}
 	for {
 		if len(out) == cap(out) {
-			more := make([]byte, len(out), min(limit+1, 2*cap(out)))
+			more := make([]byte, len(out), max(len(out)+1, min(limit+1, 2*cap(out))))
 			copy(more, out)
 			out = more
 		}

@@ -87,7 +87,7 @@ func MaxTimestampOffset(b []byte, maxInflated int) (offset, timestamp int64, ok 
 	return offset, timestamp, ok, err
 }
 
-// scan calls f with the fixed fields of each record (Key and Value are not read, only skipped) until f
+// scan calls f with the fixed fields of each record (of Key and Value only whether they are null) until f
 // returns false. It allocates nothing per record.
 func scan(b []byte, maxInflated int, f func(h Header, r *Record) bool) error {
 	h, err := ParseHeader(b)
@@ -295,8 +295,8 @@ func (c *cursor) take(n int, a *arena) ([]byte, error) {
 	}
 }
 
-// next reads one record. Without an arena, keys, values and headers are checked and passed over; Key is then
-// non-nil if the record has one.
+// next reads one record. Without an arena, headers are checked and passed over, and so are key and value of a section
+// that is read through a window: they are then non-nil if the record has them, and empty.
 func (c *cursor) next(r *Record, a *arena) error {
 	size, err := c.varint32()
 	if err != nil {
@@ -378,7 +378,7 @@ func (c *cursor) bytes(what string, end int64, a *arena) ([]byte, error) {
 	if n == 0 {
 		return present, nil
 	}
-	if a == nil {
+	if a == nil && c.src != nil {
 		return present, c.skip(int(n))
 	}
 	return c.take(int(n), a)

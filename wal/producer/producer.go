@@ -93,6 +93,13 @@ func (e *entry) lastSeq() int32 {
 	return e.last[e.batches-1].lastSeq
 }
 
+func (e *entry) stateOffset() int64 {
+	if e.batches == 0 {
+		return e.lastOffset
+	}
+	return e.last[e.batches-1].lastOffset
+}
+
 func (e *entry) setEpoch(epoch int16) {
 	if e.epoch != epoch {
 		e.epoch, e.batches = epoch, 0
@@ -134,6 +141,9 @@ type Producer struct {
 	LastTimestamp    int64
 	CoordinatorEpoch int32 // -1: no marker yet
 	TxnFirstOffset   int64 // -1: no open transaction
+	// StateOffset is the last offset of the batch that LastSequence is from or, without one in this epoch, of the
+	// producer's last batch or marker. Who folds a log that still holds it learns epoch and sequence from it.
+	StateOffset int64
 }
 
 // New returns the state of an empty log.
@@ -454,7 +464,7 @@ func (s *State) Producers() iter.Seq[Producer] {
 		for _, id := range s.ids() {
 			e := s.entries[id]
 			if !yield(Producer{ID: id, Epoch: e.epoch, LastSequence: e.lastSeq(), LastTimestamp: e.lastTimestamp,
-				CoordinatorEpoch: e.coordinatorEpoch, TxnFirstOffset: e.txnFirst}) {
+				CoordinatorEpoch: e.coordinatorEpoch, TxnFirstOffset: e.txnFirst, StateOffset: e.stateOffset()}) {
 				return
 			}
 		}
