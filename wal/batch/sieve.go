@@ -127,9 +127,7 @@ func (s *Sieve) BuildHorizon(codec Codec, level int, horizonMs int64) ([]byte, e
 }
 
 func (s *Sieve) build(h Header, codec Codec, level int, section []byte) ([]byte, error) {
-	if !h.LogAppendTime() {
-		h.MaxTimestamp = s.max
-	}
+	h.MaxTimestamp = s.max // with LogAppendTime what it was: that of every record
 	h.Attributes = h.Attributes&^attrCodec | int16(codec)
 	h.RecordCount = s.count
 	out, err := assemble(s.out, h, codec, level, section)
