@@ -141,7 +141,10 @@ func (r *Round) Full() bool { return r.full }
 // scanned.
 func (r *Round) Scan(h batch.Header, b []byte) (more bool, err error) {
 	switch {
-	case r.full || h.BaseOffset >= r.o.End:
+	case r.full:
+		return false, nil
+	case h.BaseOffset >= r.o.End: // what was there of the range before has been seen
+		r.end = r.o.End
 		return false, nil
 	case h.NextOffset() <= r.end:
 		return true, nil

@@ -152,6 +152,8 @@ type history struct {
 	clean   int64 // end of the last completed round
 	reach   int64 // largest end of a table
 
+	before map[int64]bool // producers whose transaction may have begun before the pass did
+
 	readers []reader
 	seen    seen
 }
@@ -414,6 +416,10 @@ func (h *history) round() {
 func (h *history) filter(o Options, table *Table, from, to int, scan bool) (tableEnd, filtered int64) {
 	begin := h.objects[from].base
 	o.Open = h.open(begin)
+	h.before = map[int64]bool{}
+	for _, x := range o.Open {
+		h.before[x.ProducerID] = true
+	}
 	r := NewRound(o, table)
 	if scan {
 		h.scan(r)
@@ -436,7 +442,7 @@ func (h *history) filter(o Options, table *Table, from, to int, scan bool) (tabl
 		for _, g := range group {
 			in = append(in, g.batches...)
 		}
-		h.model(o, tableEnd, begin, out.base, out.last)
+		h.model(o, tableEnd, out.base, out.last)
 		for j, b := range in {
 			hdr, err := batch.ParseHeader(b)
 			if err != nil {
@@ -489,8 +495,8 @@ func (h *history) scan(r *Round) {
 	}
 }
 
-// model says what is left of the batches in [base, last], after a pass with a table up to end that began at begin.
-func (h *history) model(o Options, end, begin, base, last int64) {
+// model says what is left of the batches in [base, last], after a pass with a table up to end.
+func (h *history) model(o Options, end, base, last int64) {
 	var stays *fact // the last of the section
 	for _, f := range h.facts {
 		if !f.gone && f.base >= base && f.base <= last {
@@ -505,9 +511,9 @@ func (h *history) model(o Options, end, begin, base, last int64) {
 		whole := f.last < end
 		stay := f == stays || o.Producers != nil && h.source(f.pid) == f.last && f.pid >= 0
 		if f.control {
-			left := false
+			left := h.before[f.pid]
+			delete(h.before, f.pid)
 			if f.txn != nil {
-				left = f.txn.first < begin
 				for _, d := range f.txn.facts {
 					left = left || !d.gone
 				}
