@@ -51,9 +51,6 @@ var (
 // KeepCodec is compression.type=producer: every batch keeps its codec.
 const KeepCodec batch.Codec = -1
 
-// NoHorizon says that no delete horizon is set.
-const NoHorizon int64 = math.MaxInt64
-
 // Options are what one round goes by.
 type Options struct {
 	// DirtyStart is the end of the last completed round: below it, every key is there once, and no tombstone has an
@@ -107,8 +104,8 @@ type Summary struct {
 	Emptied                       int64 // batches that remain without a record
 	NullKeys                      int64 // records that went because they have no key
 	Rewritten                     int64 // batches that remain with other bytes
-	// Horizon is the earliest delete horizon of what remains, NoHorizon if there is none; HorizonBytes is about what
-	// goes when the horizons have passed.
+	// HorizonBytes is about what goes when the delete horizons of what remains have passed, and Horizon the latest of
+	// them. A marker that stays for another reason too is not among it.
 	Horizon, HorizonBytes int64
 	// Aborted lists the aborted transactions whose marker is in the section and remains: the section's footer lists
 	// these and no others.
@@ -122,7 +119,7 @@ func (s *Summary) Changed() bool { return s.Rewritten > 0 || s.Batches < s.Batch
 // has.
 func NewRound(o Options, t *Table) *Round {
 	r := &Round{o: o, table: t, end: min(o.DirtyStart, o.End), last: make(map[int64]int64),
-		scanned: follow(o.Aborted, nil), txns: follow(o.Aborted, o.Open), sum: Summary{Horizon: NoHorizon}}
+		scanned: follow(o.Aborted, nil), txns: follow(o.Aborted, o.Open)}
 	if o.Producers != nil {
 		for p := range o.Producers.Producers() {
 			r.last[p.ID] = p.StateOffset
@@ -221,7 +218,7 @@ func (r *Round) Filter(h batch.Header, b []byte, last bool) ([]byte, error) {
 // Cut returns the summary of what was filtered since the last Cut, or since the beginning.
 func (r *Round) Cut() Summary {
 	s := r.sum
-	r.sum = Summary{Horizon: NoHorizon}
+	r.sum = Summary{}
 	return s
 }
 
@@ -302,9 +299,6 @@ const recordOverhead = 8
 func (r *Round) marker(h batch.Header, b []byte, stay bool) ([]byte, error) {
 	commit, _, err := batch.ControlMarker(b)
 	if errors.Is(err, batch.ErrControl) {
-		if h.RecordCount == 0 && h.NextOffset() <= r.end {
-			return emptied(h, b, stay), nil // of a log that another cleaner has emptied
-		}
 		return b, nil // no transaction ends here
 	}
 	if err != nil {
@@ -341,13 +335,13 @@ func (r *Round) expect(h batch.Header, bytes int64) {
 	if h.HasDeleteHorizon() {
 		at = h.BaseTimestamp
 	}
-	r.sum.Horizon = min(r.sum.Horizon, at)
+	r.sum.Horizon = max(r.sum.Horizon, at)
 	r.sum.HorizonBytes += bytes
 }
 
 func (r *Round) horizon() int64 {
-	if r.o.Now > NoHorizon-1-r.o.DeleteRetention {
-		return NoHorizon - 1
+	if r.o.Now > math.MaxInt64-r.o.DeleteRetention {
+		return math.MaxInt64
 	}
 	return r.o.Now + r.o.DeleteRetention
 }

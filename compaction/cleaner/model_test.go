@@ -626,17 +626,18 @@ func (h *history) source(pid int64) int64 {
 }
 
 func (h *history) checkSummary(s Summary, in [][]byte, out object) {
-	var n, records, size, horizons int64
-	horizons = NoHorizon
+	var n, records, size int64
+	var horizons []int64
 	for _, b := range out.batches {
 		hdr, _ := batch.ParseHeader(b)
 		n, records, size = n+1, records+int64(hdr.RecordCount), size+int64(len(b))
 		if hdr.HasDeleteHorizon() {
-			horizons = min(horizons, hdr.BaseTimestamp)
+			horizons = append(horizons, hdr.BaseTimestamp)
 		}
 	}
-	if n != s.Batches || records != s.Records || size != s.Bytes || int64(len(in)) != s.BatchesIn || s.Horizon < horizons {
-		h.fatalf("summary %+v of %d batches, %d records, %d bytes, horizon %d", s, n, records, size, horizons)
+	if n != s.Batches || records != s.Records || size != s.Bytes || int64(len(in)) != s.BatchesIn ||
+		(s.HorizonBytes > 0) != (s.Horizon > 0) || s.HorizonBytes > 0 && !slices.Contains(horizons, s.Horizon) {
+		h.fatalf("summary %+v of %d batches, %d records, %d bytes, horizons %v", s, n, records, size, horizons)
 	}
 	if !s.Changed() && !slices.EqualFunc(in, out.batches, bytes.Equal) {
 		h.fatalf("section %d-%d changed and does not say so", out.base, out.last)

@@ -156,7 +156,7 @@ func TestStories(t *testing.T) {
 				s.aborted = nil
 				return ""
 			case "claim": // that a transaction was aborted
-				s.aborted = append(s.state.Aborted(0, s.next), producer.Aborted{ProducerID: arg(t, d, "pid", int64(0)),
+				s.aborted = append(s.aborted, producer.Aborted{ProducerID: arg(t, d, "pid", int64(0)),
 					FirstOffset: arg(t, d, "first", int64(0)), LastOffset: arg(t, d, "last", int64(0))})
 				return ""
 			case "clean":
@@ -259,7 +259,7 @@ func showSummary(s Summary) string {
 			fmt.Fprintf(&w, ", %s %d", f.what, f.n)
 		}
 	}
-	if s.Horizon != NoHorizon {
+	if s.HorizonBytes > 0 {
 		fmt.Fprintf(&w, ", %d bytes until %d", s.HorizonBytes, s.Horizon)
 	}
 	for _, a := range s.Aborted {

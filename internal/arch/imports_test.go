@@ -42,6 +42,9 @@ var allowed = map[string][]string{
 	"tiering/manifest":              {"wal/lineage"},
 	"tiering":                       {"tiering/objstore", "tiering/cache", "tiering/manifest", "wal/batch", "wal/slab", "wal/producer", "wal/lineage"},
 
+	"compaction/cleaner": {"wal/batch", "wal/producer"},
+	"compaction/picker":  {"tiering/manifest"},
+
 	"broker/protocol":                    {},
 	"broker/protocol/internal/schemagen": {},
 	"broker/partition":                   {"wal/batch", "wal/producer", "wal/lineage"},
@@ -70,7 +73,7 @@ var allowed = map[string][]string{
 // goroutine, lock or randomness.
 var pure = []string{
 	"config", "wal/crc32c", "wal/batch", "wal/producer", "wal/lineage", "metadata/image", "metadata/controller",
-	"tiering/manifest", "broker/partition", "broker/group", "broker/group/assignor", "broker/txn", "broker/pattern",
+	"tiering/manifest", "compaction/cleaner", "compaction/picker", "broker/partition", "broker/group", "broker/group/assignor", "broker/txn", "broker/pattern",
 }
 
 var impure = []string{"os", "net", "net/http", "sync", "sync/atomic", "log", "log/slog", "math/rand", "math/rand/v2", "crypto/rand", "context", "os/exec", "syscall"}
