@@ -82,8 +82,10 @@ type Options struct {
 // table, in the order of their offsets, and commit what Filter leaves in that order too: a tombstone or marker must not
 // be gone before what it deletes. Only when all is committed is TableEnd the next dirty start.
 //
-// Without any Scan it is a pass over the clean range that only takes what has reached its delete horizon. That, and a
-// round that goes on where another with the same DirtyStart and End left off, may Filter from any batch on.
+// Without any Scan it is a pass over the clean range that only takes what has reached its delete horizon; it may Filter
+// any part of that. And a round may go on where one that was broken off had come to: with the same DirtyStart, and for
+// End the end of that one's table. It comes to the same table, or with less memory to a smaller one, which is then the
+// one that counts.
 type Round struct {
 	o       Options
 	table   *Table

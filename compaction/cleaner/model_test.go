@@ -393,15 +393,20 @@ func (h *history) round() {
 	}
 	tableEnd, filtered := h.filter(o, newTable(h.t, keys, 0.9), 0, to, true)
 	if filtered < tableEnd && h.chance(50) {
-		// Another worker goes on, with the same range.
+		// Another worker goes on, with the same range, and now and then less memory.
 		h.seen.resumed++
 		again := h.options(tableEnd)
 		again.Now = h.now + h.rnd.Int64N(50)
 		h.now = again.Now
 		at := slices.IndexFunc(h.objects, func(ob object) bool { return ob.base == filtered })
-		var got int64
-		if got, filtered = h.filter(again, newTable(h.t, keys, 0.9), at, len(h.objects), true); got != tableEnd {
-			h.fatalf("a round that goes on has a table up to %d, not %d", got, tableEnd)
+		smaller := h.chance(20)
+		if smaller {
+			keys = 1 + h.rnd.IntN(keys)
+		}
+		was := tableEnd
+		tableEnd, filtered = h.filter(again, newTable(h.t, keys, 0.9), at, len(h.objects), true)
+		if tableEnd > was || tableEnd < was && !smaller {
+			h.fatalf("a round that goes on has a table up to %d, not %d", tableEnd, was)
 		}
 	}
 	if filtered < tableEnd {
