@@ -18,7 +18,12 @@ func TestSieve(t *testing.T) {
 	for round := range 300 {
 		rs := slices.Clone(all[:1+rnd.IntN(len(all))])
 		from, to := codecs[rnd.IntN(len(codecs))], codecs[rnd.IntN(len(codecs))]
-		if rnd.IntN(4) == 0 {
+		switch rnd.IntN(6) {
+		case 0:
+			for i := range rs {
+				rs[i].ts = -5
+			}
+		case 1:
 			for i := range rs {
 				rs[i].ts = []int64{NoTimestamp, -5, math.MaxInt64 - 3, 0}[rnd.IntN(4)]
 			}
