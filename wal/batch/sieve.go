@@ -10,7 +10,7 @@ import (
 // records are the same bytes, unless a delete horizon moves what their timestamps are counted from.
 //
 // The zero value is ready. Its buffers are used again for the next batch: what Build returns is valid until the next
-// call of Open, and the Sieve holds about as much as the largest batch inflates to.
+// call of Open, and the Sieve holds up to three times what the largest batch inflates to.
 type Sieve struct {
 	h        Header
 	section  []byte // the records that are kept, inflated; may alias the batch
@@ -35,8 +35,10 @@ func (s *Sieve) Open(b []byte, maxInflated int, keep func(h Header, r *Record) b
 	if err != nil {
 		return err
 	}
+	kept := s.kept[:0]
 	if h.Codec() != None {
-		s.inflated = section
+		// The bytes are ours: what is kept moves to the front.
+		s.inflated, kept = section, section[:0]
 	}
 	s.h, s.section, s.count, s.dropped, s.max = h, section, 0, 0, NoTimestamp
 	var c cursor
@@ -57,13 +59,13 @@ func (s *Sieve) Open(b []byte, maxInflated int, keep func(h Header, r *Record) b
 		last = r.OffsetDelta
 		if !keep(h, &r) {
 			if s.dropped == 0 {
-				s.kept = append(s.kept[:0], section[:start]...)
+				kept = append(kept, section[:start]...)
 			}
 			s.dropped++
 			continue
 		}
 		if s.dropped > 0 {
-			s.kept = append(s.kept, section[start:c.r]...)
+			kept = append(kept, section[start:c.r]...)
 		}
 		if t := h.Timestamp(r); s.count == 0 || t > s.max {
 			s.max = t
@@ -71,7 +73,10 @@ func (s *Sieve) Open(b []byte, maxInflated int, keep func(h Header, r *Record) b
 		s.count++
 	}
 	if s.dropped > 0 {
-		s.section = s.kept
+		s.section = kept
+		if h.Codec() == None {
+			s.kept = kept
+		}
 	}
 	return c.end()
 }
