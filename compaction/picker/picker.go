@@ -170,8 +170,8 @@ func Compare(a, b Job) int {
 	return cmp.Or(cmp.Compare(class(a), class(b)), cmp.Compare(b.Worth, a.Worth), cmp.Compare(a.Base, b.Base))
 }
 
-// Pick returns what there is to do in a partition, the most worthwhile first. No two of the jobs rewrite the same
-// offsets. A job keeps within the limits, unless its smallest step does not: what cannot be done in small steps is still
+// Pick returns what there is to do in a partition, the most worthwhile first. No two of the jobs are about the same
+// offsets, but that a round may go over what has expired. A job keeps within the limits, unless its smallest step does not: what cannot be done in small steps is still
 // to be done, and Cost tells what it takes.
 func Pick(p Partition, pol Policy, l Limits, now int64) []Job {
 	l.defaults()
@@ -195,7 +195,11 @@ func Pick(p Partition, pol Policy, l Limits, now int64) []Job {
 	slices.SortStableFunc(all, Compare)
 	var jobs []Job
 	for _, j := range all {
-		if !slices.ContainsFunc(jobs, func(k Job) bool { return j.Base < k.End && k.Base < j.End }) {
+		if !slices.ContainsFunc(jobs, func(k Job) bool {
+			// What has expired is not merged with what has not. But only the leader can let it go, and a round does not
+			// wait for that.
+			return j.Base < k.End && k.Base < j.End && !(k.Kind == Expire && j.Kind == Compact)
+		}) {
 			jobs = append(jobs, j)
 		}
 	}

@@ -155,7 +155,7 @@ func TestPlans(t *testing.T) {
 					fail("%s in %s", msg, show(jobs[i:i+1]))
 				}
 				for _, k := range jobs[:i] {
-					if j.Base < k.End && k.Base < j.End {
+					if j.Base < k.End && k.Base < j.End && !(k.Kind == Expire && j.Kind == Compact) {
 						fail("overlap: %s", show(jobs))
 					}
 				}
@@ -165,6 +165,11 @@ func TestPlans(t *testing.T) {
 			}
 			if len(jobs) == 0 {
 				break
+			}
+			if jobs[0].Kind == Expire && rnd.IntN(3) == 0 {
+				if jobs = jobs[1:]; len(jobs) == 0 {
+					break // the leader does not do it
+				}
 			}
 			p = carryOut(rnd, p, jobs[0])
 		}
