@@ -228,7 +228,7 @@ func (r *Round) filter(h batch.Header, b []byte, last bool) ([]byte, error) {
 	if err := check(h, b); err != nil {
 		return nil, err
 	}
-	if at, ok := r.last[h.ProducerID]; ok && h.HasProducer() && at == h.LastOffset() {
+	if at, ok := r.last[h.ProducerID]; ok && at == h.LastOffset() {
 		last = true
 	}
 	if h.Control() {
