@@ -68,7 +68,8 @@ type Options struct {
 	// MaxInflated bounds what one batch may inflate to, in bytes.
 	MaxInflated int
 
-	// Aborted lists the aborted transactions with an offset below End, also those whose marker is above it.
+	// Aborted lists the aborted transactions with an offset in what is scanned or filtered, also those whose marker is
+	// above that.
 	Aborted []producer.Aborted
 	// Open lists the transactions that are open where filtering begins, if that is not at the log start.
 	Open []producer.OpenTxn
