@@ -332,12 +332,12 @@ func purge(p *Partition, pol Policy, l Limits, now int64) (jobs []Job) {
 	return jobs
 }
 
-// merge finds runs of small or mixed objects that are worth being one. The new one is at least twice as large as the
-// largest that goes into it, so that a byte is rewritten at most as often as its object doubles until it is full; and as
-// long as it is less than half full, there must be many.
+// merge finds runs of small objects that are worth being one; sections of mixed objects are small. The new one is at
+// least twice as large as the largest that goes into it, so that a byte is rewritten at most as often as its object
+// doubles until it is full; and as long as it is less than half full, there must be many.
 func merge(p *Partition, l Limits) (jobs []Job) {
 	target := min(l.Target, l.Bytes/2)
-	small := func(e Entry) bool { return e.Bytes <= target/2 || e.Kind == manifest.Mixed && e.Bytes < target }
+	small := func(e Entry) bool { return e.Bytes <= target/2 }
 	var split func(run []Entry)
 	split = func(run []Entry) {
 		if len(run) < 2 {
