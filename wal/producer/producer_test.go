@@ -515,3 +515,45 @@ func seal(body []byte) []byte {
 	b := append([]byte{magic, version}, body...)
 	return binary.BigEndian.AppendUint32(b, crc32c.Checksum(b))
 }
+
+// Where a producer's epoch and last sequence are from: its last batch with a sequence in this epoch, or else the last
+// thing it wrote.
+func TestStateOffset(t *testing.T) {
+	l := &log{s: New()}
+	at := func() int64 {
+		for p := range l.s.Producers() {
+			return p.StateOffset
+		}
+		return -1
+	}
+	b := batch.NewBuilder()
+	b.ProducerID, b.Transactional = 1, true
+	add := func(epoch int16, seq int32, records int) {
+		b.Reset()
+		b.ProducerEpoch, b.BaseSequence = epoch, seq
+		for range records {
+			b.Add(t0, []byte("k"), nil)
+		}
+		raw, err := b.Build()
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.append(raw)
+	}
+	for i, step := range []struct {
+		do   func()
+		want int64
+	}{
+		{func() { add(0, batch.NoSequence, 2) }, 1}, // as a group coordinator writes
+		{func() { add(0, 0, 3) }, 4},
+		{func() { add(0, batch.NoSequence, 1) }, 4},
+		{func() { l.append(batch.Marker(1, 0, true, 1, t0)) }, 4},
+		{func() { l.append(batch.Marker(1, 1, true, 1, t0)) }, 7},
+		{func() { l.append(batch.Marker(1, 1, true, 1, t0)) }, 8},
+		{func() { add(1, 0, 2) }, 10},
+	} {
+		if step.do(); at() != step.want {
+			t.Errorf("step %d: state of %d, want %d", i, at(), step.want)
+		}
+	}
+}
