@@ -225,7 +225,9 @@ remote.storage.url=file://` + filepath.Join(dir, "objects") + `?create=true
 	}
 	t.Setenv(envBeVarve, "1")
 	log := filepath.Join(dir, "varve.log")
-	p, err := child.Start(t.Context(), &child.Process{Name: "varve broker", Log: log}, exec.Command(os.Args[0], "broker", "--config", file), func() error { return child.Dialled(addr) })
+	// A port and a disk that others have not taken already.
+	cmd := exec.Command(os.Args[0], "broker", "--config", file, "--set", "admin.listener=127.0.0.1:0", "--set", "wal.max.bytes=67108864")
+	p, err := child.Start(t.Context(), &child.Process{Name: "varve broker", Log: log}, cmd, func() error { return child.Dialled(addr) })
 	if err != nil {
 		t.Fatal(err)
 	}
