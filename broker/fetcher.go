@@ -149,6 +149,7 @@ type copySession struct {
 	link  *link
 	id    int32
 	epoch int32
+	as    int64                     // the broker epoch in which the leader knows this broker
 	parts map[partitionKey]*copying // that are copied
 	due   []*copying                // to be told
 	gone  []*copying                // to be forgotten by the leader
@@ -267,7 +268,19 @@ func (f *fetcher) gather(s *copySession) {
 			s.due = append(s.due, c)
 		}
 		f.moved = nil
+		s.as = f.b.meta.BrokerEpoch()
 		return
+	}
+	if now := f.b.meta.BrokerEpoch(); now != s.as {
+		// This broker has registered again, and what the leader knows of it is of
+		// the epoch before: no ISR with this broker could be proposed, of idle
+		// partitions neither, until it is told anew (KIP-903).
+		s.as = now
+		for _, c := range s.parts {
+			if c.rests.IsZero() {
+				s.tell(c)
+			}
+		}
 	}
 	for _, c := range f.moved {
 		old := s.parts[c.key]
@@ -417,7 +430,7 @@ func (f *fetcher) request(s *copySession, wait time.Duration) *kmsg.FetchRequest
 	cfg := f.b.conf()
 	req := kmsg.NewPtrFetchRequest()
 	req.Version = fetchVersion
-	req.ReplicaState.ID, req.ReplicaState.Epoch = f.b.opts.BrokerID, f.b.meta.BrokerEpoch()
+	req.ReplicaState.ID, req.ReplicaState.Epoch = f.b.opts.BrokerID, s.as
 	req.MaxWaitMillis = int32(wait.Milliseconds())
 	req.MinBytes, req.MaxBytes = int32(cfg.ReplicaFetchMinBytes), int32(cfg.ReplicaFetchResponseMaxBytes)
 	req.SessionID, req.SessionEpoch = s.id, s.epoch

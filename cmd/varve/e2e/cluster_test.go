@@ -553,3 +553,19 @@ func TestThrottledReplication(t *testing.T) {
 		})
 	}
 }
+
+// A broker that registers again, because its session ran out, is told to the leaders of partitions that nobody writes
+// to as well: without its new epoch no ISR that has it in it would be taken, and the third could not come back (KIP-903).
+func TestIdleReplicaRegistersAgain(t *testing.T) {
+	brokers := servertest.StartCluster(t, 3, servertest.Options{})
+	brokers[0].CreateReplicated("t", 3, 3)
+	inSync(t, brokers[0], "t", 3)
+	for i, b := range brokers {
+		b.LoseSession()
+		inSync(t, b, "t", 3)
+		if err := brokers[(i+1)%3].Restart(nil); err != nil {
+			t.Fatal(err)
+		}
+		inSync(t, b, "t", 3)
+	}
+}

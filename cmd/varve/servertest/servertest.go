@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -80,6 +81,34 @@ func (b *Broker) Secret() []byte {
 		b.tb.Fatal(err)
 	}
 	return secret
+}
+
+// LoseSession has the broker's session run out, and waits until it has
+// registered again, as the same process.
+func (b *Broker) LoseSession() {
+	b.tb.Helper()
+	session := func() (lease int64) {
+		all, err := b.etcd.Get(context.Background(), b.s.EtcdPrefix(), clientv3.WithPrefix())
+		if err != nil {
+			b.tb.Fatal(err)
+		}
+		for _, kv := range all.Kvs {
+			if strings.HasSuffix(string(kv.Key), fmt.Sprintf("image/session/%010d", b.id)) {
+				lease = kv.Lease
+			}
+		}
+		return lease
+	}
+	before := session()
+	if _, err := b.etcd.Revoke(context.Background(), clientv3.LeaseID(before)); err != nil {
+		b.tb.Fatal(err)
+	}
+	Eventually(b.tb, func() error {
+		if now := session(); now == 0 || now == before {
+			return fmt.Errorf("broker %d has no new session", b.id)
+		}
+		return nil
+	})
 }
 
 // StartCluster runs n brokers, with the ids 1 to n, over one etcd and one bucket.
