@@ -190,6 +190,9 @@ func (s *Spec) defaults() error {
 	if s.Duration <= 0 {
 		return errors.New("load: nothing to measure: the duration is 0")
 	}
+	if s.Keys > 0 && s.Producers+s.Processors > 0 && s.Consumers > 0 {
+		return errors.New("load: keys have no place where records are timed from end to end: the key carries the time")
+	}
 	if s.Groups > 1 && s.Consumers%s.Groups != 0 {
 		return fmt.Errorf("load: %d consumers cannot be shared evenly by %d groups", s.Consumers, s.Groups)
 	}

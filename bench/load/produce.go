@@ -78,7 +78,7 @@ func (r *run) openProducers(ctx context.Context) ([]*producer, error) {
 			// With it, the client keeps to five, which is what sequence numbers allow.
 			opts = append(opts, kgo.DisableIdempotentWrite(), kgo.MaxProduceRequestsInflightPerBroker(r.spec.InFlight))
 		}
-		if r.spec.Keys > 0 && !r.stamped {
+		if r.spec.Keys > 0 {
 			opts = append(opts, kgo.RecordPartitioner(kgo.StickyKeyPartitioner(nil)))
 		} else {
 			// As the Java client since 3.3: a batch's worth to a partition, then the next one.
@@ -103,7 +103,7 @@ func (r *run) openProducers(ctx context.Context) ([]*producer, error) {
 // for those that are under way.
 func (r *run) produce(ctx context.Context, p *producer, index int, begin time.Time) {
 	values := r.spec.Payload.values(r.spec.RecordBytes, int64(index))
-	keys := keysOf(r.spec.Keys, r.stamped)
+	keys := keysOf(r.spec.Keys)
 	n := r.spec.Producers
 	var interval float64 // nanoseconds between two records of this producer
 	if r.spec.Rate > 0 {
@@ -211,8 +211,8 @@ func codecOf(name string) (kgo.CompressionCodec, error) {
 	return kgo.CompressionCodec{}, fmt.Errorf("load: codec %q: none, gzip, snappy, lz4 and zstd are possible", name)
 }
 
-func keysOf(n int, stamped bool) [][]byte {
-	if stamped || n == 0 {
+func keysOf(n int) [][]byte {
+	if n == 0 {
 		return nil
 	}
 	keys := make([][]byte, n)
