@@ -29,8 +29,12 @@ type BrokerConfig struct {
 	MaxConnectionCreationRate    int            // a second
 	ConnectionsMaxIdle           time.Duration  // 0: for ever
 	MaxRequestPartitions         int
-	AdminListener                string // host:port, empty: none
-	GroupLagMaxPartitions        int    // of which the lag is a metric
+	AdminListener                string        // host:port, empty: none
+	GroupLagMaxPartitions        int           // of which the lag is a metric
+	BalanceInterval              time.Duration // leader.imbalance.check.interval.seconds; 0: never
+	BalancePercentage            int           // leader.imbalance.per.broker.percentage
+	HandOverTries                int           // controlled.shutdown.max.retries and one; 0: a broker that stops hands nothing over
+	HandOverWait                 time.Duration // controlled.shutdown.retry.backoff.ms
 	SessionTimeout               time.Duration
 	HeartbeatInterval            time.Duration
 	RegistrationTimeout          time.Duration
@@ -268,7 +272,8 @@ func (b *builder) fill(m Machine) *BrokerConfig {
 		MaxConnectionCreationRate: b.int("max.connection.creation.rate"), ConnectionsMaxIdle: max(0, b.ms("connections.max.idle.ms")),
 		MaxRequestPartitions: b.int("max.request.partition.size.limit"), AdminListener: b.text("admin.listener"),
 		GroupLagMaxPartitions: b.int("metrics.group.lag.max.partitions"),
-		SessionTimeout:        b.ms("broker.session.timeout.ms"), HeartbeatInterval: b.ms("broker.heartbeat.interval.ms"),
+		BalancePercentage:     b.int("leader.imbalance.per.broker.percentage"), HandOverWait: b.ms("controlled.shutdown.retry.backoff.ms"),
+		SessionTimeout: b.ms("broker.session.timeout.ms"), HeartbeatInterval: b.ms("broker.heartbeat.interval.ms"),
 		RegistrationTimeout: b.ms("initial.broker.registration.timeout.ms"),
 
 		AutoCreateTopics: b.bool("auto.create.topics.enable"), NumPartitions: int32(b.num("num.partitions")),
@@ -317,6 +322,12 @@ func (b *builder) fill(m Machine) *BrokerConfig {
 		LogLevel: b.text("log.level"), LogFormat: b.text("log.format"),
 	}
 	c.GroupConsumer, c.GroupConsumerMin, c.GroupConsumerMax = consumerGroups(b.num)
+	if b.bool("auto.leader.rebalance.enable") {
+		c.BalanceInterval = time.Duration(min(b.num("leader.imbalance.check.interval.seconds"), 1<<31)) * time.Second
+	}
+	if b.bool("controlled.shutdown.enable") {
+		c.HandOverTries = 1 + b.int("controlled.shutdown.max.retries")
+	}
 	c.Static = map[string]string{}
 	for _, name := range b.set.names() {
 		if d := brokers.byName[name]; d != nil && (b.set[name].Value != "" || !d.Null) {

@@ -53,7 +53,7 @@ func topicDefs() []*Def {
 		integer("max.message.bytes", "1048588", "The largest record batch that is accepted, after compression.", 0, anyHigh, from("message.max.bytes")),
 		integer("min.insync.replicas", "1", "How many in-sync replicas must have synced a record before acks=all acknowledges it.", 1, anyHigh, from("min.insync.replicas")),
 		boolean("unclean.leader.election.enable", "false", "Whether a replica that is not in sync may become leader, which loses acknowledged records.",
-			from("unclean.leader.election.enable"), warned(noteNoReplica)),
+			from("unclean.leader.election.enable")),
 		choice("compression.type", "producer", "The codec in which batches are stored; producer: as they arrive.", compressionTypes, from("compression.type")),
 		integer("compression.gzip.level", "-1", "The level of gzip when compression.type is gzip.", 1, 9, or("-1"), from("compression.gzip.level")),
 		integer("compression.lz4.level", "9", "The level of lz4 when compression.type is lz4.", 1, 17, from("compression.lz4.level")),

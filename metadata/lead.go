@@ -107,8 +107,8 @@ func (n *Node) control(epoch int64) bool {
 	}()
 
 	var balance <-chan time.Time
-	if every := n.balanceInterval(); every > 0 {
-		tick := time.NewTicker(every)
+	if n.o.BalanceInterval > 0 {
+		tick := time.NewTicker(n.o.BalanceInterval)
 		defer tick.Stop()
 		balance = tick.C
 	}
@@ -207,25 +207,13 @@ func (n *Node) tell(events []controller.Event, begin time.Time) {
 	}
 }
 
-// balanceInterval is how often leaderships are given back to the preferred
-// leaders; 0 for never.
-func (n *Node) balanceInterval() time.Duration {
-	static := n.o.BrokerConfig()
-	if static["auto.leader.rebalance.enable"] == "false" {
-		return 0
-	}
-	return time.Duration(setNumber(static, "leader.imbalance.check.interval.seconds", 1, 300)) * time.Second
-}
-
 // maxBalanced bounds the leaderships that move in one batch.
 const maxBalanced = 1000
 
 // balance gives leaderships back, batch by batch. False: stop controlling.
 func (n *Node) balance(epoch int64) bool {
 	for {
-		p := &pending{ctx: n.ctx, done: make(chan struct{}), command: controller.Balance{
-			Percentage: int(setNumber(n.o.BrokerConfig(), "leader.imbalance.per.broker.percentage", 0, 10)), Limit: maxBalanced,
-		}}
+		p := &pending{ctx: n.ctx, done: make(chan struct{}), command: controller.Balance{Percentage: n.o.BalancePercentage, Limit: maxBalanced}}
 		if !n.execute(epoch, []*pending{p}) {
 			return false
 		}
@@ -390,14 +378,20 @@ func (n *Node) drain() {
 
 func (n *Node) env(im *image.Image) controller.Env {
 	static := n.o.BrokerConfig()
+	number := func(name string, d int64) int64 {
+		if v, err := strconv.ParseInt(static[name], 10, 32); err == nil && v > 0 {
+			return v
+		}
+		return d
+	}
 	validateTopic := n.o.ValidateTopic
 	if validateTopic == nil {
 		validateTopic = config.Resolver{Static: static, ClusterDynamic: im.Config(image.BrokerResource, "")}.ValidateTopic
 	}
 	return controller.Env{
-		DefaultPartitions:        int32(setNumber(static, "num.partitions", 1, 1)),
-		DefaultReplicationFactor: int16(setNumber(static, "default.replication.factor", 1, 1)),
-		MinISR:                   int(setNumber(static, "min.insync.replicas", 1, 1)),
+		DefaultPartitions:        int32(number("num.partitions", 1)),
+		DefaultReplicationFactor: int16(number("default.replication.factor", 1)),
+		MinISR:                   int(number("min.insync.replicas", 1)),
 		Unclean:                  static["unclean.leader.election.enable"] == "true",
 		DeleteTopics:             static["delete.topic.enable"] != "false",
 		ValidateTopic:            validateTopic,
@@ -407,14 +401,6 @@ func (n *Node) env(im *image.Image) controller.Env {
 		MaxPartitionsPerRequest:  n.o.MaxPartitionsPerRequest,
 		MaxPartitions:            n.o.MaxPartitions,
 	}
-}
-
-// setNumber is a number from least that the broker's configuration sets, or d.
-func setNumber(static map[string]string, name string, least, d int64) int64 {
-	if v, err := strconv.ParseInt(static[name], 10, 32); err == nil && v >= least {
-		return v
-	}
-	return d
 }
 
 // setting finds what config knows of a setting of a resource.

@@ -50,12 +50,22 @@ type Options struct {
 	// used up. Zero: somebody else compacts.
 	CompactionInterval time.Duration
 
+	// BalanceInterval is how often the controller gives leaderships back to the
+	// preferred leaders of brokers that miss more than BalancePercentage of them;
+	// zero for never.
+	BalanceInterval   time.Duration
+	BalancePercentage int
+	// HandOverTries is how often BeginShutdown waits, for HandOverWait each time,
+	// until others lead; zero for not at all.
+	HandOverTries int
+	HandOverWait  time.Duration
+
 	SessionTimeout    time.Duration // 2 s if zero; etcd rounds up to seconds
 	HeartbeatInterval time.Duration // 300 ms if zero
 
 	// BrokerConfig returns the broker's static settings, by Kafka's names:
 	// num.partitions, default.replication.factor, min.insync.replicas,
-	// delete.topic.enable are used here.
+	// unclean.leader.election.enable, delete.topic.enable are used here.
 	BrokerConfig func() map[string]string
 	// Checks of configs; see controller.Env. Nil means those of the package
 	// config.

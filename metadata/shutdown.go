@@ -11,34 +11,27 @@ import (
 
 // BeginShutdown has other brokers lead what this one leads, while it still serves,
 // and keeps it from being elected again. It returns when that is done, or when it
-// will not be: after the time that controlled.shutdown.max.retries and
-// controlled.shutdown.retry.backoff.ms allow for replicas that lag, or at once
+// will not be: after the time that Options allow for replicas that lag, or at once
 // where there is nobody else or the store is away.
 func (n *Node) BeginShutdown(ctx context.Context) {
-	static := n.o.BrokerConfig()
-	if static["controlled.shutdown.enable"] == "false" {
-		return
-	}
-	tries := 1 + setNumber(static, "controlled.shutdown.max.retries", 0, 3)
-	backoff := time.Duration(setNumber(static, "controlled.shutdown.retry.backoff.ms", 1, 5000)) * time.Millisecond
 	begin, handedOver := time.Now(), func(im *image.Image) bool { return controller.Leading(im, n.o.BrokerID) == 0 }
 	led := controller.Leading(n.Image(), n.o.BrokerID)
-	for ; tries > 0; tries-- {
+	for range n.o.HandOverTries {
 		others := slices.ContainsFunc(n.Image().Brokers(), func(b *image.Broker) bool { return b.ID != n.o.BrokerID && n.Image().Active(b.ID) })
 		if !others || n.reachable() != nil {
 			return
 		}
-		try, cancel := context.WithTimeout(ctx, max(backoff, n.o.SessionTimeout))
+		try, cancel := context.WithTimeout(ctx, max(n.o.HandOverWait, n.o.SessionTimeout))
 		reply := n.do(try, controller.BeginShutdown{Broker: n.o.BrokerID, Incarnation: n.incarnation})
 		cancel()
 		if reply.ErrorCode != 0 {
 			n.log.Warn("the controller does not know that this broker shuts down", "error", reply.Message)
-			if !sleep(ctx, backoff) {
+			if !sleep(ctx, n.o.HandOverWait) {
 				return
 			}
 			continue
 		}
-		wait, cancel := context.WithTimeout(ctx, backoff)
+		wait, cancel := context.WithTimeout(ctx, n.o.HandOverWait)
 		err := n.await(wait, handedOver)
 		cancel()
 		if err == nil {

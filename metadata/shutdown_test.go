@@ -4,17 +4,20 @@ import (
 	"context"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/varve/varve/metadata/controller"
 	"github.com/varve/varve/metadata/image"
 )
 
 // forwarding are nodes that pass commands on to each other without a network.
-func (c cluster) forwarding(ids int32, settings map[string]string) []*Node {
+func (c cluster) forwarding(ids int32, balance time.Duration, settings map[string]string) []*Node {
 	nodes := make([]*Node, ids+1)
 	for id := int32(1); id <= ids; id++ {
 		o := c.options(id)
 		o.BrokerConfig = func() map[string]string { return settings }
+		o.HandOverTries, o.HandOverWait = 1, time.Hour
+		o.BalanceInterval = balance
 		nodes[id] = open(c.t, o)
 		nodes[id].SetForward(func(ctx context.Context, to *image.Broker, command []byte) ([]byte, error) {
 			return nodes[to.ID].Execute(ctx, command)
@@ -48,7 +51,7 @@ func (n *Node) proposeISR(t *testing.T, topic string, index int32, isr ...int32)
 func TestControlledShutdown(t *testing.T) {
 	t.Parallel()
 	c := cluster{t, startEtcd(t, t.TempDir())}
-	nodes := c.forwarding(3, map[string]string{"default.replication.factor": "3", "num.partitions": "6", "min.insync.replicas": "2"})
+	nodes := c.forwarding(3, 0, map[string]string{"default.replication.factor": "3", "num.partitions": "6", "min.insync.replicas": "2"})
 	create(t, nodes[1], "t", -1)
 	sees(t, nodes[3], "the topic", func(im *image.Image) bool { return im.Topic("t") != nil })
 
@@ -84,7 +87,7 @@ func TestControlledShutdown(t *testing.T) {
 func TestControlledShutdownWaits(t *testing.T) {
 	t.Parallel()
 	c := cluster{t, startEtcd(t, t.TempDir())}
-	nodes := c.forwarding(2, map[string]string{"default.replication.factor": "2", "controlled.shutdown.retry.backoff.ms": "3600000"})
+	nodes := c.forwarding(2, 0, map[string]string{"default.replication.factor": "2"})
 	create(t, nodes[1], "t", 1)
 	leader := nodes[partitionState(nodes[1], "t", 0).Leader]
 	id := leader.o.BrokerID
@@ -107,7 +110,7 @@ func TestControlledShutdownWaits(t *testing.T) {
 // A single broker has nothing to say to anybody.
 func TestControlledShutdownAlone(t *testing.T) {
 	t.Parallel()
-	n := cluster{t, startEtcd(t, t.TempDir())}.join(1)
+	n := cluster{t, startEtcd(t, t.TempDir())}.forwarding(1, 0, nil)[1]
 	create(t, n, "t", 1)
 	before := n.Image().Revision
 	n.BeginShutdown(bg)
@@ -120,7 +123,7 @@ func TestControlledShutdownAlone(t *testing.T) {
 func TestLeadersAreBalanced(t *testing.T) {
 	t.Parallel()
 	c := cluster{t, startEtcd(t, t.TempDir())}
-	nodes := c.forwarding(2, map[string]string{"default.replication.factor": "2", "num.partitions": "4", "leader.imbalance.check.interval.seconds": "1"})
+	nodes := c.forwarding(2, 10*time.Millisecond, map[string]string{"default.replication.factor": "2", "num.partitions": "4"})
 	create(t, nodes[1], "t", -1)
 	sees(t, nodes[2], "the topic", func(im *image.Image) bool { return im.Topic("t") != nil })
 	nodes[2].BeginShutdown(bg)

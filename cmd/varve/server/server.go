@@ -199,6 +199,7 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	}
 	if s.node, err = metadata.Open(ctx, metadata.Options{
 		Store: store, BrokerID: c.NodeID, Rack: c.Rack, Endpoints: advertised, WAL: s.wal.UUID(), AcceptLoss: o.Dev || o.AcceptLoss,
+		BalanceInterval: c.BalanceInterval, BalancePercentage: c.BalancePercentage, HandOverTries: c.HandOverTries, HandOverWait: c.HandOverWait,
 		SessionTimeout: c.SessionTimeout, HeartbeatInterval: c.HeartbeatInterval, CompactionInterval: c.EtcdCompaction,
 		BrokerConfig: func() map[string]string { return c.Static }, SeenFile: seenFile, Logger: s.log.With("part", "metadata"),
 	}); err != nil {
