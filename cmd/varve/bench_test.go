@@ -29,3 +29,20 @@ func TestBenchTxn(t *testing.T) {
 	varve(t, "", with("--producers=0", "--records=3", "-o", "json")...).want(t, 0, `"records_per_transaction": 3,`, "")
 	varve(t, "", "topic", "list", b).want(t, 0, "in-out", "")
 }
+
+// TestBenchFailover: the topic is made, gaps are reported by the broker that led before, and a command that fails is not
+// taken for one that changed nothing.
+func TestBenchFailover(t *testing.T) {
+	brokers := servertest.StartCluster(t, 2, servertest.Options{})
+	short := func(command string, more ...string) result {
+		return varve(t, "", append([]string{"bench", "failover", "f", "--bootstrap-server=" + brokers[0].Addr(), "--partitions=4", "--replication-factor=2",
+			"--before=500ms", "--after=500ms", "--command=" + command}, more...)...)
+	}
+	short("").want(t, 2, "", "--command is missing")
+	short("echo away; exit 3").want(t, 1, "", "exit status 3: away")
+	r := short("true")
+	for _, want := range []string{"before", "after, led by 1", "after, led by 2", "0 given up"} {
+		r.want(t, 0, want, "")
+	}
+	short("true", "-o", "json").want(t, 0, `"partitions": 4,`, "")
+}

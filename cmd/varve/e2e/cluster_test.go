@@ -449,7 +449,7 @@ func TestCoordinatorsMove(t *testing.T) {
 	var written atomic.Int64
 	for i := range 2 {
 		s, err := kgo.NewGroupTransactSession(seeds(brokers), kgo.TransactionalID(fmt.Sprintf("p%d", i)), kgo.ConsumerGroup("g"), kgo.ConsumeTopics("in"),
-			kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.RequireStableFetchOffsets(),
+			kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 			kgo.FetchMaxWait(100*time.Millisecond), kgo.SessionTimeout(6*time.Second))
 		if err != nil {
 			t.Fatal(err)
