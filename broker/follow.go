@@ -11,6 +11,7 @@ import (
 	"github.com/varve/varve/tiering"
 	"github.com/varve/varve/wal"
 	"github.com/varve/varve/wal/batch"
+	"github.com/varve/varve/wal/crc32c"
 	"github.com/varve/varve/wal/producer"
 	"github.com/varve/varve/wal/slab"
 )
@@ -131,37 +132,39 @@ type copyRun struct {
 // copy appends what the leader sent. done is told when it is durable, once if
 // true is returned, else never. Room in the log is waited for.
 func (r *replica) copy(ctx context.Context, c *copyRun, done func(error)) (appended bool, err error) {
-	if err := verifyRun(c.records); err != nil {
+	pieces, err := piecesOf(c.records)
+	if err != nil {
 		return false, err
 	}
-	if n := int64(len(c.records)); n > 0 {
-		if err := r.b.log_.Reserve(ctx, wal.ClassReplication, n); err != nil {
+	for i := range pieces {
+		if err := r.b.log_.Reserve(ctx, wal.ClassReplication, int64(len(pieces[i].bytes))); err != nil {
+			r.unreserve(pieces[:i])
 			return false, err
 		}
-		defer func() {
-			if !appended {
-				r.b.log_.Unreserve(n)
-			}
-		}()
 	}
 	r.mu.Lock()
 	if !r.current(c.epoch, c.from) {
 		r.mu.Unlock()
+		r.unreserve(pieces)
 		return false, nil
 	}
-	if len(c.records) > 0 {
-		if err := r.appendRun(c, done); err != nil {
-			r.mu.Unlock()
-			return false, err
-		}
-		appended = true
+	if err := r.appendPieces(c, pieces, done); err != nil {
+		r.mu.Unlock()
+		r.unreserve(pieces)
+		return false, err
 	}
 	before := r.view.Load()
 	r.leaderSaid(c)
 	now := r.view.Load()
 	r.mu.Unlock()
 	r.moved(before, now)
-	return appended, nil
+	return len(pieces) > 0, nil
+}
+
+func (r *replica) unreserve(pieces []copyPiece) {
+	for i := range pieces {
+		r.b.log_.Unreserve(int64(len(pieces[i].bytes)))
+	}
 }
 
 // moved tells consumers that read here that a follower's high watermark or log
@@ -188,19 +191,49 @@ func (r *replica) current(epoch int32, from partition.Position) bool {
 	return durable && now == from
 }
 
-// verifyRun checks that a run is whole batches with right checksums.
-func verifyRun(records []byte) error {
-	err := batch.Walk(records, func(h batch.Header, b []byte) error { return batch.VerifyCRC(b) })
-	if err != nil {
-		return fmt.Errorf("%w: %w", errCorruptCopy, err)
-	}
-	return nil
+// copyPiece is what goes to the log as one: batches of one leader epoch.
+type copyPiece struct {
+	bytes      []byte
+	sum        uint32 // CRC-32C of bytes
+	epoch      int32
+	base, next int64
+	maxTS      int64
 }
 
-// appendRun queues the batches of a run to the log, and the leader epochs that
-// begin with them. All of them are checked before the first is queued. Called
-// with mu held.
-func (r *replica) appendRun(c *copyRun, done func(error)) error {
+// maxPiece bounds the batches that are put together, so that they fit into a
+// segment of the log whatever its size.
+const maxPiece = 1 << 20
+
+// piecesOf checks the checksums of a run of whole batches, and puts those
+// together that the log can take as one.
+func piecesOf(records []byte) (pieces []copyPiece, err error) {
+	start, end := 0, 0 // of the last piece
+	err = batch.Walk(records, func(h batch.Header, b []byte) error {
+		if err := batch.VerifyCRC(b); err != nil {
+			return err
+		}
+		n := len(pieces)
+		end += len(b)
+		if n == 0 || pieces[n-1].epoch != h.LeaderEpoch || pieces[n-1].next != h.BaseOffset || len(pieces[n-1].bytes)+len(b) > maxPiece {
+			start = end - len(b)
+			pieces = append(pieces, copyPiece{bytes: records[start:end:end], sum: batch.Sum(b), epoch: h.LeaderEpoch, base: h.BaseOffset, next: h.NextOffset(), maxTS: h.MaxTimestamp})
+			return nil
+		}
+		x := &pieces[n-1]
+		x.bytes = records[start:end:end]
+		x.sum = crc32c.Then(x.sum, batch.Sum(b), crc32c.ShiftOf(len(b)))
+		x.next, x.maxTS = h.NextOffset(), max(x.maxTS, h.MaxTimestamp)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errCorruptCopy, err)
+	}
+	return pieces, nil
+}
+
+// appendPieces queues what was sent to the log, and the leader epochs that begin
+// with it. All of it is checked before the first is queued. Called with mu held.
+func (r *replica) appendPieces(c *copyRun, pieces []copyPiece, done func(error)) error {
 	at := c.from
 	err := batch.Walk(c.records, func(h batch.Header, _ []byte) error {
 		if err := r.st.Copy(h, at); err != nil {
@@ -212,27 +245,31 @@ func (r *replica) appendRun(c *copyRun, done func(error)) error {
 	if err != nil {
 		return err
 	}
-	now, end := time.Now().UnixMilli(), at.Offset
-	return batch.Walk(c.records, func(h batch.Header, b []byte) error {
-		if r.st.Copied(h, b) {
-			r.b.log_.Epoch(r.localID(), h.LeaderEpoch, h.BaseOffset, nil)
-		}
-		r.mark(h.BaseOffset, now)
-		r.maxTS = max(r.maxTS, h.MaxTimestamp)
-		r.unsaved = r.unsaved || h.ProducerID >= 0
-		next := h.NextOffset()
+	now := time.Now().UnixMilli()
+	for i := range pieces {
+		x := &pieces[i]
+		batch.Walk(x.bytes, func(h batch.Header, b []byte) error { // it was walked before: there is no error
+			if r.st.Copied(h, b) {
+				r.b.log_.Epoch(r.localID(), h.LeaderEpoch, h.BaseOffset, nil)
+			}
+			r.unsaved = r.unsaved || h.ProducerID >= 0
+			return nil
+		})
+		r.mark(x.base, now)
+		r.maxTS = max(r.maxTS, x.maxTS)
+		last := i == len(pieces)-1
 		r.b.log_.Append(&wal.Append{
-			Partition: r.localID(), LeaderEpoch: h.LeaderEpoch, BaseOffset: h.BaseOffset, LastOffset: next - 1,
-			MaxTimestamp: h.MaxTimestamp, Run: b, Sum: batch.Sum(b), Summed: true, Buf: c.buf, Class: wal.ClassReplication,
+			Partition: r.localID(), LeaderEpoch: x.epoch, BaseOffset: x.base, LastOffset: x.next - 1,
+			MaxTimestamp: x.maxTS, Run: x.bytes, Sum: x.sum, Summed: true, Buf: c.buf, Class: wal.ClassReplication,
 			Done: func(err error) {
-				r.durable(next, err)
-				if next == end {
+				r.durable(x.next, err)
+				if last {
 					done(err)
 				}
 			},
 		})
-		return nil
-	})
+	}
+	return nil
 }
 
 // leaderSaid takes over what the leader says of its log. Called with mu held.
