@@ -23,7 +23,7 @@ Exit codes: 0 done, 1 failed (wholly or in part), 2 wrong command line, 128+N en
 		return usagef("%s: %w (see %s --help)", cmd.CommandPath(), err, cmd.CommandPath())
 	})
 	root.AddCommand(serverCommands()...)
-	root.AddCommand(topicCommand(), produceCommand(), consumeCommand(), configCommand(), groupCommand(), txnCommand(), tierCommand(), healthCommand(), benchCommand(), versionCommand())
+	root.AddCommand(topicCommand(), produceCommand(), consumeCommand(), configCommand(), groupCommand(), txnCommand(), clusterCommand(), partitionCommand(), reassignCommand(), tierCommand(), healthCommand(), benchCommand(), versionCommand())
 	refuseRepeats(root)
 	return root
 }
