@@ -83,8 +83,8 @@ func (b *Broker) keepISR(ctx context.Context) {
 func (b *Broker) proposeISRs(ctx context.Context) {
 	im, now, lag := b.meta.Image(), time.Now().UnixMilli(), b.conf().ReplicaLagMax.Milliseconds()
 	epochOf := func(id int32) int64 {
-		if br := im.Broker(id); br != nil && !br.Fenced {
-			return br.Epoch
+		if im.Active(id) {
+			return im.Broker(id).Epoch
 		}
 		return -1
 	}

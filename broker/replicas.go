@@ -305,22 +305,23 @@ func (rs *replicas) dropTopic(t *image.Topic) {
 
 func sameList(a, b []*replica) bool { return len(a) == len(b) && len(a) > 0 && &a[0] == &b[0] }
 
-// sweep drops the local logs of partitions that the cluster no longer has.
+// sweep drops the local logs of partitions that the cluster no longer has, or
+// not here.
 // Only a complete image may decide that, which the one is that admits this
 // process.
 func (rs *replicas) sweep(im *image.Image) {
 	rs.mu.Lock()
 	var gone []*wal.Recovered
 	for k, rec := range rs.recovered {
-		t := im.TopicByID(k.topicID)
-		if t == nil || int(k.index) >= len(t.Partitions) {
+		p := im.Partition(k.topicID, k.index)
+		if p == nil || !slices.Contains(p.Replicas, rs.b.opts.BrokerID) {
 			gone = append(gone, rec)
 			delete(rs.recovered, k)
 		}
 	}
 	rs.mu.Unlock()
 	for _, rec := range gone {
-		rs.b.log.Info("local log of a deleted partition dropped", "partition", rec.Partition, "end", rec.End)
+		rs.b.log.Info("local log of a partition that was deleted or moved away dropped", "partition", rec.Partition, "end", rec.End)
 		rs.b.log_.Drop(rec.ID, nil)
 	}
 }

@@ -474,3 +474,79 @@ func flip(t *testing.T, dir string, what []byte) {
 		t.Fatal(err)
 	}
 }
+
+// A broker that has been of the cluster before starts while etcd or the bucket is away: it waits for the one, and goes on
+// without the other, even if its disk was lost.
+func TestStartWhileOthersAreAway(t *testing.T) {
+	c := cluster.Start(t, processes(cluster.Options{Set: []string{"default.replication.factor=3", "min.insync.replicas=2", "etcd.dial.timeout.ms=1000"}}))
+	cl := c.Client(t, kgo.MetadataMinAge(50*time.Millisecond), kgo.DefaultProduceTopic("t"))
+	adm := kadm.NewClient(cl)
+	if _, err := adm.CreateTopic(t.Context(), 1, -1, nil, "t"); err != nil {
+		t.Fatal(err)
+	}
+	all := func() {
+		t.Helper()
+		eventually(t, func() error {
+			topics, err := adm.ListTopics(t.Context(), "t")
+			if err != nil {
+				return err
+			}
+			if p := topics["t"].Partitions[0]; p.Err != nil || len(p.ISR) != 3 {
+				return fmt.Errorf("leader %d, in sync %v, %v", p.Leader, p.ISR, p.Err)
+			}
+			return nil
+		})
+	}
+	put := func() {
+		t.Helper()
+		for range 10 {
+			if err := cl.ProduceSync(t.Context(), &kgo.Record{Value: []byte("x")}).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	all()
+	put()
+
+	b := c.Broker(2)
+	if err := errors.Join(b.Kill(), c.S3.Kill(), os.RemoveAll(c.Describe().Brokers[1].Data), b.Start(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	put()
+	if err := c.S3.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	all()
+
+	if err := b.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range c.Etcd {
+		if err := e.Kill(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	up := make(chan error, 1)
+	go func() { up <- b.Start(t.Context()) }()
+	eventually(t, func() error {
+		log, err := os.ReadFile(b.Log())
+		if err == nil && !strings.Contains(string(log), "etcd does not answer yet") {
+			err = errors.New("the broker has not met an etcd that is away")
+		}
+		return err
+	})
+	var wg sync.WaitGroup
+	for _, e := range c.Etcd { // together: each serves when a quorum is there
+		wg.Go(func() {
+			if err := e.Start(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if err := <-up; err != nil {
+		t.Fatal(err)
+	}
+	all()
+	put()
+}

@@ -252,6 +252,15 @@ func (s *Store) EnsureSecret(ctx context.Context) ([]byte, error) {
 	return v.Secret, nil
 }
 
+// Known says whether a broker of that id has ever been admitted to the cluster.
+func (s *Store) Known(ctx context.Context, id int32) (bool, error) {
+	resp, err := s.get(ctx, s.keys.broker(id), clientv3.WithKeysOnly())
+	if err != nil {
+		return false, err
+	}
+	return len(resp.Kvs) > 0, nil
+}
+
 // ensure returns what a key holds, after giving it a value if it has none.
 func (s *Store) ensure(ctx context.Context, key, value string) ([]byte, error) {
 	// The read finds out about an etcd that went back, before anything is

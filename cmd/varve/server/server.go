@@ -143,20 +143,32 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	if c.AdminListener != "" {
 		s.admin, adminErr = admin.Open(admin.Options{Listen: c.AdminListener, Registry: s.metrics.reg, Health: s.health, Ready: s.ready, Tier: s.TierStatus, Logger: s.log})
 	}
-	store, err := s.openStore(ctx)
-	if err != nil {
-		return s, err
-	}
 	seenFile := filepath.Join(c.LogDir, "metadata.seen")
-	if err := os.MkdirAll(c.LogDir, 0o700); err != nil {
-		return s, fmt.Errorf("log.dirs: %w", err)
-	}
 	seen, err := metadata.ReadSeen(seenFile)
 	if err != nil {
 		return s, err
 	}
+	store, err := s.openStore(ctx, seen.Cluster != "")
+	if err != nil {
+		return s, err
+	}
+	if err := os.MkdirAll(c.LogDir, 0o700); err != nil {
+		return s, fmt.Errorf("log.dirs: %w", err)
+	}
 	store.Saw(seen.Revision)
-	clusterID, err := store.EnsureCluster(ctx, first(seen.Cluster, c.ClusterID))
+	var clusterID string
+	var secret []byte
+	known := seen.Cluster != ""
+	err = s.patiently(ctx, func() (err error) {
+		if clusterID, err = store.EnsureCluster(ctx, first(seen.Cluster, c.ClusterID)); err != nil {
+			return err
+		}
+		if secret, err = store.EnsureSecret(ctx); err != nil || known {
+			return err
+		}
+		known, err = store.Known(ctx, c.NodeID) // its directory is another: it may have lost its disk
+		return err
+	})
 	if err != nil {
 		return s, fmt.Errorf("metadata: %w (as remembered in %s: if log.dirs names another broker's directory, that is why)", err, seenFile)
 	}
@@ -176,7 +188,7 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	if adminErr != nil {
 		return s, adminErr
 	}
-	if s.bucket, err = s.openBucket(ctx, seen.Cluster != ""); err != nil {
+	if s.bucket, err = s.openBucket(ctx, known); err != nil {
 		return s, err
 	}
 	// Before anything of the cluster is changed: a process that cannot have its
@@ -197,16 +209,13 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 			advertised = append(advertised, ep)
 		}
 	}
-	if s.node, err = metadata.Open(ctx, metadata.Options{
+	options := metadata.Options{
 		Store: store, BrokerID: c.NodeID, Rack: c.Rack, Endpoints: advertised, WAL: s.wal.UUID(), AcceptLoss: o.Dev || o.AcceptLoss,
 		BalanceInterval: c.BalanceInterval, BalancePercentage: c.BalancePercentage, HandOverTries: c.HandOverTries, HandOverWait: c.HandOverWait,
 		SessionTimeout: c.SessionTimeout, HeartbeatInterval: c.HeartbeatInterval, CompactionInterval: c.EtcdCompaction,
 		BrokerConfig: func() map[string]string { return c.Static }, SeenFile: seenFile, Logger: s.log.With("part", "metadata"),
-	}); err != nil {
-		return s, fmt.Errorf("metadata: %w", err)
 	}
-	secret, err := store.EnsureSecret(ctx)
-	if err != nil {
+	if err = s.patiently(ctx, func() (err error) { s.node, err = metadata.Open(ctx, options); return err }); err != nil {
 		return s, fmt.Errorf("metadata: %w", err)
 	}
 	if s.tier, err = s.openTier(clusterID); err != nil {
@@ -240,6 +249,25 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	s.metrics.watch(s)
 	s.up.Store(true)
 	return s, nil
+}
+
+// patiently tries again what etcd did not answer: it may be electing, or about to
+// be up. A broker that waits is of more use than one that somebody has to start
+// again.
+func (s *Server) patiently(ctx context.Context, f func() error) error {
+	for end, delay := time.Now().Add(s.o.Config.RegistrationTimeout), 100*time.Millisecond; ; delay = min(2*delay, 2*time.Second) {
+		err := f()
+		away := errors.Is(err, etcd.ErrUnavailable) || errors.Is(err, etcd.ErrAmbiguous) || errors.Is(err, context.DeadlineExceeded)
+		if err == nil || !away || time.Now().After(end) {
+			return err
+		}
+		s.log.Warn("etcd does not answer yet: the broker waits for it", "err", err, "retry_in", delay)
+		select {
+		case <-time.After(delay):
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // takeOver gives the partitions that this broker leads a moment to begin before
@@ -276,8 +304,10 @@ func first(a, b string) string {
 	return b
 }
 
-// openStore starts the embedded etcd, or connects to the cluster's.
-func (s *Server) openStore(ctx context.Context) (*etcd.Store, error) {
+// openStore starts the embedded etcd, or connects to the cluster's. One that does
+// not answer keeps a broker from its first start, for the address may be wrong;
+// at a later one (before) it is waited for.
+func (s *Server) openStore(ctx context.Context, before bool) (*etcd.Store, error) {
 	c := s.o.Config
 	if s.o.Etcd != nil {
 		return etcd.New(etcd.Options{Client: s.o.Etcd, Prefix: c.EtcdPrefix, RequestTimeout: c.EtcdRequestTimeout, Logger: s.log.With("part", "metadata")}), nil
@@ -301,14 +331,19 @@ func (s *Server) openStore(ctx context.Context) (*etcd.Store, error) {
 		}
 		password = trimNewline(string(b))
 	}
-	client, err := etcd.Dial(ctx, etcd.DialOptions{
+	options := etcd.DialOptions{
 		Endpoints: c.EtcdEndpoints, CAFile: c.EtcdTLSCAFile, CertFile: c.EtcdTLSCertFile, KeyFile: c.EtcdTLSKeyFile, ServerName: c.EtcdTLSServerName,
 		User: c.EtcdUser, Password: password, Prefix: c.EtcdPrefix, Timeout: c.EtcdDialTimeout, Logger: s.log.With("part", "etcd"),
-	})
-	if err != nil {
+	}
+	dial := func() (err error) { s.client, err = etcd.Dial(ctx, options); return err }
+	patiently := func(f func() error) error { return f() }
+	if before {
+		patiently = func(f func() error) error { return s.patiently(ctx, f) }
+	}
+	if err := patiently(dial); err != nil {
 		return nil, fmt.Errorf("etcd.endpoints: %w", err)
 	}
-	s.client = client
+	client := s.client
 	return etcd.New(etcd.Options{Client: client, Prefix: c.EtcdPrefix, RequestTimeout: c.EtcdRequestTimeout, Logger: s.log.With("part", "metadata")}), nil
 }
 
