@@ -283,8 +283,7 @@ func (r *replica) leaderSaid(c *copyRun) {
 	}
 }
 
-// diverged cuts off what the leader does not have. It reports false if the
-// replica does not follow any more.
+// diverged cuts off what the leader does not have.
 func (r *replica) diverged(ctx context.Context, c *copyRun, epoch int32, end int64) error {
 	r.mu.Lock()
 	if !r.current(c.epoch, c.from) {
@@ -302,15 +301,22 @@ func (r *replica) diverged(ctx context.Context, c *copyRun, epoch int32, end int
 			"at", to, "high_watermark", v.HighWatermark, "local_start", start)
 		return r.restart(ctx, c)
 	}
-	r.b.log.Info("local log cut: the leader has other records, or none, from there on", "partition", r.String(), "at", to, "end", v.LogEnd, "epoch", c.epoch)
-	producers, err := r.producersAt(ctx, to)
-	if err != nil {
-		return fmt.Errorf("producer state at %d: %w", to, err)
+	r.b.log.Info("local log cut: the leader has other records, other epochs, or none, from there on", "partition", r.String(), "at", to, "end", v.LogEnd, "epoch", c.epoch)
+	// What has a leader epoch without records is cut at its end: only the epoch goes.
+	var producers *producer.State
+	if to < v.LogEnd {
+		var err error
+		if producers, err = r.producersAt(ctx, to); err != nil {
+			return fmt.Errorf("producer state at %d: %w", to, err)
+		}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.current(c.epoch, c.from) {
 		return nil
+	}
+	if producers == nil {
+		producers = r.st.Producers()
 	}
 	r.b.log_.Truncate(r.localID(), to, nil)
 	r.st.Truncated(to, producers)
