@@ -67,6 +67,8 @@ var allowed = map[string][]string{
 	"bench/...":        {"bench/...", "wal/batch"},
 	"bench/kafka":      {"bench/load", "internal/child", "internal/install"},
 	"interop/...":      {"..."},
+
+	"interop/chaos/history": {},
 }
 
 // pure packages decide and do nothing else: no clock, disk, network,
@@ -74,6 +76,7 @@ var allowed = map[string][]string{
 var pure = []string{
 	"config", "wal/crc32c", "wal/batch", "wal/producer", "wal/lineage", "metadata/image", "metadata/controller",
 	"tiering/manifest", "compaction/cleaner", "compaction/picker", "broker/partition", "broker/group", "broker/group/assignor", "broker/txn", "broker/pattern",
+	"interop/chaos/history",
 }
 
 var impure = []string{"os", "net", "net/http", "sync", "sync/atomic", "log", "log/slog", "math/rand", "math/rand/v2", "crypto/rand", "context", "os/exec", "syscall"}
