@@ -38,6 +38,10 @@ type Options struct {
 	// or member's number.
 	FreePorts bool
 
+	// Place says where a process is, by its name (broker-1, etcd-1, s3): the address that it listens at, and what its command
+	// line begins with, as a namespace of the network wants it. nil: all are on 127.0.0.1.
+	Place func(name string) (host string, before []string)
+
 	Varve   []string                // the program that `broker` is an argument of, after its own first ones
 	Servers []string                // a program that begins with Serve, likewise
 	Env     []string                // of the brokers, added to this program's
@@ -134,7 +138,11 @@ func (c *Cluster) plan() error {
 	}
 	var failed error
 	taken := map[string]bool{}
-	port := func(fixed int) string {
+	port := func(name string, fixed int) string {
+		if c.o.Place != nil {
+			host, _ := c.o.Place(name) // where nobody else is
+			return net.JoinHostPort(host, strconv.Itoa(fixed))
+		}
 		if !c.o.FreePorts {
 			return net.JoinHostPort("127.0.0.1", strconv.Itoa(fixed))
 		}
@@ -149,12 +157,14 @@ func (c *Cluster) plan() error {
 			return addr
 		}
 	}
-	l := layout{S3: port(19000), MinIO: c.o.MinIO != ""}
+	l := layout{S3: port(s3Name, 19000), MinIO: c.o.MinIO != ""}
 	for i := range c.o.Brokers {
-		l.Brokers = append(l.Brokers, brokerAddrs{port(19092 + 10000*i), port(19093 + 10000*i), port(19644 + 10000*i)})
+		name := brokerName(i)
+		l.Brokers = append(l.Brokers, brokerAddrs{port(name, 19092+10000*i), port(name, 19093+10000*i), port(name, 19644+10000*i)})
 	}
 	for i := range c.o.Etcd {
-		l.Etcd = append(l.Etcd, etcdAddrs{port(12379 + 10000*i), port(12380 + 10000*i)})
+		name := etcdName(i)
+		l.Etcd = append(l.Etcd, etcdAddrs{port(name, 12379+10000*i), port(name, 12380+10000*i)})
 	}
 	if failed != nil {
 		return failed
@@ -163,34 +173,46 @@ func (c *Cluster) plan() error {
 	return writeJSON(file, l)
 }
 
+const s3Name = "s3"
+
+func brokerName(i int) string { return fmt.Sprintf("broker-%d", i+1) }
+func etcdName(i int) string   { return fmt.Sprintf("etcd-%d", i+1) }
+
 func (c *Cluster) describe() {
 	l := c.layout
 	server := func(name string, listens ...string) *Server {
 		s := &Server{Name: name, listens: listens, stays: c.o.Stays}
+		if c.o.Place != nil {
+			s.listens = nil // not an address of this program's network
+		}
 		s.under(c.o.Dir)
 		return s
 	}
-	command := func(program []string, args ...string) *exec.Cmd {
-		all := slices.Concat(program, args)
+	command := func(name string, program []string, args ...string) *exec.Cmd {
+		var before []string
+		if c.o.Place != nil {
+			_, before = c.o.Place(name)
+		}
+		all := slices.Concat(before, program, args)
 		return exec.Command(all[0], all[1:]...)
 	}
 
 	var members, endpoints []string
 	for i, e := range l.Etcd {
-		members = append(members, fmt.Sprintf("etcd-%d=http://%s", i+1, e.Peer))
+		members = append(members, etcdName(i)+"=http://"+e.Peer)
 		endpoints = append(endpoints, "http://"+e.Client)
 	}
 	for i, e := range l.Etcd {
-		s := server(fmt.Sprintf("etcd-%d", i+1), e.Client, e.Peer)
+		s := server(etcdName(i), e.Client, e.Peer)
 		s.command = func() *exec.Cmd {
-			return command(c.o.Servers, etcdMember, s.Name, s.Dir, e.Client, e.Peer, strings.Join(members, ","))
+			return command(s.Name, c.o.Servers, etcdMember, s.Name, s.Dir, e.Client, e.Peer, strings.Join(members, ","))
 		}
 		s.ready = func() error { return child.AnswersOK("http://" + e.Client + "/health") }
 		c.Etcd = append(c.Etcd, s)
 	}
 
-	c.S3 = server("s3", l.S3)
-	c.S3.command = func() *exec.Cmd { return command(c.o.Servers, s3Server, c.S3.Dir, l.S3) }
+	c.S3 = server(s3Name, l.S3)
+	c.S3.command = func() *exec.Cmd { return command(s3Name, c.o.Servers, s3Server, c.S3.Dir, l.S3) }
 	c.S3.ready = func() error { return child.AnswersOK("http://" + l.S3 + s3test.HealthPath) }
 	if l.MinIO {
 		c.S3.command = func() *exec.Cmd { return child.MinIOCommand(c.o.MinIO, c.S3.Dir, l.S3) }
@@ -199,7 +221,7 @@ func (c *Cluster) describe() {
 
 	for i, a := range l.Brokers {
 		id := int32(i + 1)
-		s := server(fmt.Sprintf("broker-%d", id), a.Host, a.Internal, a.Admin)
+		s := server(brokerName(i), a.Host, a.Internal, a.Admin)
 		b := &Broker{Server: s, ID: id, Addr: a.Host, Admin: "http://" + a.Admin}
 		s.command = func() *exec.Cmd {
 			args := []string{"broker"}
@@ -221,7 +243,7 @@ func (c *Cluster) describe() {
 				settings = append(settings, c.o.SetOf(id)...)
 			}
 			args = append(args, child.SetFlags(settings)...)
-			cmd := command(c.o.Varve, args...)
+			cmd := command(s.Name, c.o.Varve, args...)
 			cmd.Env = append(os.Environ(), c.o.Env...)
 			return cmd
 		}
