@@ -7,8 +7,9 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 FUZZTIME ?= 20s
 ROUNDS ?= 50
 TXN_ROUNDS ?= $(ROUNDS)
+CHAOS_ROUNDS ?= $(if $(filter command line environment,$(origin ROUNDS)),$(ROUNDS),5)
 
-.PHONY: help build run test test-long race lint fuzz bench bench-kafka cluster-up cluster-down image demo interop test-crash ci clean
+.PHONY: help build run test test-long race lint fuzz bench bench-kafka cluster-up cluster-down image demo interop test-crash chaos ci clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -69,9 +70,14 @@ test-crash: build ## kill -9 in a loop under load, and of processes that read, p
 	$(GO) run ./interop/crash --varve $(BIN) --rounds $(ROUNDS)
 	$(GO) run ./interop/crash --varve $(BIN) --workload transactions --rounds $(TXN_ROUNDS)
 
+chaos: build ## faults of all kinds on a cluster of processes, and a check of what clients were told (ROUNDS=5 SEED=n ARGS="--faults kill,cut")
+	$(GO) build -o bin/varve-chaos ./interop/chaos
+	bin/varve-chaos --varve $(BIN) --rounds $(CHAOS_ROUNDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 ci: lint test ## what CI runs: lint, tests, short forms of what takes long
 	VARVE_LONG=1 $(GO) test -count=1 -run '^TestCrashEverywhere$$' ./tiering # at every single step
 	$(MAKE) test-crash ROUNDS=5 TXN_ROUNDS=2
+	$(MAKE) chaos ROUNDS=1 ARGS="--faults-for 30s"
 	$(MAKE) interop
 
 clean: ## remove what was built

@@ -15,6 +15,7 @@ const (
 	Disordered  Kind = "order of a producer broken"
 	Divergent   Kind = "different records at one offset"
 	Gap         Kind = "gap in the offsets"
+	EpochBack   Kind = "leader epoch lower than that of a record before"
 	Skipped     Kind = "record not shown to a reader that went on behind it"
 	WentBack    Kind = "a reader was shown an offset again"
 	Aborted     Kind = "aborted or undecided record shown at read_committed"
@@ -169,12 +170,15 @@ func (c *check) log() {
 		}
 	}
 	for p, offsets := range c.there {
-		next := int64(0)
+		next, epoch := int64(0), int32(-1)
 		for _, o := range sorted(offsets) {
 			if o > next {
 				c.add(Gap, p, next, "nothing is there; the next record is at %d", o)
 			}
-			next = o + 1
+			if e := offsets[o].Epoch; e < epoch {
+				c.add(EpochBack, p, o, "leader epoch %d behind %d", e, epoch)
+			}
+			next, epoch = o+1, max(epoch, offsets[o].Epoch)
 		}
 	}
 }

@@ -132,6 +132,11 @@ func TestCheck(t *testing.T) {
 			s.put(in, 5, rec("a", 5, ""), true)
 			s.put(out, 8, rec("copy", 5, ""), true)
 		}, []string{"gap in the offsets: in-0 4"}},
+		{"an old leader's record lies behind a new one's", func(s *story) {
+			for o := range int64(2) {
+				s.change(in, o, func(r *Read) { r.Epoch = 4 })
+			}
+		}, []string{"leader epoch lower than that of a record before: in-0 2", "leader epoch lower than that of a record before: in-0 3"}},
 		{"a replica has less", func(s *story) { s.drop(in, 3, otherAll) },
 			[]string{"record not shown to a reader that went on behind it: in-0 3"}},
 		{"a replica has nothing", func(s *story) {

@@ -1,0 +1,481 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"sort"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/varve/varve/internal/child"
+	"github.com/varve/varve/internal/cluster"
+)
+
+// A fault happens to some processes, lasts, and is over. Two may last at a time, of different processes; what they are,
+// when and for how long is decided by the seed. What they meet is not: machines are not that regular.
+type fault struct {
+	name  string
+	alone bool // it begins when no other lasts and all replicas are in sync, and lasts until they are again
+	net   bool // of the network
+	// pick says which processes it happens to; false: not now.
+	pick func(*nemesis, context.Context) ([]string, bool)
+	// do does it to them, has it last, and heals it.
+	do func(*nemesis, context.Context, []string, time.Duration) error
+}
+
+var faults = []fault{
+	{name: "kill", pick: anyBroker, do: killed},
+	{name: "kill-leader", pick: leaderBroker, do: killed},
+	{name: "kill-controller", pick: controllerBroker, do: killed},
+	{name: "pause", pick: anyBroker, do: paused},
+	{name: "pause-leader", pick: leaderBroker, do: paused},
+	{name: "restart", pick: anyBroker, do: restarted},
+	{name: "rolling-restart", alone: true, pick: allBrokers, do: restarted},
+	{name: "crash-all", alone: true, pick: allBrokers, do: killed},
+	{name: "wipe", alone: true, pick: anyBroker, do: wiped},
+	{name: "etcd-kill", pick: anyMember, do: killed},
+	{name: "etcd-kill-leader", pick: leaderMember, do: killed},
+	{name: "etcd-pause", pick: anyMember, do: paused},
+	{name: "etcd-pause-leader", pick: leaderMember, do: paused},
+	{name: "etcd-away", pick: allMembers, do: paused},
+	{name: "etcd-crash", pick: allMembers, do: killed},
+	{name: "s3-away", pick: bucket, do: paused},
+	{name: "s3-kill", pick: bucket, do: killed},
+	{name: "move", pick: nobody, do: moved},
+	{name: "elect", pick: nobody, do: elected},
+	{name: "cut", net: true, pick: anyBroker, do: unlinked},
+	{name: "flap", net: true, pick: anyBroker, do: flapped},
+	{name: "cut-leader", net: true, pick: leaderBroker, do: unlinked},
+	{name: "isolate", net: true, pick: leaderBroker, do: cut(true, true, servers)},
+	{name: "cut-brokers", net: true, pick: anyBroker, do: cut(true, true, otherBrokers)},
+	{name: "cut-etcd", net: true, pick: anyBroker, do: cut(true, true, members)},
+	{name: "cut-pair", net: true, pick: twoBrokers, do: cut(true, true, second)},
+	{name: "one-way", net: true, pick: twoBrokers, do: cut(true, false, second)},
+	{name: "deaf", net: true, pick: anyBroker, do: cut(false, true, otherBrokers)},
+}
+
+// nemesis has the faults happen.
+type nemesis struct {
+	c    *cluster.Cluster
+	net  *network // nil: there is none
+	adm  *kadm.Client
+	rnd  *rand.Rand
+	note func(string, ...any)
+	list []fault
+
+	mu   sync.Mutex
+	busy map[string]bool // processes that something happens to
+}
+
+// server is a process by its name.
+func (n *nemesis) server(name string) *cluster.Server {
+	for _, s := range n.servers() {
+		if s.Name == name {
+			return s
+		}
+	}
+	panic("chaos: there is no process " + name)
+}
+
+func (n *nemesis) servers() []*cluster.Server {
+	all := append(slices.Clone(n.c.Etcd), n.c.S3)
+	for _, b := range n.c.Brokers {
+		all = append(all, b.Server)
+	}
+	return all
+}
+
+// run has faults happen for a while, and returns when all of them are healed.
+func (n *nemesis) run(ctx context.Context, d time.Duration) error {
+	end := time.Now().Add(d)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var failed error
+	lasting := 0
+	state := func() (int, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		return lasting, failed
+	}
+	for time.Now().Before(end) && ctx.Err() == nil {
+		f := n.list[n.rnd.IntN(len(n.list))]
+		lasts := time.Second + time.Duration(n.rnd.IntN(6000))*time.Millisecond
+		rest := time.Duration(n.rnd.IntN(3000)) * time.Millisecond
+		for {
+			count, err := state()
+			if err != nil {
+				wg.Wait()
+				return err
+			}
+			if count == 0 || !f.alone && count < 2 {
+				break
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		if f.alone {
+			if _, err := inSync(ctx, n.adm); err != nil {
+				wg.Wait()
+				return fmt.Errorf("before %s: %w", f.name, err)
+			}
+		}
+		names, ok := f.pick(n, ctx)
+		if !ok || !n.take(names) {
+			continue
+		}
+		mu.Lock()
+		lasting++
+		mu.Unlock()
+		wg.Go(func() {
+			n.note("%s %v for %s", f.name, names, lasts.Round(100*time.Millisecond))
+			err := f.do(n, ctx, names, lasts)
+			if err == nil && f.alone {
+				_, err = inSync(ctx, n.adm)
+			}
+			n.note("%s %v healed", f.name, names)
+			n.give(names)
+			mu.Lock()
+			defer mu.Unlock()
+			lasting--
+			if err != nil {
+				failed = errors.Join(failed, fmt.Errorf("%s %v: %w", f.name, names, err))
+			}
+		})
+		time.Sleep(rest)
+	}
+	wg.Wait()
+	_, err := state()
+	return err
+}
+
+func (n *nemesis) take(names []string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, name := range names {
+		if n.busy[name] {
+			return false
+		}
+	}
+	for _, name := range names {
+		n.busy[name] = true
+	}
+	return true
+}
+
+func (n *nemesis) give(names []string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, name := range names {
+		delete(n.busy, name)
+	}
+}
+
+// fallen names a process that has ended though nothing happens to it.
+func (n *nemesis) fallen() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, s := range n.servers() {
+		if !n.busy[s.Name] && !s.Running() {
+			return fmt.Errorf("%s has ended by itself: %s", s.Name, s.Tail())
+		}
+	}
+	return nil
+}
+
+// Whom it happens to.
+
+func anyBroker(n *nemesis, _ context.Context) ([]string, bool) {
+	return []string{n.c.Brokers[n.rnd.IntN(len(n.c.Brokers))].Name}, true
+}
+
+func allBrokers(n *nemesis, _ context.Context) (names []string, ok bool) {
+	for _, i := range n.rnd.Perm(len(n.c.Brokers)) {
+		names = append(names, n.c.Brokers[i].Name)
+	}
+	return names, true
+}
+
+func twoBrokers(n *nemesis, ctx context.Context) ([]string, bool) {
+	all, _ := allBrokers(n, ctx)
+	return all[:2], true
+}
+
+// leaderBroker leads some partition.
+func leaderBroker(n *nemesis, ctx context.Context) ([]string, bool) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	i := n.rnd.IntN(1000)
+	topics, err := n.adm.ListTopicsWithInternal(ctx)
+	if err != nil {
+		return anyBroker(n, ctx)
+	}
+	var leaders []int32
+	topics.EachPartition(func(p kadm.PartitionDetail) {
+		if p.Leader > 0 {
+			leaders = append(leaders, p.Leader)
+		}
+	})
+	sort.Slice(leaders, func(i, j int) bool { return leaders[i] < leaders[j] })
+	if len(leaders) == 0 {
+		return nil, false
+	}
+	return []string{n.c.Broker(leaders[i%len(leaders)]).Name}, true
+}
+
+func controllerBroker(n *nemesis, ctx context.Context) ([]string, bool) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	meta, err := n.adm.BrokerMetadata(ctx)
+	if err != nil || meta.Controller < 1 {
+		return nil, false
+	}
+	return []string{n.c.Broker(meta.Controller).Name}, true
+}
+
+func anyMember(n *nemesis, _ context.Context) ([]string, bool) {
+	return []string{n.c.Etcd[n.rnd.IntN(len(n.c.Etcd))].Name}, true
+}
+
+func allMembers(n *nemesis, _ context.Context) (names []string, ok bool) {
+	for _, s := range n.c.Etcd {
+		names = append(names, s.Name)
+	}
+	return names, true
+}
+
+func leaderMember(n *nemesis, ctx context.Context) ([]string, bool) {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	for i, e := range n.c.Describe().Etcd {
+		cl, err := clientv3.New(clientv3.Config{Endpoints: []string{e.Client}, DialTimeout: time.Second})
+		if err != nil {
+			continue
+		}
+		st, err := cl.Status(ctx, e.Client)
+		cl.Close()
+		if err == nil && st.Leader == st.Header.MemberId {
+			return []string{n.c.Etcd[i].Name}, true
+		}
+	}
+	return nil, false
+}
+
+func bucket(n *nemesis, _ context.Context) ([]string, bool) { return []string{n.c.S3.Name}, true }
+
+func nobody(*nemesis, context.Context) ([]string, bool) { return nil, true }
+
+// What happens to them.
+
+func wait(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+}
+
+func killed(n *nemesis, ctx context.Context, names []string, d time.Duration) error {
+	var err error
+	for _, name := range names {
+		err = errors.Join(err, n.server(name).Kill())
+	}
+	wait(ctx, d)
+	return errors.Join(err, n.start(ctx, names))
+}
+
+// start starts processes, all at once: a member of etcd is not ready alone. One that cannot come up while something
+// else is away is started again.
+func (n *nemesis) start(ctx context.Context, names []string) error {
+	errs := make([]error, len(names))
+	var wg sync.WaitGroup
+	for i, name := range names {
+		wg.Go(func() {
+			for deadline := time.Now().Add(patience); ; time.Sleep(time.Second) {
+				if errs[i] = n.server(name).Start(ctx); errs[i] == nil || ctx.Err() != nil || time.Now().After(deadline) {
+					return
+				}
+				n.note("%s did not come up, and is started again: %v", name, errs[i])
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func paused(n *nemesis, ctx context.Context, names []string, d time.Duration) error {
+	var err error
+	for _, name := range names {
+		err = errors.Join(err, n.server(name).Pause())
+	}
+	wait(ctx, d)
+	for _, name := range names {
+		err = errors.Join(err, n.server(name).Resume())
+	}
+	return err
+}
+
+func restarted(n *nemesis, ctx context.Context, names []string, _ time.Duration) error {
+	for i, name := range names {
+		if i > 0 {
+			if _, err := inSync(ctx, n.adm); err != nil {
+				return err
+			}
+		}
+		if err := n.server(name).Stop(); err != nil {
+			return err
+		}
+		if err := n.start(ctx, []string{name}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func wiped(n *nemesis, ctx context.Context, names []string, d time.Duration) error {
+	s := n.server(names[0])
+	if err := s.Kill(); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(s.Dir); err != nil {
+		return err
+	}
+	wait(ctx, d)
+	return n.start(ctx, names)
+}
+
+// moved takes a replica away from every partition, each its own, and gives it back, with another order of all.
+func moved(n *nemesis, ctx context.Context, _ []string, d time.Duration) error {
+	topics, err := n.topics(ctx)
+	if err != nil {
+		return err
+	}
+	fewer, all := kadm.AlterPartitionAssignmentsReq{}, kadm.AlterPartitionAssignmentsReq{}
+	topics.EachPartition(func(p kadm.PartitionDetail) {
+		order := make([]int32, brokers)
+		for i := range order {
+			order[i] = int32(1 + (i+int(p.Partition)+int(d))%brokers)
+		}
+		fewer.Assign(p.Topic, p.Partition, order[1:])
+		all.Assign(p.Topic, p.Partition, order)
+	})
+	n.assign(ctx, fewer)
+	wait(ctx, d)
+	// Whatever happens meanwhile, they come back.
+	return child.Eventually(ctx, patience, func() error {
+		n.assign(ctx, all)
+		topics, err := n.topics(ctx)
+		topics.EachPartition(func(p kadm.PartitionDetail) {
+			if len(p.Replicas) != brokers {
+				err = errors.Join(err, fmt.Errorf("%s-%d has the replicas %v", p.Topic, p.Partition, p.Replicas))
+			}
+		})
+		return err
+	})
+}
+
+// assign asks for replicas. That it is refused is no error: the controller may be away.
+func (n *nemesis) assign(ctx context.Context, req kadm.AlterPartitionAssignmentsReq) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	rs, err := n.adm.AlterPartitionAssignments(ctx, req)
+	if err == nil {
+		err = rs.Error()
+	}
+	if err != nil {
+		n.note("replicas are not assigned: %v", err)
+	}
+}
+
+func (n *nemesis) topics(ctx context.Context) (topics kadm.TopicDetails, err error) {
+	err = child.Eventually(ctx, patience, func() error {
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		if topics, err = n.adm.ListTopicsWithInternal(ctx); err != nil {
+			return err
+		}
+		return topics.Error()
+	})
+	return topics, err
+}
+
+// elected has the first replica of every partition lead it, where it can.
+func elected(n *nemesis, ctx context.Context, _ []string, _ time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if _, err := n.adm.ElectLeaders(ctx, kadm.ElectPreferredReplica, nil); err != nil {
+		n.note("leaders are not elected: %v", err)
+	}
+	return nil
+}
+
+func unlinked(n *nemesis, ctx context.Context, names []string, d time.Duration) error {
+	if err := n.net.link(names[0], "down"); err != nil {
+		return err
+	}
+	wait(ctx, d)
+	return n.net.link(names[0], "up")
+}
+
+// flapped has the link come and go every second or so.
+func flapped(n *nemesis, ctx context.Context, names []string, d time.Duration) error {
+	for end := time.Now().Add(2 * d); time.Now().Before(end) && ctx.Err() == nil; wait(ctx, d/5) {
+		if err := unlinked(n, ctx, names, d/5); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cut has what a process sends to others, or what they send to it, or both come to nothing.
+func cut(there, back bool, others func(*nemesis, []string) []string) func(*nemesis, context.Context, []string, time.Duration) error {
+	return func(n *nemesis, ctx context.Context, names []string, d time.Duration) error {
+		var err error
+		var heal []func() error
+		drop := func(from, to string) {
+			undo, e := n.net.drop(from, to)
+			if e == nil {
+				heal = append(heal, undo)
+			}
+			err = errors.Join(err, e)
+		}
+		for _, other := range others(n, names) {
+			if there {
+				drop(names[0], other)
+			}
+			if back {
+				drop(other, names[0])
+			}
+		}
+		wait(ctx, d)
+		for _, undo := range heal {
+			err = errors.Join(err, undo())
+		}
+		return err
+	}
+}
+
+func otherBrokers(n *nemesis, names []string) (others []string) {
+	for _, b := range n.c.Brokers {
+		if b.Name != names[0] {
+			others = append(others, b.Name)
+		}
+	}
+	return others
+}
+
+func members(n *nemesis, _ []string) []string {
+	all, _ := allMembers(n, nil)
+	return all
+}
+
+// servers are all others. Clients still see it: a leader that nobody else takes for one.
+func servers(n *nemesis, names []string) []string {
+	return slices.Concat(otherBrokers(n, names), members(n, nil), []string{n.c.S3.Name})
+}
+
+func second(_ *nemesis, names []string) []string { return names[1:] }

@@ -1,0 +1,307 @@
+// Command chaos has faults happen to a cluster of processes under load, and then proves that clients were told and shown
+// nothing that the cluster promises not to do: three brokers with all replicas on each, three members of etcd and an S3
+// server, killed, stopped, cut off, emptied. What is checked is in package history; README.md of interop has the table
+// of faults.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/varve/varve/internal/child"
+	"github.com/varve/varve/internal/cluster"
+	"github.com/varve/varve/interop/chaos/history"
+)
+
+const (
+	brokers    = 3
+	partitions = 4 // of each topic
+	// patience bounds everything that has to come about when the faults are over. What takes longer hangs.
+	patience = 3 * time.Minute
+)
+
+type options struct {
+	varve   string
+	rounds  int
+	lasts   time.Duration
+	seed    uint64
+	faults  []fault
+	breaks  string
+	network *network
+}
+
+func main() {
+	cluster.Serve(os.Args[1:])
+	varve := flag.String("varve", "bin/varve", "the brokers' binary")
+	rounds := flag.Int("rounds", 5, "how many rounds")
+	lasts := flag.Duration("faults-for", 40*time.Second, "how long faults happen in a round")
+	seed := flag.Uint64("seed", uint64(time.Now().UnixNano()), "decides which faults come, when and for how long")
+	names := flag.String("faults", "", "which ones, separated by commas; empty: all")
+	breaks := flag.String("break", "", "what clients do wrong, to see it found: acks, isolation")
+	flag.Parse()
+	if *breaks != "" && *breaks != breaksAcks && *breaks != breaksIsolation {
+		fmt.Fprintf(os.Stderr, "chaos: there is no --break %q\n", *breaks)
+		os.Exit(2)
+	}
+	if os.Getenv(insideNetwork) == "" {
+		code, ok, why := enterNetwork()
+		if ok {
+			os.Exit(code)
+		}
+		fmt.Printf("chaos: no network namespaces here (%v): all processes are on 127.0.0.1, and the network has no faults\n", why)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	code, err := run(ctx, options{varve: *varve, rounds: *rounds, lasts: *lasts, seed: *seed, breaks: *breaks}, *names)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "chaos:", err)
+		if code == 0 {
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+func run(ctx context.Context, o options, names string) (code int, err error) {
+	if o.varve, err = filepath.Abs(o.varve); err != nil {
+		return 2, err
+	}
+	if os.Getenv(insideNetwork) != "" {
+		o.network, err = newNetwork([]string{"broker-1", "broker-2", "broker-3", "etcd-1", "etcd-2", "etcd-3", "s3"})
+		if err != nil {
+			return 2, err
+		}
+		defer o.network.close()
+	}
+	if o.faults, err = choose(names, o.network != nil); err != nil {
+		return 2, err
+	}
+	dir, err := os.MkdirTemp("", "varve-chaos-")
+	if err != nil {
+		return 2, err
+	}
+	fmt.Printf("chaos: seed %d, in %s\n", o.seed, dir)
+	done, anomalies, err := o.run(ctx, dir)
+	if err == nil && anomalies == 0 {
+		err = os.RemoveAll(dir)
+	}
+	fmt.Printf("chaos: %d rounds, %d anomalies\n", done, anomalies)
+	switch {
+	case anomalies > 0:
+		return 1, fmt.Errorf("seed %d; histories, logs and data are in %s", o.seed, dir)
+	case err != nil:
+		return 1, fmt.Errorf("seed %d: %w; logs and data are in %s", o.seed, err, dir)
+	}
+	return 0, nil
+}
+
+func choose(names string, net bool) (list []fault, err error) {
+	for _, name := range strings.FieldsFunc(names, func(r rune) bool { return r == ',' }) {
+		i := slices.IndexFunc(faults, func(f fault) bool { return f.name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("there is no fault %q", name)
+		}
+		if faults[i].net && !net {
+			return nil, fmt.Errorf("fault %q wants network namespaces", name)
+		}
+		list = append(list, faults[i])
+	}
+	if names == "" {
+		list = slices.DeleteFunc(slices.Clone(faults), func(f fault) bool { return f.net && !net })
+	}
+	return list, nil
+}
+
+func (o *options) run(ctx context.Context, dir string) (done, anomalies int, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return 0, 0, err
+	}
+	co := cluster.Options{
+		Dir: dir, FreePorts: true, Varve: []string{o.varve}, Servers: []string{self},
+		Set: []string{
+			"default.replication.factor=3", "min.insync.replicas=2",
+			"offsets.topic.replication.factor=3", "offsets.topic.num.partitions=4",
+			"transaction.state.log.replication.factor=3", "transaction.state.log.min.isr=2", "transaction.state.log.num.partitions=4",
+			"wal.segment.bytes=4194304", "wal.max.bytes=268435456", "memory.max.bytes=268435456", "remote.flush.interval.ms=1000",
+			// A client that ends while its coordinator is away is waited for as long as this.
+			"group.consumer.min.session.timeout.ms=6000", "group.consumer.session.timeout.ms=6000",
+			"group.consumer.min.heartbeat.interval.ms=500", "group.consumer.heartbeat.interval.ms=500",
+			"group.initial.rebalance.delay.ms=0", "auto.create.topics.enable=false", "log.level=debug",
+		},
+		SetOf: func(id int32) []string { return []string{fmt.Sprintf("broker.rack=zone-%d", id)} },
+	}
+	if o.network != nil {
+		co.Place = o.network.place
+	}
+	c, err := cluster.New(co)
+	if err != nil {
+		return 0, 0, err
+	}
+	if _, err := c.Up(ctx); err != nil {
+		return 0, 0, err
+	}
+	defer func() {
+		for _, s := range slices.Concat(c.Etcd, []*cluster.Server{c.S3, c.Brokers[0].Server, c.Brokers[1].Server, c.Brokers[2].Server}) {
+			if s.Running() {
+				s.Kill()
+			}
+		}
+	}()
+	began := time.Now()
+	note := func(format string, args ...any) {
+		fmt.Printf("%7.1fs %s\n", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
+	}
+	cl, err := kgo.NewClient(kgo.SeedBrokers(c.Bootstrap()...), kgo.MetadataMinAge(100*time.Millisecond), kgo.DialTimeout(2*time.Second),
+		kgo.RequestTimeoutOverhead(3*time.Second))
+	if err != nil {
+		return 0, 0, err
+	}
+	defer cl.Close()
+	n := &nemesis{c: c, net: o.network, adm: kadm.NewClient(cl), rnd: rand.New(rand.NewPCG(o.seed, 1)), note: note, list: o.faults, busy: map[string]bool{}}
+	for round := 1; round <= o.rounds && ctx.Err() == nil; round++ {
+		note("round %d", round)
+		l := newLedger()
+		found, err := o.round(ctx, n, l, cl, round)
+		if ctx.Err() != nil {
+			return done, anomalies, errors.Join(err, ctx.Err())
+		}
+		if err != nil {
+			// That something hangs or ends is found here, and so is what of the history is wrong already.
+			anomalies++
+			note("round %d: ANOMALY: stuck or ended: %v", round, err)
+		}
+		kinds := map[history.Kind]int{}
+		for _, a := range found {
+			if kinds[a.Kind]++; kinds[a.Kind] <= 5 {
+				note("round %d: ANOMALY: %v", round, a)
+			}
+		}
+		for _, k := range slices.Sorted(maps.Keys(kinds)) {
+			note("round %d: %s: %d times", round, k, kinds[k])
+		}
+		anomalies += len(found)
+		note("round %d: %s", round, l.figures())
+		note("round %d: longest without an acknowledgement:%s", round, l.gaps())
+		done++
+		if anomalies > 0 {
+			file := filepath.Join(dir, fmt.Sprintf("history-%d.json", round))
+			if err := l.write(file); err != nil {
+				note("%v", err)
+			}
+			return done, anomalies, nil
+		}
+	}
+	return done, anomalies, ctx.Err()
+}
+
+// round has faults happen while clients work, waits until all is well again, and looks at what they were told.
+func (o *options) round(ctx context.Context, n *nemesis, l *ledger, cl *kgo.Client, round int) ([]history.Anomaly, error) {
+	adm := n.adm
+	w := newWorkload(l, n.c.Bootstrap(), round, o.seed, partitions, n.note)
+	w.breaks = o.breaks
+	// Every other round its records are read from the bucket, as soon as they are there.
+	config := map[string]*string{}
+	if round%2 == 0 {
+		config["local.retention.bytes"] = kadm.StringPtr("1")
+	}
+	err := child.Eventually(ctx, patience, func() error {
+		rs, err := adm.CreateTopics(ctx, partitions, brokers, config, w.topics()...)
+		if err != nil {
+			return err
+		}
+		if err := rs.Error(); err != nil && !errors.Is(err, kerr.TopicAlreadyExists) { // by an attempt that was not answered
+			return err
+		}
+		topics, err := adm.ListTopics(ctx, w.in)
+		w.inID = topics[w.in].ID
+		return errors.Join(err, topics.Error())
+	})
+	if err != nil {
+		return nil, fmt.Errorf("create topics: %w", err)
+	}
+	w.start()
+	end := sync.OnceFunc(func() {
+		w.feeds.Store(true)
+		w.producers.Wait()
+		w.reads.Store(true)
+		w.groups.Wait()
+		w.ends.Store(true)
+		w.readers.Wait()
+	})
+	defer end()
+
+	watch, watched := context.WithCancel(ctx)
+	fallen := make(chan error, 1)
+	go func() {
+		defer close(fallen)
+		for watch.Err() == nil {
+			if err := n.fallen(); err != nil {
+				fallen <- err
+				return
+			}
+			wait(watch, 200*time.Millisecond)
+		}
+	}()
+	defer watched()
+	if err := child.Eventually(ctx, patience, func() error { return l.silent(time.Time{}) }); err != nil {
+		return nil, fmt.Errorf("before any fault: %w", err)
+	}
+	if err := n.run(ctx, o.lasts); err != nil {
+		return nil, err
+	}
+
+	// All is healed. Every partition takes records again, and every replica catches up.
+	healed := time.Now()
+	if err := child.Eventually(ctx, patience, func() error { return l.silent(healed) }); err != nil {
+		return nil, fmt.Errorf("%s after the last fault: %w", patience, err)
+	}
+	acked := time.Since(healed)
+	if _, err := inSync(ctx, adm); err != nil {
+		return nil, fmt.Errorf("%s after the last fault: %w", patience, err)
+	}
+	n.note("all partitions acknowledge %.1fs after the last fault, all replicas are in sync after %.1fs", acked.Seconds(), time.Since(healed).Seconds())
+	quiet := time.Now()
+	w.feeds.Store(true)
+	w.producers.Wait()
+	if _, err := w.settled(ctx, adm, cl); err != nil {
+		return nil, fmt.Errorf("%s after the last record: %w", patience, err)
+	}
+	end()
+	if e := w.unfinished.Load(); e != nil {
+		return nil, *e
+	}
+	topics, err := inSync(ctx, adm)
+	if err != nil {
+		return nil, err
+	}
+	n.note("everything is processed, and no transaction is open, after %.1fs", time.Since(quiet).Seconds())
+	if err := l.readBack(ctx, cl, topics, slices.Concat(w.topics(), internal)); err != nil {
+		return nil, fmt.Errorf("reading back: %w", err)
+	}
+	watched()
+	if err := <-fallen; err != nil {
+		return nil, err
+	}
+	found := history.Check(&l.h)
+	if _, err := adm.DeleteTopics(ctx, w.topics()...); err != nil {
+		return found, fmt.Errorf("delete topics: %w", err)
+	}
+	return found, nil
+}
