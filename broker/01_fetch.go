@@ -428,7 +428,7 @@ func (f *fetch) read(res *fetchResult, room int64) {
 		return
 	}
 	if f.req.IsolationLevel == 1 {
-		res.aborted = r.aborted(p.fetchOffset, run.Next)
+		res.aborted, _ = r.aborted(p.fetchOffset, run.Next)
 		if p.fetchOffset < r.localStart() {
 			// The local log has let go of it since, and the list may be short.
 			run.Release()
@@ -687,8 +687,8 @@ func (f *fetch) loaded(res *fetchResult, run tiering.Run, aborted []producer.Abo
 // wherever their markers are. The local ones first: what they leave out is in
 // the bucket by then.
 func (r *replica) abortedAnywhere(ctx context.Context, from, to int64) ([]producer.Aborted, error) {
-	local := r.aborted(from, to)
-	remote, err := r.b.tier.Aborted(ctx, r.topicID, r.index, from, to)
+	local, remoteEnd := r.aborted(from, to)
+	remote, err := r.b.tier.Aborted(ctx, r.topicID, r.index, from, to, remoteEnd)
 	if err != nil {
 		return nil, err
 	}

@@ -62,7 +62,7 @@ type Tier interface {
 	State(topicID [16]byte, partition int32) (tiering.State, bool)
 	Read(ctx context.Context, topicID [16]byte, partition int32, offset int64, maxBytes int) (tiering.Run, error)
 	FindTimestamp(ctx context.Context, topicID [16]byte, partition int32, timestamp int64) (tiering.Run, bool, error)
-	Aborted(ctx context.Context, topicID [16]byte, partition int32, from, to int64) ([]producer.Aborted, error)
+	Aborted(ctx context.Context, topicID [16]byte, partition int32, from, to, known int64) ([]producer.Aborted, error)
 	Tail(ctx context.Context, topicID [16]byte, partition int32) (lineage.Lineage, []byte, int64, error)
 	AdvanceLogStart(ctx context.Context, topicID [16]byte, partition int32, to int64) (int64, error)
 }

@@ -320,7 +320,7 @@ func (r *replica) restore(ctx context.Context, rec *wal.Recovered, state tiering
 			// An object's snapshot leaves to the objects' own indexes what was
 			// aborted below its end; part of that is here as well.
 			if rec.Start < end {
-				aborted, err := r.b.tier.Aborted(ctx, r.topicID, r.index, rec.Start, end)
+				aborted, err := r.b.tier.Aborted(ctx, r.topicID, r.index, rec.Start, end, end)
 				if err != nil {
 					return nil, fmt.Errorf("aborted transactions of the newest objects: %w", err)
 				}
@@ -825,14 +825,14 @@ func (r *replica) epochAt(offset int64) int32 {
 // aborted lists the aborted transactions with records in [from, to), those whose
 // markers are no longer in the local log excepted: Committed forgets them. Who
 // needs all of a range looks at the local start afterwards, or asks the bucket
-// afterwards.
-func (r *replica) aborted(from, to int64) []producer.Aborted {
+// afterwards, for what it has up to remoteEnd at least.
+func (r *replica) aborted(from, to int64) (list []producer.Aborted, remoteEnd int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.st == nil {
-		return nil
+		return nil, 0
 	}
-	return r.st.Producers().Aborted(from, to)
+	return r.st.Producers().Aborted(from, to), r.st.View().RemoteEnd
 }
 
 // retainLocally lets go of local records that object storage has and that

@@ -34,7 +34,7 @@ func (t keptTier) Tail(context.Context, [16]byte, int32) (lineage.Lineage, []byt
 	return nil, t.snapshot, t.end, nil
 }
 
-func (t keptTier) Aborted(_ context.Context, _ [16]byte, _ int32, from, to int64) ([]producer.Aborted, error) {
+func (t keptTier) Aborted(_ context.Context, _ [16]byte, _ int32, from, to, _ int64) ([]producer.Aborted, error) {
 	return t.whole.Aborted(from, to), nil
 }
 

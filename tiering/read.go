@@ -491,16 +491,24 @@ func (t *Tier) firstSince(ctx context.Context, part []byte, ts, start int64) (ru
 // Aborted lists the aborted transactions with records in [from, to) whose marker
 // is in the remote part, ascending by first offset. A transaction that is open at
 // the end of what is read may end in a later object; so later footers are looked
-// at until those that were open have ended.
-func (t *Tier) Aborted(ctx context.Context, topicID [16]byte, partition int32, from, to int64) (out []producer.Aborted, err error) {
+// at until those that were open have ended. The remote part is known to reach
+// known at least: on a broker that does not lead, the manifest at hand may be
+// older, and lack the object with the marker.
+func (t *Tier) Aborted(ctx context.Context, topicID [16]byte, partition int32, from, to, known int64) (out []producer.Aborted, err error) {
 	key := partitionKey{topicID, partition}
 	err = t.twice(ctx, key, func(v *view) error {
 		out = nil
 		open := make(map[int64]int64) // producer id -> first offset, below to
 		for at := from; ; {
 			e, err := t.find(ctx, key, v, at)
-			if err != nil || e == nil {
+			if err != nil {
 				return err
+			}
+			if e == nil {
+				if end := v.head.RemoteEnd(); len(open) > 0 && end < known {
+					return fmt.Errorf("%w: the manifest ends at %d, before %d", ErrOutOfRange, end, known)
+				}
+				return nil
 			}
 			if e.Base >= to && len(open) == 0 {
 				return nil

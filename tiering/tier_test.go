@@ -348,7 +348,7 @@ func TestTransactions(t *testing.T) {
 			for range 200 {
 				from := rng.Int64N(f.hw)
 				to := from + 1 + rng.Int64N(f.hw-from)
-				got, err := x.Aborted(bg, f.id, 0, from, to)
+				got, err := x.Aborted(bg, f.id, 0, from, to, f.hw)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -754,13 +754,39 @@ func TestSkippedTransaction(t *testing.T) {
 			}
 			mark(8, false)
 			w.drained(x, f)
-			got, err := x.Aborted(bg, f.id, 0, first, f.hw)
+			got, err := x.Aborted(bg, f.id, 0, first, f.hw, f.hw)
 			if err != nil || len(got) != 1 || got[0].ProducerID != 8 {
 				t.Errorf("aborted %+v %v", got, err)
 			}
 			w.clean(x, f)
 		})
 	}
+}
+
+// The marker of a transaction comes with a later object than its records. A broker that does not lead, and whose manifest
+// is from between the two, knows from the leader that there is more.
+func TestAbortedBehindTheManifestAtHand(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.opts.ViewAge = time.Hour
+		leader, follower, f := w.open(), w.open(), newLog(1, 0)
+		w.lead(leader, f)
+		b := batch.NewBuilder()
+		b.ProducerID, b.Transactional = 7, true
+		b.Add(time.Now().UnixMilli(), nil, []byte("x"))
+		f.append(t, b)
+		w.drained(leader, f)
+		end := f.hw
+		if got, err := follower.Aborted(bg, f.id, 0, 0, end, end); err != nil || len(got) != 0 {
+			t.Errorf("open: aborted %+v %v", got, err)
+		}
+		f.mu.Lock()
+		f.appendRaw(t, batch.Marker(7, 0, false, 0, time.Now().UnixMilli()))
+		f.mu.Unlock()
+		w.drained(leader, f)
+		if got, err := follower.Aborted(bg, f.id, 0, 0, end, f.hw); err != nil || len(got) != 1 || got[0].ProducerID != 7 {
+			t.Errorf("ended: aborted %+v %v", got, err)
+		}
+	})
 }
 
 // The local log forgets epochs below its start; footers do not.
