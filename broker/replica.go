@@ -132,7 +132,7 @@ func (r *replica) keepTrying(ctx context.Context, role string, err error, try fu
 		switch {
 		case !errors.Is(err, errSuspect):
 			r.b.log.Warn(role+" not taken up yet", "partition", r.String(), "err", err)
-		case !r.giveUp(ctx) && r.toLead():
+		case !r.giveUp() && r.toLead():
 			r.b.log.Error("partition stays offline", "partition", r.String(), "err", err)
 			return
 		}
@@ -151,8 +151,9 @@ func (r *replica) keepTrying(ctx context.Context, role string, err error, try fu
 // giveUp tells the controller that this replica does not have all that it should
 // have, so that another leads, and this one begins anew. It reports false where
 // there is no other that has it.
-func (r *replica) giveUp(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, peerTimeout)
+func (r *replica) giveUp() bool {
+	// Not the role's context: that ends when the controller has done what is asked.
+	ctx, cancel := context.WithTimeout(r.b.ctx, peerTimeout)
 	defer cancel()
 	reply := r.b.meta.Do(ctx, controller.GiveUp{Broker: r.b.opts.BrokerID, Incarnation: r.b.meta.Incarnation(),
 		Partitions: []image.PartitionRef{{TopicID: r.topicID, Index: r.index}}})

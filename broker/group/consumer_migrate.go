@@ -355,6 +355,15 @@ func offersCommon(c *consumers, id string, ps []protocol) bool {
 
 // classicMember is the member of the classic protocol that a request is from.
 func (t *turn) classicMember(id string, instance *string) (*consumerMember, int16) {
+	m, code := t.memberNamed(id, instance)
+	if code == codeNone && m.classic == nil {
+		return nil, codeUnknownMemberID
+	}
+	return m, code
+}
+
+// memberNamed finds a member of either protocol by what the classic one calls it.
+func (t *turn) memberNamed(id string, instance *string) (*consumerMember, int16) {
 	c := t.e.consumer
 	if instance != nil {
 		switch holder, ok := c.static[*instance]; {
@@ -365,7 +374,7 @@ func (t *turn) classicMember(id string, instance *string) (*consumerMember, int1
 		}
 	}
 	m := c.members[id]
-	if m == nil || m.classic == nil {
+	if m == nil {
 		return nil, codeUnknownMemberID
 	}
 	return m, codeNone
@@ -471,7 +480,8 @@ func (t *turn) consumerLeaveClassic(c *Leave) {
 		if id == "" && m.InstanceID != nil {
 			id = t.e.consumer.static[*m.InstanceID] // an operator removes a static member
 		}
-		member, code := t.classicMember(id, m.InstanceID)
+		// Members of the consumer protocol too: an operator may remove any.
+		member, code := t.memberNamed(id, m.InstanceID)
 		if code == codeNone && slices.Contains(gone, member.id) {
 			code = codeUnknownMemberID
 		}

@@ -185,9 +185,9 @@ append group g: epoch=4
 note: 1 members are gone
 -> b: leave ok [b-3 ok]
 
-leave x g member=C
+leave x g member=nobody
 ----
--> x: leave ok [C UNKNOWN_MEMBER_ID]
+-> x: leave ok [nobody UNKNOWN_MEMBER_ID]
 
 # The last of the consumer protocol goes: the group is what it was.
 beat c g member=C epoch=-1
