@@ -62,18 +62,23 @@ sync a g member=a-1
 ----
 -> a: sync UNKNOWN_MEMBER_ID
 
-leave a g member=B
+leave a g member=a-1
 ----
--> a: leave ok [B UNKNOWN_MEMBER_ID]
+-> a: leave ok [a-1 UNKNOWN_MEMBER_ID]
 
-beat b g member=B epoch=-1
+# An operator removes a member with the request of the classic protocol, whatever the member's.
+leave a g member=B
 ----
 append current g B: null
 append meant g B: null
 append member g B: null
 append group g: epoch=2
 note: 1 members are gone
--> b: beat member=B epoch=-1 interval=0s
+-> a: leave ok [B ok]
+
+beat b g member=B epoch=-1
+----
+-> b: beat UNKNOWN_MEMBER_ID: Member B is not a member of group g.
 
 reload
 ----
