@@ -203,7 +203,7 @@ func New(o Options) (*Broker, error) {
 	b.copying.set(s.FollowerThrottledRate)
 	b.topics.Store(newTopicView(o.Metadata.Image()))
 	b.replicas = newReplicas(b, o.Log.Partitions())
-	b.fetchers = &fetchers{b: b, byLeader: map[int32]*fetcher{}}
+	b.fetchers = &fetchers{b: b, byLeader: map[int32]*fetcher{}, of: map[*replica]*fetcher{}}
 	b.groups = b.newGroups()
 	b.txns = b.newTransactions()
 	b.verifyTransaction = newTxnVerifier(b)

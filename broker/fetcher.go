@@ -91,9 +91,6 @@ func (fs *fetchers) add(r *replica, leader, epoch int32) {
 			f.run(ctx)
 		}()
 	}
-	if fs.of == nil {
-		fs.of = map[*replica]*fetcher{}
-	}
 	fs.of[r] = f
 	c := &copying{r: r, key: partitionKey{id: r.topicID, index: r.index}, epoch: epoch}
 	f.mu.Lock()
@@ -144,7 +141,8 @@ func (f *fetcher) poke() {
 	}
 }
 
-// session is what the leader keeps of the fetcher, and what it does not know yet.
+// copySession is what the leader keeps of the fetcher, and what it does not know
+// yet. Its id is 0 while the leader keeps nothing: then each request names all.
 type copySession struct {
 	link  *link
 	id    int32
@@ -160,7 +158,7 @@ type copySession struct {
 func (f *fetcher) run(ctx context.Context) {
 	backoff := firstBackoff
 	for ctx.Err() == nil {
-		if !f.any() {
+		if f.count() == 0 {
 			select {
 			case <-f.wake:
 			case <-ctx.Done():
@@ -171,6 +169,10 @@ func (f *fetcher) run(ctx context.Context) {
 		err := f.connected(ctx)
 		if ctx.Err() != nil {
 			return
+		}
+		if err == nil {
+			backoff = firstBackoff
+			continue // nothing is copied from there any more
 		}
 		if time.Since(began) > 10*time.Second {
 			backoff = firstBackoff
@@ -188,15 +190,14 @@ func (f *fetcher) run(ctx context.Context) {
 
 const firstBackoff = 20 * time.Millisecond
 
-func (f *fetcher) any() bool { return f.count() > 0 }
-
 func (f *fetcher) count() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return len(f.parts)
 }
 
-// connected goes on in rounds until the connection breaks.
+// connected goes on in rounds until the connection breaks, or nothing is to be
+// copied any more.
 func (f *fetcher) connected(ctx context.Context) error {
 	to := f.b.meta.Image().Broker(f.leader)
 	if to == nil {
@@ -223,7 +224,7 @@ func (f *fetcher) connected(ctx context.Context) error {
 			}
 			continue
 		}
-		if err := f.round(ctx, s, to); err != nil {
+		if err := f.round(ctx, s); err != nil {
 			return err
 		}
 	}
@@ -372,7 +373,7 @@ func (f *fetcher) rest(ctx context.Context, s *copySession) bool {
 }
 
 // round is one Fetch, and what comes of it.
-func (f *fetcher) round(ctx context.Context, s *copySession, to *image.Broker) error {
+func (f *fetcher) round(ctx context.Context, s *copySession) error {
 	cfg := f.b.conf()
 	wait := cfg.ReplicaFetchWait
 	now := time.Now()
@@ -403,19 +404,20 @@ func (f *fetcher) round(ctx context.Context, s *copySession, to *image.Broker) e
 		return fmt.Errorf("fetch from broker %d: %s", f.leader, protocol.Name(resp.ErrorCode))
 	}
 	s.id = resp.SessionID
-	if s.id == 0 {
-		// The leader keeps no session: all is named each time.
-		s.epoch = 0
-		for _, c := range s.parts {
-			c.told = false
-			if c.rests.IsZero() {
-				s.tell(c)
-			}
-		}
-	} else {
+	if s.id != 0 {
 		s.epoch = max(1, (s.epoch+1)&math.MaxInt32)
+		return f.take(ctx, s, buf, resp)
 	}
-	return f.take(ctx, s, buf, resp)
+	// All sessions that the leader may keep are taken, by consumers perhaps.
+	s.epoch = 0
+	err = f.take(ctx, s, buf, resp)
+	for _, c := range s.parts {
+		c.told = false
+		if c.rests.IsZero() {
+			s.tell(c)
+		}
+	}
+	return err
 }
 
 // fetchVersion is the version of Fetch among brokers: with topic ids, replica
@@ -496,7 +498,7 @@ func (f *fetcher) take(ctx context.Context, s *copySession, buf *slab.Buf, resp 
 				continue
 			}
 			run := &copyRun{epoch: c.epoch, from: c.at, records: p.RecordBatches, buf: buf,
-				highWatermark: p.HighWatermark, logStart: p.LogStartOffset, remoteEnd: -1}
+				highWatermark: p.HighWatermark, logStart: p.LogStartOffset}
 			p.UnknownTags.Each(func(tag uint32, v []byte) {
 				if tag == remoteEndTag && len(v) == 8 {
 					run.remoteEnd = int64(binary.BigEndian.Uint64(v))

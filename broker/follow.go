@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/varve/varve/broker/partition"
@@ -33,20 +34,20 @@ func (r *replica) tryFollow(ctx context.Context, leader int32) error {
 		return err
 	}
 	r.mu.Lock()
-	rec, st := r.recov, r.st
+	rec, st, id := r.recov, r.st, r.localID()
 	r.mu.Unlock()
 	if st == nil {
 		state, err := r.b.tier.Peek(ctx, r.topicID, r.index)
 		if err != nil {
 			return fmt.Errorf("read manifest head: %w", err)
 		}
-		if st, err = r.takeOver(ctx, rec, state); err != nil {
+		if st, id, err = r.takeOver(ctx, rec, state); err != nil {
 			return err
 		}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.keep(ctx, st) {
+	if !r.keep(ctx, st, id) {
 		return ctx.Err()
 	}
 	if err := st.Follow(r.term); err != nil {
@@ -61,15 +62,15 @@ func (r *replica) tryFollow(ctx context.Context, leader int32) error {
 // takeOver makes the partition's state from what this broker has of it, and from
 // the bucket what it has not. A suspect log, which may lack what it once said it
 // had, is of no use to follow with: it claims by its offsets what may be missing.
-func (r *replica) takeOver(ctx context.Context, rec *wal.Recovered, state tiering.State) (*partition.State, error) {
+func (r *replica) takeOver(ctx context.Context, rec *wal.Recovered, state tiering.State) (*partition.State, wal.PartitionID, error) {
 	if rec == nil && r.b.log_.Damaged() && r.leaderEpoch() > 0 && r.inSync() {
-		return nil, errSuspect // that it has no log here may be the damage
+		return nil, 0, errSuspect // that it has no log here may be the damage
 	}
 	if rec != nil && rec.Suspect && rec.ClaimedEnd > state.RemoteEnd {
 		if whole, ok := r.b.log_.Skip(rec.ID, state.RemoteEnd); ok {
 			rec = r.recovered(whole)
 		} else if r.inSync() {
-			return nil, errSuspect
+			return nil, 0, errSuspect
 		} else {
 			r.b.log.Warn("damaged local log dropped: the leader has what was acknowledged", "partition", r.String(), "intact_end", rec.End, "remote_end", state.RemoteEnd)
 			r.dropLocal(rec.ID)
@@ -86,26 +87,17 @@ func (r *replica) takeOver(ctx context.Context, rec *wal.Recovered, state tierin
 	}
 	st, err := r.restore(ctx, rec, state)
 	if err != nil {
-		return nil, fmt.Errorf("restore producer state: %w", err)
+		return nil, 0, fmt.Errorf("restore producer state: %w", err)
 	}
-	return st, nil
+	return st, rec.ID, nil
 }
 
 // inSync says whether the metadata counts this replica among those that have
 // everything.
 func (r *replica) inSync() bool {
 	p := r.b.meta.Image().Partition(r.topicID, r.index)
-	if p == nil {
-		return false
-	}
-	for _, set := range [][]int32{p.ISR, p.ELR} {
-		for _, id := range set {
-			if id == r.b.opts.BrokerID {
-				return true
-			}
-		}
-	}
-	return false
+	self := r.b.opts.BrokerID
+	return p != nil && (slices.Contains(p.ISR, self) || slices.Contains(p.ELR, self))
 }
 
 // position is where the replica's next fetch begins; false while something that
@@ -125,7 +117,7 @@ type copyRun struct {
 	from    partition.Position
 	records []byte // whole batches
 	buf     *slab.Buf
-	// Of the leader; remoteEnd is -1 if it did not say.
+	// Of the leader; remoteEnd is 0 if it did not say.
 	highWatermark, logStart, remoteEnd int64
 }
 
@@ -274,7 +266,7 @@ func (r *replica) appendPieces(c *copyRun, pieces []copyPiece, done func(error))
 
 // leaderSaid takes over what the leader says of its log. Called with mu held.
 func (r *replica) leaderSaid(c *copyRun) {
-	moved := r.st.LeaderAt(c.highWatermark, c.logStart, max(c.remoteEnd, 0))
+	moved := r.st.LeaderAt(c.highWatermark, c.logStart, c.remoteEnd)
 	r.publish()
 	if moved {
 		v := r.view.Load()
@@ -378,15 +370,15 @@ func (r *replica) restart(ctx context.Context, c *copyRun) error {
 		return fmt.Errorf("the leader does not have offset %d any more, the bucket ends at %d, and this replica counts as in sync: it stays as it is", c.from.Offset, state.RemoteEnd)
 	}
 	old := r.localID()
-	st, err := r.startLocal(ctx, state)
+	st, id, err := r.startLocal(ctx, state)
 	if err != nil {
 		return err
 	}
-	r.b.log_.Drop(old, nil)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.b.log_.Drop(old, nil)
 	r.ages, r.savedAt, r.unsaved = nil, -1, true
-	if !r.keep(ctx, st) || !r.following || r.term.Epoch != c.epoch {
+	if !r.keep(ctx, st, id) || !r.following || r.term.Epoch != c.epoch {
 		return nil
 	}
 	if err := st.Follow(r.term); err != nil {

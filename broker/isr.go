@@ -57,7 +57,7 @@ func (r *replica) advanced(before *partition.View) {
 }
 
 // isrInterval is how often the followers of all partitions are looked at. A
-// round costs a lock for each partition with more than one replica.
+// round costs a lock for each partition here, unless none has a second replica.
 const isrInterval = 200 * time.Millisecond
 
 // maxProposals bounds the partitions of one proposal to the controller.
@@ -81,6 +81,9 @@ func (b *Broker) keepISR(ctx context.Context) {
 // waits for its answer. A proposal that it did not answer is made again until
 // metadata shows what became of it.
 func (b *Broker) proposeISRs(ctx context.Context) {
+	if b.replicas.multi.Load() == 0 {
+		return
+	}
 	im, now, lag := b.meta.Image(), time.Now().UnixMilli(), b.conf().ReplicaLagMax.Milliseconds()
 	epochOf := func(id int32) int64 {
 		if im.Active(id) {

@@ -232,11 +232,10 @@ func (k *link) authenticate(ctx context.Context, m []byte) ([]byte, error) {
 // ask sends a request and decodes the answer into resp, which keeps the bytes of
 // the answer. An error leaves the connection of no use.
 func (k *link) ask(ctx context.Context, req kmsg.Request, resp kmsg.Response, timeout time.Duration) error {
-	buf, body, err := k.exchange(ctx, req, timeout, func(n int) (*slab.Buf, []byte) { return nil, make([]byte, n) })
+	_, body, err := k.exchange(ctx, req, timeout, func(n int) (*slab.Buf, []byte) { return nil, make([]byte, n) })
 	if err != nil {
 		return err
 	}
-	_ = buf
 	resp.SetVersion(req.GetVersion())
 	if err := resp.ReadFrom(body); err != nil {
 		return fmt.Errorf("answer of %d bytes to %s: %w", len(body), kmsg.NameForKey(req.Key()), err)

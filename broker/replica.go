@@ -54,6 +54,7 @@ type replica struct {
 	started   bool           // leads and serves
 	leads     bool           // is to lead
 	following bool           // copies from a leader
+	multi     bool           // has other replicas; counted by replicas.multi
 	stopped   bool           // deleted or moved away: for good
 	lastSeen  int32          // leader epoch of the last image applied
 	term      partition.Term // the leadership that metadata gave this broker last
@@ -186,7 +187,7 @@ func (r *replica) tryLead(ctx context.Context) error {
 		return fmt.Errorf("read manifest head: %w", err)
 	}
 	r.mu.Lock()
-	rec, st, epoch := r.recov, r.st, r.term.Epoch
+	rec, st, id, epoch := r.recov, r.st, r.localID(), r.term.Epoch
 	r.mu.Unlock()
 
 	if st != nil && st.View().LogEnd < state.RemoteEnd {
@@ -228,15 +229,16 @@ func (r *replica) tryLead(ctx context.Context) error {
 			if st, err = r.restore(ctx, rec, state); err != nil {
 				return fmt.Errorf("restore producer state: %w", err)
 			}
+			id = rec.ID
 		}
 	}
 	if st == nil {
-		if st, err = r.startLocal(ctx, state); err != nil {
+		if st, id, err = r.startLocal(ctx, state); err != nil {
 			return err
 		}
 	}
 	r.mu.Lock()
-	if !r.keep(ctx, st) {
+	if !r.keep(ctx, st, id) {
 		r.mu.Unlock()
 		return ctx.Err()
 	}
@@ -262,12 +264,15 @@ func (r *replica) tryLead(ctx context.Context) error {
 	return nil
 }
 
-// keep makes st the state of the partition, whose local log it is of. It reports
-// false if the role that it was made for is over. Called with mu held.
-func (r *replica) keep(ctx context.Context, st *partition.State) bool {
+// keep makes st the state of the partition, and id the local log that it is of,
+// at one moment: what goes on beside must not write of the one into the other.
+// It reports false if the role that they were made for is over. Called with mu
+// held.
+func (r *replica) keep(ctx context.Context, st *partition.State, id wal.PartitionID) bool {
 	r.st, r.recov = st, nil
+	r.pid.Store(uint64(id))
 	if r.stopped {
-		r.b.log_.Drop(r.localID(), nil)
+		r.b.log_.Drop(id, nil)
 		return false
 	}
 	if ctx.Err() != nil {
@@ -392,19 +397,19 @@ func (r *replica) replay(ctx context.Context, id wal.PartitionID, producers *pro
 
 // startLocal begins a local log: at the start for a new partition, at the
 // remote end for one whose local log is gone.
-func (r *replica) startLocal(ctx context.Context, state tiering.State) (*partition.State, error) {
+func (r *replica) startLocal(ctx context.Context, state tiering.State) (*partition.State, wal.PartitionID, error) {
 	start, lin, producers := state.LogStart, lineage.Lineage(nil), producer.New()
 	var snapshot []byte
 	if state.RemoteEnd > 0 {
 		l, snap, end, err := r.b.tier.Tail(ctx, r.topicID, r.index)
 		if err != nil {
-			return nil, fmt.Errorf("read the newest object's footer: %w", err)
+			return nil, 0, fmt.Errorf("read the newest object's footer: %w", err)
 		}
 		start, lin, snapshot = max(end, state.LogStart), l, snap
 		if len(snap) > 0 {
 			p, _, err := producer.Decode(snap)
 			if err != nil {
-				return nil, fmt.Errorf("producer snapshot of the newest object: %w", err)
+				return nil, 0, fmt.Errorf("producer snapshot of the newest object: %w", err)
 			}
 			producers = p
 		}
@@ -416,14 +421,13 @@ func (r *replica) startLocal(ctx context.Context, state tiering.State) (*partiti
 	}
 	producers.SetLimit(r.b.conf().MaxProducersPerPartition)
 	if err := r.b.log_.AdmitPartition(lin); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	id := r.b.log_.Create(r.topicID, r.index, start, lin, snapshot, nil)
-	r.pid.Store(uint64(id))
 	return partition.New(r.b.opts.BrokerID, partition.Recovered{
 		LogStart: state.LogStart, LogEnd: start, HighWatermark: start, RemoteEnd: state.RemoteEnd,
 		Lineage: lin, Producers: producers,
-	}), nil
+	}), id, nil
 }
 
 func (r *replica) toLead() bool {
@@ -779,6 +783,7 @@ func (r *replica) stop() {
 	r.stopped = true
 	epoch := r.lastSeen
 	r.mu.Unlock()
+	r.b.replicas.countMulti(r, false)
 	r.resign(epoch, protocol.CodeUnknownTopicOrPartition)
 	r.b.fetchers.remove(r)
 	if id := r.localID(); id != 0 {

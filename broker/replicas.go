@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/varve/varve/broker/partition"
@@ -26,6 +27,8 @@ type replicas struct {
 	byID      map[[16]byte][]*replica // index is the partition; nil where the replica is elsewhere
 	byName    map[string][]*replica
 	recovered map[logKey]*wal.Recovered // local logs found at start that nobody has claimed yet
+
+	multi atomic.Int64 // how many have other replicas: while none has, nobody looks after ISRs
 
 	admitted bool          // as of the last image; used by apply alone
 	leading  chan struct{} // a token per role being taken up
@@ -210,6 +213,7 @@ func (rs *replicas) follow(r *replica, p *image.Partition, minISR int) {
 	}
 	leads := p.Leader == b.opts.BrokerID && rs.admitted
 	follows := p.Leader != b.opts.BrokerID && p.Leader != image.NoLeader && rs.admitted
+	rs.countMulti(r, len(p.Replicas) > 1)
 	r.mu.Lock()
 	same := r.lastSeen == p.LeaderEpoch && r.role != nil && r.leads == leads
 	switch {
@@ -273,6 +277,21 @@ func (rs *replicas) follow(r *replica, p *image.Partition, minISR int) {
 			r.keepTrying(ctx, what, first, try)
 		}
 	}()
+}
+
+// countMulti notes whether a replica has others beside it.
+func (rs *replicas) countMulti(r *replica, multi bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if multi == r.multi {
+		return
+	}
+	r.multi = multi
+	if multi {
+		rs.multi.Add(1)
+	} else {
+		rs.multi.Add(-1)
+	}
 }
 
 // drop ends a replica for good: its topic is deleted, or it moved away.

@@ -36,7 +36,7 @@ func main() {
 	flags.StringVar(&o.description, "description", filepath.Join("build", "cluster.json"), "the file that says what runs where")
 	flags.StringVar(&o.varve, "varve", filepath.Join("bin", "varve"), "up: the varve program")
 	flags.StringVar(&o.config, "config", "deploy", "up: the directory of the brokers' configuration files")
-	flags.BoolVar(&o.freePorts, "free-ports", false, "up: any free ports instead of 19092, 29092, 39092 and their neighbours, for as long as the data is there")
+	flags.BoolVar(&o.freePorts, "free-ports", false, "up: any free ports instead of 19092, 19192, 19292 and their neighbours, for as long as the data is there")
 	flags.BoolVar(&o.minio, "minio", false, "up: build MinIO for the objects if it is not there (eight minutes of a processor, once)")
 	flags.Func("set", "up: a setting of all brokers, name=value (repeatable)", func(s string) error { o.set = append(o.set, s); return nil })
 	flags.BoolVar(&o.deleteData, "delete-data", false, "down: delete data and logs too")

@@ -157,14 +157,15 @@ func (c *Cluster) plan() error {
 			return addr
 		}
 	}
+	// All below the ports that Linux gives to connections (from 32768 on), which may be taken at any moment.
 	l := layout{S3: port(s3Name, 19000), MinIO: c.o.MinIO != ""}
 	for i := range c.o.Brokers {
 		name := brokerName(i)
-		l.Brokers = append(l.Brokers, brokerAddrs{port(name, 19092+10000*i), port(name, 19093+10000*i), port(name, 19644+10000*i)})
+		l.Brokers = append(l.Brokers, brokerAddrs{port(name, 19092+100*i), port(name, 19093+100*i), port(name, 19644+100*i)})
 	}
 	for i := range c.o.Etcd {
 		name := etcdName(i)
-		l.Etcd = append(l.Etcd, etcdAddrs{port(name, 12379+10000*i), port(name, 12380+10000*i)})
+		l.Etcd = append(l.Etcd, etcdAddrs{port(name, 12379+100*i), port(name, 12380+100*i)})
 	}
 	if failed != nil {
 		return failed

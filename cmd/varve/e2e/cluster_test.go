@@ -569,3 +569,17 @@ func TestIdleReplicaRegistersAgain(t *testing.T) {
 		inSync(t, b, "t", 3)
 	}
 }
+
+// Replication does not depend on a fetch session: consumers may have taken all that a leader keeps.
+func TestReplicationWithoutSessions(t *testing.T) {
+	brokers := servertest.StartCluster(t, 3, servertest.Options{Settings: map[string]string{"max.incremental.fetch.session.cache.slots": "0"}})
+	brokers[0].CreateReplicated("t", 4, 3, "min.insync.replicas", "3")
+	brokers[0].CreateReplicated("idle", 2, 3)
+	put(t, clientOf(brokers, kgo.RecordPartitioner(kgo.RoundRobinPartitioner())), "t", 0, 50)
+	if err := brokers[1].Restart(nil); err != nil {
+		t.Fatal(err)
+	}
+	inSync(t, brokers[0], "t", 3)
+	inSync(t, brokers[0], "idle", 3)
+	readAll(t, brokers[1], "t", 50)
+}
