@@ -197,7 +197,7 @@ func New(o Options) (*Broker, error) {
 		ctx: ctx, cancel: cancel,
 		conns: map[*conn]struct{}{}, perIP: map[string]int{},
 	}
-	b.peers = peers{b: b, idle: map[peerKey][]*link{}}
+	b.peers = peers{b: b, idle: map[peerKey][]*link{}, slots: map[int32]chan struct{}{}}
 	b.cfg.Store(s)
 	b.sending.set(s.LeaderThrottledRate)
 	b.copying.set(s.FollowerThrottledRate)

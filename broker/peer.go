@@ -298,8 +298,9 @@ type peers struct {
 	b  *Broker
 	mu sync.Mutex
 	// idle are the connections that nobody uses, by broker and its incarnation.
-	idle map[peerKey][]*link
-	over bool
+	idle  map[peerKey][]*link
+	slots map[int32]chan struct{} // a token for each request under way to a broker
+	over  bool
 }
 
 type peerKey struct {
@@ -307,12 +308,24 @@ type peerKey struct {
 	incarnation [16]byte
 }
 
-const maxIdleLinks = 8
+const (
+	maxIdleLinks = 8
+	// maxLinks bounds the requests, and with them the connections, that go to one
+	// broker at a time: a transaction may have thousands of partitions there.
+	maxLinks = 32
+)
 
 // ask sends a request to another broker. With again, a connection that was idle
 // and turns out to be broken is replaced once: for requests that may be carried
 // out twice.
 func (p *peers) ask(ctx context.Context, to *image.Broker, req kmsg.Request, resp kmsg.Response, timeout time.Duration, again bool) error {
+	slot := p.slot(to.ID)
+	select {
+	case slot <- struct{}{}:
+		defer func() { <-slot }()
+	case <-ctx.Done():
+		return fmt.Errorf("%s to broker %d: %w", kmsg.NameForKey(req.Key()), to.ID, ctx.Err())
+	}
 	key := peerKey{to.ID, to.Incarnation}
 	for {
 		k, kept := p.take(key)
@@ -332,6 +345,15 @@ func (p *peers) ask(ctx context.Context, to *image.Broker, req kmsg.Request, res
 			return fmt.Errorf("%s to broker %d: %w", kmsg.NameForKey(req.Key()), to.ID, err)
 		}
 	}
+}
+
+func (p *peers) slot(id int32) chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.slots[id] == nil {
+		p.slots[id] = make(chan struct{}, maxLinks)
+	}
+	return p.slots[id]
 }
 
 func (p *peers) take(key peerKey) (k *link, kept bool) {
