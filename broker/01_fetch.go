@@ -396,7 +396,7 @@ func (f *fetch) read(res *fetchResult, room int64) {
 		res.skipped = true
 		return
 	}
-	if p.fetchOffset < r.localStart() && f.copier == nil {
+	if p.fetchOffset < r.servedStart() && f.copier == nil {
 		res.cold, res.coldMax = true, int(max(limit, 1))
 		return
 	}
@@ -608,12 +608,13 @@ func (f *fetch) loadCold() {
 		go func() {
 			// Not the connection's context: what has been asked of the
 			// bucket goes on, so that the next fetch finds it cached.
-			run, err := f.b.tier.Read(f.b.ctx, r.topicID, r.index, offset, limit)
+			var run tiering.Run
 			var aborted []producer.Aborted
-			if err == nil && f.req.IsolationLevel == 1 {
-				if aborted, err = r.abortedAnywhere(f.b.ctx, offset, min(run.Next, stable)); err != nil {
-					run.Release()
-				}
+			var err error
+			if f.req.IsolationLevel == 1 {
+				run, aborted, err = r.readCommitted(f.b.ctx, offset, limit, stable)
+			} else {
+				run, err = f.b.tier.Read(f.b.ctx, r.topicID, r.index, offset, limit)
 			}
 			f.b.coldReads.Add(-1)
 			mu.Lock()
@@ -683,16 +684,20 @@ func (f *fetch) loaded(res *fetchResult, run tiering.Run, aborted []producer.Abo
 	res.aborted = aborted
 }
 
-// abortedAnywhere lists the aborted transactions with records in [from, to),
-// wherever their markers are. The local ones first: what they leave out is in
-// the bucket by then.
-func (r *replica) abortedAnywhere(ctx context.Context, from, to int64) ([]producer.Aborted, error) {
-	local, remoteEnd := r.aborted(from, to)
-	remote, err := r.b.tier.Aborted(ctx, r.topicID, r.index, from, to, remoteEnd)
+// readCommitted reads from the bucket, and lists the aborted transactions with
+// records in what was read below stable, wherever their markers are. The local
+// ones are listed first: what they leave out is in the bucket by then. Of what the
+// bucket has, its own list counts: it may have been compacted, and an entry whose
+// marker is gone would hide what comes after.
+func (r *replica) readCommitted(ctx context.Context, offset int64, limit int, stable int64) (tiering.Run, []producer.Aborted, error) {
+	local, remoteEnd := r.aborted(offset, stable)
+	c, err := r.b.tier.ReadCommitted(ctx, r.topicID, r.index, offset, limit, stable, remoteEnd)
 	if err != nil {
-		return nil, err
+		return tiering.Run{}, nil, err
 	}
-	return mergeAborted(remote, local), nil
+	to := min(c.Next, stable)
+	local = slices.DeleteFunc(local, func(a producer.Aborted) bool { return a.LastOffset < c.End || a.FirstOffset >= to })
+	return c.Run, mergeAborted(c.Aborted, local), nil
 }
 
 // clip cuts a run of batches at the first batch that reaches bound.

@@ -153,7 +153,7 @@ func (b *Broker) lookupFailed(rep *replica, err error) int16 {
 // at what it still has, would have named a later record.
 func (r *replica) settled(ctx context.Context, v partition.View, lookup func(local int64) (offset, timestamp int64, ok bool, err error)) (offset, timestamp int64, ok bool, err error) {
 	for {
-		local := max(r.localStart(), v.LogStart)
+		local := max(r.servedStart(), v.LogStart)
 		offset, timestamp, ok, err = lookup(local)
 		if r.localStart() <= local {
 			return offset, timestamp, ok, err

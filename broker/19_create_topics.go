@@ -9,9 +9,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/varve/varve/broker/protocol"
-	"github.com/varve/varve/config"
 	"github.com/varve/varve/metadata/controller"
-	"github.com/varve/varve/metadata/image"
 )
 
 // CreateTopics (key 19), versions 2 to 7.
@@ -66,7 +64,6 @@ func (b *Broker) createTopics(ctx context.Context, r *request, in kmsg.Request) 
 			t.ErrorMessage = kmsg.StringPtr(res.Message)
 		} else {
 			t.NumPartitions, t.ReplicationFactor = res.Partitions, res.ReplicationFactor
-			b.warnTopic(im, res.Name)
 			if req.Version >= 5 {
 				overrides := map[string]string{}
 				if it := im.Topic(res.Name); it != nil && !req.ValidateOnly {
@@ -88,15 +85,6 @@ func (b *Broker) createTopics(ctx context.Context, r *request, in kmsg.Request) 
 		resp.Topics = append(resp.Topics, t)
 	}
 	return resp
-}
-
-// warnTopic says, by name, which of a topic's settings have no effect.
-func (b *Broker) warnTopic(im *image.Image, name string) {
-	if t := im.Topic(name); t != nil {
-		for _, w := range config.TopicWarnings(t.Config) {
-			b.log.Warn("topic setting", "topic", name, "note", w)
-		}
-	}
 }
 
 // adminTimeout is how long an administrative request may take.

@@ -61,6 +61,7 @@ type Tier interface {
 	Peek(ctx context.Context, topicID [16]byte, partition int32) (tiering.State, error)
 	State(topicID [16]byte, partition int32) (tiering.State, bool)
 	Read(ctx context.Context, topicID [16]byte, partition int32, offset int64, maxBytes int) (tiering.Run, error)
+	ReadCommitted(ctx context.Context, topicID [16]byte, partition int32, offset int64, maxBytes int, stable, known int64) (tiering.Committed, error)
 	FindTimestamp(ctx context.Context, topicID [16]byte, partition int32, timestamp int64) (tiering.Run, bool, error)
 	Aborted(ctx context.Context, topicID [16]byte, partition int32, from, to, known int64) ([]producer.Aborted, error)
 	Tail(ctx context.Context, topicID [16]byte, partition int32) (lineage.Lineage, []byte, int64, error)
@@ -256,6 +257,7 @@ func (b *Broker) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { b.keepISR(ctx) })
+	wg.Go(func() { b.followCompaction(ctx) })
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	expired := time.Now()

@@ -150,8 +150,6 @@ func (b *Broker) incrementalAlterConfigs(ctx context.Context, _ *request, in kms
 		out.ResourceType, out.ResourceName, out.ErrorCode = kmsg.ConfigResourceType(r.Type), r.Name, r.ErrorCode
 		if r.ErrorCode != 0 {
 			out.ErrorMessage = kmsg.StringPtr(r.Message)
-		} else if r.Type == image.TopicResource && !req.ValidateOnly {
-			b.warnTopic(b.meta.Image(), r.Name)
 		}
 		resp.Resources = append(resp.Resources, out)
 	}
@@ -175,8 +173,6 @@ func (b *Broker) alterConfigs(ctx context.Context, _ *request, in kmsg.Request) 
 		out.ResourceType, out.ResourceName, out.ErrorCode = kmsg.ConfigResourceType(r.Type), r.Name, r.ErrorCode
 		if r.ErrorCode != 0 {
 			out.ErrorMessage = kmsg.StringPtr(r.Message)
-		} else if r.Type == image.TopicResource && !req.ValidateOnly {
-			b.warnTopic(b.meta.Image(), r.Name)
 		}
 		resp.Resources = append(resp.Resources, out)
 	}

@@ -339,9 +339,9 @@ func (r *replica) producersAt(ctx context.Context, to int64) (*producer.State, e
 				return nil, fmt.Errorf("producer snapshot of the newest object: %w", err)
 			}
 			from = end
-			aborted, err := r.b.tier.Aborted(ctx, r.topicID, r.index, start, end, end)
+			aborted, err := r.abortedHere(ctx, state, start, end)
 			if err != nil {
-				return nil, fmt.Errorf("aborted transactions of the newest objects: %w", err)
+				return nil, err
 			}
 			producers.RestoreAborted(aborted)
 		}

@@ -466,12 +466,16 @@ func (l topicLog) Read(ctx context.Context, index int32, offset int64, maxBytes 
 	if offset >= v.LogEnd {
 		return nil, offset, func() {}, nil
 	}
-	if offset < r.localStart() {
+	// What has been compacted is much less to read. While the bucket is away,
+	// what is here does as well.
+	if local := r.localStart(); offset < max(local, r.servedStart()) {
 		run, err := l.b.tier.Read(ctx, r.topicID, r.index, offset, maxBytes)
-		if err != nil {
+		if err == nil {
+			return run.Chunks, run.Next, run.Release, nil
+		}
+		if offset < local {
 			return nil, 0, nil, err
 		}
-		return run.Chunks, run.Next, run.Release, nil
 	}
 	run, err := l.b.log_.Read(r.localID(), offset, maxBytes, v.LogEnd)
 	if err != nil {

@@ -34,9 +34,10 @@ type replica struct {
 	index    int32
 	internal bool
 
-	config atomic.Pointer[config.TopicConfig]
-	view   atomic.Pointer[partition.View] // what readers see; never nil
-	pid    atomic.Uint64                  // wal.PartitionID, 0 until there is a local log
+	config    atomic.Pointer[config.TopicConfig]
+	view      atomic.Pointer[partition.View] // what readers see; never nil
+	pid       atomic.Uint64                  // wal.PartitionID, 0 until there is a local log
+	compacted atomic.Int64                   // of a compacted topic: below it consumers are given what the bucket has
 
 	// working is held by who takes up a role or begins the local log anew, which
 	// reads and asks others: one at a time, and one that is not wanted any more
@@ -103,6 +104,67 @@ func (r *replica) localStart() int64 {
 	}
 	start, _ := r.b.log_.Bounds(r.localID())
 	return start
+}
+
+// servedStart is the first offset that consumers are given from the log on this
+// broker: of a compacted topic they get what is left of it, as soon as it is in
+// the bucket.
+func (r *replica) servedStart() int64 { return max(r.localStart(), r.compacted.Load()) }
+
+// seen notes how far a compacted topic has been compacted.
+func (r *replica) seen(s tiering.State) {
+	if c := r.cfg(); c == nil || !c.Compact {
+		r.compacted.Store(0)
+		return
+	}
+	r.compacted.Store(min(s.Compacted, s.RemoteEnd))
+}
+
+// followCompaction looks now and then how far the compacted topics here have been
+// compacted: whoever leads a partition does not hear of what the compaction worker
+// commits before its own next commit.
+func (b *Broker) followCompaction(ctx context.Context) {
+	for {
+		for _, r := range b.replicas.all() {
+			c, v := r.cfg(), r.view.Load()
+			if ctx.Err() != nil || c == nil || v.RemoteEnd == 0 || v.Role == partition.Offline {
+				continue
+			}
+			if !c.Compact {
+				r.compacted.Store(0)
+				continue
+			}
+			s, err := b.tier.Peek(ctx, r.topicID, r.index)
+			if err != nil {
+				b.log.Debug("no look at what has been compacted", "partition", r.String(), "err", err)
+				break // they say so elsewhere; the next round is soon
+			}
+			r.seen(s)
+		}
+		select {
+		case <-time.After(max(b.conf().Cleaner.Backoff, 100*time.Millisecond)):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// abortedHere lists the aborted transactions whose marker is in [from, to) of the
+// local log. The bucket's list says so, unless compaction has taken some away
+// that are still here: then the log itself is read.
+func (r *replica) abortedHere(ctx context.Context, s tiering.State, from, to int64) ([]producer.Aborted, error) {
+	if s.Compacted <= from {
+		list, err := r.b.tier.Aborted(ctx, r.topicID, r.index, from, to, to)
+		if err != nil {
+			return nil, fmt.Errorf("aborted transactions of the newest objects: %w", err)
+		}
+		return list, nil
+	}
+	p := producer.New()
+	if _, err := r.replay(ctx, r.localID(), p, from, to); err != nil {
+		return nil, err
+	}
+	return p.Aborted(from, to), nil
 }
 
 // publish makes the state visible to readers. Called with mu held.
@@ -326,9 +388,9 @@ func (r *replica) restore(ctx context.Context, rec *wal.Recovered, state tiering
 			// An object's snapshot leaves to the objects' own indexes what was
 			// aborted below its end; part of that is here as well.
 			if rec.Start < end {
-				aborted, err := r.b.tier.Aborted(ctx, r.topicID, r.index, rec.Start, end, end)
+				aborted, err := r.abortedHere(ctx, state, rec.Start, min(end, rec.End))
 				if err != nil {
-					return nil, fmt.Errorf("aborted transactions of the newest objects: %w", err)
+					return nil, err
 				}
 				producers.RestoreAborted(aborted)
 			}
@@ -767,6 +829,7 @@ func (r *replica) Committed(s tiering.State) {
 		r.mu.Unlock()
 		return
 	}
+	r.seen(s)
 	moved := r.st.LiftTo(s.RemoteEnd, s.LogStart)
 	r.st.ForgetAborted(r.localStart())
 	r.publish()

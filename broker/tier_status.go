@@ -51,7 +51,7 @@ func (r *replica) Policy() tiering.Policy {
 		RetentionMs: c.RetentionMs, RetentionBytes: c.RetentionBytes,
 		LocalRetentionMs: c.LocalRetentionMs, LocalRetentionBytes: c.LocalRetentionBytes,
 		CopyLagMs: c.RemoteCopyLagMs, CopyLagBytes: c.RemoteCopyLagBytes, CopyDisabled: c.RemoteCopyDisable,
-		Delete: c.Delete, DeleteDelayMs: c.FileDeleteDelayMs,
+		Delete: c.Delete, Compact: c.Compact, DeleteDelayMs: c.FileDeleteDelayMs,
 	}
 	return p
 }

@@ -12,7 +12,6 @@ const (
 	noteNoTLS     = "listeners with TLS do not exist yet"
 	noteNoSASL    = "listeners with SASL do not exist yet"
 	noteNoReplica = "replication between brokers does not exist yet"
-	noteNoCleaner = "the compaction worker does not exist yet: a compacted topic keeps every record"
 	noteNoQuota   = "quotas do not exist yet"
 	noteNoACL     = "there is no authorizer yet, and everyone who can connect may do everything: keep listeners on a private network"
 	noteNoPlugin  = "there is no JVM here to load a class"
@@ -109,14 +108,15 @@ func brokerDefs() []*Def {
 
 	// Compaction.
 	add(
-		boolean("log.cleaner.enable", "true", "Whether compacted topics are compacted.", warned(noteNoCleaner)),
-		integer("log.cleaner.threads", "1", "How many partitions the compaction worker works on at a time.", 0, anyHigh, clusterWide, warned(noteNoCleaner)),
-		long("log.cleaner.dedupe.buffer.size", "134217728", "The memory of the compaction worker's table of keys.", anyLow, anyHigh, clusterWide, warned(noteNoCleaner)),
-		integer("log.cleaner.io.buffer.size", "524288", "The compaction worker's read and write buffers.", 0, anyHigh, clusterWide, warned(noteNoCleaner)),
-		double("log.cleaner.io.buffer.load.factor", "0.9", "How full the table of keys may be.", 0, 1, clusterWide, warned(noteNoCleaner)),
+		boolean("log.cleaner.enable", "true", "Whether varve dev runs a compaction worker inside; varve compactor is one of its own."),
+		integer("log.cleaner.threads", "1", "How many partitions the compaction worker works on at a time.", 0, anyHigh, clusterWide),
+		long("log.cleaner.dedupe.buffer.size", "134217728", "The memory of the compaction worker's tables of keys, of all its threads together; a key takes 24 bytes.", anyLow, anyHigh, clusterWide),
+		integer("log.cleaner.io.buffer.size", "524288", "The compaction worker's read and write buffers.", 0, anyHigh, clusterWide,
+			noted("objects are read by ranges of 4 MiB, three at a time for each thread")),
+		double("log.cleaner.io.buffer.load.factor", "0.9", "How full the table of keys may be.", 0, 1, clusterWide),
 		double("log.cleaner.io.max.bytes.per.second", "1.7976931348623157E308", "How much the compaction worker reads and writes a second at most.",
-			0, 1.7976931348623157e308, clusterWide, warned(noteNoCleaner)),
-		long("log.cleaner.backoff.ms", "15000", "How long the compaction worker rests when there is nothing to do.", 0, anyHigh, clusterWide, warned(noteNoCleaner)),
+			0, 1.7976931348623157e308, clusterWide),
+		long("log.cleaner.backoff.ms", "15000", "How long the compaction worker rests when there is nothing to do, and how often brokers look what it has done.", 0, anyHigh, clusterWide),
 	)
 
 	// Replication.

@@ -9,6 +9,21 @@ import (
 	"time"
 )
 
+// Cleaner is what a compaction worker goes by.
+type Cleaner struct {
+	Enable         bool
+	Threads        int     // partitions at a time
+	DedupeBytes    int64   // of all tables of keys
+	LoadFactor     float64 // of a table
+	BytesPerSecond float64 // read and written
+	Backoff        time.Duration
+	SpoolDir       string // "": the system's
+	ObjectBytes    int64
+	JobBytes       int64
+	SessionTimeout time.Duration
+	ScrubInterval  time.Duration
+}
+
 // BrokerConfig is a broker's configuration, typed. Where a field is 0 and the setting's meaning of 0 is
 // "derived", the caller derives it from what it knows of the machine.
 type BrokerConfig struct {
@@ -112,6 +127,7 @@ type BrokerConfig struct {
 	RemoteCacheDir               string
 	RemoteUploads                int // at a time
 	RemoteReads                  int // at a time
+	Cleaner                      Cleaner
 	RemoteMaxPendingReads        int
 	RemoteCopyMaxBytesPerSecond  int64 // MaxInt64: no bound
 	RemoteFetchMaxBytesPerSecond int64 // MaxInt64: no bound
@@ -245,6 +261,11 @@ func (b *builder) num(name string) int64 {
 	return n
 }
 
+func (b *builder) double(name string) float64 {
+	n, _ := strconv.ParseFloat(b.text(name), 64)
+	return n
+}
+
 func (b *builder) int(name string) int { return int(b.num(name)) }
 
 func (b *builder) bool(name string) bool {
@@ -320,6 +341,12 @@ func (b *builder) fill(m Machine) *BrokerConfig {
 		EtcdDialTimeout: b.ms("etcd.dial.timeout.ms"), EtcdRequestTimeout: b.ms("etcd.request.timeout.ms"), EtcdCompaction: b.ms("etcd.compaction.interval.ms"),
 
 		LogLevel: b.text("log.level"), LogFormat: b.text("log.format"),
+		Cleaner: Cleaner{
+			Enable: b.bool("log.cleaner.enable"), Threads: b.int("log.cleaner.threads"), DedupeBytes: b.num("log.cleaner.dedupe.buffer.size"),
+			LoadFactor: b.double("log.cleaner.io.buffer.load.factor"), BytesPerSecond: b.double("log.cleaner.io.max.bytes.per.second"),
+			Backoff: b.ms("log.cleaner.backoff.ms"), SpoolDir: b.text("log.cleaner.spool.dir"), ObjectBytes: b.num("log.cleaner.object.bytes"),
+			JobBytes: b.num("log.cleaner.job.max.bytes"), SessionTimeout: b.ms("log.cleaner.session.timeout.ms"), ScrubInterval: b.ms("log.cleaner.scrub.interval.ms"),
+		},
 	}
 	c.GroupConsumer, c.GroupConsumerMin, c.GroupConsumerMax = consumerGroups(b.num)
 	if b.bool("auto.leader.rebalance.enable") {

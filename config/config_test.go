@@ -386,13 +386,6 @@ func TestValidateTopic(t *testing.T) {
 	}
 }
 
-func TestTopicWarnings(t *testing.T) {
-	got := TopicWarnings(map[string]string{"cleanup.policy": "compact", "delete.retention.ms": "5", "min.compaction.lag.ms": "0", "retention.ms": "5", "preallocate": "true"})
-	if len(got) != 2 || !strings.HasPrefix(got[0], "cleanup.policy=compact: ") || !strings.HasPrefix(got[1], "delete.retention.ms has no effect: ") {
-		t.Errorf("%q", got)
-	}
-}
-
 func TestValidateBroker(t *testing.T) {
 	one := func(n, v string) map[string]string { return map[string]string{n: v} }
 	for _, tc := range []struct {

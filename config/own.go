@@ -66,6 +66,12 @@ func ownDefs() []*Def {
 		integer("etcd.request.timeout.ms", "5000", "How long one request to etcd may take.", 100, anyHigh),
 		integer("etcd.compaction.interval.ms", "300000", "How often the controller lets etcd forget what was overwritten before the last time, which would fill its space; 0: left to etcd's own auto-compaction.", 0, anyHigh),
 
+		text("log.cleaner.spool.dir", null, "Where the compaction worker keeps what it writes until it is uploaded, one object for each thread; without it, the system's directory for temporary files."),
+		long("log.cleaner.object.bytes", "268435456", "The largest object that the compaction worker makes, if segment.bytes does not say less.", 1<<20, 4<<30),
+		long("log.cleaner.job.max.bytes", "4294967296", "How much the compaction worker reads and writes for one partition before it looks again what is most worth doing.", 64<<20, anyHigh),
+		integer("log.cleaner.session.timeout.ms", "15000", "After how long without a sign of life a compaction worker's partitions are given to others.", 2000, anyHigh),
+		long("log.cleaner.scrub.interval.ms", "86400000", "How often every object that is named is looked for, and what is wrong is told; 0: never.", 0, anyHigh),
+
 		text("admin.listener", "127.0.0.1:9644", "Where metrics and health are served, as host:port; empty: nowhere.", checked("host:port", func(v string) error {
 			if v == "" {
 				return nil

@@ -293,25 +293,6 @@ func (r Resolver) ValidateTopic(overrides map[string]string) error {
 	return nil
 }
 
-// TopicWarnings says by name which of a topic's overrides have no effect, and what a compacted topic does not do
-// yet. The protocol has no place for it in an answer; it is for the log and for tools.
-func TopicWarnings(overrides map[string]string) []string {
-	var out []string
-	for _, d := range topics.sorted {
-		v, ok := overrides[d.Name]
-		if !ok {
-			continue
-		}
-		if d.Handling == Warned && strings.TrimSpace(v) != d.Default {
-			out = append(out, d.Name+" has no effect: "+d.Note)
-		}
-		if d.Name == "cleanup.policy" && slices.Contains(ParseList(v), "compact") {
-			out = append(out, "cleanup.policy="+strings.Join(ParseList(v), ",")+": records without a key are refused, and "+noteNoCleaner)
-		}
-	}
-	return out
-}
-
 // brokerName is the setting under which a broker's file has a topic's setting.
 func (r Resolver) brokerName(topic string) string {
 	d := topics.byName[topic]

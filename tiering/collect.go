@@ -127,7 +127,8 @@ const (
 type bench struct {
 	t     *Tier
 	views map[partitionKey]*view
-	epoch map[partitionKey]int32 // -1: no such partition
+	epoch map[partitionKey]int32   // -1: no such partition
+	claim map[partitionKey][4]byte // tag of the present claim, if there is one
 }
 
 func (b *bench) look(ctx context.Context, key partitionKey) (*view, int32, error) {
@@ -145,6 +146,13 @@ func (b *bench) look(ctx context.Context, key partitionKey) (*view, int32, error
 	if !exists {
 		epoch = -1
 	}
+	// So with the claim.
+	c, cancel = context.WithTimeout(ctx, b.t.o.RequestTimeout)
+	claim, claimed, err := b.t.store.Claimed(c, key.topic, key.index)
+	cancel()
+	if err != nil {
+		return nil, 0, fmt.Errorf("claim of %s: %w", key, err)
+	}
 	v, err := b.t.load(ctx, key)
 	if err != nil {
 		return nil, 0, err
@@ -159,6 +167,9 @@ func (b *bench) look(ctx context.Context, key partitionKey) (*view, int32, error
 		return nil, 0, fmt.Errorf("manifest of %s: %w: revision %d, seen %d", key, ErrRegressed, v.rev, seen)
 	}
 	b.views[key], b.epoch[key] = v, epoch
+	if claimed {
+		b.claim[key] = claim.Tag
+	}
 	return v, epoch, nil
 }
 
@@ -177,9 +188,8 @@ func (b *bench) judge(ctx context.Context, key partitionKey, base int64, epoch i
 	case current < 0:
 		return dead, nil // nobody commits for a deleted topic
 	case kind == manifest.Rewritten:
-		// The claim under which it was written decides, not a leader's epoch; the
-		// compaction worker collects its own orphans.
-		if v.rev != 0 && base < v.head.RemoteStart() {
+		// The claim under which it was written decides, not a leader's epoch.
+		if tag, claimed := b.claim[key]; !claimed || tag != [4]byte(suffix[:4]) || v.rev != 0 && base < v.head.RemoteStart() {
 			return dead, nil
 		}
 		return undecided, nil
@@ -262,7 +272,7 @@ func (t *Tier) collect(ctx context.Context) error {
 			return err
 		}
 	}
-	b := &bench{t: t, views: make(map[partitionKey]*view), epoch: make(map[partitionKey]int32)}
+	b := &bench{t: t, views: make(map[partitionKey]*view), epoch: make(map[partitionKey]int32), claim: make(map[partitionKey][4]byte)}
 	var failed error
 	var keys []string
 	for k, c := range due {

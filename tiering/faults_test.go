@@ -692,7 +692,7 @@ func TestObjectVanishes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := w.store.Commit(bg, CommitRequest{f.id, 0, rev, 1, res.Head.Encode()}); err != nil {
+		if _, err := w.store.Commit(bg, CommitRequest{TopicID: f.id, Rev: rev, LeaderEpoch: 1, Head: res.Head.Encode()}); err != nil {
 			t.Fatal(err)
 		}
 		w.mem.Delete(bg, []string{old.Key(f.id, 0)})

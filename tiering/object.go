@@ -1,6 +1,7 @@
 package tiering
 
 import (
+	"bufio"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"hash/crc32"
 	"io"
 	"math"
+	"os"
 	"sort"
 
 	"github.com/varve/varve/tiering/manifest"
@@ -34,6 +36,7 @@ const (
 	tailMagic     = "VARVTAIL"
 	footerMagic   = "VARVFTR"
 	objectVersion = 1
+	footerHorizon = 2 // version of a footer that ends with a delete horizon
 	headerSize    = len(objectMagic)
 	tailSize      = 8 + 4 + 4 + 4 + 2 + 2 + 4 + len(tailMagic)
 
@@ -77,6 +80,9 @@ type Footer struct {
 	Producers                  []byte             // snapshot at Last+1, see package producer
 	Aborted                    []producer.Aborted // whose marker is in the section
 	OpenStart, OpenEnd         []producer.OpenTxn // open before the first and after the last batch
+
+	// Of a section that was compacted: about how many bytes go when the time Horizon, in ms, has passed. 0: none.
+	Horizon, HorizonBytes int64
 }
 
 // size is about what the footer takes in memory, and encoded.
@@ -87,7 +93,11 @@ func (f *Footer) size() int64 {
 // Encode returns the footer as stored. Its checksum stands with whoever names it.
 func (f *Footer) Encode() []byte {
 	b := append(make([]byte, 0, 256+24*len(f.Blocks)+len(f.Producers)), footerMagic...)
-	b = append(b, objectVersion)
+	if f.HorizonBytes > 0 {
+		b = append(b, footerHorizon)
+	} else {
+		b = append(b, objectVersion)
+	}
 	b = append(b, f.TopicID[:]...)
 	for _, v := range []int64{int64(f.Partition), f.Base, f.Last - f.Base, int64(f.Epoch)} {
 		b = binary.AppendUvarint(b, uint64(v))
@@ -128,6 +138,10 @@ func (f *Footer) Encode() []byte {
 			b = binary.AppendUvarint(b, uint64(o.FirstOffset))
 		}
 	}
+	if f.HorizonBytes > 0 {
+		b = binary.AppendVarint(b, f.Horizon)
+		b = binary.AppendUvarint(b, uint64(f.HorizonBytes))
+	}
 	return b
 }
 
@@ -137,8 +151,9 @@ func DecodeFooter(b []byte) (*Footer, error) {
 	if len(b) < len(footerMagic)+1 || string(b[:len(footerMagic)]) != footerMagic {
 		return nil, fmt.Errorf("%w: no footer", ErrCorrupt)
 	}
-	if v := b[len(footerMagic)]; v != objectVersion {
-		return nil, fmt.Errorf("%w: footer of version %d, known %d", ErrCorrupt, v, objectVersion)
+	v := b[len(footerMagic)]
+	if v != objectVersion && v != footerHorizon {
+		return nil, fmt.Errorf("%w: footer of version %d, known %d", ErrCorrupt, v, footerHorizon)
 	}
 	d := &decoder{b: b[len(footerMagic)+1:]}
 	f := &Footer{TopicID: [16]byte(d.bytes(16)), Partition: d.int32()}
@@ -177,6 +192,11 @@ func DecodeFooter(b []byte) (*Footer, error) {
 		n = d.count(2)
 		for range n {
 			*open = append(*open, producer.OpenTxn{ProducerID: d.uint(), FirstOffset: d.uint()})
+		}
+	}
+	if v == footerHorizon {
+		if f.Horizon, f.HorizonBytes = d.int(), d.uint(); f.HorizonBytes == 0 {
+			d.fail("a delete horizon of nothing")
 		}
 	}
 	if d.err == nil && len(d.b) > 0 {
@@ -431,6 +451,38 @@ type body struct {
 	room   []byte
 	size   int64
 	crc    uint32
+	spool  *spool // instead of buffers
+}
+
+// spool is a body on local disk: a file without a name, so that a crash leaves nothing.
+type spool struct {
+	file *os.File
+	w    *bufio.Writer
+	err  error // the first of a write
+}
+
+// newSpool makes the file in a directory that is there.
+func newSpool(dir string) (*spool, error) {
+	f, err := os.CreateTemp(dir, "object-*")
+	if err != nil {
+		return nil, fmt.Errorf("spool file: %w", err)
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("spool file: %w", err)
+	}
+	return &spool{file: f, w: bufio.NewWriterSize(f, maxBodyBuf)}, nil
+}
+
+// flush makes what was written readable.
+func (s *spool) flush() error {
+	if s.err == nil {
+		s.err = s.w.Flush()
+	}
+	if s.err != nil {
+		return fmt.Errorf("spool file: %w", s.err)
+	}
+	return nil
 }
 
 const (
@@ -438,9 +490,16 @@ const (
 	maxBodyBuf = 1 << 20
 )
 
-// Write appends; it never fails.
+// Write appends; it never fails. What a spool could not take is told when it is flushed.
 func (b *body) Write(p []byte) (int, error) {
 	b.crc = crc32.Update(b.crc, castagnoli, p)
+	if b.spool != nil {
+		if b.spool.err == nil {
+			_, b.spool.err = b.spool.w.Write(p)
+		}
+		b.size += int64(len(p))
+		return len(p), nil
+	}
 	for rest := p; len(rest) > 0; {
 		if len(b.room) == 0 {
 			buf := slab.Get(int(min(max(b.size, minBodyBuf), maxBodyBuf)))
@@ -458,6 +517,9 @@ func (b *body) release() {
 	for _, buf := range b.bufs {
 		buf.Release()
 	}
+	if b.spool != nil {
+		b.spool.file.Close()
+	}
 	*b = body{}
 }
 
@@ -465,6 +527,9 @@ func (b *body) release() {
 func (b *body) ReadAt(p []byte, off int64) (n int, err error) {
 	if off < 0 {
 		return 0, errors.New("negative offset")
+	}
+	if b.spool != nil {
+		return b.spool.file.ReadAt(p, off)
 	}
 	for n < len(p) && off < b.size {
 		i := sort.Search(len(b.starts), func(i int) bool { return b.starts[i] > off }) - 1
@@ -532,6 +597,17 @@ func (s *sectionBuilder) add(h batch.Header, raw []byte) error {
 	if h.BaseOffset != s.next {
 		return fmt.Errorf("batch at %d where %d should follow", h.BaseOffset, s.next)
 	}
+	if err := s.take(h, raw); err != nil {
+		return err
+	}
+	if h.ProducerID >= 0 {
+		s.fold.state.Apply(h, raw)
+	}
+	return nil
+}
+
+// take appends a batch that may begin behind where the last one ended.
+func (s *sectionBuilder) take(h batch.Header, raw []byte) error {
 	// What was acknowledged is checked once more before its copy becomes the only
 	// one.
 	if err := batch.VerifyCRC(raw); err != nil {
@@ -542,6 +618,9 @@ func (s *sectionBuilder) add(h batch.Header, raw []byte) error {
 	}
 	if s.cur.Len == 0 {
 		s.cur = Block{Base: h.BaseOffset, Pos: s.b.body.size, MaxTimestamp: -1}
+		if len(s.f.Blocks) == 0 {
+			s.cur.Base = s.f.Base // what came before it is gone
+		}
 	}
 	s.b.body.Write(raw)
 	s.cur.Len += int32(len(raw))
@@ -555,9 +634,6 @@ func (s *sectionBuilder) add(h batch.Header, raw []byte) error {
 	f.MaxTimestamp = max(f.MaxTimestamp, h.MaxTimestamp)
 	if first := min(h.BaseTimestamp, h.MaxTimestamp); first >= 0 && (f.MinTimestamp < 0 || first < f.MinTimestamp) {
 		f.MinTimestamp = first
-	}
-	if h.ProducerID >= 0 {
-		s.fold.state.Apply(h, raw)
 	}
 	s.next = h.NextOffset()
 	return nil
@@ -623,6 +699,9 @@ func (b *builder) finish() error {
 	}
 	b.body.Write(raw)
 	b.body.Write(encodeTail(pos, raw, len(dir)))
+	if b.body.spool != nil {
+		return b.body.spool.flush()
+	}
 	return nil
 }
 

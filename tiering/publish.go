@@ -126,14 +126,16 @@ func DecodePublication(b []byte) (*Publication, error) {
 
 type publisher struct {
 	mu    sync.Mutex
-	revs  map[partitionKey]int64 // of led partitions: published
-	began time.Time              // of the last publication that succeeded, or had nothing to say
+	revs  map[partitionKey]int64         // of led partitions: published
+	own   map[partitionKey]PublishedHead // of a worker: what it committed and has not published
+	began time.Time                      // of the last publication that succeeded, or had nothing to say
 	tombs map[[16]byte]bool
 	full  time.Time // last time this process saw or made a full publication
 }
 
 func (p *publisher) init() {
 	p.revs = make(map[partitionKey]int64)
+	p.own = make(map[partitionKey]PublishedHead)
 	p.tombs = make(map[[16]byte]bool)
 }
 
@@ -189,6 +191,9 @@ func (t *Tier) publish(ctx context.Context) error {
 			delete(t.pub.revs, k)
 		}
 	}
+	for _, h := range t.pub.own {
+		p.Heads = append(p.Heads, h)
+	}
 	present := make(map[[16]byte]bool)
 	for _, d := range deleted {
 		present[d.TopicID] = true
@@ -218,7 +223,11 @@ func (t *Tier) publish(ctx context.Context) error {
 	}
 	t.pub.mu.Lock()
 	for _, h := range p.Heads {
-		t.pub.revs[partitionKey{h.TopicID, h.Partition}] = h.Rev
+		k := partitionKey{h.TopicID, h.Partition}
+		t.pub.revs[k] = h.Rev
+		if t.pub.own[k].Rev == h.Rev {
+			delete(t.pub.own, k)
+		}
 	}
 	for _, d := range p.Deleted {
 		t.pub.tombs[d.TopicID] = true

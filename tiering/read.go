@@ -1,6 +1,7 @@
 package tiering
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -249,11 +250,7 @@ func (t *Tier) Read(ctx context.Context, topicID [16]byte, partition int32, offs
 	if err != nil {
 		return Run{}, fmt.Errorf("read %s at %d: %w", key, offset, err)
 	}
-	n := int64(0)
-	for _, c := range out.Chunks {
-		n += int64(len(c))
-	}
-	t.ev.ReadCold(n)
+	t.ev.ReadCold(out.bytes())
 	return out, nil
 }
 
@@ -497,51 +494,79 @@ func (t *Tier) firstSince(ctx context.Context, part []byte, ts, start int64) (ru
 func (t *Tier) Aborted(ctx context.Context, topicID [16]byte, partition int32, from, to, known int64) (out []producer.Aborted, err error) {
 	key := partitionKey{topicID, partition}
 	err = t.twice(ctx, key, func(v *view) error {
-		out = nil
-		open := make(map[int64]int64) // producer id -> first offset, below to
-		for at := from; ; {
-			e, err := t.find(ctx, key, v, at)
-			if err != nil {
-				return err
-			}
-			if e == nil {
-				if end := v.head.RemoteEnd(); len(open) > 0 && end < known {
-					return fmt.Errorf("%w: the manifest ends at %d, before %d", ErrOutOfRange, end, known)
-				}
-				return nil
-			}
-			if e.Base >= to && len(open) == 0 {
-				return nil
-			}
-			o, err := t.open(ctx, key, *e)
-			if err != nil {
-				return err
-			}
-			for _, a := range o.footer.Aborted {
-				if a.FirstOffset < to && a.LastOffset >= from {
-					out = append(out, a)
-				}
-			}
-			clear(open)
-			for _, x := range o.footer.OpenEnd {
-				if x.FirstOffset < to {
-					open[x.ProducerID] = x.FirstOffset
-				}
-			}
-			at = e.Next()
-		}
+		out, err = t.abortedIn(ctx, key, v, from, to, known)
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("aborted transactions of %s in [%d, %d): %w", key, from, to, err)
 	}
-	slices.SortStableFunc(out, func(a, b producer.Aborted) int {
-		if a.FirstOffset < b.FirstOffset {
-			return -1
-		} else if a.FirstOffset > b.FirstOffset {
-			return 1
+	return out, nil
+}
+
+// Committed is what ReadCommitted returns.
+type Committed struct {
+	Run
+	Aborted []producer.Aborted // whose marker is below End, ascending by first offset
+	End     int64              // of the remote part
+}
+
+// ReadCommitted is Read and Aborted, below stable, of one and the same manifest. That matters where compaction puts
+// others in the place of objects: one takes away an aborted transaction's records, a later one its marker and what lists
+// it, and records of the one with the list of the other would be shown as committed, or hide what comes after.
+func (t *Tier) ReadCommitted(ctx context.Context, topicID [16]byte, partition int32, offset int64, maxBytes int, stable, known int64) (out Committed, err error) {
+	key := partitionKey{topicID, partition}
+	err = t.twice(ctx, key, func(v *view) error {
+		out.Run, err = t.readFrom(ctx, key, v, offset, maxBytes)
+		if err != nil {
+			return err
 		}
-		return 0
+		out.End = v.head.RemoteEnd()
+		if out.Aborted, err = t.abortedIn(ctx, key, v, offset, min(out.Next, stable), known); err != nil {
+			out.Release()
+		}
+		return err
 	})
+	if err != nil {
+		return Committed{}, fmt.Errorf("read %s at %d: %w", key, offset, err)
+	}
+	t.ev.ReadCold(out.bytes())
+	return out, nil
+}
+
+func (t *Tier) abortedIn(ctx context.Context, key partitionKey, v *view, from, to, known int64) (out []producer.Aborted, err error) {
+	open := make(map[int64]int64) // producer id -> first offset, below to
+	for at := from; ; {
+		e, err := t.find(ctx, key, v, at)
+		if err != nil {
+			return nil, err
+		}
+		if e == nil {
+			if end := v.head.RemoteEnd(); len(open) > 0 && end < known {
+				return nil, fmt.Errorf("%w: the manifest ends at %d, before %d", ErrOutOfRange, end, known)
+			}
+			break
+		}
+		if e.Base >= to && len(open) == 0 {
+			break
+		}
+		o, err := t.open(ctx, key, *e)
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range o.footer.Aborted {
+			if a.FirstOffset < to && a.LastOffset >= from {
+				out = append(out, a)
+			}
+		}
+		clear(open)
+		for _, x := range o.footer.OpenEnd {
+			if x.FirstOffset < to {
+				open[x.ProducerID] = x.FirstOffset
+			}
+		}
+		at = e.Next()
+	}
+	slices.SortStableFunc(out, func(a, b producer.Aborted) int { return cmp.Compare(a.FirstOffset, b.FirstOffset) })
 	return out, nil
 }
 

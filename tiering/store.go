@@ -23,6 +23,13 @@ type ManifestStore interface {
 	// no such partition, or not any more. An epoch that is lower than the answer
 	// cannot commit from the moment the answer was given.
 	LeaderEpoch(ctx context.Context, topicID [16]byte, partition int32) (epoch int32, exists bool, err error)
+	// Claim takes a partition for a compaction worker; ErrClaimed if another has it.
+	Claim(ctx context.Context, topicID [16]byte, partition int32, c Claim) error
+	// Unclaim gives a claim back; one that is gone is no error.
+	Unclaim(ctx context.Context, topicID [16]byte, partition int32, c Claim) error
+	// Claimed reads who has a partition. A claim that is not the answer cannot
+	// commit from the moment the answer was given.
+	Claimed(ctx context.Context, topicID [16]byte, partition int32) (c Claim, exists bool, err error)
 	// Delete removes the head of a partition of a deleted topic.
 	Delete(ctx context.Context, topicID [16]byte, partition int32, rev int64) error
 	// Range calls f for every head there is, as of one revision.
@@ -38,9 +45,18 @@ type ManifestStore interface {
 type CommitRequest struct {
 	TopicID     [16]byte
 	Partition   int32
-	Rev         int64 // of the head that was read, 0: there was none
-	LeaderEpoch int32 // of the committer
+	Rev         int64  // of the head that was read, 0: there was none
+	LeaderEpoch int32  // of the committer
+	Claim       *Claim // of a compaction worker that commits: compared instead of the leader epoch
 	Head        []byte
+}
+
+// Claim is a compaction worker's right to replace entries of one partition. It
+// ends with the lease.
+type Claim struct {
+	Worker string
+	Tag    [4]byte // random; the suffix of every object written under the claim begins with it
+	Lease  int64
 }
 
 // StoredHead is a head as Range finds it.
@@ -63,6 +79,7 @@ var (
 	ErrFenced    = errors.New("tiering: leader epoch has moved on")
 	ErrConflict  = errors.New("tiering: head has moved on")
 	ErrAmbiguous = errors.New("tiering: commit may or may not have been applied")
+	ErrClaimed   = errors.New("tiering: partition is claimed by another worker")
 )
 
 // MemManifests is a ManifestStore in memory, for tests of whatever uses a Tier.
@@ -78,12 +95,13 @@ type MemManifests struct {
 	rev    int64
 	heads  map[partitionKey]StoredHead
 	epochs map[partitionKey]int32
+	claims map[partitionKey]Claim
 	dead   map[[16]byte]Tombstone
 }
 
 // NewMemManifests returns an empty store.
 func NewMemManifests() *MemManifests {
-	return &MemManifests{heads: map[partitionKey]StoredHead{}, epochs: map[partitionKey]int32{}, dead: map[[16]byte]Tombstone{}}
+	return &MemManifests{heads: map[partitionKey]StoredHead{}, epochs: map[partitionKey]int32{}, claims: map[partitionKey]Claim{}, dead: map[[16]byte]Tombstone{}}
 }
 
 func (m *MemManifests) do(ctx context.Context, op string, key partitionKey, f func() error) error {
@@ -145,7 +163,12 @@ func (m *MemManifests) Commit(ctx context.Context, r CommitRequest) (rev int64, 
 	key := partitionKey{r.TopicID, r.Partition}
 	err = m.do(ctx, "commit", key, func() error {
 		epoch, known := m.epochs[key]
-		if _, dead := m.dead[r.TopicID]; dead || known && epoch != r.LeaderEpoch {
+		_, dead := m.dead[r.TopicID]
+		if r.Claim != nil {
+			if have, ok := m.claims[key]; dead || !ok || have != *r.Claim {
+				return fmt.Errorf("%w: the claim of %s is gone", ErrFenced, r.Claim.Worker)
+			}
+		} else if dead || known && epoch != r.LeaderEpoch {
 			return fmt.Errorf("%w: epoch %d, current %d", ErrFenced, r.LeaderEpoch, epoch)
 		}
 		if have := m.heads[key].Rev; have != r.Rev {
@@ -174,6 +197,56 @@ func (m *MemManifests) LeaderEpoch(ctx context.Context, topicID [16]byte, partit
 		return nil
 	})
 	return epoch, exists && err == nil, err
+}
+
+// Claim implements ManifestStore.
+func (m *MemManifests) Claim(ctx context.Context, topicID [16]byte, partition int32, c Claim) error {
+	key := partitionKey{topicID, partition}
+	return m.do(ctx, "claim", key, func() error {
+		if _, dead := m.dead[topicID]; dead {
+			return ErrFenced
+		}
+		if have, ok := m.claims[key]; ok && have != c {
+			return fmt.Errorf("%w: %s", ErrClaimed, have.Worker)
+		}
+		m.rev++
+		m.claims[key] = c
+		return nil
+	})
+}
+
+// Unclaim implements ManifestStore.
+func (m *MemManifests) Unclaim(ctx context.Context, topicID [16]byte, partition int32, c Claim) error {
+	key := partitionKey{topicID, partition}
+	return m.do(ctx, "unclaim", key, func() error {
+		if m.claims[key] == c {
+			m.rev++
+			delete(m.claims, key)
+		}
+		return nil
+	})
+}
+
+// Claimed implements ManifestStore.
+func (m *MemManifests) Claimed(ctx context.Context, topicID [16]byte, partition int32) (c Claim, exists bool, err error) {
+	key := partitionKey{topicID, partition}
+	err = m.do(ctx, "claimed", key, func() error {
+		c, exists = m.claims[key]
+		return nil
+	})
+	return c, exists && err == nil, err
+}
+
+// EndLease takes away every claim that is bound to a lease.
+func (m *MemManifests) EndLease(lease int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.rev++
+	for k, c := range m.claims {
+		if c.Lease == lease {
+			delete(m.claims, k)
+		}
+	}
 }
 
 // Delete implements ManifestStore.

@@ -58,6 +58,13 @@ type Run struct {
 	Release    func()
 }
 
+func (r *Run) bytes() (n int64) {
+	for _, c := range r.Chunks {
+		n += int64(len(c))
+	}
+	return n
+}
+
 // Policy is what a topic's resolved configuration says about tiering. Values in
 // ms and bytes as Kafka has them; the zero value of a limit is that limit.
 type Policy struct {
@@ -67,7 +74,7 @@ type Policy struct {
 	LocalRetentionMs, LocalRetentionBytes    int64 // -2: while there is room
 	CopyLagMs, CopyLagBytes                  int64 // see copyLag
 	CopyDisabled                             bool
-	Delete                                   bool  // cleanup.policy has delete
+	Delete, Compact                          bool  // what cleanup.policy has
 	DeleteDelayMs                            int64 // file.delete.delay.ms: from retirement to deletion, at least
 }
 
@@ -97,6 +104,7 @@ type Replica interface {
 // State is what a committed head says, and how uploading goes.
 type State struct {
 	LogStart, RemoteStart, RemoteEnd int64
+	Compacted                        int64 // below it the remote part may lack what local logs still have
 	Objects                          int
 	Bytes                            int64 // of record batches in the bucket
 	MaxTimestamp                     int64 // largest in the remote part, -1: none
@@ -147,6 +155,11 @@ type Options struct {
 	PublishInterval   time.Duration // changed heads to the bucket; 1 minute
 	FullInterval      time.Duration // all heads to the bucket; 1 hour
 	ViewAge           time.Duration // how long the head of a partition led elsewhere is believed; 5 s
+
+	// Worker says that this is the Tier of a compaction worker: it leads nothing, so
+	// it only publishes and collects what it replaces.
+	Worker   bool
+	SpoolDir string // where a worker keeps what it writes until it is uploaded; the system's directory for such files
 
 	// Urgent tells that the log needs room: copy lag is ignored and what is there
 	// is flushed. May be nil.
@@ -237,7 +250,7 @@ type Tier struct {
 	led     map[partitionKey]*leader
 	list    []*leader // led, as the background loops walk it; nil: to be rebuilt
 	views   map[partitionKey]*view
-	seen    map[partitionKey]int64 // highest revision seen of heads this process led or found published
+	seen    map[partitionKey]int64 // highest revision seen of heads this process led, replaced entries of, or found published
 	streams streams
 	bad     failures
 
@@ -315,7 +328,11 @@ func Open(o Options) (*Tier, error) {
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	t.gc.init()
 	t.pub.init()
-	for _, loop := range []func(){t.uploadLoop, t.retentionLoop, t.collectLoop, t.sweepLoop, t.publishLoop} {
+	loops := []func(){t.collectLoop, t.publishLoop}
+	if !o.Worker {
+		loops = append(loops, t.uploadLoop, t.retentionLoop, t.sweepLoop)
+	}
+	for _, loop := range loops {
 		t.wg.Add(1)
 		go func() {
 			defer t.wg.Done()
@@ -495,7 +512,7 @@ func (t *Tier) leaders() []*leader {
 
 func (v *view) state(epoch int32) State {
 	return State{
-		LogStart: v.head.LogStart, RemoteStart: v.head.RemoteStart(), RemoteEnd: v.head.RemoteEnd(),
+		LogStart: v.head.LogStart, RemoteStart: v.head.RemoteStart(), RemoteEnd: v.head.RemoteEnd(), Compacted: v.head.Compacted(),
 		Objects: int(v.objects), Bytes: v.bytes, MaxTimestamp: v.maxTimestamp, LeaderEpoch: epoch, Rev: v.rev,
 	}
 }

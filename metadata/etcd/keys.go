@@ -36,6 +36,7 @@ const (
 	namePart      = "name/"
 	epochPart     = "epoch/"
 	manifestPart  = "manifest/"
+	claimPart     = "claim/"
 	producerPart  = "producer-ids"
 	secretPart    = "secret"
 )
@@ -69,6 +70,10 @@ func (k keys) epochs(id [16]byte) string { return k.below(epochPart, id) }
 func (k keys) manifest(id [16]byte, index int32) string {
 	return k.below(manifestPart, id) + fmt.Sprintf("%07d", index)
 }
+func (k keys) claim(id [16]byte, index int32) string {
+	return k.below(claimPart, id) + fmt.Sprintf("%07d", index)
+}
+func (k keys) claims() string               { return k.prefix + claimPart }
 func (k keys) manifests(id [16]byte) string { return k.below(manifestPart, id) }
 func (k keys) allManifests() string         { return k.prefix + manifestPart }
 
@@ -148,6 +153,11 @@ type (
 		V          int    `json:"v"`
 		Name       string `json:"name"`
 		Partitions int32  `json:"partitions"`
+	}
+	claimValue struct {
+		V      int    `json:"v"`
+		Worker string `json:"worker"`
+		Tag    string `json:"tag"` // hex
 	}
 	producerValue struct {
 		V    int   `json:"v"`

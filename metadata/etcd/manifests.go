@@ -29,8 +29,9 @@ func (s *Store) Manifests() *Manifests { return &Manifests{s} }
 type CommitRequest struct {
 	TopicID     [16]byte
 	Partition   int32
-	Rev         int64 // revision of the head that was read, 0 if there was none
-	LeaderEpoch int32 // epoch that the committer leads in
+	Rev         int64  // revision of the head that was read, 0 if there was none
+	LeaderEpoch int32  // epoch that the committer leads in
+	Claim       *Claim // of a compaction worker that commits: compared instead of the leader epoch
 	Head        []byte
 }
 
@@ -50,7 +51,7 @@ func (m *Manifests) Load(ctx context.Context, topicID [16]byte, partition int32)
 // partition's leader epoch is still the committer's; it returns the head's new
 // revision. The errors:
 //
-//	ErrFenced     the epoch moved on (or the topic is deleted): never applied, except if an
+//	ErrFenced     the epoch moved on (or the claim is gone, or the topic): never applied, except if an
 //	              earlier attempt within this call was and the head moved since; load to know
 //	ErrConflict   the head moved: load, rebase, commit again (an earlier attempt within this
 //	              call may be what the present head was built on)
@@ -73,6 +74,11 @@ func (m *Manifests) Commit(ctx context.Context, r CommitRequest) (rev int64, err
 	}
 	put := []clientv3.Op{clientv3.OpPut(head, string(r.Head))}
 	look := []clientv3.Op{clientv3.OpGet(head), clientv3.OpGet(epoch)}
+	if r.Claim != nil {
+		claim := m.s.keys.claim(r.TopicID, r.Partition)
+		cmps = []clientv3.Cmp{cmps[0], clientv3.Compare(clientv3.Value(claim), "=", r.Claim.value()), clientv3.Compare(clientv3.CreateRevision(epoch), ">", 0)}
+		look = append(look, clientv3.OpGet(claim))
+	}
 
 	retried := false
 	for delay := 20 * time.Millisecond; ; delay = min(2*delay, time.Second) {
@@ -105,7 +111,15 @@ func (m *Manifests) lost(r CommitRequest, retried bool, resp *clientv3.TxnRespon
 	if retried && len(heads) == 1 && heads[0].ModRevision > r.Rev && string(heads[0].Value) == string(r.Head) {
 		return heads[0].ModRevision, nil // the attempt that got no answer
 	}
-	if len(epochs) == 0 || string(epochs[0].Value) != epochValue(r.LeaderEpoch) {
+	if r.Claim != nil {
+		claims := resp.Responses[2].GetResponseRange().Kvs
+		switch {
+		case len(epochs) == 0:
+			return 0, fmt.Errorf("commit manifest: %w: the topic is deleted", ErrFenced)
+		case len(claims) == 0 || string(claims[0].Value) != r.Claim.value():
+			return 0, fmt.Errorf("commit manifest: %w: the claim of %s is gone", ErrFenced, r.Claim.Worker)
+		}
+	} else if len(epochs) == 0 || string(epochs[0].Value) != epochValue(r.LeaderEpoch) {
 		have := "the topic is deleted"
 		if len(epochs) > 0 {
 			have = string(epochs[0].Value)

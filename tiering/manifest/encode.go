@@ -9,9 +9,11 @@ import (
 
 // Heads and pages share one shape: three bytes that say what it is, a version,
 // the body in varints, and a CRC32C of everything before it. Lists are delta
-// coded: an entry begins where the one before it ended.
+// coded: an entry begins where the one before it ended. A head that has been
+// compacted has version 2 and ends with how far.
 const (
 	version   = 1
+	compacted = 2 // version of a head with a Compaction
 	headMagic = "VMH"
 	pageMagic = "VMP"
 	trailer   = 4
@@ -30,7 +32,11 @@ func checksum(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
 // Encode returns the head as stored.
 func (h *Head) Encode() []byte {
 	b := append(make([]byte, 0, 1024), headMagic...)
-	b = append(b, version)
+	if h.Compaction != (Compaction{}) {
+		b = append(b, compacted)
+	} else {
+		b = append(b, version)
+	}
 	b = binary.AppendUvarint(b, uint64(h.Epoch))
 	b = binary.AppendUvarint(b, uint64(h.LogStart))
 	refs := h.Pages
@@ -42,6 +48,11 @@ func (h *Head) Encode() []byte {
 	}
 	b = appendRefs(b, refs)
 	b = appendEntries(b, h.Tail)
+	if c := h.Compaction; c != (Compaction{}) {
+		for _, v := range []int64{c.CleanEnd, c.End, c.Next} {
+			b = binary.AppendUvarint(b, uint64(v))
+		}
+	}
 	return binary.BigEndian.AppendUint32(b, checksum(b))
 }
 
@@ -108,6 +119,12 @@ func DecodeHead(b []byte) (*Head, error) {
 	indexed := d.byte()
 	refs := d.refs()
 	h.Tail = d.entries()
+	if d.version == compacted {
+		h.Compaction = Compaction{CleanEnd: d.uint(), End: d.uint(), Next: d.uint()}
+		if h.Compaction == (Compaction{}) {
+			d.fail("version 2 without a compaction")
+		}
+	}
 	if err := d.end(); err != nil {
 		return nil, fmt.Errorf("head: %w", err)
 	}
@@ -166,8 +183,9 @@ func decodePage(b []byte) (*Page, error) {
 
 // decoder reads varints until the first error, which it keeps.
 type decoder struct {
-	b   []byte
-	err error
+	b       []byte
+	version byte
+	err     error
 }
 
 func open(b []byte, magic string) (*decoder, error) {
@@ -175,14 +193,14 @@ func open(b []byte, magic string) (*decoder, error) {
 	if len(b) < n+1+trailer || string(b[:n]) != magic {
 		return nil, fmt.Errorf("%w: no %s", ErrCorrupt, magic)
 	}
-	if b[n] != version {
+	if b[n] != version && !(b[n] == compacted && magic == headMagic) {
 		return nil, fmt.Errorf("%w: version %d, known %d", ErrCorrupt, b[n], version)
 	}
 	body := b[:len(b)-trailer]
 	if checksum(body) != binary.BigEndian.Uint32(b[len(b)-trailer:]) {
 		return nil, fmt.Errorf("%w: checksum", ErrCorrupt)
 	}
-	return &decoder{b: body[n+1:]}, nil
+	return &decoder{b: body[n+1:], version: b[n]}, nil
 }
 
 func (d *decoder) fail(what string) {

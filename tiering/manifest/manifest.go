@@ -127,6 +127,19 @@ type Head struct {
 	Index    *PageRef // the oldest pages, once there are many
 	Pages    []PageRef
 	Tail     []Entry // oldest first; empty only if nothing was ever uploaded
+
+	Compaction Compaction
+}
+
+// Compaction says how far the compaction worker has come. Below CleanEnd every
+// key is there once. A round that was begun and not completed has a table of the
+// keys in [CleanEnd, End), and everything below Next has been filtered with it.
+type Compaction struct{ CleanEnd, End, Next int64 }
+
+// Compacted is the offset below which the remote part may lack what the local
+// logs still have.
+func (h *Head) Compacted() int64 {
+	return min(max(h.Compaction.CleanEnd, h.Compaction.Next), h.RemoteEnd())
 }
 
 // RemoteEnd is the offset after the newest entry, 0 if there is none.
@@ -216,6 +229,8 @@ type Edit struct {
 	Replace  *Replace
 	Add      []Entry
 	LogStart int64 // new log start; at or below the present one: no change
+
+	Compaction *Compaction // how far it has come now; nil: no change
 }
 
 // Replace puts New in the place of Old. Both are runs without gaps over the same
@@ -265,7 +280,14 @@ func (h *Head) Apply(e Edit, in Input) (*Result, error) {
 	}
 	b := &builder{in: in, epoch: e.Epoch, h: &Head{
 		Epoch: e.Epoch, LogStart: h.LogStart, Index: h.Index, Pages: slices.Clone(h.Pages), Tail: slices.Clone(h.Tail),
+		Compaction: h.Compaction,
 	}}
+	if c := e.Compaction; c != nil {
+		if c.CleanEnd < h.Compaction.CleanEnd || c.CleanEnd > h.RemoteEnd() || c.End > h.RemoteEnd() || c.Next > h.RemoteEnd() || c.End != 0 && (c.End <= c.CleanEnd || c.Next > c.End) || c.End == 0 && c.Next != 0 {
+			return nil, fmt.Errorf("%w: compaction %+v after %+v, remote end %d", ErrBound, *c, h.Compaction, h.RemoteEnd())
+		}
+		b.h.Compaction = *c
+	}
 	if e.Replace != nil {
 		if err := b.replace(*e.Replace); err != nil {
 			return nil, err

@@ -85,6 +85,8 @@ func translate(err error) error {
 		return fmt.Errorf("%w: %w", tiering.ErrFenced, err)
 	case errors.Is(err, etcd.ErrConflict):
 		return fmt.Errorf("%w: %w", tiering.ErrConflict, err)
+	case errors.Is(err, etcd.ErrClaimed):
+		return fmt.Errorf("%w: %w", tiering.ErrClaimed, err)
 	case errors.Is(err, etcd.ErrAmbiguous):
 		return fmt.Errorf("%w: %w", tiering.ErrAmbiguous, err)
 	}
@@ -97,8 +99,22 @@ func (a manifests) Load(ctx context.Context, topicID [16]byte, partition int32) 
 }
 
 func (a manifests) Commit(ctx context.Context, r tiering.CommitRequest) (int64, error) {
-	rev, err := a.m.Commit(ctx, etcd.CommitRequest{TopicID: r.TopicID, Partition: r.Partition, Rev: r.Rev, LeaderEpoch: r.LeaderEpoch, Head: r.Head})
+	rev, err := a.m.Commit(ctx, etcd.CommitRequest{TopicID: r.TopicID, Partition: r.Partition, Rev: r.Rev, LeaderEpoch: r.LeaderEpoch,
+		Claim: (*etcd.Claim)(r.Claim), Head: r.Head})
 	return rev, translate(err)
+}
+
+func (a manifests) Claim(ctx context.Context, topicID [16]byte, partition int32, c tiering.Claim) error {
+	return translate(a.m.Claim(ctx, topicID, partition, etcd.Claim(c)))
+}
+
+func (a manifests) Unclaim(ctx context.Context, topicID [16]byte, partition int32, c tiering.Claim) error {
+	return a.m.Unclaim(ctx, topicID, partition, etcd.Claim(c))
+}
+
+func (a manifests) Claimed(ctx context.Context, topicID [16]byte, partition int32) (tiering.Claim, bool, error) {
+	c, exists, err := a.m.Claimed(ctx, topicID, partition)
+	return tiering.Claim(c), exists, err
 }
 
 func (a manifests) LeaderEpoch(ctx context.Context, topicID [16]byte, partition int32) (int32, bool, error) {

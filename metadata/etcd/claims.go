@@ -1,0 +1,112 @@
+package etcd
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// ErrClaimed: another worker has the partition.
+var ErrClaimed = errors.New("metadata: claimed by another worker")
+
+// Claim is a compaction worker's right to replace entries of a partition's
+// manifest. It is bound to the worker's lease; whoever commits under it compares
+// it in the same transaction, so that a worker that was cut off commits nothing.
+type Claim struct {
+	Worker string  // who, for people
+	Tag    [4]byte // random, and the beginning of the names of what is written under the claim
+	Lease  int64
+}
+
+func (c *Claim) value() string {
+	return encode(claimValue{formatVersion, c.Worker, hex.EncodeToString(c.Tag[:])})
+}
+
+func decodeClaim(key string, raw []byte) (Claim, error) {
+	v, err := decode[claimValue](key, raw)
+	if err != nil {
+		return Claim{}, err
+	}
+	c := Claim{Worker: v.Worker}
+	if n, err := hex.Decode(c.Tag[:], []byte(v.Tag)[:min(len(v.Tag), 8)]); err != nil || n != 4 || len(v.Tag) != 8 {
+		return Claim{}, fmt.Errorf("%w: %q: bad tag %q", ErrFormat, key, v.Tag)
+	}
+	return c, nil
+}
+
+// Claim takes a partition for a worker. ErrClaimed if somebody has it, ErrLeaseGone
+// if the lease has run out; after any other error the claim may have been
+// taken, until it is released or its lease ends.
+func (m *Manifests) Claim(ctx context.Context, topicID [16]byte, partition int32, c Claim) error {
+	key := m.s.keys.claim(topicID, partition)
+	resp, err := m.s.txn(ctx,
+		[]clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0), clientv3.Compare(clientv3.CreateRevision(m.s.keys.epoch(topicID, partition)), ">", 0)},
+		[]clientv3.Op{clientv3.OpPut(key, c.value(), clientv3.WithLease(clientv3.LeaseID(c.Lease)))},
+		[]clientv3.Op{clientv3.OpGet(key)})
+	switch {
+	case errors.Is(err, rpctypes.ErrLeaseNotFound):
+		return ErrLeaseGone
+	case err != nil:
+		return fmt.Errorf("claim partition: %w", err)
+	case resp.Succeeded:
+		return nil
+	}
+	kvs := resp.Responses[0].GetResponseRange().Kvs
+	if len(kvs) == 0 {
+		return fmt.Errorf("claim partition: %w: the topic is deleted", ErrFenced)
+	}
+	if string(kvs[0].Value) == c.value() {
+		return nil // an attempt without an answer
+	}
+	who, err := decodeClaim(key, kvs[0].Value)
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("%w: %s", ErrClaimed, who.Worker)
+}
+
+// Unclaim gives a claim back. One that is gone already is no error.
+func (m *Manifests) Unclaim(ctx context.Context, topicID [16]byte, partition int32, c Claim) error {
+	key := m.s.keys.claim(topicID, partition)
+	_, err := m.s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.Value(key), "=", c.value())}, []clientv3.Op{clientv3.OpDelete(key)}, nil)
+	if err != nil {
+		return fmt.Errorf("release partition: %w", err)
+	}
+	return nil
+}
+
+// Claimed reads who has a partition. The read is linearizable: a claim that is not
+// the answer cannot commit from then on, unless it is taken later.
+func (m *Manifests) Claimed(ctx context.Context, topicID [16]byte, partition int32) (c Claim, exists bool, err error) {
+	key := m.s.keys.claim(topicID, partition)
+	resp, err := m.s.get(ctx, key)
+	if err != nil {
+		return Claim{}, false, fmt.Errorf("read claim: %w", err)
+	}
+	if len(resp.Kvs) == 0 {
+		return Claim{}, false, nil
+	}
+	c, err = decodeClaim(key, resp.Kvs[0].Value)
+	return c, err == nil, err
+}
+
+// Claims calls f for every claim there is.
+func (m *Manifests) Claims(ctx context.Context, f func(topicID [16]byte, partition int32, c Claim) error) error {
+	prefix := m.s.keys.claims()
+	return m.s.scan(ctx, prefix, func(e entry) error {
+		ref, err := partitionRef(e.key, strings.TrimPrefix(e.key, prefix))
+		if err != nil {
+			return err
+		}
+		c, err := decodeClaim(e.key, e.value)
+		if err != nil {
+			return err
+		}
+		return f(ref.TopicID, ref.Index, c)
+	}, nil)
+}
