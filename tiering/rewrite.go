@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/varve/varve/tiering/manifest"
 	"github.com/varve/varve/tiering/objstore"
@@ -19,12 +20,12 @@ import (
 
 // What a compaction worker does with a partition that it has claimed:
 //
-//	Remote     which entries there are                                  nothing
-//	ReadEntry  their batches                                            nothing
-//	Rewrite    PUT under a name never used before, verify               an orphan
-//	Replace    a head that names the new instead of the old: the        a head that nobody read back
-//	           commit point, with the claim compared
-//	retire     publication, grace, head read again, DELETE              objects nobody names
+//	Remote      which entries there are                                  nothing
+//	ReadEntries their batches                                            nothing
+//	Rewrite     PUT under a name never used before, verify               an orphan
+//	Replace     a head that names the new instead of the old: the        a head that nobody read back
+//	            commit point, with the claim compared
+//	retire      publication, grace, head read again, DELETE              objects nobody names
 //
 // An orphan is dead as soon as its claim is: nobody else can commit it.
 
@@ -107,72 +108,89 @@ func (t *Tier) AbortedIn(ctx context.Context, r *Remote, from, to int64) ([]prod
 }
 
 const (
-	rewriteRead  = 4 << 20 // bytes of one ranged read
-	rewriteAhead = 3       // reads that are under way or waiting to be looked at
+	rewriteRead   = 4 << 20 // bytes of one ranged read
+	rewriteBytes  = 12 << 20
+	rewritePieces = 16 // reads that are under way or waiting to be looked at, of rewriteBytes together
 )
 
-// ReadEntry calls f for each batch of an entry in the order of their offsets, from the block that holds offset from on,
-// until f returns an error. Every block is checked before f sees a byte of it. rate, if not nil, is asked for leave to
-// read so many bytes.
-func (t *Tier) ReadEntry(ctx context.Context, topicID [16]byte, partition int32, e manifest.Entry, blocks []Block, from int64,
+// EntryBlocks is an entry and what its footer says of where its batches are.
+type EntryBlocks struct {
+	manifest.Entry
+	Blocks []Block
+}
+
+// ReadEntries calls f for each batch of the entries in the order of their offsets, from the block that holds offset from
+// on, until f returns an error. Every block is checked before f sees a byte of it. Several ranges are asked for at once.
+// rate, if not nil, is asked for leave to read so many bytes.
+func (t *Tier) ReadEntries(ctx context.Context, topicID [16]byte, partition int32, entries []EntryBlocks, from int64,
 	rate func(context.Context, int64) error, f func(batch.Header, []byte) error) error {
-	key := e.Key(topicID, partition)
-	for len(blocks) > 1 && blocks[1].Base <= from {
-		blocks = blocks[1:]
-	}
-	g, ctx := errgroup.WithContext(ctx)
 	type piece struct {
+		entry  manifest.Entry
+		key    string
 		blocks []Block
+		size   int
 		buf    *slab.Buf
-		n      int
 		err    error
 	}
-	reads := make(chan chan piece, rewriteAhead-1)
+	room := semaphore.NewWeighted(rewriteBytes)
+	need := func(p *piece) int64 { return min(int64(p.size), rewriteBytes) }
+	reads := make(chan chan *piece, rewritePieces)
+	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		defer close(reads)
-		for len(blocks) > 0 {
-			n, size := 0, 0
-			for n < len(blocks) && (n == 0 || size+int(blocks[n].Len) <= rewriteRead) {
-				size += int(blocks[n].Len)
-				n++
+		for _, e := range entries {
+			blocks, key := e.Blocks, e.Key(topicID, partition)
+			for len(blocks) > 1 && blocks[1].Base <= from {
+				blocks = blocks[1:]
 			}
-			p := piece{blocks: blocks[:n], n: size}
-			blocks = blocks[n:]
-			if rate != nil {
-				if err := rate(ctx, int64(size)); err != nil {
+			for len(blocks) > 0 {
+				p := &piece{entry: e.Entry, key: key}
+				n := 0
+				for n < len(blocks) && (n == 0 || p.size+int(blocks[n].Len) <= rewriteRead) {
+					p.size += int(blocks[n].Len)
+					n++
+				}
+				p.blocks, blocks = blocks[:n], blocks[n:]
+				if rate != nil {
+					if err := rate(ctx, int64(p.size)); err != nil {
+						return err
+					}
+				}
+				if err := room.Acquire(ctx, need(p)); err != nil {
 					return err
 				}
+				c := make(chan *piece, 1)
+				select {
+				case reads <- c:
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+				g.Go(func() error {
+					p.buf = slab.Get(p.size)
+					p.err = t.readBlocks(ctx, p.key, p.blocks, p.buf.Bytes()[:p.size])
+					c <- p
+					return nil
+				})
 			}
-			c := make(chan piece, 1)
-			select {
-			case reads <- c:
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-			g.Go(func() error {
-				p.buf = slab.Get(p.n)
-				p.err = t.readBlocks(ctx, key, p.blocks, p.buf.Bytes()[:p.n])
-				c <- p
-				return nil
-			})
 		}
 		return nil
 	})
 	g.Go(func() error {
-		next := e.Base
+		next := int64(0)
 		for c := range reads {
 			p := <-c
 			err := p.err
-			if err == nil {
-				err = batch.Walk(p.buf.Bytes()[:p.n], func(h batch.Header, raw []byte) error {
-					if h.BaseOffset < next || h.LastOffset() > e.Last {
-						return fmt.Errorf("%w: batch %d-%d in %d-%d of %s", ErrCorrupt, h.BaseOffset, h.LastOffset(), next, e.Last, key)
+			if next = max(next, p.entry.Base); err == nil {
+				err = batch.Walk(p.buf.Bytes()[:p.size], func(h batch.Header, raw []byte) error {
+					if h.BaseOffset < next || h.LastOffset() > p.entry.Last {
+						return fmt.Errorf("%w: batch %d-%d in %d-%d of %s", ErrCorrupt, h.BaseOffset, h.LastOffset(), next, p.entry.Last, p.key)
 					}
 					next = h.NextOffset()
 					return f(h, raw)
 				})
 			}
 			p.buf.Release()
+			room.Release(need(p))
 			if err != nil {
 				return err
 			}

@@ -305,6 +305,9 @@ func Open(o Options) (*Tier, error) {
 	if o.Bucket == nil || o.Manifests == nil {
 		return nil, errors.New("tiering: Options need a Bucket and Manifests")
 	}
+	if o.BrokerID < 0 {
+		return nil, fmt.Errorf("tiering: broker id %d: what it publishes could not be read", o.BrokerID)
+	}
 	t := &Tier{
 		o: o, log: o.Logger, ev: o.Events.filled(), bucket: o.Bucket, store: o.Manifests, chunks: o.Cache,
 		wake:   make(chan struct{}, 1),

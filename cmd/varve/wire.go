@@ -20,7 +20,9 @@ import (
 )
 
 // serverCommands are the commands that run a server.
-func serverCommands() []*cobra.Command { return []*cobra.Command{devCommand(), brokerCommand()} }
+func serverCommands() []*cobra.Command {
+	return []*cobra.Command{devCommand(), brokerCommand(), compactorCommand()}
+}
 
 // drainTime is how long a server that is asked to end lets its clients finish.
 const drainTime = 20 * time.Second
@@ -66,6 +68,44 @@ more than the file, --set more than both.`,
 			return err
 		}
 		return serve(cmd.Context(), cmd.ErrOrStderr(), server.Options{Config: cfg, DataDir: cfg.LogDir, AcceptLoss: *acceptLoss, AcceptCorruptLog: *acceptCorrupt})
+	}
+	return cmd
+}
+
+func compactorCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "compactor",
+		Short: "Run a compaction worker of a cluster",
+		Long: `Runs a worker that compacts topics with cleanup.policy=compact in object storage, makes few large objects of many
+small ones, and checks that every object is there. Any number of workers share the work; brokers need none to serve.
+
+It reads the settings of a server.properties file, which may be a broker's: etcd.*, remote.*, log.cleaner.*, admin.listener and what the brokers' file
+says of topics. Environment variables (VARVE_REMOTE_STORAGE_URL is remote.storage.url) count more than the file, --set more than both.`,
+		Args: arguments("", 0, 0),
+	}
+	file := cmd.Flags().String("config", "", "the server.properties file")
+	set := cmd.Flags().StringArray("set", nil, "a setting, as name=value; may be repeated")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := loadConfig(cmd.ErrOrStderr(), nil, *file, *set, []string{"etcd.endpoints", "remote.storage.url"})
+		if err != nil {
+			return err
+		}
+		log := newLogger(cmd.ErrOrStderr(), cfg.LogLevel, cfg.LogFormat)
+		c, err := server.OpenCompactor(cmd.Context(), cfg, log)
+		if err != nil {
+			return err
+		}
+		log.Info("compaction worker runs", "worker", c.Name(), "threads", max(cfg.Cleaner.Threads, 1))
+		if u := c.AdminURL(); u != "" {
+			log.Info("serving metrics and health", "url", u)
+		}
+		c.Run(cmd.Context())
+		log.Info("shutting down: what is being made is thrown away, what is committed stays")
+		if err := c.Close(); err != nil {
+			return err
+		}
+		log.Info("stopped")
+		return nil
 	}
 	return cmd
 }

@@ -44,6 +44,7 @@ var allowed = map[string][]string{
 
 	"compaction/cleaner": {"wal/batch", "wal/producer"},
 	"compaction/picker":  {"tiering/manifest"},
+	"compaction":         {"compaction/cleaner", "compaction/picker", "tiering", "tiering/manifest", "wal/batch", "wal/producer"},
 
 	"broker/protocol":                    {},
 	"broker/protocol/internal/schemagen": {},

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -37,6 +38,38 @@ func decodeClaim(key string, raw []byte) (Claim, error) {
 		return Claim{}, fmt.Errorf("%w: %q: bad tag %q", ErrFormat, key, v.Tag)
 	}
 	return c, nil
+}
+
+// Lease takes a lease and keeps it alive until ctx ends, and then gives it back. lost is closed when it has run out, or
+// may have: ttl after the last sign of life that was answered.
+func (s *Store) Lease(ctx context.Context, ttl time.Duration) (id int64, lost <-chan struct{}, err error) {
+	began := time.Now()
+	id, ttl, err = s.Grant(ctx, ttl)
+	if err != nil {
+		return 0, nil, err
+	}
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		for alive := began; ; {
+			if !pause(ctx, ttl/4) {
+				end, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.timeout)
+				s.Revoke(end, id)
+				cancel()
+				return
+			}
+			at := time.Now()
+			c, cancel := context.WithTimeout(ctx, max(ttl/4, 100*time.Millisecond))
+			err := s.KeepAlive(c, id)
+			cancel()
+			if err == nil {
+				alive = at
+			} else if errors.Is(err, ErrLeaseGone) || time.Since(alive) >= ttl {
+				return
+			}
+		}
+	}()
+	return id, gone, nil
 }
 
 // Claim takes a partition for a worker. ErrClaimed if somebody has it, ErrLeaseGone

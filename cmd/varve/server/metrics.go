@@ -44,9 +44,26 @@ type metrics struct {
 	txnsEnded     *prometheus.CounterVec
 	rebalances    *prometheus.CounterVec
 
-	bucketRequests *prometheus.CounterVec
-	bucketBytes    *prometheus.CounterVec
-	bucketTime     *prometheus.HistogramVec
+	store storeMetrics
+	tier  tiering.Events
+}
+
+// storeMetrics are those of whoever talks to the bucket: brokers and compaction workers.
+type storeMetrics struct {
+	requests *prometheus.CounterVec
+	bytes    *prometheus.CounterVec
+	time     *prometheus.HistogramVec
+}
+
+func newStoreMetrics(reg *prometheus.Registry) storeMetrics {
+	m := storeMetrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "varve_objstore_requests_total", Help: "Calls to the bucket, by operation and outcome."}, []string{"operation", "outcome"}),
+		bytes:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "varve_objstore_bytes_total", Help: "Bytes moved by calls to the bucket."}, []string{"operation"}),
+		time: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "varve_objstore_request_seconds", Help: "Duration of calls to the bucket.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 2.5, 14)}, []string{"operation"}),
+	}
+	reg.MustRegister(m.requests, m.bytes, m.time)
+	return m
 }
 
 func newMetrics() *metrics {
@@ -100,10 +117,7 @@ func newMetrics() *metrics {
 		m.txnsEnded.WithLabelValues(o)
 	}
 
-	m.bucketRequests = counters("varve_objstore_requests_total", "Calls to the bucket, by operation and outcome.", "operation", "outcome")
-	m.bucketBytes = counters("varve_objstore_bytes_total", "Bytes moved by calls to the bucket.", "operation")
-	m.bucketTime = histogram("varve_objstore_request_seconds", "Duration of calls to the bucket.", "operation")
-
+	m.store, m.tier = newStoreMetrics(m.reg), tierEvents(m.reg)
 	m.gauge("varve_buffers_bytes", "Bytes of pooled buffers held by requests, caches and responses.", func() float64 { return float64(slab.InUse()) })
 	return m
 }
@@ -164,15 +178,15 @@ func (m *metrics) brokerEvents() *broker.Events {
 	}
 }
 
-func (m *metrics) bucketEvents() objstore.Events {
+func (m storeMetrics) events() objstore.Events {
 	return objstore.Events{End: func(e objstore.Event) {
 		outcome := "ok"
 		if e.Err != nil {
 			outcome = string(objstore.ClassOf(e.Err))
 		}
-		m.bucketRequests.WithLabelValues(string(e.Op), outcome).Inc()
-		m.bucketBytes.WithLabelValues(string(e.Op)).Add(float64(e.Bytes))
-		m.bucketTime.WithLabelValues(string(e.Op)).Observe(e.Duration.Seconds())
+		m.requests.WithLabelValues(string(e.Op), outcome).Inc()
+		m.bytes.WithLabelValues(string(e.Op)).Add(float64(e.Bytes))
+		m.time.WithLabelValues(string(e.Op)).Observe(e.Duration.Seconds())
 	}}
 }
 
@@ -190,10 +204,10 @@ func (m *metrics) walEvents() wal.Events {
 	}
 }
 
-func (m *metrics) tierEvents() tiering.Events {
+func tierEvents(reg *prometheus.Registry) tiering.Events {
 	counter := func(name, help string) prometheus.Counter {
 		c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
-		m.reg.MustRegister(c)
+		reg.MustRegister(c)
 		return c
 	}
 	uploaded := counter("varve_tier_uploaded_objects_total", "Objects uploaded and verified.")
@@ -206,7 +220,7 @@ func (m *metrics) tierEvents() tiering.Events {
 	corrupt := counter("varve_tier_corrupt_objects_total", "Reads from the bucket whose bytes were not those that were written.")
 	orphans := counter("varve_tier_orphans_total", "Objects found that no manifest names.")
 	failed := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "varve_tier_failures_total", Help: "Background work on object storage that failed and is tried again, by duty."}, []string{"duty"})
-	m.reg.MustRegister(failed)
+	reg.MustRegister(failed)
 	return tiering.Events{
 		Uploaded: func(_ int, bytes int64, _ time.Duration) {
 			uploaded.Inc()

@@ -77,6 +77,7 @@ type Server struct {
 	tier      *tiering.Tier
 	broker    *broker.Broker
 	admin     *admin.Server
+	compactor *compactor
 	endpoints []image.Endpoint
 	memory    memory
 
@@ -188,7 +189,7 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	if adminErr != nil {
 		return s, adminErr
 	}
-	if s.bucket, err = s.openBucket(ctx, known); err != nil {
+	if s.bucket, err = s.openBucket(ctx, known, s.metrics.store.events()); err != nil {
 		return s, err
 	}
 	// Before anything of the cluster is changed: a process that cannot have its
@@ -244,6 +245,12 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 		defer s.wg.Done()
 		s.broker.Run(run)
 	}()
+	if o.Dev && c.Cleaner.Enable && c.Cleaner.Threads > 0 {
+		if s.compactor, err = newCompactor(c, store, s.node, s.bucket, clusterID, s.log, s.metrics.tier, newCompactionMetrics(s.metrics.reg)); err != nil {
+			return s, err
+		}
+		s.wg.Go(func() { s.compactor.run(run) })
+	}
 	s.takeOver(ctx)
 	s.broker.Serve(bound)
 	s.metrics.watch(s)
@@ -424,7 +431,7 @@ func used(dir string) (n int64) {
 // not answer keeps a broker from its first start, for the address may be wrong,
 // and from no later one (before): while it is away the log takes what comes, as
 // it would have without the restart.
-func (s *Server) openBucket(ctx context.Context, before bool) (objstore.Bucket, error) {
+func (s *Server) openBucket(ctx context.Context, before bool, events objstore.Events) (objstore.Bucket, error) {
 	b := s.o.Bucket
 	if b == nil {
 		url := s.o.Config.RemoteStorageURL
@@ -452,7 +459,7 @@ func (s *Server) openBucket(ctx context.Context, before bool) (objstore.Bucket, 
 			return nil, fmt.Errorf("remote.storage.url: %w", err)
 		}
 	}
-	return objstore.Observe(b, s.metrics.bucketEvents()), nil
+	return objstore.Observe(b, events), nil
 }
 
 // Endpoints are where clients reach the broker.
@@ -552,6 +559,9 @@ func (s *Server) Close(ctx context.Context) error {
 	s.wg.Wait()
 	if s.tier != nil {
 		note("tiering", s.tier.Close())
+	}
+	if s.compactor != nil {
+		note("compaction worker", s.compactor.close())
 	}
 	if s.chunks != nil {
 		note("chunk cache", s.chunks.Close())

@@ -47,7 +47,7 @@ func (s *Server) openTier(clusterID string) (*tiering.Tier, error) {
 			st := s.wal.Stats()
 			return st.Full || st.Bytes > st.MaxBytes/4*3
 		},
-		Logger: s.log.With("part", "tiering"), Events: s.metrics.tierEvents(),
+		Logger: s.log.With("part", "tiering"), Events: s.metrics.tier,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("tiering: %w", err)

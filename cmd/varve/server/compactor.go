@@ -1,0 +1,279 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/varve/varve/compaction"
+	"github.com/varve/varve/compaction/cleaner"
+	"github.com/varve/varve/compaction/picker"
+	"github.com/varve/varve/config"
+	"github.com/varve/varve/internal/admin"
+	"github.com/varve/varve/metadata"
+	"github.com/varve/varve/metadata/etcd"
+	"github.com/varve/varve/metadata/image"
+	"github.com/varve/varve/tiering"
+	"github.com/varve/varve/tiering/objstore"
+	"github.com/varve/varve/wal/batch"
+)
+
+// workerID stands for the broker in what a worker publishes.
+const workerID = math.MaxInt32
+
+// compactor is a compaction worker over a cluster's metadata and bucket.
+type compactor struct {
+	name   string
+	node   *metadata.Node
+	static map[string]string
+	tier   *tiering.Tier
+	worker *compaction.Worker
+
+	mu     sync.Mutex
+	topics map[[16]byte]resolved
+}
+
+// resolved is what a topic's settings came to, and what they were.
+type resolved struct {
+	topic   compaction.Topic
+	rev     int64 // of the topic
+	cluster int64 // of the settings of all brokers
+}
+
+func newCompactor(c *config.BrokerConfig, store *etcd.Store, node *metadata.Node, bucket objstore.Bucket, clusterID string, log *slog.Logger,
+	events tiering.Events, m *compactionMetrics) (*compactor, error) {
+	host, _ := os.Hostname()
+	k := &compactor{name: fmt.Sprintf("%s/%d", host, os.Getpid()), node: node, static: c.Static, topics: make(map[[16]byte]resolved)}
+	manifests := manifests{node.Manifests()}
+	grace := c.RemoteDeleteGrace
+	var err error
+	k.tier, err = tiering.Open(tiering.Options{
+		Bucket: bucket, Manifests: manifests, ClusterID: clusterID, BrokerID: workerID, Worker: true, SpoolDir: c.Cleaner.SpoolDir,
+		Grace: grace, RequestTimeout: c.RemoteRequestTimeout, UploadTimeout: 4 * c.RemoteRequestTimeout,
+		CollectInterval: min(max(grace/6, 100*time.Millisecond), 10*time.Second),
+		PublishInterval: min(max(grace/2, 500*time.Millisecond), time.Minute),
+		Logger:          log.With("part", "tiering"), Events: events,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("tiering of the compaction worker: %w", err)
+	}
+	k.worker, err = compaction.New(compaction.Options{
+		Tier: k.tier, Store: manifests, Name: k.name, Topic: k.topic,
+		Lease: func(ctx context.Context) (int64, <-chan struct{}, error) {
+			return store.Lease(ctx, c.Cleaner.SessionTimeout)
+		},
+		Threads: c.Cleaner.Threads, TableBytes: c.Cleaner.DedupeBytes, LoadFactor: c.Cleaner.LoadFactor, BytesPerSecond: c.Cleaner.BytesPerSecond,
+		Backoff: c.Cleaner.Backoff, Limits: picker.Limits{Bytes: c.Cleaner.JobBytes, Target: c.Cleaner.ObjectBytes},
+		Logger: log.With("part", "compaction"), Events: m.events(),
+	})
+	if err != nil {
+		k.tier.Close()
+		return nil, fmt.Errorf("compaction worker: %w", err)
+	}
+	return k, nil
+}
+
+func (k *compactor) run(ctx context.Context) { k.worker.Run(ctx) }
+
+func (k *compactor) close() error { return k.tier.Close() }
+
+// topic says what the worker has to know of a topic.
+func (k *compactor) topic(id [16]byte) (compaction.Topic, bool) {
+	im := k.node.Image()
+	t := im.TopicByID(id)
+	if t == nil {
+		return compaction.Topic{}, false
+	}
+	var all map[string]string
+	cluster := int64(0)
+	if e := im.ConfigEntry(image.BrokerResource, ""); e != nil {
+		all, cluster = e.Values, e.Revision
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if r, ok := k.topics[id]; ok && r.rev == t.Revision && r.cluster == cluster {
+		return r.topic, true
+	}
+	if len(k.topics) > im.NumTopics()+1000 {
+		clear(k.topics) // of topics that are gone
+	}
+	c := config.Resolver{ClusterDynamic: all, Static: k.static}.Topic(t.Config)
+	out := compaction.Topic{
+		Name: t.Name, Codec: cleaner.KeepCodec, Level: batch.DefaultLevel, DeleteDelay: time.Duration(c.FileDeleteDelayMs) * time.Millisecond,
+		Policy: picker.Policy{
+			Compact: c.Compact, Delete: c.Delete, MinDirtyRatio: c.MinCleanableDirtyRatio, MinLag: c.MinCompactionLagMs, MaxLag: c.MaxCompactionLagMs,
+			DeleteRetention: c.DeleteRetentionMs, RetentionMs: c.RetentionMs, RetentionBytes: c.RetentionBytes, SegmentBytes: int64(c.SegmentBytes),
+		},
+	}
+	if codec, ok := batch.ParseCodec(c.CompressionType); ok {
+		out.Codec = codec
+		if codec == batch.Gzip || codec == batch.LZ4 || codec == batch.Zstd {
+			out.Level = c.CompressionLevel()
+		}
+	}
+	k.topics[id] = resolved{out, t.Revision, cluster}
+	return out, true
+}
+
+// compactionMetrics are those of a worker.
+type compactionMetrics struct {
+	jobs, failed, read, written, records, kept, nulls *prometheus.CounterVec
+	seconds                                           *prometheus.CounterVec
+	lost                                              prometheus.Counter
+	pending, failing, dirty, partitions, lastRound    prometheus.Gauge
+}
+
+func newCompactionMetrics(reg *prometheus.Registry) *compactionMetrics {
+	kinds := []string{picker.Compact.String(), picker.Purge.String(), picker.Merge.String()}
+	counters := func(name, help string) *prometheus.CounterVec {
+		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{"job"})
+		reg.MustRegister(c)
+		for _, k := range kinds {
+			c.WithLabelValues(k)
+		}
+		return c
+	}
+	gauge := func(name, help string) prometheus.Gauge {
+		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
+		reg.MustRegister(g)
+		return g
+	}
+	m := &compactionMetrics{
+		jobs:       counters("varve_compaction_jobs_total", "Jobs that the compaction worker carried out, by kind."),
+		seconds:    counters("varve_compaction_seconds_total", "Time spent on them."),
+		read:       counters("varve_compaction_read_bytes_total", "Bytes of record batches read by them; what is scanned and filtered counts twice."),
+		written:    counters("varve_compaction_written_bytes_total", "Bytes of record batches written by them."),
+		records:    counters("varve_compaction_records_total", "Records that they went over."),
+		kept:       counters("varve_compaction_kept_records_total", "Records that were left of those."),
+		nulls:      counters("varve_compaction_null_keys_total", "Records without a key that were dropped from compacted topics."),
+		lost:       prometheus.NewCounter(prometheus.CounterOpts{Name: "varve_compaction_leases_lost_total", Help: "Times that the worker's lease ran out and its work was thrown away."}),
+		pending:    gauge("varve_compaction_pending_partitions", "Partitions in which there was something to do when they were last looked at."),
+		failing:    gauge("varve_compaction_failing_partitions", "Partitions whose last job failed."),
+		dirty:      gauge("varve_compaction_max_dirty_ratio", "Largest share of a compacted partition's bytes in object storage that has not been compacted."),
+		partitions: gauge("varve_compaction_partitions", "Partitions that the worker knows of."),
+		lastRound:  gauge("varve_compaction_last_round_timestamp_seconds", "When all partitions were last looked at."),
+	}
+	m.failed = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "varve_compaction_failures_total", Help: "Jobs, and looks at a partition, that failed and are tried again, by topic."}, []string{"topic"})
+	reg.MustRegister(m.lost, m.failed)
+	return m
+}
+
+func (m *compactionMetrics) events() compaction.Events {
+	return compaction.Events{
+		Done: func(d compaction.Done) {
+			k := d.Kind.String()
+			m.jobs.WithLabelValues(k).Inc()
+			m.seconds.WithLabelValues(k).Add(d.Took.Seconds())
+			m.read.WithLabelValues(k).Add(float64(d.Read))
+			m.written.WithLabelValues(k).Add(float64(d.Written))
+			m.records.WithLabelValues(k).Add(float64(d.Records))
+			m.kept.WithLabelValues(k).Add(float64(d.Kept))
+			m.nulls.WithLabelValues(k).Add(float64(d.NullKeys))
+		},
+		Failed: func(topic string, _ int32, _ error) { m.failed.WithLabelValues(topic).Inc() },
+		Lost:   m.lost.Inc,
+		Round: func(r compaction.Round) {
+			m.pending.Set(float64(r.Jobs))
+			m.failing.Set(float64(r.Failing))
+			m.dirty.Set(r.MaxDirty)
+			m.partitions.Set(float64(r.Partitions))
+			m.lastRound.SetToCurrentTime()
+		},
+	}
+}
+
+// Compactor is a compaction worker that is a process of its own.
+type Compactor struct {
+	s *Server // of which it has metadata, bucket and admin listener
+	k *compactor
+}
+
+// OpenCompactor connects to the metadata and the bucket of a cluster that exists.
+func OpenCompactor(ctx context.Context, c *config.BrokerConfig, log *slog.Logger) (w *Compactor, err error) {
+	s := &Server{o: Options{Config: c, Logger: log}, log: log, started: time.Now()}
+	w = &Compactor{s: s}
+	defer func() {
+		if err != nil {
+			w.Close()
+			w = nil
+		}
+	}()
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if c.AdminListener != "" {
+		if s.admin, err = admin.Open(admin.Options{Listen: c.AdminListener, Registry: reg, Ready: w.ready, Logger: log}); err != nil {
+			return w, err
+		}
+	}
+	store, err := s.openStore(ctx, true)
+	if err != nil {
+		return w, err
+	}
+	var clusterID string
+	if err := s.patiently(ctx, func() (err error) { clusterID, err = store.EnsureCluster(ctx, c.ClusterID); return err }); err != nil {
+		return w, fmt.Errorf("metadata: %w", err)
+	}
+	if s.bucket, err = s.openBucket(ctx, true, newStoreMetrics(reg).events()); err != nil {
+		return w, err
+	}
+	err = s.patiently(ctx, func() (err error) {
+		s.node, err = metadata.Open(ctx, metadata.Options{Store: store, Logger: log.With("part", "metadata")})
+		return err
+	})
+	if err != nil {
+		return w, fmt.Errorf("metadata: %w", err)
+	}
+	s.node.Start()
+	if w.k, err = newCompactor(c, store, s.node, s.bucket, clusterID, log, tierEvents(reg), newCompactionMetrics(reg)); err != nil {
+		return w, err
+	}
+	s.up.Store(true)
+	return w, nil
+}
+
+// ready says why no work gets done, or that it does.
+func (w *Compactor) ready() error {
+	if err := w.s.usable(); err != nil {
+		return err
+	}
+	return errors.Join(w.k.worker.Healthy(), w.k.tier.Healthy(), w.s.node.Healthy())
+}
+
+// Name is what claims name the worker by.
+func (w *Compactor) Name() string { return w.k.name }
+
+// AdminURL is where metrics and health are, or "".
+func (w *Compactor) AdminURL() string { return w.s.AdminURL() }
+
+// Run works until ctx ends.
+func (w *Compactor) Run(ctx context.Context) { w.k.run(ctx) }
+
+// Close ends what Open began.
+func (w *Compactor) Close() error {
+	w.s.closing.Store(true)
+	var errs []error
+	if w.k != nil {
+		errs = append(errs, w.k.close())
+	}
+	if w.s.node != nil {
+		errs = append(errs, w.s.node.Close())
+	}
+	if w.s.bucket != nil {
+		errs = append(errs, w.s.bucket.Close())
+	}
+	if w.s.admin != nil {
+		errs = append(errs, w.s.admin.Close())
+	}
+	if w.s.client != nil {
+		errs = append(errs, w.s.client.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,531 @@
+// Package compaction is the worker that keeps what is in the bucket as its topics want it: it compacts, takes away
+// tombstones and markers whose time has come, and makes few large objects of many small ones, while brokers append and
+// clients read. What is to be done is said by package picker, what is left of a batch by package cleaner; here are
+// claims, reading, writing and commits.
+//
+// Any number of workers share the work. One job, step by step, and what a crash after it leaves:
+//
+//	claim     the partition, bound to the worker's lease                       a claim that ends with the lease
+//	plan      read the head again, pick the first job                          -
+//	scan      the keys of the dirty range into the table                       -
+//	filter    a group of entries into one object on local disk                 -
+//	upload    PUT under a name never used before, verify                       an orphan, dead with the claim
+//	commit    a head that names the new object instead of the old ones, and    a head that is served; the old objects,
+//	          how far the round has come: the commit point                     which nobody names
+//	delete    grace, publication, the head read again (package tiering)        -
+//
+// Groups are committed oldest first. A round is completed by the commit of its last group, which moves the clean end.
+// Nothing that was planned or written outlives the claim: a commit compares it, and a worker that was cut off throws its
+// work away.
+package compaction
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/varve/varve/compaction/cleaner"
+	"github.com/varve/varve/compaction/picker"
+	"github.com/varve/varve/tiering"
+	"github.com/varve/varve/tiering/manifest"
+	"github.com/varve/varve/wal/batch"
+)
+
+// Topic is what a topic's settings say of the worker's duties.
+type Topic struct {
+	Name        string
+	Policy      picker.Policy
+	Codec       batch.Codec // of compression.type; cleaner.KeepCodec for producer
+	Level       int
+	DeleteDelay time.Duration // file.delete.delay.ms
+}
+
+// Options are what a worker is made of. Those without a default are required.
+type Options struct {
+	Tier  *tiering.Tier // opened with Worker set
+	Store tiering.ManifestStore
+	// Lease takes a lease and keeps it alive until ctx ends. lost is closed when it is gone, or may be.
+	Lease func(ctx context.Context) (id int64, lost <-chan struct{}, err error)
+	// Topic finds a topic; ok is false for one that does not exist.
+	Topic func(id [16]byte) (t Topic, ok bool)
+	Name  string // who this worker is, for people
+
+	Threads        int           // partitions at a time; 1
+	TableBytes     int64         // of all tables of keys together; 128 MiB
+	LoadFactor     float64       // of a table; 0.9
+	BytesPerSecond float64       // read and written; 0: no bound
+	Backoff        time.Duration // rest when there is nothing to do; 15 s
+	Recheck        time.Duration // how long a partition whose head has not moved is left alone; 5 minutes
+	Limits         picker.Limits
+
+	Now    func() time.Time
+	Logger *slog.Logger
+	Events Events
+}
+
+// Events tell what happens. Any may be nil; none may block.
+type Events struct {
+	Done   func(Done)                                   // a job came to its end
+	Failed func(topic string, partition int32, _ error) // one did not, and will be tried again
+	Lost   func()                                       // the lease, and all claims with it
+	Round  func(Round)                                  // all partitions were looked at
+}
+
+// Done is a job that was carried out, as a whole or to where the claim or the topic ended.
+type Done struct {
+	Topic         string
+	Partition     int32
+	Kind          picker.Kind
+	Objects, Made int   // replaced, written
+	Read, Written int64 // bytes of batches
+	Records, Kept int64 // that were looked at and are left; 0 for a merge
+	NullKeys      int64
+	Took          time.Duration
+}
+
+// Round is what a look at all partitions found.
+type Round struct {
+	Partitions, Claimed, Jobs, Failing int
+	MaxDirty                           float64 // the largest share of bytes that is dirty, of compacted partitions
+	Took                               time.Duration
+}
+
+func (o *Options) defaults() error {
+	if o.Tier == nil || o.Store == nil || o.Lease == nil || o.Topic == nil {
+		return errors.New("compaction: Options need a Tier, a Store, a Lease and a Topic")
+	}
+	o.Threads = max(o.Threads, 1)
+	if o.TableBytes <= 0 {
+		o.TableBytes = 128 << 20
+	}
+	if o.LoadFactor <= 0 {
+		o.LoadFactor = 0.9
+	}
+	if o.Backoff <= 0 {
+		o.Backoff = 15 * time.Second
+	}
+	if o.Recheck <= 0 {
+		o.Recheck = 5 * time.Minute
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Events.Done == nil {
+		o.Events.Done = func(Done) {}
+	}
+	if o.Events.Failed == nil {
+		o.Events.Failed = func(string, int32, error) {}
+	}
+	if o.Events.Lost == nil {
+		o.Events.Lost = func() {}
+	}
+	if o.Events.Round == nil {
+		o.Events.Round = func(Round) {}
+	}
+	return nil
+}
+
+type partitionKey struct {
+	topic [16]byte
+	index int32
+}
+
+// Worker compacts. Run does the work.
+type Worker struct {
+	o     Options
+	log   *slog.Logger
+	limit *rate.Limiter
+
+	tables chan *cleaner.Table // one for each thread
+
+	mu       sync.Mutex
+	known    map[partitionKey]known
+	horizons map[manifest.Suffix]horizon // of rewritten objects; their footers say so
+	err      error                       // why the last look at all partitions failed
+}
+
+// known is what is remembered of a partition between two looks.
+type known struct {
+	rev    int64
+	policy Topic
+	again  time.Time // not before, if the head has not moved
+	dirty  float64
+	fails  int
+	retry  time.Time // not before, after a failure
+	err    error
+	name   string
+}
+
+type horizon struct{ at, bytes int64 }
+
+const maxHorizons = 1 << 20
+
+// New makes a worker.
+func New(o Options) (*Worker, error) {
+	if err := o.defaults(); err != nil {
+		return nil, err
+	}
+	w := &Worker{o: o, log: o.Logger, known: make(map[partitionKey]known), horizons: make(map[manifest.Suffix]horizon), tables: make(chan *cleaner.Table, o.Threads)}
+	w.limit = rate.NewLimiter(rate.Inf, 0)
+	if b := o.BytesPerSecond; b > 0 && b < 1<<50 {
+		w.limit = rate.NewLimiter(rate.Limit(b), int(max(b, 1)))
+	}
+	for range o.Threads {
+		var secret [16]byte
+		rand.Read(secret[:]) // never fails
+		t, err := cleaner.NewTable(o.TableBytes/int64(o.Threads), o.LoadFactor, secret)
+		if err != nil {
+			return nil, err
+		}
+		w.tables <- t
+	}
+	return w, nil
+}
+
+// Healthy is nil, or why compaction does not get on: of all partitions, or of one.
+func (w *Worker) Healthy() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err != nil {
+		return w.err
+	}
+	for _, k := range w.known {
+		if k.fails >= 3 {
+			return k.err
+		}
+	}
+	return nil
+}
+
+// Run works until ctx ends.
+func (w *Worker) Run(ctx context.Context) {
+	for ctx.Err() == nil {
+		if err := w.session(ctx); err != nil && ctx.Err() == nil {
+			w.log.Error("compaction worker does not get on and is tried again", "err", err)
+			w.fail(err)
+			sleep(ctx, min(w.o.Backoff, 5*time.Second))
+		}
+	}
+}
+
+func (w *Worker) fail(err error) {
+	w.mu.Lock()
+	w.err = err
+	w.mu.Unlock()
+}
+
+// session works for as long as one lease lasts.
+func (w *Worker) session(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	lease, lost, err := w.o.Lease(ctx)
+	if err != nil {
+		return fmt.Errorf("compaction worker's lease: %w", err)
+	}
+	go func() {
+		select {
+		case <-lost:
+			w.o.Events.Lost()
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	for ctx.Err() == nil {
+		jobs, err := w.Round(ctx, lease)
+		if ctx.Err() != nil {
+			return nil // the lease was lost, or it is over
+		}
+		w.fail(err)
+		if err != nil {
+			w.log.Error("partitions cannot be looked at", "err", err)
+		}
+		if jobs == 0 {
+			sleep(ctx, w.o.Backoff)
+		}
+	}
+	return nil
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// candidate is a partition in which there is something to do.
+type candidate struct {
+	key   partitionKey
+	topic Topic
+	job   picker.Job
+}
+
+// Round looks at every partition, and does in each the job that is most worthwhile, most worthwhile partitions first. It
+// returns how many jobs were done.
+func (w *Worker) Round(ctx context.Context, lease int64) (jobs int, err error) {
+	began := time.Now()
+	var heads []tiering.StoredHead
+	if err := w.o.Store.Range(ctx, func(h tiering.StoredHead) error { heads = append(heads, h); return nil }); err != nil {
+		return 0, fmt.Errorf("read manifests: %w", err)
+	}
+	var found []candidate
+	present := make(map[partitionKey]bool, len(heads))
+	stats := Round{Partitions: len(heads)}
+	for _, h := range heads {
+		if ctx.Err() != nil {
+			return 0, ctx.Err()
+		}
+		key := partitionKey{h.TopicID, h.Partition}
+		present[key] = true
+		topic, ok := w.o.Topic(h.TopicID)
+		if !ok {
+			continue // deleted; its objects are the collector's
+		}
+		w.mu.Lock()
+		k := w.known[key]
+		w.mu.Unlock()
+		now := w.o.Now()
+		if now.Before(k.retry) || k.rev == h.Rev && k.policy == topic && now.Before(k.again) {
+			continue
+		}
+		job, ok, dirty, err := w.look(ctx, h, topic)
+		if err != nil {
+			if ctx.Err() == nil {
+				w.failed(key, topic, fmt.Errorf("look at %s-%d: %w", topic.Name, key.index, err))
+			}
+			continue
+		}
+		w.mu.Lock()
+		k = known{rev: h.Rev, policy: topic, again: now.Add(w.o.Recheck), dirty: dirty, fails: k.fails, err: k.err, name: topic.Name}
+		if ok {
+			k.again = now // until it is done
+		}
+		w.known[key] = k
+		w.mu.Unlock()
+		if ok {
+			found = append(found, candidate{key, topic, job})
+		}
+	}
+	slices.SortStableFunc(found, func(a, b candidate) int { return picker.Compare(a.job, b.job) })
+	stats.Jobs = len(found)
+	queue := make(chan candidate)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	for range w.o.Threads {
+		wg.Go(func() {
+			for c := range queue {
+				done, claimed, err := w.work(ctx, lease, c)
+				mu.Lock()
+				if done {
+					jobs++
+				}
+				if claimed {
+					stats.Claimed++
+				}
+				mu.Unlock()
+				if err != nil && ctx.Err() == nil {
+					w.failed(c.key, c.topic, fmt.Errorf("%s-%d: %w", c.topic.Name, c.key.index, err))
+				} else if done {
+					w.mu.Lock()
+					k := w.known[c.key]
+					k.fails, k.err = 0, nil
+					w.known[c.key] = k
+					w.mu.Unlock()
+				}
+			}
+		})
+	}
+	for _, c := range found {
+		queue <- c
+	}
+	close(queue)
+	wg.Wait()
+	w.mu.Lock()
+	for key, k := range w.known {
+		if !present[key] {
+			delete(w.known, key)
+			continue
+		}
+		stats.MaxDirty = max(stats.MaxDirty, k.dirty)
+		if k.fails > 0 {
+			stats.Failing++
+		}
+	}
+	w.mu.Unlock()
+	stats.Took = time.Since(began)
+	w.o.Events.Round(stats)
+	return jobs, ctx.Err()
+}
+
+// failed leaves a partition alone for a while.
+func (w *Worker) failed(key partitionKey, topic Topic, err error) {
+	w.mu.Lock()
+	k := w.known[key]
+	k.fails, k.err, k.name = k.fails+1, err, topic.Name
+	k.retry = w.o.Now().Add(min(w.o.Backoff<<min(k.fails-1, 8), 10*time.Minute))
+	w.known[key] = k
+	w.mu.Unlock()
+	w.log.Error("partition cannot be compacted and is tried again", "topic", topic.Name, "partition", key.index, "tries", k.fails, "err", err)
+	w.o.Events.Failed(topic.Name, key.index, err)
+}
+
+// look says what is most worth doing with a partition, by a head that was read.
+func (w *Worker) look(ctx context.Context, h tiering.StoredHead, topic Topic) (job picker.Job, ok bool, dirty float64, err error) {
+	r, err := w.o.Tier.RemoteOf(ctx, h)
+	if err != nil {
+		return picker.Job{}, false, 0, err
+	}
+	return w.pick(ctx, r, topic)
+}
+
+// pick says what is most worth doing in r, apart from what only the leader does. Footers are read only as far as the
+// answer depends on them.
+func (w *Worker) pick(ctx context.Context, r *tiering.Remote, topic Topic) (job picker.Job, ok bool, dirty float64, err error) {
+	if len(r.Entries) == 0 {
+		return picker.Job{}, false, 0, nil
+	}
+	c := r.Head.Compaction
+	p := picker.Partition{LogStart: r.Head.LogStart, CleanEnd: c.CleanEnd, Round: picker.Round{End: c.End, Next: c.Next}, FirstUnstable: r.Head.RemoteEnd()}
+	var clean, all int64
+	for _, e := range r.Entries {
+		x := picker.Entry{Entry: e.Entry, Page: e.Page, MinTimestamp: -1}
+		if all += e.Bytes; e.Last < c.CleanEnd {
+			clean += e.Bytes
+		}
+		if topic.Policy.Compact && e.Kind == manifest.Rewritten {
+			h, err := w.horizonOf(ctx, r, e.Entry)
+			if err != nil {
+				return picker.Job{}, false, 0, err
+			}
+			x.Horizon, x.HorizonBytes = h.at, h.bytes
+		}
+		p.Entries = append(p.Entries, x)
+	}
+	if topic.Policy.Compact && all > 0 {
+		dirty = float64(all-clean) / float64(all)
+	}
+	now := w.o.Now().UnixMilli()
+	first := func() (picker.Job, bool) {
+		for _, j := range picker.Pick(p, topic.Policy, w.o.Limits, now) {
+			if j.Kind != picker.Expire {
+				return j, true
+			}
+		}
+		return picker.Job{}, false
+	}
+	if _, ok := first(); !ok {
+		return picker.Job{}, false, dirty, nil
+	}
+	newest := r.Entries[len(r.Entries)-1].Entry
+	f, err := w.o.Tier.EntryFooter(ctx, r.TopicID, r.Partition, newest)
+	if err != nil {
+		return picker.Job{}, false, 0, err
+	}
+	for _, o := range f.OpenEnd {
+		p.FirstUnstable = min(p.FirstUnstable, o.FirstOffset)
+	}
+	job, ok = first()
+	return job, ok, dirty, nil
+}
+
+func (w *Worker) horizonOf(ctx context.Context, r *tiering.Remote, e manifest.Entry) (horizon, error) {
+	w.mu.Lock()
+	h, ok := w.horizons[e.Suffix]
+	w.mu.Unlock()
+	if ok {
+		return h, nil
+	}
+	f, err := w.o.Tier.EntryFooter(ctx, r.TopicID, r.Partition, e)
+	if err != nil {
+		return horizon{}, err
+	}
+	h = horizon{f.Horizon, f.HorizonBytes}
+	w.remember(e.Suffix, h)
+	return h, nil
+}
+
+func (w *Worker) remember(s manifest.Suffix, h horizon) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.horizons) >= maxHorizons {
+		clear(w.horizons)
+	}
+	w.horizons[s] = h
+}
+
+// work claims a partition, looks again, and does one job.
+func (w *Worker) work(ctx context.Context, lease int64, c candidate) (done, elsewhere bool, err error) {
+	claim := tiering.Claim{Worker: w.o.Name, Lease: lease}
+	rand.Read(claim.Tag[:])
+	switch err := w.o.Store.Claim(ctx, c.key.topic, c.key.index, claim); {
+	case errors.Is(err, tiering.ErrClaimed):
+		return false, true, nil
+	case errors.Is(err, tiering.ErrFenced):
+		return false, false, nil // deleted meanwhile
+	case err != nil:
+		// It may have been taken all the same.
+		w.unclaim(ctx, c.key, claim)
+		return false, false, fmt.Errorf("claim: %w", err)
+	}
+	defer w.unclaim(ctx, c.key, claim)
+	r, err := w.o.Tier.Remote(ctx, c.key.topic, c.key.index)
+	if err != nil {
+		return false, false, err
+	}
+	job, ok, _, err := w.pick(ctx, r, c.topic)
+	if err != nil || !ok {
+		return false, false, err
+	}
+	began := time.Now()
+	run := &run{w: w, r: r, topic: c.topic, claim: claim, job: job, footers: make(map[manifest.Suffix]*tiering.Footer),
+		stats: Done{Topic: c.topic.Name, Partition: c.key.index, Kind: job.Kind}}
+	err = run.do(ctx)
+	if run.stats.Took = time.Since(began); err == nil || run.stats.Made > 0 {
+		w.o.Events.Done(run.stats)
+		s := run.stats
+		w.log.Info("object storage part rewritten", "topic", s.Topic, "partition", s.Partition, "job", s.Kind.String(), "objects", s.Objects, "made", s.Made,
+			"read", s.Read, "written", s.Written, "records", s.Records, "kept", s.Kept, "took", s.Took)
+	}
+	if errors.Is(err, tiering.ErrFenced) || errors.Is(err, manifest.ErrReplaced) {
+		w.log.Info("work thrown away: the claim is gone, or the log start has passed", "topic", c.topic.Name, "partition", c.key.index, "err", err)
+		return false, false, nil
+	}
+	return err == nil, false, err
+}
+
+// unclaim gives a claim back, also when the work was called off; if that fails it ends with the lease.
+func (w *Worker) unclaim(ctx context.Context, key partitionKey, c tiering.Claim) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := w.o.Store.Unclaim(ctx, key.topic, key.index, c); err != nil {
+		w.log.Debug("claim not given back; it ends with the lease", "err", err)
+	}
+}
+
+// throttle waits until n bytes may be read or written.
+func (w *Worker) throttle(ctx context.Context, n int64) error {
+	if w.limit.Limit() == rate.Inf {
+		return nil
+	}
+	for n > 0 {
+		part := min(n, int64(w.limit.Burst()), math.MaxInt32)
+		if err := w.limit.WaitN(ctx, int(part)); err != nil {
+			return err
+		}
+		n -= part
+	}
+	return nil
+}
