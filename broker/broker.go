@@ -59,6 +59,7 @@ type Tier interface {
 	Moved()
 	Resign(topicID [16]byte, partition int32)
 	Peek(ctx context.Context, topicID [16]byte, partition int32) (tiering.State, error)
+	Changed(ctx context.Context, since int64, f func(topicID [16]byte, partition int32, s tiering.State)) (rev int64, err error)
 	State(topicID [16]byte, partition int32) (tiering.State, bool)
 	Read(ctx context.Context, topicID [16]byte, partition int32, offset int64, maxBytes int) (tiering.Run, error)
 	ReadCommitted(ctx context.Context, topicID [16]byte, partition int32, offset int64, maxBytes int, stable, known int64) (tiering.Committed, error)

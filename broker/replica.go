@@ -122,24 +122,22 @@ func (r *replica) seen(s tiering.State) {
 
 // followCompaction looks now and then how far the compacted topics here have been
 // compacted: whoever leads a partition does not hear of what the compaction worker
-// commits before its own next commit.
+// commits before its own next commit, and whoever follows does not at all.
 func (b *Broker) followCompaction(ctx context.Context) {
+	since, whole := int64(0), time.Now()
 	for {
-		for _, r := range b.replicas.all() {
-			c, v := r.cfg(), r.view.Load()
-			if ctx.Err() != nil || c == nil || v.RemoteEnd == 0 || v.Role == partition.Offline {
-				continue
+		if time.Since(whole) > lookAtAll {
+			since, whole = 0, time.Now() // of a topic that is compacted only now, the head may not move
+		}
+		rev, err := b.tier.Changed(ctx, since, func(id [16]byte, index int32, s tiering.State) {
+			if r := b.replicas.byKey(partitionKey{id: id, index: index}); r != nil {
+				r.seen(s)
 			}
-			if !c.Compact {
-				r.compacted.Store(0)
-				continue
-			}
-			s, err := b.tier.Peek(ctx, r.topicID, r.index)
-			if err != nil {
-				b.log.Debug("no look at what has been compacted", "partition", r.String(), "err", err)
-				break // they say so elsewhere; the next round is soon
-			}
-			r.seen(s)
+		})
+		if err == nil {
+			since = rev
+		} else if ctx.Err() == nil {
+			b.log.Debug("no look at what has been compacted", "err", err) // that etcd is away is said elsewhere
 		}
 		select {
 		case <-time.After(max(b.conf().Cleaner.Backoff, 100*time.Millisecond)):
@@ -148,6 +146,9 @@ func (b *Broker) followCompaction(ctx context.Context) {
 		}
 	}
 }
+
+// lookAtAll is how often all manifests are looked at, not only those that changed.
+const lookAtAll = 5 * time.Minute
 
 // abortedHere lists the aborted transactions whose marker is in [from, to) of the
 // local log. The bucket's list says so, unless compaction has taken some away

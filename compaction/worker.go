@@ -30,6 +30,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
 	"github.com/varve/varve/compaction/cleaner"
@@ -164,7 +165,6 @@ type known struct {
 	fails  int
 	retry  time.Time // not before, after a failure
 	err    error
-	name   string
 }
 
 type horizon struct{ at, bytes int64 }
@@ -281,64 +281,47 @@ func (w *Worker) Round(ctx context.Context, lease int64) (jobs int, err error) {
 	if err := w.o.Store.Range(ctx, func(h tiering.StoredHead) error { heads = append(heads, h); return nil }); err != nil {
 		return 0, fmt.Errorf("read manifests: %w", err)
 	}
-	var found []candidate
 	present := make(map[partitionKey]bool, len(heads))
 	stats := Round{Partitions: len(heads)}
+	var found []candidate
+	var mu sync.Mutex
+	var g errgroup.Group
+	g.SetLimit(looksAtOnce)
 	for _, h := range heads {
+		present[partitionKey{h.TopicID, h.Partition}] = true
 		if ctx.Err() != nil {
-			return 0, ctx.Err()
+			break
 		}
-		key := partitionKey{h.TopicID, h.Partition}
-		present[key] = true
-		topic, ok := w.o.Topic(h.TopicID)
-		if !ok {
-			continue // deleted; its objects are the collector's
-		}
-		w.mu.Lock()
-		k := w.known[key]
-		w.mu.Unlock()
-		now := w.o.Now()
-		if now.Before(k.retry) || k.rev == h.Rev && k.policy == topic && now.Before(k.again) {
-			continue
-		}
-		job, ok, dirty, err := w.look(ctx, h, topic)
-		if err != nil {
-			if ctx.Err() == nil {
-				w.failed(key, topic, fmt.Errorf("look at %s-%d: %w", topic.Name, key.index, err))
+		g.Go(func() error {
+			if c, ok := w.look(ctx, h); ok {
+				mu.Lock()
+				found = append(found, c)
+				mu.Unlock()
 			}
-			continue
-		}
-		w.mu.Lock()
-		k = known{rev: h.Rev, policy: topic, again: now.Add(w.o.Recheck), dirty: dirty, fails: k.fails, err: k.err, name: topic.Name}
-		if ok {
-			k.again = now // until it is done
-		}
-		w.known[key] = k
-		w.mu.Unlock()
-		if ok {
-			found = append(found, candidate{key, topic, job})
-		}
+			return nil
+		})
+	}
+	g.Wait()
+	if ctx.Err() != nil {
+		return 0, ctx.Err()
 	}
 	slices.SortStableFunc(found, func(a, b candidate) int { return picker.Compare(a.job, b.job) })
 	stats.Jobs = len(found)
 	queue := make(chan candidate)
 	var wg sync.WaitGroup
-	var mu sync.Mutex
 	for range w.o.Threads {
 		wg.Go(func() {
 			for c := range queue {
-				done, claimed, err := w.work(ctx, lease, c)
+				done, elsewhere, err := w.work(ctx, lease, c)
 				mu.Lock()
-				if done {
-					jobs++
-				}
-				if claimed {
+				jobs += done
+				if elsewhere {
 					stats.Claimed++
 				}
 				mu.Unlock()
 				if err != nil && ctx.Err() == nil {
 					w.failed(c.key, c.topic, fmt.Errorf("%s-%d: %w", c.topic.Name, c.key.index, err))
-				} else if done {
+				} else if !elsewhere {
 					w.mu.Lock()
 					k := w.known[c.key]
 					k.fails, k.err = 0, nil
@@ -374,7 +357,7 @@ func (w *Worker) Round(ctx context.Context, lease int64) (jobs int, err error) {
 func (w *Worker) failed(key partitionKey, topic Topic, err error) {
 	w.mu.Lock()
 	k := w.known[key]
-	k.fails, k.err, k.name = k.fails+1, err, topic.Name
+	k.fails, k.err = k.fails+1, err
 	k.retry = w.o.Now().Add(min(w.o.Backoff<<min(k.fails-1, 8), 10*time.Minute))
 	w.known[key] = k
 	w.mu.Unlock()
@@ -382,13 +365,45 @@ func (w *Worker) failed(key partitionKey, topic Topic, err error) {
 	w.o.Events.Failed(topic.Name, key.index, err)
 }
 
-// look says what is most worth doing with a partition, by a head that was read.
-func (w *Worker) look(ctx context.Context, h tiering.StoredHead, topic Topic) (job picker.Job, ok bool, dirty float64, err error) {
-	r, err := w.o.Tier.RemoteOf(ctx, h)
-	if err != nil {
-		return picker.Job{}, false, 0, err
+// looksAtOnce is how many partitions are looked at side by side, each of which may read pages and footers.
+const looksAtOnce = 8
+
+// look says what is most worth doing with a partition, by a head that was read. One that has not moved is left alone for
+// a while, and so is one that failed.
+func (w *Worker) look(ctx context.Context, h tiering.StoredHead) (candidate, bool) {
+	key := partitionKey{h.TopicID, h.Partition}
+	topic, ok := w.o.Topic(h.TopicID)
+	if !ok {
+		return candidate{}, false // deleted; its objects are the collector's
 	}
-	return w.pick(ctx, r, topic)
+	w.mu.Lock()
+	k := w.known[key]
+	w.mu.Unlock()
+	now := w.o.Now()
+	if now.Before(k.retry) || k.rev == h.Rev && k.policy == topic && now.Before(k.again) {
+		return candidate{}, false
+	}
+	job, ok, dirty, err := picker.Job{}, false, 0.0, error(nil)
+	r, err := w.o.Tier.RemoteOf(ctx, h)
+	if err == nil {
+		job, ok, dirty, err = w.pick(ctx, r, topic)
+	}
+	if err != nil {
+		if ctx.Err() == nil {
+			w.failed(key, topic, fmt.Errorf("look at %s-%d: %w", topic.Name, key.index, err))
+		}
+		return candidate{}, false
+	}
+	next := known{rev: h.Rev, policy: topic, again: now.Add(w.o.Recheck), dirty: dirty, fails: k.fails, err: k.err}
+	if ok {
+		next.again = now // until it is done
+	} else {
+		next.fails, next.err = 0, nil
+	}
+	w.mu.Lock()
+	w.known[key] = next
+	w.mu.Unlock()
+	return candidate{key, topic, job}, ok
 }
 
 // pick says what is most worth doing in r, apart from what only the leader does. Footers are read only as far as the
@@ -466,44 +481,58 @@ func (w *Worker) remember(s manifest.Suffix, h horizon) {
 	w.horizons[s] = h
 }
 
-// work claims a partition, looks again, and does one job.
-func (w *Worker) work(ctx context.Context, lease int64, c candidate) (done, elsewhere bool, err error) {
+// maxSteps bounds how many jobs are done under one claim: the steps of a round that one job cannot complete.
+const maxSteps = 64
+
+// work claims a partition, looks again, and does what is most worthwhile.
+func (w *Worker) work(ctx context.Context, lease int64, c candidate) (done int, elsewhere bool, err error) {
 	claim := tiering.Claim{Worker: w.o.Name, Lease: lease}
 	rand.Read(claim.Tag[:])
 	switch err := w.o.Store.Claim(ctx, c.key.topic, c.key.index, claim); {
 	case errors.Is(err, tiering.ErrClaimed):
-		return false, true, nil
+		return 0, true, nil
 	case errors.Is(err, tiering.ErrFenced):
-		return false, false, nil // deleted meanwhile
+		return 0, false, nil // deleted meanwhile
 	case err != nil:
 		// It may have been taken all the same.
 		w.unclaim(ctx, c.key, claim)
-		return false, false, fmt.Errorf("claim: %w", err)
+		return 0, false, fmt.Errorf("claim: %w", err)
 	}
 	defer w.unclaim(ctx, c.key, claim)
-	r, err := w.o.Tier.Remote(ctx, c.key.topic, c.key.index)
-	if err != nil {
-		return false, false, err
+	for done < maxSteps {
+		r, err := w.o.Tier.Remote(ctx, c.key.topic, c.key.index)
+		if err != nil {
+			return done, false, err
+		}
+		job, ok, _, err := w.pick(ctx, r, c.topic)
+		if err != nil || !ok || done > 0 && !job.Urgent {
+			return done, false, err
+		}
+		if err := w.carry(ctx, r, c, claim, job); err != nil {
+			if errors.Is(err, tiering.ErrFenced) || errors.Is(err, manifest.ErrReplaced) {
+				w.log.Info("work thrown away: the claim is gone, or the log start has passed", "topic", c.topic.Name, "partition", c.key.index, "err", err)
+				err = nil
+			}
+			return done, false, err
+		}
+		done++
 	}
-	job, ok, _, err := w.pick(ctx, r, c.topic)
-	if err != nil || !ok {
-		return false, false, err
-	}
+	return done, false, nil
+}
+
+// carry carries out one job.
+func (w *Worker) carry(ctx context.Context, r *tiering.Remote, c candidate, claim tiering.Claim, job picker.Job) error {
 	began := time.Now()
 	run := &run{w: w, r: r, topic: c.topic, claim: claim, job: job, footers: make(map[manifest.Suffix]*tiering.Footer),
 		stats: Done{Topic: c.topic.Name, Partition: c.key.index, Kind: job.Kind}}
-	err = run.do(ctx)
-	if run.stats.Took = time.Since(began); err == nil || run.stats.Made > 0 {
-		w.o.Events.Done(run.stats)
-		s := run.stats
+	err := run.do(ctx)
+	if s := &run.stats; err == nil || s.Made > 0 {
+		s.Took = time.Since(began)
+		w.o.Events.Done(*s)
 		w.log.Info("object storage part rewritten", "topic", s.Topic, "partition", s.Partition, "job", s.Kind.String(), "objects", s.Objects, "made", s.Made,
 			"read", s.Read, "written", s.Written, "records", s.Records, "kept", s.Kept, "took", s.Took)
 	}
-	if errors.Is(err, tiering.ErrFenced) || errors.Is(err, manifest.ErrReplaced) {
-		w.log.Info("work thrown away: the claim is gone, or the log start has passed", "topic", c.topic.Name, "partition", c.key.index, "err", err)
-		return false, false, nil
-	}
-	return err == nil, false, err
+	return err
 }
 
 // unclaim gives a claim back, also when the work was called off; if that fails it ends with the lease.

@@ -34,6 +34,8 @@ type ManifestStore interface {
 	Delete(ctx context.Context, topicID [16]byte, partition int32, rev int64) error
 	// Range calls f for every head there is, as of one revision.
 	Range(ctx context.Context, f func(StoredHead) error) error
+	// Changed calls f for every head that was written after revision since, as of the revision that it returns.
+	Changed(ctx context.Context, since int64, f func(StoredHead) error) (rev int64, err error)
 	// Deleted lists the topics that were deleted and whose heads may still be
 	// there. No commit for their partitions can succeed.
 	Deleted(ctx context.Context) ([]Tombstone, error)
@@ -284,6 +286,19 @@ func (m *MemManifests) Range(ctx context.Context, f func(StoredHead) error) erro
 		}
 	}
 	return nil
+}
+
+// Changed implements ManifestStore.
+func (m *MemManifests) Changed(ctx context.Context, since int64, f func(StoredHead) error) (rev int64, err error) {
+	m.mu.Lock()
+	rev = m.rev
+	m.mu.Unlock()
+	return rev, m.Range(ctx, func(h StoredHead) error {
+		if h.Rev <= since {
+			return nil
+		}
+		return f(h)
+	})
 }
 
 // Deleted implements ManifestStore.

@@ -468,6 +468,26 @@ func (t *Tier) Peek(ctx context.Context, topicID [16]byte, partition int32) (Sta
 	return v.state(v.head.Epoch), nil
 }
 
+// Changed calls f with what the heads say that were written after revision since, 0 for all, and returns the revision
+// up to which that was. Leaders do not hear of what a compaction worker commits before their own next commit; this way
+// they do.
+func (t *Tier) Changed(ctx context.Context, since int64, f func(topicID [16]byte, partition int32, s State)) (rev int64, err error) {
+	return t.store.Changed(ctx, since, func(s StoredHead) error {
+		key := partitionKey{s.TopicID, s.Partition}
+		h, err := manifest.DecodeHead(s.Head)
+		if err != nil {
+			return fmt.Errorf("manifest of %s at revision %d: %w", key, s.Rev, err)
+		}
+		v := t.newView(key, h, s.Rev)
+		if l := t.leader(key); l != nil {
+			t.adoptView(l, v)
+			v = l.view.Load()
+		}
+		f(s.TopicID, s.Partition, v.state(h.Epoch))
+		return nil
+	})
+}
+
 // stop ends a leadership and waits until nobody edits its head.
 func (l *leader) stop(ctx context.Context) error {
 	l.cancel()

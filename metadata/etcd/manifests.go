@@ -169,19 +169,29 @@ func (m *Manifests) Range(ctx context.Context, f func(Head) error) error {
 	return m.walk(ctx, m.s.keys.allManifests(), f)
 }
 
+// Changed calls f for every head that was written after revision since, all as of the revision that it returns.
+func (m *Manifests) Changed(ctx context.Context, since int64, f func(Head) error) (revision int64, err error) {
+	err = m.s.scanSince(ctx, m.s.keys.allManifests(), since, m.each(f), &revision)
+	return revision, err
+}
+
 // RangeTopic is Range for one topic.
 func (m *Manifests) RangeTopic(ctx context.Context, topicID [16]byte, f func(Head) error) error {
 	return m.walk(ctx, m.s.keys.manifests(topicID), f)
 }
 
 func (m *Manifests) walk(ctx context.Context, prefix string, f func(Head) error) error {
-	return m.s.scan(ctx, prefix, func(e entry) error {
+	return m.s.scan(ctx, prefix, m.each(f), nil)
+}
+
+func (m *Manifests) each(f func(Head) error) func(entry) error {
+	return func(e entry) error {
 		ref, err := partitionRef(e.key, strings.TrimPrefix(e.key, m.s.keys.allManifests()))
 		if err != nil {
 			return err
 		}
 		return f(Head{ref.TopicID, ref.Index, e.value, e.revision})
-	}, nil)
+	}
 }
 
 // Deleted reads the tombstones of deleted topics, linearizably. The leader

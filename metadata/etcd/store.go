@@ -316,10 +316,15 @@ type entry struct {
 
 // scan reads every key below prefix at one revision, page by page.
 func (s *Store) scan(ctx context.Context, prefix string, f func(entry) error, revision *int64) error {
+	return s.scanSince(ctx, prefix, 0, f, revision)
+}
+
+// scanSince is scan for the keys that were written after a revision.
+func (s *Store) scanSince(ctx context.Context, prefix string, since int64, f func(entry) error, revision *int64) error {
 	end := clientv3.GetPrefixRangeEnd(prefix)
 	from, rev := prefix, int64(0)
 	for {
-		resp, err := s.get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(pageKeys), clientv3.WithRev(rev))
+		resp, err := s.get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(pageKeys), clientv3.WithRev(rev), clientv3.WithMinModRev(since+1))
 		if err != nil {
 			return err
 		}

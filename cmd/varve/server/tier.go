@@ -131,6 +131,12 @@ func (a manifests) Range(ctx context.Context, f func(tiering.StoredHead) error) 
 	})
 }
 
+func (a manifests) Changed(ctx context.Context, since int64, f func(tiering.StoredHead) error) (int64, error) {
+	return a.m.Changed(ctx, since, func(h etcd.Head) error {
+		return f(tiering.StoredHead{TopicID: h.TopicID, Partition: h.Partition, Head: h.Head, Rev: h.Rev})
+	})
+}
+
 func (a manifests) Deleted(ctx context.Context) ([]tiering.Tombstone, error) {
 	list, err := a.m.Deleted(ctx)
 	if err != nil {
