@@ -20,13 +20,12 @@ const maxInflated = 1 << 30
 
 // run is one job under a claim.
 type run struct {
-	w       *Worker
-	r       *tiering.Remote
-	topic   Topic
-	claim   tiering.Claim
-	job     picker.Job
-	footers map[manifest.Suffix]*tiering.Footer
-	stats   Done
+	w     *Worker
+	r     *tiering.Remote
+	topic Topic
+	claim tiering.Claim
+	job   picker.Job
+	stats Done
 }
 
 func (r *run) do(ctx context.Context) error {
@@ -41,50 +40,26 @@ func (r *run) do(ctx context.Context) error {
 	return fmt.Errorf("a job of kind %s is not the worker's", r.job.Kind)
 }
 
-// footer reads the footer of an entry, but for lineage and producers, once.
-func (r *run) footer(ctx context.Context, e manifest.Entry) (*tiering.Footer, error) {
-	if f := r.footers[e.Suffix]; f != nil {
-		return f, nil
-	}
-	f, err := r.whole(ctx, e)
-	if err != nil {
-		return nil, err
-	}
-	f.Lineage, f.Producers = nil, nil
-	r.footers[e.Suffix] = f
-	return f, nil
+// footer is the footer of an entry: all of it, or without lineage and producers.
+func (r *run) footer(ctx context.Context, e manifest.Entry, whole bool) (*tiering.Footer, error) {
+	return r.w.o.Tier.EntryFooter(ctx, r.r.TopicID, r.r.Partition, e, whole)
 }
 
-// whole reads all of a footer, which may be large.
-func (r *run) whole(ctx context.Context, e manifest.Entry) (*tiering.Footer, error) {
-	return r.w.o.Tier.EntryFooter(ctx, r.r.TopicID, r.r.Partition, e)
-}
-
-// open reads the footers of entries side by side, and returns where their batches are and how many records they have.
-func (r *run) open(ctx context.Context, entries []manifest.Entry) (list []tiering.EntryBlocks, records int64, err error) {
-	footers := make([]*tiering.Footer, len(entries))
+// open reads the footers of entries side by side, and returns them together with where the batches are.
+func (r *run) open(ctx context.Context, entries []manifest.Entry) (list []tiering.EntryBlocks, footers []*tiering.Footer, err error) {
+	footers = make([]*tiering.Footer, len(entries))
 	g, c := errgroup.WithContext(ctx)
 	g.SetLimit(footersAtOnce)
 	for i, e := range entries {
-		if footers[i] = r.footers[e.Suffix]; footers[i] != nil {
-			continue
-		}
-		g.Go(func() (err error) {
-			if footers[i], err = r.whole(c, e); err == nil {
-				footers[i].Lineage, footers[i].Producers = nil, nil
-			}
-			return err
-		})
+		g.Go(func() (err error) { footers[i], err = r.footer(c, e, false); return err })
 	}
 	if err := g.Wait(); err != nil {
-		return nil, 0, err
+		return nil, nil, err
 	}
 	for i, e := range entries {
-		r.footers[e.Suffix] = footers[i]
-		records += footers[i].Records
 		list = append(list, tiering.EntryBlocks{Entry: e, Blocks: footers[i].Blocks})
 	}
-	return list, records, nil
+	return list, footers, nil
 }
 
 const footersAtOnce = 16
@@ -107,7 +82,7 @@ func plain(g []picker.Entry) (out []manifest.Entry) {
 // round begins a round of the cleaner that filters [base, to) and scans [dirtyStart, end).
 func (r *run) round(ctx context.Context, dirtyStart, end, base, to int64, records int64) (*cleaner.Round, func(), error) {
 	newest := r.r.Entries[len(r.r.Entries)-1].Entry
-	last, err := r.whole(ctx, newest)
+	last, err := r.footer(ctx, newest, true)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -119,7 +94,7 @@ func (r *run) round(ctx context.Context, dirtyStart, end, base, to int64, record
 	if err != nil {
 		return nil, nil, fmt.Errorf("aborted transactions: %w", err)
 	}
-	first, err := r.footer(ctx, r.job.Groups[0][0].Entry)
+	first, err := r.footer(ctx, r.job.Groups[0][0].Entry, false)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -146,9 +121,13 @@ func (r *run) compact(ctx context.Context) error {
 			entries = append(entries, e.Entry)
 		}
 	}
-	dirty, records, err := r.open(ctx, entries)
+	dirty, footers, err := r.open(ctx, entries)
 	if err != nil {
 		return err
+	}
+	records := int64(0)
+	for _, f := range footers {
+		records += f.Records
 	}
 	round, done, err := r.round(ctx, j.DirtyStart, j.TableEnd, j.Base, j.End, records)
 	if err != nil {
@@ -257,14 +236,13 @@ func (r *run) mergeGroup(ctx context.Context, g []picker.Entry) error {
 		return err
 	}
 	defer o.Close()
-	list, _, err := r.open(ctx, plain(g))
+	list, footers, err := r.open(ctx, plain(g))
 	if err != nil {
 		return err
 	}
 	var aborted []producer.Aborted
 	var h horizon
-	for _, e := range g {
-		f := r.footers[e.Suffix]
+	for _, f := range footers {
 		aborted = append(aborted, f.Aborted...)
 		h.at, h.bytes = max(h.at, f.Horizon), h.bytes+f.HorizonBytes
 	}
@@ -276,12 +254,12 @@ func (r *run) mergeGroup(ctx context.Context, g []picker.Entry) error {
 
 // object begins the object that takes the place of a group.
 func (r *run) object(ctx context.Context, g []picker.Entry) (*tiering.Rewrite, error) {
-	first, err := r.footer(ctx, g[0].Entry)
+	first, err := r.footer(ctx, g[0].Entry, false)
 	if err != nil {
 		return nil, err
 	}
 	end := g[len(g)-1].Entry
-	last, err := r.whole(ctx, end)
+	last, err := r.footer(ctx, end, true)
 	if err != nil {
 		return nil, err
 	}
@@ -317,9 +295,6 @@ func (r *run) commit(ctx context.Context, g []picker.Entry, u *upload, state *ma
 	for _, e := range rep.New {
 		r.w.remember(e.Suffix, h)
 		r.stats.Objects, r.stats.Made, r.stats.Written = r.stats.Objects+len(rep.Old), r.stats.Made+1, r.stats.Written+e.Bytes
-		for _, x := range g {
-			delete(r.footers, x.Suffix)
-		}
 	}
 	return nil
 }

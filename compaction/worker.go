@@ -445,7 +445,7 @@ func (w *Worker) pick(ctx context.Context, r *tiering.Remote, topic Topic) (job 
 		return picker.Job{}, false, dirty, nil
 	}
 	newest := r.Entries[len(r.Entries)-1].Entry
-	f, err := w.o.Tier.EntryFooter(ctx, r.TopicID, r.Partition, newest)
+	f, err := w.o.Tier.EntryFooter(ctx, r.TopicID, r.Partition, newest, false)
 	if err != nil {
 		return picker.Job{}, false, 0, err
 	}
@@ -463,7 +463,7 @@ func (w *Worker) horizonOf(ctx context.Context, r *tiering.Remote, e manifest.En
 	if ok {
 		return h, nil
 	}
-	f, err := w.o.Tier.EntryFooter(ctx, r.TopicID, r.Partition, e)
+	f, err := w.o.Tier.EntryFooter(ctx, r.TopicID, r.Partition, e, false)
 	if err != nil {
 		return horizon{}, err
 	}
@@ -523,7 +523,7 @@ func (w *Worker) work(ctx context.Context, lease int64, c candidate) (done int, 
 // carry carries out one job.
 func (w *Worker) carry(ctx context.Context, r *tiering.Remote, c candidate, claim tiering.Claim, job picker.Job) error {
 	began := time.Now()
-	run := &run{w: w, r: r, topic: c.topic, claim: claim, job: job, footers: make(map[manifest.Suffix]*tiering.Footer),
+	run := &run{w: w, r: r, topic: c.topic, claim: claim, job: job,
 		stats: Done{Topic: c.topic.Name, Partition: c.key.index, Kind: job.Kind}}
 	err := run.do(ctx)
 	if s := &run.stats; err == nil || s.Made > 0 {

@@ -96,9 +96,18 @@ func (t *Tier) remote(ctx context.Context, key partitionKey, h *manifest.Head, r
 	return r, nil
 }
 
-// EntryFooter reads the whole footer of an entry.
-func (t *Tier) EntryFooter(ctx context.Context, topicID [16]byte, partition int32, e manifest.Entry) (*Footer, error) {
-	return t.footer(ctx, partitionKey{topicID, partition}, e, true)
+// EntryFooter is the footer of an entry. Without lineage and producers, unless the whole of it is asked for, it is kept
+// in memory and shared: nobody may change it.
+func (t *Tier) EntryFooter(ctx context.Context, topicID [16]byte, partition int32, e manifest.Entry, whole bool) (*Footer, error) {
+	key := partitionKey{topicID, partition}
+	if whole {
+		return t.footer(ctx, key, e, true)
+	}
+	o, err := t.open(ctx, key, e)
+	if err != nil {
+		return nil, err
+	}
+	return o.footer, nil
 }
 
 // AbortedIn lists the aborted transactions with an offset in [from, to), by the footers that r names, wherever their
