@@ -3,9 +3,13 @@
 // against: the same client and framing, a checksum over every batch, one shared
 // file, group commit with fdatasync, an answer; nothing else. There are no
 // topics (any name has the given number of partitions), no checks of what
-// clients send, no replication, no recovery, no cache: it forgets everything,
-// and its file is written round and round. A broker that reaches it does
-// nothing that does not have to be done.
+// clients send, no replication, no recovery: it forgets everything, and its
+// file is written round and round. A broker that reaches it does nothing that
+// does not have to be done.
+//
+// It writes as well as is known: around the page cache (O_DIRECT), to blocks
+// that have been written before. What it writes is laid out in a ring of memory,
+// and what is fetched is sent from there.
 package floor
 
 import (
@@ -31,11 +35,13 @@ import (
 
 // Options of a floor.
 type Options struct {
-	Dir        string // where the file is
-	FileBytes  int64  // its size; 0: 1 GiB
-	Partitions int32  // of every topic
-	NoSync     bool   // acknowledge what is in the page cache
-	BeforeSync func() // called before every group commit; for a disk that stalls
+	Dir         string // where the file is
+	FileBytes   int64  // its size; 0: 1 GiB
+	MemoryBytes int64  // of the ring; half of it, the newest, can be fetched; 0: 256 MiB
+	Partitions  int32  // of every topic
+	Buffered    bool   // write through the page cache
+	NoSync      bool   // acknowledge what is not on the disk yet
+	BeforeSync  func() // called before every group commit; for a disk that stalls
 }
 
 // Server is a floor that is running.
@@ -44,7 +50,8 @@ type Server struct {
 	l    net.Listener
 	host string
 	port int32
-	file *os.File
+	file *os.File // as it is written: around the page cache, if that can be
+	ring []byte   // page-aligned
 
 	partitions []partition
 	produced   atomic.Int64 // a producer id each
@@ -52,7 +59,13 @@ type Server struct {
 	mu   sync.Mutex
 	q    []write
 	wake chan struct{}
-	pos  int64
+
+	// The writer's.
+	pos     int64 // in the file
+	at      int64 // in the ring
+	written int64 // into the ring so far, what was skipped at its end with it
+	placed  []placed
+	slots   chan struct{} // for chunks that are being written
 
 	newData atomic.Pointer[chan struct{}] // closed when there is more to fetch
 }
@@ -69,7 +82,7 @@ type partition struct {
 type placed struct {
 	p          *partition
 	base, next int64 // offsets
-	pos        int64
+	pos        int64 // in the ring
 	n          int
 	lap        int64 // bytes written before this one, by which it is known to be overwritten
 }
@@ -78,8 +91,20 @@ type placed struct {
 type write struct {
 	batches [][]byte
 	parts   []int32
-	done    func()
+	n       int64  // bytes of the batches
+	copied  func() // they are in the ring
+	done    func() // they are on the disk
 }
+
+const (
+	page = 4096 // what O_DIRECT asks of offset, length and memory at most
+	// chunk is what one call writes, depth how many of them at a time: a disk that is asked for one thing after the
+	// other is slower than one that can choose, and the next chunk is laid out meanwhile.
+	chunk = 512 << 10
+	depth = 4
+	// blockBytes bounds a group commit: a longer one gains nothing per byte and keeps its waiters longer.
+	blockBytes = 16 << 20
+)
 
 // Open makes the file, zero-filled, and begins to serve at l.
 func Open(l net.Listener, o Options) (*Server, error) {
@@ -94,22 +119,25 @@ func Open(l net.Listener, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(filepath.Join(o.Dir, "floor"), os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
+	if o.MemoryBytes == 0 {
+		o.MemoryBytes = 256 << 20
+	}
+	if o.MemoryBytes < 4*blockBytes || o.FileBytes < o.MemoryBytes/4 {
+		return nil, fmt.Errorf("floor: a file of %d bytes and %d of memory: a quarter of the memory, %d at least, has to fit into the file", o.FileBytes, o.MemoryBytes, blockBytes)
+	}
+	f, err := fill(filepath.Join(o.Dir, "floor"), o)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("floor: %w", err)
 	}
-	zero := make([]byte, 1<<20)
-	for n := int64(0); n < o.FileBytes; n += int64(len(zero)) {
-		if _, err := f.Write(zero); err != nil {
-			f.Close()
-			return nil, fmt.Errorf("floor: fill %s: %w", f.Name(), err)
-		}
-	}
-	if err := f.Sync(); err != nil {
+	ring, err := unix.Mmap(-1, 0, int(o.MemoryBytes), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
 		f.Close()
-		return nil, err
+		return nil, fmt.Errorf("floor: %d bytes of memory: %w", o.MemoryBytes, err)
 	}
-	s := &Server{o: o, l: l, host: host, port: int32(port), file: f, partitions: make([]partition, o.Partitions), wake: make(chan struct{}, 1)}
+	s := &Server{
+		o: o, l: l, host: host, port: int32(port), file: f, ring: ring, partitions: make([]partition, o.Partitions),
+		wake: make(chan struct{}, 1), slots: make(chan struct{}, depth),
+	}
 	c := make(chan struct{})
 	s.newData.Store(&c)
 	go s.write()
@@ -117,8 +145,37 @@ func Open(l net.Listener, o Options) (*Server, error) {
 	return s, nil
 }
 
+// fill makes the file, written once with zeros so that no later sync writes
+// metadata, and opens it around the page cache where the file system can do that.
+func fill(name string, o Options) (*os.File, error) {
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	zero := make([]byte, 1<<20)
+	for n := int64(0); n < o.FileBytes && err == nil; n += int64(len(zero)) {
+		_, err = f.Write(zero)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("fill %s: %w", name, err)
+	}
+	if !o.Buffered {
+		direct, err := os.OpenFile(name, os.O_WRONLY|unix.O_DIRECT, 0)
+		if err == nil {
+			f.Close()
+			return direct, nil
+		}
+		fmt.Fprintf(os.Stderr, "floor: %s is written through the page cache: %v\n", name, err)
+	}
+	return f, nil
+}
+
 // Close stops listening and removes the file; connections end with their
-// clients.
+// clients, and the memory with the process.
 func (s *Server) Close() error {
 	err := s.l.Close()
 	os.Remove(s.file.Name())
@@ -135,72 +192,88 @@ func (s *Server) accept() {
 	}
 }
 
-// write is the group commit: everything queued becomes one vectored write and
-// one fdatasync.
+// write is the group commit: everything queued becomes one block and one
+// fdatasync, or several if it is very much.
 func (s *Server) write() {
-	var vec [][]byte
-	var at []placed
-	var written int64
 	for range s.wake {
 		s.mu.Lock()
 		q := s.q
 		s.q = nil
 		s.mu.Unlock()
-		if len(q) == 0 {
-			continue
+		for len(q) > 0 {
+			k, n := 0, int64(0)
+			for k < len(q) && (k == 0 || n+q[k].n <= blockBytes) {
+				n += q[k].n
+				k++
+			}
+			s.commit(q[:k], n)
+			q = q[k:]
 		}
-		vec = vec[:0]
-		n := int64(0)
-		for i := range q {
-			for _, b := range q[i].batches {
-				vec = append(vec, b)
-				n += int64(len(b))
+	}
+}
+
+// commit lays n bytes of batches out in the ring, writes them meanwhile, and
+// answers when they are on the disk.
+func (s *Server) commit(q []write, n int64) {
+	n = (n + page - 1) &^ (page - 1)
+	if s.at+n > int64(len(s.ring)) {
+		s.written += int64(len(s.ring)) - s.at
+		s.at = 0
+	}
+	if s.pos+n > s.o.FileBytes {
+		s.pos = 0
+	}
+	s.placed = s.placed[:0]
+	at, begun, end := s.at, s.at, s.at+n
+	var writing sync.WaitGroup
+	for i := range q {
+		for j, b := range q[i].batches {
+			p := &s.partitions[q[i].parts[j]]
+			binary.BigEndian.PutUint64(b, uint64(p.assigned))
+			x := placed{p: p, base: p.assigned, pos: at, n: len(b), lap: s.written + at - s.at}
+			p.assigned += int64(binary.BigEndian.Uint32(b[23:])) + 1
+			x.next = p.assigned
+			s.placed = append(s.placed, x)
+			at += int64(copy(s.ring[at:], b))
+			for at-begun >= chunk && end-begun > chunk {
+				from := begun
+				begun += chunk
+				s.slots <- struct{}{}
+				writing.Go(func() {
+					s.put(from, chunk)
+					<-s.slots
+				})
 			}
 		}
-		if s.pos+n > s.o.FileBytes {
-			s.pos = 0
+		q[i].copied()
+	}
+	s.put(begun, end-begun)
+	writing.Wait()
+	if s.o.BeforeSync != nil {
+		s.o.BeforeSync()
+	}
+	if !s.o.NoSync {
+		if err := unix.Fdatasync(int(s.file.Fd())); err != nil {
+			panic(fmt.Sprintf("floor: fdatasync: %v", err))
 		}
-		pos := s.pos
-		at = at[:0]
-		for i := range q {
-			for j, b := range q[i].batches {
-				p := &s.partitions[q[i].parts[j]]
-				binary.BigEndian.PutUint64(b, uint64(p.assigned))
-				x := placed{p: p, base: p.assigned, pos: pos, n: len(b), lap: written}
-				p.assigned += int64(binary.BigEndian.Uint32(b[23:])) + 1
-				x.next = p.assigned
-				at = append(at, x)
-				pos += int64(len(b))
-				written += int64(len(b))
-			}
-		}
-		off := s.pos
-		for v := vec; len(v) > 0; {
-			k := min(len(v), 1024)
-			m, err := unix.Pwritev(int(s.file.Fd()), v[:k], off)
-			if err != nil {
-				panic(fmt.Sprintf("floor: write: %v", err))
-			}
-			off += int64(m)
-			v = v[k:] // short writes do not happen on a local file with room
-		}
-		if s.o.BeforeSync != nil {
-			s.o.BeforeSync()
-		}
-		if !s.o.NoSync {
-			if err := unix.Fdatasync(int(s.file.Fd())); err != nil {
-				panic(fmt.Sprintf("floor: fdatasync: %v", err))
-			}
-		}
-		s.pos = pos
-		for _, x := range at {
-			x.p.show(x, written-s.o.FileBytes/2)
-		}
-		for i := range q {
-			q[i].done()
-		}
-		c := make(chan struct{})
-		close(*s.newData.Swap(&c))
+	}
+	s.at += n
+	s.pos += n
+	s.written += n
+	for _, x := range s.placed {
+		x.p.show(x, s.written-s.o.MemoryBytes/2)
+	}
+	for i := range q {
+		q[i].done()
+	}
+	c := make(chan struct{})
+	close(*s.newData.Swap(&c))
+}
+
+// put writes n bytes of the ring to where they belong in the file.
+func (s *Server) put(from, n int64) {
+	if _, err := s.file.WriteAt(s.ring[from:from+n], s.pos+from-s.at); err != nil {
+		panic(fmt.Sprintf("floor: write: %v", err))
 	}
 }
 
@@ -299,7 +372,7 @@ func (c *conn) read(ctx context.Context, br *bufio.Reader) error {
 			return err
 		}
 		n := int(binary.BigEndian.Uint32(head[:]))
-		if n < 10 || n > 256<<20 {
+		if n < 10 || n > len(c.s.ring)/4 { // more would not fit into the ring beside what is being read
 			return fmt.Errorf("a frame of %d bytes", n)
 		}
 		var b []byte
@@ -436,18 +509,19 @@ func (c *conn) produce(req *kmsg.ProduceRequest, frame []byte, a *answer, answer
 				out.ErrorCode = 2 // CORRUPT_MESSAGE
 			} else {
 				w.batches, w.parts = append(w.batches, p.Records), append(w.parts, p.Partition)
+				w.n += int64(len(p.Records))
 			}
 			topic.Partitions = append(topic.Partitions, out)
 		}
 		resp.Topics = append(resp.Topics, topic)
 	}
+	w.copied = func() { c.free.Put(&frame) }
 	w.done = func() {
 		if req.Acks == 0 {
 			close(a.ready)
 		} else {
 			answer(resp)
 		}
-		c.free.Put(&frame)
 	}
 	c.s.mu.Lock()
 	c.s.q = append(c.s.q, w)
@@ -479,8 +553,8 @@ func (c *conn) fetch(ctx context.Context, req *kmsg.FetchRequest, corr int32, a 
 	}
 }
 
-// gather lays out an answer: its skeleton, and for every partition what one
-// pread brings.
+// gather lays out an answer: its skeleton, and for every partition what lies in
+// the ring.
 func (s *Server) gather(req *kmsg.FetchRequest, corr int32) (net.Buffers, int) {
 	parts := net.Buffers{nil}
 	b := make([]byte, 8, 256)
@@ -491,17 +565,13 @@ func (s *Server) gather(req *kmsg.FetchRequest, corr int32) (net.Buffers, int) {
 		b = binary.BigEndian.AppendUint32(b, 0) // no session: the client names its partitions each time
 	}
 	total, room := 0, int(req.MaxBytes)
-	flush := func(records []byte) {
-		parts = append(parts, b, records)
-		b = nil
-	}
 	b = binary.BigEndian.AppendUint32(b, uint32(len(req.Topics)))
 	for _, t := range req.Topics {
 		b = binary.BigEndian.AppendUint16(b, uint16(len(t.Topic)))
 		b = append(b, t.Topic...)
 		b = binary.BigEndian.AppendUint32(b, uint32(len(t.Partitions)))
 		for _, p := range t.Partitions {
-			records, next := s.pread(p.Partition, p.FetchOffset, min(int(p.PartitionMaxBytes), room))
+			runs, n, next := s.find(p.Partition, p.FetchOffset, min(int(p.PartitionMaxBytes), room))
 			b = binary.BigEndian.AppendUint32(b, uint32(p.Partition))
 			b = binary.BigEndian.AppendUint16(b, 0)
 			b = binary.BigEndian.AppendUint64(b, uint64(next)) // high watermark
@@ -513,11 +583,12 @@ func (s *Server) gather(req *kmsg.FetchRequest, corr int32) (net.Buffers, int) {
 			if req.Version >= 11 {
 				b = binary.BigEndian.AppendUint32(b, 0xffffffff)
 			}
-			b = binary.BigEndian.AppendUint32(b, uint32(len(records)))
-			if len(records) > 0 {
-				flush(records)
-				total += len(records)
-				room -= len(records)
+			b = binary.BigEndian.AppendUint32(b, uint32(n))
+			if n > 0 {
+				parts = append(append(parts, b), runs...)
+				b = nil
+				total += n
+				room -= n
 			}
 		}
 	}
@@ -534,33 +605,27 @@ func (s *Server) gather(req *kmsg.FetchRequest, corr int32) (net.Buffers, int) {
 	return parts[1:], total
 }
 
-func (s *Server) pread(index int32, offset int64, limit int) (records []byte, next int64) {
+// find is what lies from offset on: pieces of the ring, n bytes in all. They are
+// sent from there, without a copy: what can be found is overwritten no sooner than
+// half the ring has been written. A reader slower than that gets a batch whose
+// checksum is wrong.
+func (s *Server) find(index int32, offset int64, limit int) (runs net.Buffers, n int, next int64) {
 	p := &s.partitions[index]
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	next = p.next
 	i := sort.Search(len(p.at), func(i int) bool { return p.at[i].next > offset })
-	var runs []placed // that lie side by side are one
-	n := 0
+	end := int64(-1) // of the last run
 	for ; i < len(p.at) && (n == 0 || n+p.at[i].n <= limit) && limit > 0; i++ {
 		x := p.at[i]
-		if k := len(runs) - 1; k >= 0 && runs[k].pos+int64(runs[k].n) == x.pos {
-			runs[k].n += x.n
-		} else {
-			runs = append(runs, x)
+		from := x.pos
+		if x.pos == end {
+			from -= int64(len(runs[len(runs)-1]))
+			runs = runs[:len(runs)-1]
 		}
+		end = x.pos + int64(x.n)
+		runs = append(runs, s.ring[from:end])
 		n += x.n
 	}
-	p.mu.Unlock()
-	if n == 0 {
-		return nil, next
-	}
-	records = make([]byte, n)
-	at := 0
-	for _, x := range runs {
-		if _, err := s.file.ReadAt(records[at:at+x.n], x.pos); err != nil {
-			return nil, next
-		}
-		at += x.n
-	}
-	return records, next
+	return runs, n, next
 }

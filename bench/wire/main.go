@@ -1,8 +1,7 @@
 // Command wire measures a broker at the wire: raw Produce and Fetch requests
 // of fixed sizes over pipelined connections, with the broker's own CPU time,
-// each beside a floor: a bare server that reads the same frames, checks the
-// same CRC, writes them to one shared file with group commit and fdatasync, and
-// answers; nothing else. Ratios to the floor of the same run are what to quote.
+// each beside the floor (bench/floor): a bare server under the same requests.
+// Ratios to the floor of the same run are what to quote.
 package main
 
 import (
@@ -13,8 +12,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -26,28 +27,29 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/varve/varve/bench/floor"
 	"github.com/varve/varve/wal/batch"
 )
 
 var (
-	varve   = flag.String("varve", "bin/varve", "the broker's binary")
-	seconds = flag.Int("seconds", 4, "length of each measurement")
-	conns   = flag.Int("conns", 8, "connections")
-	depth   = flag.Int("depth", 5, "requests in flight on each")
-	parts   = flag.Int("partitions", 16, "partitions of the topic")
-	sizes   = flag.String("sizes", "1024,16384,65536,1048576", "bytes of a request's batch")
-	rounds  = flag.Int("rounds", 1, "how often to measure each, floor and broker in turn")
-	dir     = flag.String("dir", "", "where to put data; a temporary directory by default")
-	keep    = flag.String("cpuprofile", "", "write a CPU profile of the broker while it is produced to, to this file")
-	matrix  = flag.Bool("matrix", false, "what a request costs the broker over sizes, partitions (1, 100, 10,000) and connections (1, 100, 1,000); -conns, -depth and -partitions do not count")
-	floor   = flag.String("floor-server", "", "run the bare server at this address (used by the command itself)")
+	varve    = flag.String("varve", "bin/varve", "the broker's binary")
+	seconds  = flag.Int("seconds", 4, "length of each measurement")
+	conns    = flag.Int("conns", 8, "connections")
+	depth    = flag.Int("depth", 5, "requests in flight on each")
+	parts    = flag.Int("partitions", 16, "partitions of the topic")
+	sizes    = flag.String("sizes", "1024,16384,65536,1048576", "bytes of a request's batch")
+	rounds   = flag.Int("rounds", 1, "how often to measure each, floor and broker in turn")
+	dir      = flag.String("dir", "", "where to put data; a temporary directory by default")
+	profiles = flag.String("cpuprofile", "", "a folder for CPU profiles of the broker, one for each measurement: produce-16384.prof")
+	matrix   = flag.Bool("matrix", false, "what a request costs the broker over sizes, partitions (1, 100, 10,000) and connections (1, 100, 1,000); -conns, -depth and -partitions do not count")
+	floorAt  = flag.String("floor-server", "", "run the bare server at this address (used by the command itself)")
 )
 
 func main() {
 	flag.Parse()
 	var err error
-	if *floor != "" {
-		err = serveFloor(*floor, *dir)
+	if *floorAt != "" {
+		err = serveFloor(*floorAt, *dir)
 	} else {
 		err = run()
 	}
@@ -119,7 +121,7 @@ func freeAddr() string {
 }
 
 func start(tmp string, bare bool) (*server, error) {
-	s := &server{addr: freeAddr(), admin: freeAddr()}
+	s := &server{addr: freeAddr()}
 	data := filepath.Join(tmp, fmt.Sprint(time.Now().UnixNano()))
 	if err := os.MkdirAll(data, 0o700); err != nil {
 		return nil, err
@@ -129,8 +131,9 @@ func start(tmp string, bare bool) (*server, error) {
 		if err != nil {
 			return nil, err
 		}
-		s.cmd = exec.Command(self, "-floor-server", s.addr, "-dir", data)
+		s.cmd = exec.Command(self, "-floor-server", s.addr, "-dir", data, "-partitions", strconv.Itoa(*parts))
 	} else {
+		s.admin = freeAddr()
 		s.cmd = exec.Command(*varve, "dev", "--data-dir", data, "--set", "listeners=PLAINTEXT://"+s.addr, "--set", "admin.listener="+s.admin,
 			"--set", "wal.max.bytes=8589934592", "--set", "remote.flush.interval.ms=600000", "--set", "remote.object.bytes=1073741824")
 	}
@@ -175,19 +178,19 @@ func measure(tmp string, size int) error {
 				return err
 			}
 			cl.Close()
-			if *keep != "" {
-				go profile(s.admin, fmt.Sprintf("%s.%d", *keep, size))
-			}
 		}
-		r := load(s, func(part int32) []byte { return produceFrame(part, raw) })
+		r, err := load(s, fmt.Sprintf("produce-%d", size), func(part int32) []byte { return produceFrame(part, raw) })
+		if err != nil {
+			return err
+		}
 		report("produce", size, name, r, size, &floorProduce, bare)
-		from := func(int32) int64 { return 0 } // the floor serves what it is asked for
-		if !bare {
-			if from, err = tail(s.addr, size); err != nil {
-				return err
-			}
+		from, err := tail(s.addr, size)
+		if err != nil {
+			return err
 		}
-		r = load(s, func(part int32) []byte { return fetchFrame(part, from(part), size) })
+		if r, err = load(s, fmt.Sprintf("fetch-%d", size), func(part int32) []byte { return fetchFrame(part, from(part), size) }); err != nil {
+			return err
+		}
 		report("fetch", size, name, r, 0, &floorFetch, bare)
 		s.stop()
 	}
@@ -203,7 +206,7 @@ type result struct {
 // frameBytes bounds what a connection keeps of frames for different partitions.
 const frameBytes = 4 << 20
 
-func report(what string, size int, name string, r result, perRequest int, floor *float64, bare bool) {
+func report(what string, size int, name string, r result, perRequest int, base *float64, bare bool) {
 	bytes := float64(r.requests) * float64(perRequest)
 	if perRequest == 0 {
 		bytes = float64(r.bytes)
@@ -211,17 +214,17 @@ func report(what string, size int, name string, r result, perRequest int, floor 
 	mb := bytes / 1e6 / r.took.Seconds()
 	ratio := ""
 	if bare {
-		*floor = mb
-	} else if *floor > 0 {
-		ratio = fmt.Sprintf("%.2f", mb / *floor)
+		*base = mb
+	} else if *base > 0 {
+		ratio = fmt.Sprintf("%.2f", mb / *base)
 	}
 	fmt.Printf("%-8s %-9d %-7s %10.1f %12.0f %14.2f %12s\n", what, size, name, mb, float64(r.requests)/r.took.Seconds(), r.cpu.Seconds()/(bytes/1e9), ratio)
 }
 
 // load keeps depth requests in flight on each connection for the measured
 // time, after a second of warming up. Each connection goes round partitions of
-// its own, as many as there are frames for.
-func load(s *server, frame func(part int32) []byte) result {
+// its own, as many as there are frames for. A CPU profile of the broker is called name.
+func load(s *server, name string, frame func(part int32) []byte) (result, error) {
 	var requests, bytes atomic.Int64
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
@@ -281,6 +284,12 @@ func load(s *server, frame func(part int32) []byte) result {
 	time.Sleep(time.Second)
 	costs := s.costs()
 	r0, b0, c0, t0 := requests.Load(), bytes.Load(), s.cpu(), time.Now()
+	profiled := make(chan error, 1)
+	if *profiles != "" && s.admin != "" {
+		go func() { profiled <- s.profile(filepath.Join(*profiles, name+".prof")) }()
+	} else {
+		profiled <- nil
+	}
 	time.Sleep(time.Duration(*seconds) * time.Second)
 	r := result{requests.Load() - r0, bytes.Load() - b0, time.Since(t0), s.cpu() - c0, nil}
 	r.costs = s.costs()
@@ -289,7 +298,7 @@ func load(s *server, frame func(part int32) []byte) result {
 	}
 	close(stop)
 	wg.Wait()
-	return r
+	return r, <-profiled
 }
 
 func oneBatch(size int) ([]byte, error) {
@@ -312,7 +321,7 @@ func frameOf(req kmsg.Request) []byte {
 
 func produceFrame(part int32, raw []byte) []byte {
 	req := kmsg.NewPtrProduceRequest()
-	req.SetVersion(9)
+	req.SetVersion(8) // the newest that the floor serves too
 	req.Acks, req.TimeoutMillis = -1, 30000
 	t := kmsg.NewProduceRequestTopic()
 	t.Topic = "wire"
@@ -349,7 +358,7 @@ func fetchFrame(part int32, from int64, size int) []byte {
 		return nil
 	}
 	req := kmsg.NewPtrFetchRequest()
-	req.SetVersion(12)
+	req.SetVersion(11)
 	req.ReplicaID, req.MaxWaitMillis, req.MinBytes, req.MaxBytes = -1, 100, 1, int32(size)
 	req.SessionID, req.SessionEpoch = 0, -1
 	t := kmsg.NewFetchRequestTopic()
@@ -361,14 +370,38 @@ func fetchFrame(part int32, from int64, size int) []byte {
 	return frameOf(req)
 }
 
-func profile(admin, file string) {
-	time.Sleep(1500 * time.Millisecond)
-	out, err := os.Create(file)
-	if err != nil {
-		return
+// profile takes a CPU profile of the broker while it is measured.
+func (s *server) profile(file string) error {
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return err
 	}
-	defer out.Close()
-	cmd := exec.Command("curl", "-s", fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", admin, max(*seconds-1, 1)))
-	cmd.Stdout = out
-	cmd.Run()
+	resp, err := http.Get(fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", s.admin, max(*seconds, 1)))
+	if err != nil {
+		return fmt.Errorf("profile: %w", err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", resp.Status, b)
+	}
+	if err != nil {
+		return fmt.Errorf("profile: %w", err)
+	}
+	return os.WriteFile(file, b, 0o644)
+}
+
+// serveFloor runs the bare server in this process.
+func serveFloor(addr, dir string) error {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	s, err := floor.Open(l, floor.Options{Dir: dir, Partitions: int32(*parts)})
+	if err != nil {
+		return err
+	}
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, os.Interrupt)
+	<-ended
+	return s.Close()
 }

@@ -19,6 +19,9 @@ import (
 // and of the collector, and syncs of its log. Empty for the floor, which has no metrics.
 func (s *server) costs() map[string]float64 {
 	out := map[string]float64{}
+	if s.admin == "" {
+		return out
+	}
 	add := func(text, sep string, names map[string]string) {
 		for sc := bufio.NewScanner(strings.NewReader(text)); sc.Scan(); {
 			name, value, _ := strings.Cut(sc.Text(), sep)
@@ -96,13 +99,19 @@ func matrixOf(tmp string, size int) error {
 				continue // a gigabyte of requests in flight: nobody's load
 			}
 		}
-		r := load(s, func(part int32) []byte { return produceFrame(part, raw) })
+		label := fmt.Sprintf("%d-%d-partitions-%d-connections", size, *parts, *conns)
+		r, err := load(s, "produce-"+label, func(part int32) []byte { return produceFrame(part, raw) })
+		if err != nil {
+			return err
+		}
 		costsOf("produce", size, r, float64(r.requests)*float64(size))
 		from, err := tail(s.addr, size)
 		if err != nil {
 			return err
 		}
-		r = load(s, func(part int32) []byte { return fetchFrame(part, from(part), size) })
+		if r, err = load(s, "fetch-"+label, func(part int32) []byte { return fetchFrame(part, from(part), size) }); err != nil {
+			return err
+		}
 		costsOf("fetch", size, r, float64(r.bytes))
 	}
 	return nil
