@@ -13,21 +13,14 @@
 package floor
 
 import (
-	"bufio"
-	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"hash/crc32"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"sort"
-	"strconv"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"golang.org/x/sys/unix"
@@ -48,8 +41,6 @@ type Options struct {
 type Server struct {
 	o    Options
 	l    net.Listener
-	host string
-	port int32
 	file *os.File // as it is written: around the page cache, if that can be
 	ring []byte   // page-aligned
 
@@ -68,6 +59,7 @@ type Server struct {
 	slots   chan struct{} // for chunks that are being written
 
 	newData atomic.Pointer[chan struct{}] // closed when there is more to fetch
+	buffers [32]sync.Pool                 // by the logarithm of their size
 }
 
 // partition is where its newest batches are in the file.
@@ -91,9 +83,9 @@ type placed struct {
 type write struct {
 	batches [][]byte
 	parts   []int32
-	n       int64  // bytes of the batches
-	copied  func() // they are in the ring
-	done    func() // they are on the disk
+	n       int64   // bytes of the batches
+	from    *buffer // where they are until they are in the ring
+	answer  *answer
 }
 
 const (
@@ -106,18 +98,11 @@ const (
 	blockBytes = 16 << 20
 )
 
-// Open makes the file, zero-filled, and begins to serve at l.
-func Open(l net.Listener, o Options) (*Server, error) {
+// Open makes the file, zero-filled, and then begins to serve at addr: whoever
+// can connect finds it ready.
+func Open(addr string, o Options) (*Server, error) {
 	if o.FileBytes == 0 {
 		o.FileBytes = 1 << 30
-	}
-	host, p, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		return nil, err
-	}
-	port, err := strconv.Atoi(p)
-	if err != nil {
-		return nil, err
 	}
 	if o.MemoryBytes == 0 {
 		o.MemoryBytes = 256 << 20
@@ -129,13 +114,18 @@ func Open(l net.Listener, o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("floor: %w", err)
 	}
-	ring, err := unix.Mmap(-1, 0, int(o.MemoryBytes), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	ring, err := unix.Mmap(-1, 0, int(o.MemoryBytes), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_POPULATE)
 	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("floor: %d bytes of memory: %w", o.MemoryBytes, err)
 	}
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
 	s := &Server{
-		o: o, l: l, host: host, port: int32(port), file: f, ring: ring, partitions: make([]partition, o.Partitions),
+		o: o, l: l, file: f, ring: ring, partitions: make([]partition, o.Partitions),
 		wake: make(chan struct{}, 1), slots: make(chan struct{}, depth),
 	}
 	c := make(chan struct{})
@@ -182,13 +172,16 @@ func (s *Server) Close() error {
 	return err
 }
 
+// Addr is where it serves.
+func (s *Server) Addr() *net.TCPAddr { return s.l.Addr().(*net.TCPAddr) }
+
 func (s *Server) accept() {
 	for {
 		c, err := s.l.Accept()
 		if err != nil {
 			return
 		}
-		go s.serve(c)
+		go s.serve(c.(*net.TCPConn))
 	}
 }
 
@@ -245,7 +238,7 @@ func (s *Server) commit(q []write, n int64) {
 				})
 			}
 		}
-		q[i].copied()
+		q[i].from.release()
 	}
 	s.put(begun, end-begun)
 	writing.Wait()
@@ -263,8 +256,15 @@ func (s *Server) commit(q []write, n int64) {
 	for _, x := range s.placed {
 		x.p.show(x, s.written-s.o.MemoryBytes/2)
 	}
+	for i := range q { // each connection is told once of all its answers
+		c := q[i].answer.c
+		c.mu.Lock()
+		q[i].answer.ready = true
+		c.mu.Unlock()
+	}
 	for i := range q {
-		q[i].done()
+		q[i].answer.c.send()
+		q[i] = write{}
 	}
 	c := make(chan struct{})
 	close(*s.newData.Swap(&c))
@@ -289,178 +289,11 @@ func (p *partition) show(x placed, oldest int64) {
 	p.mu.Unlock()
 }
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-// conn is one connection: requests in order, answers in order.
-type conn struct {
-	s       *Server
-	answers chan *answer
-	free    sync.Pool
-}
-
-type answer struct {
-	ready chan struct{}
-	parts net.Buffers
-}
-
-func (s *Server) serve(nc net.Conn) {
-	defer nc.Close()
-	c := &conn{s: s, answers: make(chan *answer, 256)}
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	go func() {
-		var bufs net.Buffers
-		for a := range c.answers {
-			<-a.ready
-			bufs = append(bufs[:0], a.parts...)
-		more:
-			for len(bufs) < 512 {
-				select {
-				case b, ok := <-c.answers:
-					if !ok {
-						break more
-					}
-					select {
-					case <-b.ready:
-						bufs = append(bufs, b.parts...)
-					default:
-						// What is ready goes first; this one is waited for.
-						if v := bufs; send(nc, v) != nil {
-							cancel()
-							drain(c.answers)
-							return
-						}
-						<-b.ready
-						bufs = append(bufs[:0], b.parts...)
-					}
-				default:
-					break more
-				}
-			}
-			if send(nc, bufs) != nil {
-				cancel()
-				drain(c.answers)
-				return
-			}
-		}
-	}()
-	err := c.read(ctx, bufio.NewReaderSize(nc, 128<<10))
-	close(c.answers)
-	if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
-		var op *net.OpError
-		if !errors.As(err, &op) {
-			fmt.Fprintln(os.Stderr, "floor:", err)
-		}
-	}
-}
-
-func send(nc net.Conn, bufs net.Buffers) error {
-	v := bufs
-	_, err := v.WriteTo(nc)
-	return err
-}
-
-func drain(c chan *answer) {
-	for range c {
-	}
-}
-
-func (c *conn) read(ctx context.Context, br *bufio.Reader) error {
-	var head [4]byte
-	for {
-		if _, err := io.ReadFull(br, head[:]); err != nil {
-			return err
-		}
-		n := int(binary.BigEndian.Uint32(head[:]))
-		if n < 10 || n > len(c.s.ring)/4 { // more would not fit into the ring beside what is being read
-			return fmt.Errorf("a frame of %d bytes", n)
-		}
-		var b []byte
-		if f, ok := c.free.Get().(*[]byte); ok && cap(*f) >= n {
-			b = (*f)[:n]
-		} else {
-			b = make([]byte, n, max(n, 4096))
-		}
-		if _, err := io.ReadFull(br, b); err != nil {
-			return err
-		}
-		a := &answer{ready: make(chan struct{})}
-		c.answers <- a
-		if err := c.handle(ctx, b, a); err != nil {
-			close(a.ready)
-			return err
-		}
-	}
-}
-
-// The versions served: the newest before tagged fields, which need less code.
-var served = map[int16][2]int16{0: {0, 8}, 1: {4, 11}, 2: {1, 5}, 3: {0, 8}, 18: {0, 3}, 22: {0, 1}}
-
-func (c *conn) handle(ctx context.Context, b []byte, a *answer) error {
-	key, version := int16(binary.BigEndian.Uint16(b)), int16(binary.BigEndian.Uint16(b[2:]))
-	corr := int32(binary.BigEndian.Uint32(b[4:]))
-	body := b[10:]
-	if n := int16(binary.BigEndian.Uint16(b[8:])); n > 0 {
-		body = body[n:]
-	}
-	if key == 18 && version >= 3 {
-		body = body[1:] // the header's tags
-	}
-	req := kmsg.RequestForKey(key)
-	v, ok := served[key]
-	if !ok || version > v[1] {
-		if key != 18 {
-			return fmt.Errorf("key %d version %d is not served", key, version)
-		}
-		version = 0
-	}
-	req.SetVersion(version)
-	if key == 18 && version == 0 {
-		body = nil
-	}
-	if err := req.ReadFrom(body); err != nil {
-		return err
-	}
-	answer := func(resp kmsg.Response) {
-		resp.SetVersion(version)
-		out := make([]byte, 8, 128)
-		out = resp.AppendTo(out)
-		binary.BigEndian.PutUint32(out, uint32(len(out)-4))
-		binary.BigEndian.PutUint32(out[4:], uint32(corr))
-		a.parts = net.Buffers{out}
-		close(a.ready)
-	}
-	switch req := req.(type) {
-	case *kmsg.ProduceRequest:
-		c.produce(req, b, a, answer)
-	case *kmsg.FetchRequest:
-		go c.fetch(ctx, req, corr, a)
-	case *kmsg.ApiVersionsRequest:
-		resp := kmsg.NewPtrApiVersionsResponse()
-		if version == 0 && int16(binary.BigEndian.Uint16(b[2:])) > 3 {
-			resp.ErrorCode = 35
-		}
-		for k, v := range served {
-			resp.ApiKeys = append(resp.ApiKeys, kmsg.ApiVersionsResponseApiKey{ApiKey: k, MinVersion: v[0], MaxVersion: v[1]})
-		}
-		answer(resp)
-	case *kmsg.MetadataRequest:
-		answer(c.s.metadata(req))
-	case *kmsg.ListOffsetsRequest:
-		answer(c.s.offsets(req))
-	case *kmsg.InitProducerIDRequest:
-		resp := kmsg.NewPtrInitProducerIDResponse()
-		resp.ProducerID = c.s.produced.Add(1)
-		answer(resp)
-	}
-	return nil
-}
-
 func (s *Server) metadata(req *kmsg.MetadataRequest) kmsg.Response {
 	resp := kmsg.NewPtrMetadataResponse()
 	resp.ClusterID = kmsg.StringPtr("floor")
 	resp.ControllerID = 1
-	resp.Brokers = []kmsg.MetadataResponseBroker{{NodeID: 1, Host: s.host, Port: s.port}}
+	resp.Brokers = []kmsg.MetadataResponseBroker{{NodeID: 1, Host: s.Addr().IP.String(), Port: int32(s.Addr().Port)}}
 	for _, t := range req.Topics {
 		topic := kmsg.NewMetadataResponseTopic()
 		topic.Topic = t.Topic
@@ -494,115 +327,6 @@ func (s *Server) offsets(req *kmsg.ListOffsetsRequest) kmsg.Response {
 		resp.Topics = append(resp.Topics, topic)
 	}
 	return resp
-}
-
-func (c *conn) produce(req *kmsg.ProduceRequest, frame []byte, a *answer, answer func(kmsg.Response)) {
-	resp := kmsg.NewPtrProduceResponse()
-	w := write{}
-	for _, t := range req.Topics {
-		topic := kmsg.NewProduceResponseTopic()
-		topic.Topic = t.Topic
-		for _, p := range t.Partitions {
-			out := kmsg.NewProduceResponseTopicPartition()
-			out.Partition = p.Partition
-			if len(p.Records) < 61 || int(p.Partition) >= len(c.s.partitions) || crc32.Checksum(p.Records[21:], castagnoli) != binary.BigEndian.Uint32(p.Records[17:]) {
-				out.ErrorCode = 2 // CORRUPT_MESSAGE
-			} else {
-				w.batches, w.parts = append(w.batches, p.Records), append(w.parts, p.Partition)
-				w.n += int64(len(p.Records))
-			}
-			topic.Partitions = append(topic.Partitions, out)
-		}
-		resp.Topics = append(resp.Topics, topic)
-	}
-	w.copied = func() { c.free.Put(&frame) }
-	w.done = func() {
-		if req.Acks == 0 {
-			close(a.ready)
-		} else {
-			answer(resp)
-		}
-	}
-	c.s.mu.Lock()
-	c.s.q = append(c.s.q, w)
-	c.s.mu.Unlock()
-	select {
-	case c.s.wake <- struct{}{}:
-	default:
-	}
-}
-
-// fetch answers with what is there, or waits for it.
-func (c *conn) fetch(ctx context.Context, req *kmsg.FetchRequest, corr int32, a *answer) {
-	deadline := time.NewTimer(time.Duration(req.MaxWaitMillis) * time.Millisecond)
-	defer deadline.Stop()
-	for {
-		more := *c.s.newData.Load()
-		parts, n := c.s.gather(req, corr)
-		if n < int(req.MinBytes) {
-			select {
-			case <-more:
-				continue
-			case <-deadline.C:
-			case <-ctx.Done():
-			}
-		}
-		a.parts = parts
-		close(a.ready)
-		return
-	}
-}
-
-// gather lays out an answer: its skeleton, and for every partition what lies in
-// the ring.
-func (s *Server) gather(req *kmsg.FetchRequest, corr int32) (net.Buffers, int) {
-	parts := net.Buffers{nil}
-	b := make([]byte, 8, 256)
-	binary.BigEndian.PutUint32(b[4:], uint32(corr))
-	b = binary.BigEndian.AppendUint32(b, 0) // throttle
-	if req.Version >= 7 {
-		b = binary.BigEndian.AppendUint16(b, 0) // error
-		b = binary.BigEndian.AppendUint32(b, 0) // no session: the client names its partitions each time
-	}
-	total, room := 0, int(req.MaxBytes)
-	b = binary.BigEndian.AppendUint32(b, uint32(len(req.Topics)))
-	for _, t := range req.Topics {
-		b = binary.BigEndian.AppendUint16(b, uint16(len(t.Topic)))
-		b = append(b, t.Topic...)
-		b = binary.BigEndian.AppendUint32(b, uint32(len(t.Partitions)))
-		for _, p := range t.Partitions {
-			runs, n, next := s.find(p.Partition, p.FetchOffset, min(int(p.PartitionMaxBytes), room))
-			b = binary.BigEndian.AppendUint32(b, uint32(p.Partition))
-			b = binary.BigEndian.AppendUint16(b, 0)
-			b = binary.BigEndian.AppendUint64(b, uint64(next)) // high watermark
-			b = binary.BigEndian.AppendUint64(b, uint64(next)) // last stable offset
-			if req.Version >= 5 {
-				b = binary.BigEndian.AppendUint64(b, 0) // log start
-			}
-			b = binary.BigEndian.AppendUint32(b, 0) // aborted transactions
-			if req.Version >= 11 {
-				b = binary.BigEndian.AppendUint32(b, 0xffffffff)
-			}
-			b = binary.BigEndian.AppendUint32(b, uint32(n))
-			if n > 0 {
-				parts = append(append(parts, b), runs...)
-				b = nil
-				total += n
-				room -= n
-			}
-		}
-	}
-	parts = append(parts, b)
-	n := 0
-	for _, p := range parts {
-		n += len(p)
-	}
-	first := parts[1]
-	if len(parts) == 2 {
-		first = b
-	}
-	binary.BigEndian.PutUint32(first, uint32(n-4))
-	return parts[1:], total
 }
 
 // find is what lies from offset on: pieces of the ring, n bytes in all. They are

@@ -15,20 +15,16 @@ import (
 // serve runs a floor, which is as much of a broker as a load needs.
 func serve(t *testing.T, partitions int32, beforeSync ...func()) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
 	o := floor.Options{Dir: t.TempDir(), FileBytes: 64 << 20, Partitions: partitions}
 	if len(beforeSync) > 0 {
 		o.BeforeSync = beforeSync[0]
 	}
-	s, err := floor.Open(l, o)
+	s, err := floor.Open("127.0.0.1:0", o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	return l.Addr().String()
+	return s.Addr().String()
 }
 
 func spec(addr string) Spec {

@@ -144,7 +144,7 @@ func start(tmp string, bare bool) (*server, error) {
 	if err := s.cmd.Start(); err != nil {
 		return nil, err
 	}
-	for range 500 {
+	for range 3000 {
 		if c, err := net.Dial("tcp", s.addr); err == nil {
 			c.Close()
 			return s, nil
@@ -392,11 +392,7 @@ func (s *server) profile(file string) error {
 
 // serveFloor runs the bare server in this process.
 func serveFloor(addr, dir string) error {
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		return err
-	}
-	s, err := floor.Open(l, floor.Options{Dir: dir, Partitions: int32(*parts)})
+	s, err := floor.Open(addr, floor.Options{Dir: dir, Partitions: int32(*parts)})
 	if err != nil {
 		return err
 	}

@@ -329,19 +329,21 @@ func (f *benchFlags) measureFloor(ctx context.Context) (*load.Result, error) {
 func benchFloor() *cobra.Command {
 	var listen, dir string
 	var partitions int64 = 16
-	var noSync bool
+	var noSync, buffered bool
 	cmd := &cobra.Command{
 		Use:   "floor",
 		Short: "Serve the floor: the least work that can be called a durable broker",
 		Long: `Serves just enough of Kafka's protocol to be produced to and consumed from: a checksum over every batch, one shared
-file, group commit with fdatasync, an answer; nothing else. It forgets everything and its file is written round and round.`,
+file, group commit with fdatasync, an answer; nothing else. It writes around the page cache, and serves what it has in memory.
+It forgets everything, and its file is written round and round.`,
 		Args: arguments("", 0, 0),
 	}
 	fl := cmd.Flags()
 	fl.StringVar(&listen, "listen", "127.0.0.1:0", "where to serve")
 	fl.StringVar(&dir, "dir", "", "where its file of 1 GiB is (default: a new folder in the temporary directory)")
 	fl.Var(intValue{&partitions, 1, 1_000_000, "a number from 1"}, "partitions", "of every topic")
-	fl.BoolVar(&noSync, "no-fsync", false, "acknowledge what is in the page cache")
+	fl.BoolVar(&noSync, "no-fsync", false, "acknowledge what is not on the disk yet")
+	fl.BoolVar(&buffered, "buffered", false, "write through the page cache")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if dir == "" {
 			d, err := os.MkdirTemp("", "varve-floor-")
@@ -351,16 +353,11 @@ file, group commit with fdatasync, an answer; nothing else. It forgets everythin
 			defer os.RemoveAll(d)
 			dir = d
 		}
-		l, err := net.Listen("tcp", listen)
+		s, err := floor.Open(listen, floor.Options{Dir: dir, Partitions: int32(partitions), NoSync: noSync, Buffered: buffered})
 		if err != nil {
 			return err
 		}
-		s, err := floor.Open(l, floor.Options{Dir: dir, Partitions: int32(partitions), NoSync: noSync})
-		if err != nil {
-			l.Close()
-			return err
-		}
-		fmt.Fprintf(cmd.ErrOrStderr(), "the floor serves at %s\n", l.Addr())
+		fmt.Fprintf(cmd.ErrOrStderr(), "the floor serves at %s\n", s.Addr())
 		<-cmd.Context().Done()
 		return s.Close()
 	}
