@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -430,59 +429,4 @@ func (r *runner) kafkaMaximum(ctx context.Context) (float64, error) {
 	r.probes["maximum"] = res.Produced.RecordsPerSecond
 	r.say("Kafka's maximum, for rates: %.0f records/s", res.Produced.RecordsPerSecond)
 	return res.Produced.RecordsPerSecond, nil
-}
-
-// describeSpec is a load in words.
-func describeSpec(s load.Spec, partitions int, rated bool) string {
-	var p []string
-	add := func(format string, args ...any) { p = append(p, fmt.Sprintf(format, args...)) }
-	add("%d partitions", partitions)
-	if s.Producers > 0 {
-		add("%d producers", s.Producers)
-	}
-	if s.Processors > 0 {
-		ends := fmt.Sprintf("%d records each, back to back", s.TxnRecords)
-		switch {
-		case s.TxnEvery > 0:
-			ends = fmt.Sprintf("of %s", s.TxnEvery)
-		case s.TxnRecords == 1:
-			ends = "1 record each, back to back"
-		}
-		reads := ", reading and committing offsets in them"
-		if s.Producers == 0 {
-			reads = ", reading nothing"
-		}
-		add("%d clients with transactions (%s)%s", s.Processors, ends, reads)
-	}
-	if s.Consumers > 0 && s.Processors > 0 {
-		add("%d consumers of what is committed", s.Consumers)
-	} else if s.Consumers > 0 {
-		add("%d consumers in %d groups", s.Consumers, max(s.Groups, 1))
-	}
-	add("records of %d B (%s)", s.RecordBytes, s.Payload)
-	if s.Keys > 0 {
-		add("%d keys in turn", s.Keys)
-	}
-	add("batches of at most %d B", s.BatchBytes)
-	add("linger %s", s.Linger)
-	add("%s", s.Codec)
-	add("acks=%s", s.Acks)
-	add("%d requests in flight each", max(s.InFlight, 5))
-	if s.InFlight > 0 {
-		p[len(p)-1] = fmt.Sprintf("%d requests in flight each", s.InFlight)
-	}
-	if s.BufferBytes > 0 {
-		add("%d B buffered each", s.BufferBytes)
-	}
-	switch {
-	case s.Rate > 0:
-		add("%.0f records/s", s.Rate)
-	case rated:
-		add("at a rate")
-	case s.Processors > 0:
-		add("as fast as transactions take them")
-	default:
-		add("as fast as they are taken")
-	}
-	return strings.Join(p, ", ")
 }

@@ -269,7 +269,7 @@ func TestSampleOfTransactions(t *testing.T) {
 // A load with transactions says what they are.
 func TestDescribeTransactions(t *testing.T) {
 	for _, c := range workloadOf("W13").Cases {
-		got := describeSpec(c.Spec, c.Partitions, false)
+		got := c.describe()
 		want := "back to back"
 		if c.Spec.TxnEvery > 0 {
 			want = "transactions (of 100ms)"

@@ -92,7 +92,12 @@ func (c *kase) describe() string {
 	if c.Measure != nil {
 		return ""
 	}
-	return describeSpec(c.Spec, c.Partitions, c.RateOf != nil)
+	s := c.Spec
+	s.Partitions = c.Partitions
+	if c.RateOf != nil {
+		return s.Rated()
+	}
+	return s.String()
 }
 
 // setup is a pair of brokers.

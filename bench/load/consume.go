@@ -75,6 +75,9 @@ func (r *run) openConsumers(ctx context.Context, fromStart bool) ([]*consumer, e
 		return nil, err
 	}
 	r.extents = ext
+	if r.spec.Partitions == 0 {
+		r.spec.Partitions = len(ext)
+	}
 	isolation := kgo.ReadUncommitted()
 	if r.spec.Processors > 0 {
 		isolation = kgo.ReadCommitted()
@@ -171,6 +174,7 @@ func Replay(ctx context.Context, spec Spec) (*Result, error) {
 	var err error
 	if spec.Raw {
 		r.extents, err = Extents(ctx, spec.Bootstrap, spec.Topic)
+		spec.Partitions = len(r.extents)
 	} else {
 		cons, err = r.openConsumers(ctx, atStart)
 	}
@@ -223,8 +227,26 @@ func Replay(ctx context.Context, spec Spec) (*Result, error) {
 	if err = cmp.Or(rawErr, err); err != nil { // why nothing came says more than that nothing did
 		return nil, err
 	}
-	res.What = "replay"
+	res.What, res.Load.DurationSeconds = "replay", 0
 	return res, nil
+}
+
+// Add makes a replay and another one of the same data one result.
+func (r *Result) Add(o *Result) {
+	r.Seconds += o.Seconds
+	r.Errors += o.Errors
+	c, oc := r.Consumed, o.Consumed
+	c.Records, c.Bytes, c.Batches, c.WireBytes, c.Requests = c.Records+oc.Records, c.Bytes+oc.Bytes, c.Batches+oc.Batches, c.WireBytes+oc.WireBytes, c.Requests+oc.Requests
+	c.RecordsPerSecond, c.MBPerSecond = float64(c.Records)/r.Seconds, float64(c.Bytes)/1e6/r.Seconds
+	add := func(u *Usage, ou Usage) {
+		u.CPUSeconds += ou.CPUSeconds
+		u.Cores, u.PeakRSS = u.CPUSeconds/r.Seconds, max(u.PeakRSS, ou.PeakRSS)
+	}
+	add(&r.Client, o.Client)
+	if r.Broker != nil && o.Broker != nil {
+		add(r.Broker, *o.Broker)
+		r.Broker.SecondsPerGB = r.Broker.CPUSeconds / (float64(c.Bytes) / 1e9)
+	}
 }
 
 // fetchHook counts what a consumer's client reads.

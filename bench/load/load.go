@@ -26,6 +26,8 @@ import (
 type Spec struct {
 	Bootstrap []string
 	Topic     string
+	// Partitions of the topic, to be told with the result. 0: not known.
+	Partitions int
 
 	Producers int
 	Consumers int
@@ -85,6 +87,7 @@ type Progress struct {
 // Result is what was measured, between the end of the warm-up and the end.
 type Result struct {
 	What    string  `json:"what"`
+	Load    *Ran    `json:"load"`
 	Seconds float64 `json:"seconds"`
 
 	Produced *Side `json:"produced,omitempty"`

@@ -68,7 +68,7 @@ func (r *run) measure(ctx context.Context, ended <-chan struct{}, begin func()) 
 	err := r.pass(ctx, ended, r.spec.Duration, start, false)
 	r.measuring.Store(false)
 	took := time.Since(start)
-	res := &Result{Seconds: took.Seconds(), Client: client.stop(), Errors: r.errors.Load()}
+	res := &Result{Load: r.spec.ran(), Seconds: took.Seconds(), Client: client.stop(), Errors: r.errors.Load()}
 	if len(r.spec.Broker) > 0 {
 		u := broker.stop()
 		res.Broker = &u

@@ -51,6 +51,7 @@ type benchFlags struct {
 	processors, txnRecords                             int64
 	floor                                              time.Duration
 	floorDir                                           string
+	floorBytes                                         int64
 	pids                                               []int
 	quiet                                              bool
 }
@@ -60,7 +61,7 @@ func newBenchFlags(what string) *benchFlags {
 	return &benchFlags{
 		what: what, acks: "all", codec: "none", payload: string(load.Random),
 		batch: 16 << 10, record: 1 << 10, buffer: 32 << 20, fetchMax: 50 << 20, partMax: 1 << 20, fetchMin: 1,
-		producers: 1, consumers: 1, groups: 1, inFlight: 5, partitions: 16, processors: 1,
+		producers: 1, consumers: 1, groups: 1, inFlight: 5, partitions: 16, processors: 1, floorBytes: 1 << 30,
 		spec: load.Spec{Duration: 10 * time.Second, Warmup: 2 * time.Second, FetchMaxWait: 500 * time.Millisecond},
 	}
 }
@@ -81,6 +82,13 @@ func (f *benchFlags) fetching(cmd *cobra.Command) {
 	fl.Var(durationValue{d: &f.spec.FetchMaxWait}, "fetch-max-wait", "how long it waits")
 }
 
+func (f *benchFlags) floorFlags(cmd *cobra.Command) {
+	fl := cmd.Flags()
+	fl.Var(durationValue{&f.floor, true}, "floor", "how long to measure the floor too; 0 to leave it out")
+	fl.StringVar(&f.floorDir, "floor-dir", "", "where the floor's file is, which should be the broker's disk (default: the temporary directory)")
+	fl.Var(bytesValue{&f.floorBytes, 64 << 20, 64 << 30}, "floor-bytes", "how long it is; a replay's floor has as much memory, and half of it to read")
+}
+
 func benchRun(what string) *cobra.Command {
 	f := newBenchFlags(what)
 	cmd := &cobra.Command{
@@ -90,7 +98,7 @@ func benchRun(what string) *cobra.Command {
 	}
 	cmd.Long = map[string]string{
 		"produce": "Produces to TOPIC (default varve-bench, created with --partitions where it is missing) and reports throughput,\nacknowledgement latency, and what the requests really looked like.",
-		"consume": "Consumes what others produce to TOPIC, from its present end.",
+		"consume": "Consumes what others produce to TOPIC, from its present end. The floor, measured afterwards, is produced to at the rate that was\nseen, in records and batches of the sizes that were seen, not compressed.",
 		"e2e":     "Produces and consumes in one process, so that one clock measures from the intended send time to the moment a consumer\nhas the record.",
 		"txn":     "Producers write to TOPIC; clients of one group read it and write what they read to the topic --to, in transactions that commit\ntheir offsets too; consumers read what is committed. A transaction ends after --every, or with --records as soon as it has\nso many, and the next begins at once. Without --rate producers are just ahead of the transactions, and end-to-end latency\ncounts from a transaction's beginning. With --producers 0 nothing is read: transactions are of records that are made up.",
 	}[what]
@@ -122,9 +130,8 @@ func benchRun(what string) *cobra.Command {
 		count(&f.inFlight, "in-flight", "requests of one client that are not answered")
 		fl.Var(bytesValue{&f.buffer, 1 << 16, 16 << 30}, "buffer-bytes", "records of one client that are not acknowledged")
 	}
-	if what == "produce" || what == "e2e" { // a floor knows no transactions
-		fl.Var(durationValue{&f.floor, true}, "floor", "how long to measure the floor first; 0 to leave it out")
-		fl.StringVar(&f.floorDir, "floor-dir", "", "where the floor's file of 1 GiB is, which should be the broker's disk (default: the temporary directory)")
+	if what != "txn" { // a floor knows no transactions
+		f.floorFlags(cmd)
 	}
 	if what != "produce" {
 		count(&f.consumers, "consumers", "clients that consume, of all groups")
@@ -144,7 +151,11 @@ func benchReplay() *cobra.Command {
 		Short: "Measure reading a topic from its first offset to its present end",
 		Args:  arguments("the topic's name", 1, 1),
 	}
+	cmd.Long = `Reads TOPIC from its first offset to its present end. The floor, measured afterwards, has half of --floor-bytes in memory, in records
+and batches of the sizes that were seen, not compressed, and is read over and over: what comes from a disk or a bucket has that as its
+upper bound.`
 	f.common(cmd)
+	f.floorFlags(cmd)
 	cmd.Flags().Var(intValue{&f.consumers, 1, 100_000, "a number from 1"}, "consumers", "clients that share the partitions")
 	cmd.Flags().BoolVar(&f.spec.Raw, "raw", false, "plain fetches, batches counted and their checksums verified: leaves out what a client makes of the records")
 	f.fetching(cmd)
@@ -209,8 +220,8 @@ func (f *benchFlags) run(cmd *cobra.Command, args []string) error {
 		return err
 	}
 	var base *load.Result
-	if f.floor > 0 {
-		if base, err = f.measureFloor(ctx); err != nil {
+	if f.floor > 0 && s.Producers > 0 {
+		if base, err = f.measureFloor(ctx, *s); err != nil {
 			return fmt.Errorf("floor: %w", err)
 		}
 	}
@@ -238,6 +249,11 @@ func (f *benchFlags) run(cmd *cobra.Command, args []string) error {
 		}
 		return err
 	}
+	if f.floor > 0 && s.Producers == 0 { // what it has to do is known only now
+		if base, err = f.measureFloor(ctx, like(*s, res)); err != nil {
+			return fmt.Errorf("floor: %w", err)
+		}
+	}
 	res.What, res.Floor = f.what, base
 	if f.out.json() {
 		return writeJSON(cmd.OutOrStdout(), res)
@@ -260,6 +276,7 @@ func (f *benchFlags) prepare(ctx context.Context) error {
 		if err != nil {
 			return adm.failed("topic "+f.spec.Topic, err)
 		}
+		f.spec.Partitions = len(topics[f.spec.Topic].Partitions)
 		return nil
 	}
 	// A batch before compression may be longer than its records: one that was asked for must not be refused.
@@ -274,22 +291,79 @@ func (f *benchFlags) prepare(ctx context.Context) error {
 			return adm.failed("create topic "+topic, err)
 		}
 	}
+	// It may have been there before. One that was made now may not be known everywhere yet.
+	f.spec.Partitions = int(f.partitions)
+	if topics, err := adm.ListTopics(adm.ctx, f.spec.Topic); err == nil && len(topics[f.spec.Topic].Partitions) > 0 {
+		f.spec.Partitions = len(topics[f.spec.Topic].Partitions)
+	}
 	return nil
 }
 
-// measureFloor runs the same load against a floor in a process of its own.
-func (f *benchFlags) measureFloor(ctx context.Context) (*load.Result, error) {
-	self, err := os.Executable()
+// like is a producer of what was consumed: as many records, of the same size, in batches of the same size.
+func like(s load.Spec, res *load.Result) load.Spec {
+	c := res.Consumed
+	s.Producers, s.Acks, s.Codec, s.Payload = 1, "all", "none", load.Random
+	s.RecordBytes = int(c.Bytes / max(c.Records, 1))
+	s.BatchBytes = max(int(c.BytesPerBatch), s.RecordBytes+1<<10)
+	s.Rate = c.RecordsPerSecond / float64(max(s.Groups, 1))
+	s.Linger = time.Duration(c.RecordsPerBatch / s.Rate * float64(time.Second))
+	return s
+}
+
+// measureFloor runs the load against a floor in a process of its own.
+func (f *benchFlags) measureFloor(ctx context.Context, s load.Spec) (*load.Result, error) {
+	addr, pid, stop, err := f.startFloor(s.Partitions)
 	if err != nil {
 		return nil, err
+	}
+	defer stop()
+	s.Bootstrap, s.Topic, s.Progress = []string{addr}, "floor", nil
+	if f.what != "replay" {
+		s.Duration, s.Warmup, s.Broker = f.floor, min(s.Warmup, time.Second), []int{pid}
+		return load.Run(ctx, s)
+	}
+	fill := s
+	fill.Rate, fill.Linger, fill.Consumers, fill.Warmup, fill.Duration = 0, 5*time.Millisecond, 0, 0, time.Hour
+	full, cancel := context.WithCancel(ctx)
+	defer cancel()
+	fill.Progress = func(p load.Progress) {
+		if p.Bytes > f.floorBytes/2 {
+			cancel()
+		}
+	}
+	if _, err := load.Run(full, fill); err != nil && full.Err() == nil {
+		return nil, err
+	}
+	s.Producers, s.Broker = 0, []int{pid}
+	var sum *load.Result
+	for began := time.Now(); sum == nil || time.Since(began) < f.floor; {
+		res, err := load.Replay(ctx, s)
+		if err != nil {
+			return nil, err
+		}
+		if sum != nil {
+			res.Add(sum)
+		}
+		sum = res
+	}
+	return sum, nil
+}
+
+func (f *benchFlags) startFloor(partitions int) (addr string, pid int, stop func(), err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", 0, nil, err
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return nil, err
+		return "", 0, nil, err
 	}
-	addr := l.Addr().String()
+	addr = l.Addr().String()
 	l.Close()
-	args := []string{"bench", "floor", "--listen", addr, "--partitions", strconv.FormatInt(f.partitions, 10)}
+	args := []string{"bench", "floor", "--listen", addr, "--partitions", strconv.Itoa(partitions), "--file", strconv.FormatInt(f.floorBytes, 10)}
+	if f.what == "replay" {
+		args = append(args, "--memory", strconv.FormatInt(f.floorBytes, 10))
+	}
 	if f.floorDir != "" {
 		args = append(args, "--dir", f.floorDir)
 	}
@@ -297,38 +371,35 @@ func (f *benchFlags) measureFloor(ctx context.Context) (*load.Result, error) {
 	child.Stderr = os.Stderr
 	child.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := child.Start(); err != nil {
-		return nil, err
+		return "", 0, nil, err
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- child.Wait() }()
-	defer func() {
+	stop = func() {
 		child.Process.Signal(syscall.SIGTERM)
 		<-ended
-	}()
+	}
 	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) {
 		c, err := net.Dial("tcp", addr)
 		if err == nil {
 			c.Close()
-			break
+			return addr, child.Process.Pid, stop, nil
 		}
 		select {
 		case err := <-ended:
-			ended <- err
-			return nil, fmt.Errorf("the server of the floor ended: %v", err)
+			return "", 0, nil, fmt.Errorf("the server of the floor ended: %v", err)
 		default:
 		}
 		if time.Since(began) > time.Minute {
-			return nil, fmt.Errorf("the server of the floor does not answer at %s", addr)
+			stop()
+			return "", 0, nil, fmt.Errorf("the server of the floor does not answer at %s", addr)
 		}
 	}
-	s := f.spec
-	s.Bootstrap, s.Duration, s.Warmup, s.Broker = []string{addr}, f.floor, min(s.Warmup, time.Second), []int{child.Process.Pid}
-	return load.Run(ctx, s)
 }
 
 func benchFloor() *cobra.Command {
 	var listen, dir string
-	var partitions int64 = 16
+	var partitions, memory, file int64 = 16, 256 << 20, 1 << 30
 	var noSync, buffered bool
 	cmd := &cobra.Command{
 		Use:   "floor",
@@ -340,8 +411,10 @@ It forgets everything, and its file is written round and round.`,
 	}
 	fl := cmd.Flags()
 	fl.StringVar(&listen, "listen", "127.0.0.1:0", "where to serve")
-	fl.StringVar(&dir, "dir", "", "where its file of 1 GiB is (default: a new folder in the temporary directory)")
+	fl.StringVar(&dir, "dir", "", "where its file is (default: a new folder in the temporary directory)")
 	fl.Var(intValue{&partitions, 1, 1_000_000, "a number from 1"}, "partitions", "of every topic")
+	fl.Var(bytesValue{&file, 64 << 20, 64 << 30}, "file", "how long its file is")
+	fl.Var(bytesValue{&memory, 64 << 20, 64 << 30}, "memory", "for what was written last, of which half can be consumed")
 	fl.BoolVar(&noSync, "no-fsync", false, "acknowledge what is not on the disk yet")
 	fl.BoolVar(&buffered, "buffered", false, "write through the page cache")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -353,7 +426,7 @@ It forgets everything, and its file is written round and round.`,
 			defer os.RemoveAll(d)
 			dir = d
 		}
-		s, err := floor.Open(listen, floor.Options{Dir: dir, Partitions: int32(partitions), NoSync: noSync, Buffered: buffered})
+		s, err := floor.Open(listen, floor.Options{Dir: dir, FileBytes: file, MemoryBytes: memory, Partitions: int32(partitions), NoSync: noSync, Buffered: buffered})
 		if err != nil {
 			return err
 		}
@@ -507,6 +580,13 @@ func benchTable(w io.Writer, r *load.Result) error {
 		return err
 	}
 	var notes []string
+	if l := r.Load; l != nil {
+		words := fmt.Sprintf("the load: topic %s, %s", l.Topic, l.Words)
+		if l.DurationSeconds > 0 {
+			words += fmt.Sprintf("; measured for %g s after a warm-up of %g s", l.DurationSeconds, l.WarmupSeconds)
+		}
+		notes = append(notes, words)
+	}
 	if r.Broker == nil {
 		notes = append(notes, "the broker is not a process of this machine (or name it with --broker-pid): its CPU time is not known")
 	}

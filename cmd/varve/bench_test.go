@@ -1,9 +1,13 @@
 package main
 
 import (
+	"context"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
+	"github.com/varve/varve/bench/load"
 	"github.com/varve/varve/cmd/varve/servertest"
 )
 
@@ -26,6 +30,7 @@ func TestBenchTxn(t *testing.T) {
 	for _, want := range []string{"transactions/s", "commit p99 ms", "end to end p99 ms", "consumed records/s", "CPU ms per transaction"} {
 		r.want(t, 0, want, "")
 	}
+	r.want(t, 0, "2 clients with transactions (of 50ms)", "")
 	varve(t, "", with("--producers=0", "--records=3", "-o", "json")...).want(t, 0, `"records_per_transaction": 3,`, "")
 	varve(t, "", "topic", "list", b).want(t, 0, "in-out", "")
 }
@@ -45,4 +50,28 @@ func TestBenchFailover(t *testing.T) {
 		r.want(t, 0, want, "")
 	}
 	short("true", "-o", "json").want(t, 0, `"partitions": 4,`, "")
+}
+
+// TestBenchFloors: producing, consuming and replaying are measured beside a floor, and say what the load was.
+func TestBenchFloors(t *testing.T) {
+	t.Setenv(envBeVarve, "1") // the floor is this executable, run once more
+	s := servertest.Start(t, servertest.Options{})
+	b := "--bootstrap-server=" + s.Addr()
+	floor := []string{b, "--quiet", "--floor=300ms", "--floor-dir=" + t.TempDir(), "--floor-bytes=64MiB"}
+	timed := append([]string{"--duration=500ms", "--warmup=100ms"}, floor...)
+	r := varve(t, "", append([]string{"bench", "produce", "f", "--partitions=2", "--rate=5000", "--record-bytes=300", "--linger=1ms"}, timed...)...)
+	for _, want := range []string{"of floor", "the load: topic f, 2 partitions, 1 producers, records of 300 B (random), batches of at most 16384 B, linger 1ms", "5000 records/s; measured for 0.5 s after a warm-up of 0.1 s"} {
+		r.want(t, 0, want, "")
+	}
+	varve(t, "", append([]string{"bench", "replay", "f", "-o", "json", "--raw"}, floor...)...).want(t, 0, `"floor": {`, "")
+	ctx, stop := context.WithCancel(t.Context())
+	var producing sync.WaitGroup
+	producing.Go(func() {
+		load.Run(ctx, load.Spec{Bootstrap: []string{s.Addr()}, Topic: "f", Producers: 1, RecordBytes: 100, Rate: 1000, Acks: "all", Duration: time.Hour})
+	})
+	defer producing.Wait()
+	defer stop()
+	r = varve(t, "", append([]string{"bench", "consume", "f"}, timed...)...)
+	r.want(t, 0, "of floor", "")
+	r.want(t, 0, "the load: topic f, 2 partitions, 1 consumers in 1 groups, fetches of at most", "")
 }
