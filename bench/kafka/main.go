@@ -22,12 +22,19 @@ import (
 type options struct {
 	varve, only, dir, report, json string
 	seconds, warmup                float64
-	quick, plan, noMinio           bool
+	quick, long, plan, noMinio     bool
 	repeats                        int
 	logGB, replayMB, limit         float64
 }
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == bareCommand {
+		if err := bareMain(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "kafka:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	var o options
 	flag.StringVar(&o.varve, "varve", "", "Varve's binary (default: it is built)")
 	flag.StringVar(&o.only, "only", "", "only these workloads, comma-separated: W2 means all of W2, W2-tuned that one")
@@ -35,8 +42,9 @@ func main() {
 	flag.StringVar(&o.report, "report", filepath.Join("bench", "REPORT.md"), "the report")
 	flag.StringVar(&o.json, "json", "", "everything that was measured, as JSON (default: beside the report)")
 	flag.Float64Var(&o.seconds, "seconds", 0, "length of a side (default 20, quick 4); some workloads take a part of it")
-	flag.Float64Var(&o.warmup, "warmup", 0, "seconds of load after a broker's start (default 20, quick 5)")
+	flag.Float64Var(&o.warmup, "warmup", 0, "seconds of load after a broker's start (default 20, quick 4)")
 	flag.BoolVar(&o.quick, "quick", false, "the form of ten minutes: short sides, one block, fewer rows")
+	flag.BoolVar(&o.long, "long", false, "also the rows that take minutes each: 4,000 and 20,000 partitions, a restart with 10,000")
 	flag.BoolVar(&o.plan, "plan", false, "print what would run and about how long it takes")
 	flag.BoolVar(&o.noMinio, "no-minio", false, "replay from a directory rather than from a MinIO server")
 	flag.IntVar(&o.repeats, "repeats", 1, "blocks of a row that may be measured again because their floor moved")
@@ -58,7 +66,7 @@ func main() {
 }
 
 func run(ctx context.Context, o options) error {
-	ws, err := choose(o.only, o.quick)
+	ws, err := choose(o.only, o.quick, o.long)
 	if err != nil {
 		return err
 	}
@@ -129,7 +137,7 @@ func newRunner(o options) *runner {
 	seconds := func(v float64) time.Duration { return time.Duration(v * float64(time.Second)) }
 	r := &runner{
 		quick: o.quick, repeats: o.repeats,
-		side: seconds(pick(o.seconds, 20, 4)), warmup: seconds(pick(o.warmup, 20, 5)),
+		side: seconds(pick(o.seconds, 20, 4)), warmup: seconds(pick(o.warmup, 20, 4)),
 		logGB: pick(o.logGB, 10, 1), replay: int64(pick(o.replayMB, 2048, 256)) << 20,
 		running: map[string]*setupRun{}, floors: map[int]*floorServer{}, probes: map[string]float64{},
 	}

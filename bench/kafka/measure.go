@@ -173,14 +173,26 @@ func (b *broker) reopen(ctx context.Context, topic string) (time.Duration, error
 }
 
 // crash fills a broker's log, kills it under load, and measures how long it
-// takes until it serves again; three times.
-func crash(ctx context.Context, r *runner, run *setupRun, b *broker, _ time.Duration) ([]sample, error) {
-	if free, need := freeBytes(r.dir), int64(r.logGB*1e9)+(4<<30); free < need {
+// takes until it serves again; some times. It may have topics that nobody uses
+// beside the one that is loaded, and a share of the log.
+func crash(cold int, share float64, times int) measurement {
+	return func(ctx context.Context, r *runner, run *setupRun, b *broker, _ time.Duration) ([]sample, error) {
+		return r.crash(ctx, run, b, cold, share*r.logGB, times)
+	}
+}
+
+func (r *runner) crash(ctx context.Context, run *setupRun, b *broker, cold int, logGB float64, times int) ([]sample, error) {
+	if free, need := freeBytes(r.dir), int64(logGB*1e9)+(4<<30); free < need {
 		return nil, fmt.Errorf("%.0f GB are free, %.0f are needed", float64(free)/1e9, float64(need)/1e9)
 	}
 	defer b.close()
 	if err := b.open(ctx); err != nil {
 		return nil, err
+	}
+	if cold > 0 {
+		if err := r.coldTopics(ctx, b, cold); err != nil {
+			return nil, err
+		}
 	}
 	topic := r.topicName("crash")
 	if err := r.createTopic(ctx, b, topic, 16, 1<<20); err != nil {
@@ -193,7 +205,7 @@ func crash(ctx context.Context, r *runner, run *setupRun, b *broker, _ time.Dura
 	full, stop := context.WithCancel(ctx)
 	defer stop()
 	spec.Progress = func(p load.Progress) {
-		if float64(p.Bytes) >= r.logGB*1e9 {
+		if float64(p.Bytes) >= logGB*1e9 {
 			stop()
 		}
 	}
@@ -204,7 +216,7 @@ func crash(ctx context.Context, r *runner, run *setupRun, b *broker, _ time.Dura
 		return nil, context.Cause(ctx)
 	}
 	var out []sample
-	for range 3 {
+	for range times {
 		// Killed in the middle of what it does all day; its clients come back by themselves.
 		loaded, end := context.WithCancel(ctx)
 		var producing sync.WaitGroup
@@ -213,6 +225,15 @@ func crash(ctx context.Context, r *runner, run *setupRun, b *broker, _ time.Dura
 		err := pause(ctx, 2*time.Second)
 		size := sizeOf(b.dir)
 		b.process.Kill()
+		if err == nil && b.kind == varve {
+			began := time.Now()
+			_, p, berr := r.startBare(ctx, "restart", b.dir)
+			if berr == nil {
+				run.bare = append(run.bare, sample{mRestart: time.Since(began).Seconds()})
+				p.Kill()
+			}
+			err = berr
+		}
 		var took time.Duration
 		if err == nil {
 			took, err = b.reopen(ctx, topic)
@@ -246,43 +267,113 @@ func sizeOf(dir string) int64 {
 // asks first, and measures what they cost while nothing happens on them.
 func connections(n int) measurement {
 	return func(ctx context.Context, r *runner, run *setupRun, b *broker, _ time.Duration) ([]sample, error) {
-		// A new process: one that has served before has memory that it can use again, and hides what they cost.
-		if b.process != nil {
-			b.process.Kill()
-		}
-		if err := b.open(ctx); err != nil {
-			return nil, err
-		}
+		return r.fresh(ctx, run, b, func(b *broker) (sample, error) {
+			d := 10 * time.Second
+			if r.quick {
+				d = 3 * time.Second
+			}
+			if err := pause(ctx, 2*time.Second); err != nil {
+				return nil, err
+			}
+			_, rss, err := usedIn(ctx, b, 500*time.Millisecond)
+			if err != nil {
+				return nil, err
+			}
+			conns, err := connect(ctx, b.addr, n)
+			defer closeConns(conns)
+			if err != nil {
+				return nil, fmt.Errorf("after %d connections: %w", len(conns), err)
+			}
+			if err := pause(ctx, 2*time.Second); err != nil {
+				return nil, err
+			}
+			share, with, err := usedIn(ctx, b, d)
+			return sample{mConnOpen: float64(len(conns)), mConnRSS: (with - rss) * 1e6 / 1024 / float64(n), mConnCPU: share, mRSS: with}, err
+		})
+	}
+}
+
+// churn lets connections come and go at a rate, beside some that stay, and
+// measures how soon they are served and what they cost.
+func churn(perSecond, idle int) measurement {
+	return func(ctx context.Context, r *runner, run *setupRun, b *broker, _ time.Duration) ([]sample, error) {
+		return r.fresh(ctx, run, b, func(b *broker) (sample, error) {
+			conns, err := connect(ctx, b.addr, idle)
+			defer closeConns(conns)
+			if err != nil {
+				return nil, err
+			}
+			const seconds = 10
+			n := seconds * perSecond
+			took := make([]float64, n)
+			errs := make(chan error, n)
+			before, err := load.Times(b.process.PID())
+			if err != nil {
+				return nil, err
+			}
+			hello := greeting()
+			begin := time.Now()
+			for i := range n {
+				due := begin.Add(time.Duration(i) * time.Second / time.Duration(perSecond))
+				if err := pause(ctx, time.Until(due)); err != nil {
+					return nil, err
+				}
+				go func() {
+					c, err := greet(ctx, b.addr, net.IPv4(127, 0, 0, byte(2+i%16)), hello)
+					took[i] = float64(time.Since(due).Microseconds()) / 1000
+					if err == nil {
+						c.Close()
+					}
+					errs <- err
+				}()
+			}
+			for range n {
+				err = errors.Join(err, <-errs)
+			}
+			if err != nil {
+				return nil, err
+			}
+			spent := time.Since(begin).Seconds()
+			after, err := load.Times(b.process.PID())
+			slices.Sort(took)
+			return sample{
+				mChurn: float64(n) / spent, mChurn50: took[n/2], mChurn99: took[n*99/100],
+				mChurnCPU: 1000 * (after.CPU - before.CPU).Seconds() / float64(n), mRSS: float64(after.RSS) / 1e6,
+			}, err
+		})
+	}
+}
+
+// fresh measures a broker that has just been started, and beside Varve the floor:
+// one that has served before has memory that it can use again, and hides what
+// connections cost.
+func (r *runner) fresh(ctx context.Context, run *setupRun, b *broker, measure func(*broker) (sample, error)) ([]sample, error) {
+	if b.process != nil {
+		b.process.Kill()
+	}
+	if err := b.open(ctx); err != nil {
+		return nil, err
+	}
+	greeted := func(b *broker) (sample, error) {
 		some, err := connect(ctx, b.addr, 100)
 		closeConns(some)
 		if err != nil {
 			return nil, err
 		}
-		d := 10 * time.Second
-		if r.quick {
-			d = 3 * time.Second
-		}
-		if err := pause(ctx, 2*time.Second); err != nil {
-			return nil, err
-		}
-		_, rss, err := usedIn(ctx, b, 500*time.Millisecond)
-		if err != nil {
-			return nil, err
-		}
-		conns, err := connect(ctx, b.addr, n)
-		defer closeConns(conns)
-		if err != nil {
-			return nil, fmt.Errorf("after %d connections: %w", len(conns), err)
-		}
-		if err := pause(ctx, 2*time.Second); err != nil {
-			return nil, err
-		}
-		share, with, err := usedIn(ctx, b, d)
-		if err != nil {
-			return nil, err
-		}
-		return []sample{{mConnOpen: float64(len(conns)), mConnRSS: (with - rss) * 1e6 / 1024 / float64(n), mConnCPU: share, mRSS: with}}, nil
+		return measure(b)
 	}
+	s, err := greeted(b)
+	if err != nil || b.kind != varve {
+		return []sample{s}, err
+	}
+	f, err := r.startFloor(ctx, 1, "--file", "64MiB", "--memory", "64MiB")
+	if err != nil {
+		return nil, err
+	}
+	defer f.end()
+	bare, err := greeted(&broker{kind: "the floor", addr: f.addr, process: f.Process})
+	run.bare = append(run.bare, bare)
+	return []sample{s}, err
 }
 
 func closeConns(cs []net.Conn) {
@@ -291,16 +382,21 @@ func closeConns(cs []net.Conn) {
 	}
 }
 
-// connect opens connections from several addresses, because one has too few
-// ports for very many.
-func connect(ctx context.Context, addr string, n int) ([]net.Conn, error) {
+// greeting is what a client asks first.
+func greeting() []byte {
 	f := kmsg.NewRequestFormatter(kmsg.FormatterClientID("idle"))
 	hello := kmsg.NewPtrApiVersionsRequest()
 	hello.Version, hello.ClientSoftwareName, hello.ClientSoftwareVersion = 3, "bench", "1"
 	names := kmsg.NewPtrMetadataRequest()
-	names.Version, names.Topics = 9, []kmsg.MetadataRequestTopic{}
-	greeting := slices.Concat(f.AppendRequest(nil, hello, 1), f.AppendRequest(nil, names, 2))
+	names.Version, names.Topics = 8, []kmsg.MetadataRequestTopic{}
+	return slices.Concat(f.AppendRequest(nil, hello, 1), f.AppendRequest(nil, names, 2))
+}
 
+// connect opens connections from several addresses, because one has too few
+// ports for very many.
+func connect(ctx context.Context, addr string, n int) ([]net.Conn, error) {
+
+	hello := greeting()
 	var mu sync.Mutex
 	var out []net.Conn
 	var first error
@@ -309,7 +405,7 @@ func connect(ctx context.Context, addr string, n int) ([]net.Conn, error) {
 	for range 16 {
 		wg.Go(func() {
 			for i := next.Add(1); i <= int64(n) && ctx.Err() == nil; i = next.Add(1) {
-				c, err := greet(ctx, addr, net.IPv4(127, 0, 0, byte(2+i%16)), greeting)
+				c, err := greet(ctx, addr, net.IPv4(127, 0, 0, byte(2+i%16)), hello)
 				mu.Lock()
 				if err == nil {
 					out = append(out, c)
@@ -361,17 +457,23 @@ func greet(ctx context.Context, addr string, from net.IP, greeting []byte) (net.
 func thousands(partitions int) func(context.Context, *runner, *setupRun) error {
 	return func(ctx context.Context, r *runner, run *setupRun) error {
 		for _, kind := range []string{kafka, varve} {
-			b := run.brokers[kind]
-			began := time.Now()
-			for i := 0; i < partitions; i += 1000 {
-				if err := r.createTopic(ctx, b, fmt.Sprintf("cold-%d", i), min(1000, partitions-i), 0); err != nil {
-					return err
-				}
+			if err := r.coldTopics(ctx, run.brokers[kind], partitions); err != nil {
+				return err
 			}
-			r.say("%s (%s) has %d partitions after %.1f s", kind, run.setup.Name, partitions, time.Since(began).Seconds())
 		}
 		return nil
 	}
+}
+
+func (r *runner) coldTopics(ctx context.Context, b *broker, partitions int) error {
+	began := time.Now()
+	for i := 0; i < partitions; i += 1000 {
+		if err := r.createTopic(ctx, b, fmt.Sprintf("cold-%d", i), min(1000, partitions-i), 0); err != nil {
+			return err
+		}
+	}
+	r.say("%s has %d partitions after %.1f s", b.kind, partitions, time.Since(began).Seconds())
+	return nil
 }
 
 // fetchAlone is what fetching costs beside producing: what is left when the cost

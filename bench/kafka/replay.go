@@ -29,8 +29,9 @@ import (
 // bucket is Varve's object store while replays are measured: a MinIO server, or
 // a directory where there is none.
 type bucket struct {
-	minio *minio.Client
-	dir   string
+	minio    *minio.Client
+	endpoint string
+	dir      string
 }
 
 const bucketName = "bench"
@@ -69,7 +70,7 @@ func startBucket(ctx context.Context, r *runner, run *setupRun) ([]string, error
 	if err != nil {
 		return nil, err
 	}
-	run.shared = &bucket{minio: cl}
+	run.shared = &bucket{minio: cl, endpoint: addr}
 	return append(settings, "remote.storage.url=minio://"+addr+"/"+bucketName+"/log?create=true&credentials_file="+url.QueryEscape(creds)), nil
 }
 
@@ -77,6 +78,7 @@ func startBucket(ctx context.Context, r *runner, run *setupRun) ([]string, error
 const (
 	manyTopic = "replay-16"
 	oneTopic  = "replay-1"
+	mostTopic = "replay-64" // not in the quick form
 	tailTopic = "replay-tail"
 )
 
@@ -86,10 +88,17 @@ func fillReplay(ctx context.Context, r *runner, run *setupRun) error {
 	for _, kind := range []string{kafka, varve} {
 		b := run.brokers[kind]
 		began := time.Now()
-		for topic, parts := range map[string]int{manyTopic: 16, oneTopic: 1} {
+		topics := map[string]int{manyTopic: 16, oneTopic: 1}
+		if !r.quick {
+			topics[mostTopic] = 64
+		}
+		for topic, parts := range topics {
 			size := r.replay
-			if parts == 1 {
+			switch topic {
+			case oneTopic:
 				size /= 4
+			case mostTopic:
+				size /= 2
 			}
 			if err := r.fill(ctx, b, topic, parts, size); err != nil {
 				return fmt.Errorf("filling %s on %s: %w", topic, kind, err)
@@ -175,7 +184,7 @@ func (r *runner) offloaded(ctx context.Context, b *broker) error {
 	return child.Eventually(ctx, 4*time.Minute, func() error {
 		if b.kind == kafka {
 			var local int64
-			for _, topic := range []string{manyTopic, oneTopic} {
+			for _, topic := range []string{manyTopic, oneTopic, mostTopic} {
 				dirs, _ := filepath.Glob(filepath.Join(b.dir, "data", topic+"-*"))
 				for _, d := range dirs {
 					logs, _ := filepath.Glob(filepath.Join(d, "*.log"))
@@ -206,7 +215,7 @@ func (r *runner) offloaded(ctx context.Context, b *broker) error {
 			return errors.New("the tier status is empty")
 		}
 		for _, s := range list {
-			if (s.Topic == manyTopic || s.Topic == oneTopic) && s.LocalStart < s.HighWatermark {
+			if s.Topic != tailTopic && strings.HasPrefix(s.Topic, "replay-") && s.LocalStart < s.HighWatermark {
 				return fmt.Errorf("%s: local from %d, end %d", s.Topic, s.LocalStart, s.HighWatermark)
 			}
 		}
@@ -227,6 +236,14 @@ func replays(topic string, consumers int, raw bool) measurement {
 			if get, err = run.shared.(*bucket).parallelGET(ctx, r.replay/2); err != nil {
 				return nil, fmt.Errorf("raw GET: %w", err)
 			}
+			if err := dropCaches(); err != nil {
+				r.say("the page cache is not dropped: %v", err)
+			}
+			bare, err := r.replayBare(ctx, run.shared.(*bucket), consumers, r.replay/2)
+			if err != nil {
+				return nil, fmt.Errorf("the bare replay: %w", err)
+			}
+			run.bare = append(run.bare, bare)
 			if err := dropCaches(); err != nil {
 				r.say("the page cache is not dropped: %v", err)
 			}
@@ -319,9 +336,8 @@ type part struct {
 	from, to int64
 }
 
-// parallelGET reads objects of the bucket, up to limit bytes, in ranges of
-// 8 MiB, eight at a time, and does nothing with them. MB/s.
-func (k *bucket) parallelGET(ctx context.Context, limit int64) (float64, error) {
+// parts are the bucket's objects in ranges of 8 MiB, up to limit bytes.
+func (k *bucket) parts(ctx context.Context, limit int64) ([]part, error) {
 	var parts []part
 	var total int64
 	add := func(name string, size int64) {
@@ -332,21 +348,34 @@ func (k *bucket) parallelGET(ctx context.Context, limit int64) (float64, error) 
 		}
 	}
 	if err := k.list(ctx, add); err != nil {
-		return 0, err
+		return nil, err
 	}
 	if total == 0 {
-		return 0, errors.New("the bucket is empty")
+		return nil, errors.New("the bucket is empty")
+	}
+	return parts, nil
+}
+
+// parallelGET reads objects of the bucket, up to limit bytes, in ranges of
+// 8 MiB, eight at a time, and does nothing with them. MB/s.
+func (k *bucket) parallelGET(ctx context.Context, limit int64) (float64, error) {
+	parts, err := k.parts(ctx, limit)
+	if err != nil {
+		return 0, err
 	}
 	began := time.Now()
-	var next atomic.Int64
+	var next, total atomic.Int64
 	var first atomic.Pointer[error]
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
+			b := make([]byte, 8<<20)
 			for i := next.Add(1) - 1; i < int64(len(parts)) && first.Load() == nil; i = next.Add(1) - 1 {
-				if err := k.get(ctx, parts[i]); err != nil {
+				n := parts[i].to - parts[i].from
+				if err := k.get(ctx, parts[i], b[:n]); err != nil {
 					first.CompareAndSwap(nil, &err)
 				}
+				total.Add(n)
 			}
 		})
 	}
@@ -354,7 +383,7 @@ func (k *bucket) parallelGET(ctx context.Context, limit int64) (float64, error) 
 	if err := first.Load(); err != nil {
 		return 0, *err
 	}
-	return float64(total) / 1e6 / time.Since(began).Seconds(), nil
+	return float64(total.Load()) / 1e6 / time.Since(began).Seconds(), nil
 }
 
 func (k *bucket) list(ctx context.Context, add func(name string, size int64)) error {
@@ -379,14 +408,15 @@ func (k *bucket) list(ctx context.Context, add func(name string, size int64)) er
 	return nil
 }
 
-func (k *bucket) get(ctx context.Context, p part) error {
+// get fills b with a range.
+func (k *bucket) get(ctx context.Context, p part, b []byte) error {
 	if k.minio == nil {
 		f, err := os.Open(p.name)
 		if err != nil {
 			return err
 		}
 		defer f.Close()
-		_, err = io.Copy(io.Discard, io.NewSectionReader(f, p.from, p.to-p.from))
+		_, err = f.ReadAt(b, p.from)
 		return err
 	}
 	var o minio.GetObjectOptions
@@ -398,6 +428,6 @@ func (k *bucket) get(ctx context.Context, p part) error {
 		return err
 	}
 	defer obj.Close()
-	_, err = io.Copy(io.Discard, obj)
+	_, err = io.ReadFull(obj, b)
 	return err
 }

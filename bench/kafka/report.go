@@ -87,7 +87,8 @@ func (r *report) writeMarkdown(out io.Writer) error {
 var howToRead = []string{
 	"Varve has every record on disk (fdatasync) before it acknowledges it. Kafka acknowledges what is in the page cache, except where a row says `flush.messages=1`.",
 	"A block is each case on Kafka, then on Varve, and all of it backwards (A-B-B-A). Figures are medians over the sides of the blocks that count. A ratio is Varve's median over Kafka's; in brackets the least and the greatest ratio of two sides that were measured side by side.",
-	"The floor is a bare server that does the least that can be called durable: the same framing, a checksum, one shared file, group commit with fdatasync, an answer. It runs under the same load before each block and after the last. A block whose floor lies more than 20 % from the others of its row does not count and is measured again; what does not count is listed.",
+	"The floor is a bare server that does the least that can be called durable: the same framing, a checksum, one shared file, group commit with fdatasync, an answer. It writes around the page cache and serves what it has in memory. It runs under the same load before each block and after the last. A block whose floor lies more than 20 % from the others of its row does not count and is measured again; what does not count is listed.",
+	"Where the work is no load (W11, W14, W18), the floor is a bare program that does the same, run beside each side of Varve: it sends what parallel GETs bring to as many readers; it holds or takes as many connections; it reads both ends of every segment and all of the newest one. These are shown and not judged.",
 	"Load, broker and floor share this machine's cores, so throughput is what is left over when the load has taken its part. CPU time of the broker's process for each GB is the fairer comparison.",
 	"Where a load sends as fast as records are taken, its latency is the length of the client's buffer and no property of the broker: only the rows with a rate (W3, W5, W6, W11-tail) say how fast a broker answers.",
 	"Latencies are of this machine and this load. They say nothing about another.",
@@ -154,6 +155,10 @@ func (t *table) write(w *writer) {
 		}
 	}
 	if len(t.Cases) > 0 && t.Cases[0].Load != "" {
+		w.line("")
+	}
+	if t.Length != "" {
+		w.line("%s", t.Length)
 		w.line("")
 	}
 	if t.Failed != "" {

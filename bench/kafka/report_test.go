@@ -20,6 +20,7 @@ var rewrite = flag.Bool("rewrite", false, "write testdata anew")
 func measuredW2() *table {
 	t := &table{
 		Key: "W2", ID: "W2", Title: "what users run", Setups: []string{"default"},
+		Length: "A side is 20 s after 1.5 s of load, a floor 3 s.",
 		Cases:  []caseInfo{{Name: "linger 0", Load: "16 partitions"}},
 		Blocks: make([]block, 3),
 		Notes:  []string{"A note."},
@@ -100,7 +101,7 @@ func TestGoals(t *testing.T) {
 // would be "not measured" for ever.
 func TestGoalsAreMeasured(t *testing.T) {
 	for _, quick := range []bool{false, true} {
-		ws, err := choose("", quick)
+		ws, err := choose("", quick, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -160,7 +161,7 @@ func TestWorkloadsAreComplete(t *testing.T) {
 
 func TestChoose(t *testing.T) {
 	keys := func(only string, quick bool) string {
-		ws, err := choose(only, quick)
+		ws, err := choose(only, quick, false)
 		if err != nil {
 			return err.Error()
 		}
@@ -182,6 +183,12 @@ func TestChoose(t *testing.T) {
 	if got := keys("W3-more", true); got != "W3-more" {
 		t.Errorf("asked for by name in the quick form: %s", got)
 	}
+	if got := keys("W18-10k", false); got != "W18-10k" {
+		t.Errorf("a long one asked for by name: %s", got)
+	}
+	if got := keys("", false); strings.Contains(got, "W18-10k") || !strings.Contains(got, "W18") {
+		t.Errorf("long ones that nobody asked for: %s", got)
+	}
 	if got := keys("W77", false); !strings.Contains(got, `no workload "W77"`) {
 		t.Errorf("unknown: %s", got)
 	}
@@ -192,7 +199,7 @@ func TestPlans(t *testing.T) {
 		o    options
 		most time.Duration
 	}{{options{repeats: 1}, 70 * time.Minute}, {options{quick: true}, 10 * time.Minute}} {
-		ws, err := choose("", c.o.quick)
+		ws, err := choose("", c.o.quick, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -263,6 +270,33 @@ func TestSampleOfTransactions(t *testing.T) {
 		for k := range m {
 			metricOf(k)
 		}
+	}
+}
+
+// A report says how long what it shows was measured.
+func TestLengths(t *testing.T) {
+	r := newRunner(options{})
+	for key, want := range map[string]string{
+		"W2": "A side is 20 s after 1.5 s of load, a floor 3 s.", "W5": "A side is 5 s after 2.9 s of load, a floor 3 s.",
+		"W11-tail": "A side is 3 s.", "W18": "",
+	} {
+		if got := r.lengthOf(workloadOf(key)); got != want {
+			t.Errorf("%s: %q, want %q", key, got, want)
+		}
+	}
+}
+
+// The floors of a row that is not judged by them are shown and drop no block.
+func TestFloorsThatAreNotJudged(t *testing.T) {
+	tb := measuredW2()
+	for i := range tb.Floors {
+		tb.Floors[i].Judged = 0
+	}
+	if good := tb.judge(); good != 3 {
+		t.Errorf("%d blocks count, want all", good)
+	}
+	if v, ok := tb.floor(0, mMBs); !ok || v != 800 {
+		t.Errorf("the floor is %v, %v", v, ok)
 	}
 }
 

@@ -30,6 +30,7 @@ type runner struct {
 	warmup  time.Duration // of a broker that has just been started
 	floor   time.Duration
 	quick   bool
+	long    bool
 	repeats int // blocks of a row that may be measured again
 	limit   time.Duration
 	limits  time.Time // no block is measured again where the run would end after this
@@ -50,8 +51,9 @@ type runner struct {
 type setupRun struct {
 	setup   *setup
 	brokers map[string]*broker
-	stop    func() // what Prepare has started beside them
-	shared  any    // of Prepare, for the setup's measurements
+	stop    func()   // what Prepare has started beside them
+	shared  any      // of Prepare, for the setup's measurements
+	bare    []sample // floors that a measurement has measured itself
 }
 
 // close ends everything that runs.
@@ -116,8 +118,35 @@ func (r *runner) run(ctx context.Context, ws []workload) error {
 	return nil
 }
 
+// lengthOf is how long the workload's sides and floors are, in words.
+func (r *runner) lengthOf(w workload) string {
+	floors := false
+	long, short := time.Duration(0), time.Hour
+	for _, c := range w.Cases {
+		if c.Measure == nil {
+			long, short, floors = max(long, r.ramp(c.Partitions)), min(short, r.ramp(c.Partitions)), floors || c.Floor
+		}
+	}
+	var out string
+	switch sides := r.seconds(w).Seconds(); {
+	case long > 0:
+		out = fmt.Sprintf("A side is %.3g s after %.2g s of load", sides, short.Seconds())
+		if long > short {
+			out = fmt.Sprintf("A side is %.3g s after %.2g to %.2g s of load", sides, short.Seconds(), long.Seconds())
+		}
+	case w.Scale > 0:
+		out = fmt.Sprintf("A side is %.3g s", sides)
+	default:
+		return ""
+	}
+	if floors {
+		out += fmt.Sprintf(", a floor %.2g s", r.floor.Seconds())
+	}
+	return out + "."
+}
+
 func (r *runner) workload(ctx context.Context, w workload) *table {
-	t := &table{Key: w.Key, ID: w.ID(), Title: w.Title, Setups: w.setups(), Notes: slices.Clone(w.Notes)}
+	t := &table{Key: w.Key, ID: w.ID(), Title: w.Title, Length: r.lengthOf(w), Setups: w.setups(), Notes: slices.Clone(w.Notes)}
 	for _, c := range w.Cases {
 		t.Cases = append(t.Cases, caseInfo{c.Name, c.describe()})
 	}
@@ -196,6 +225,11 @@ func (r *runner) measureSide(ctx context.Context, w workload, c *kase, t *table,
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	for _, s := range run.bare {
+		r.say("%-9s %-32s floor %s", w.Key, c.Name, s.line())
+		t.Floors = append(t.Floors, floorRun{At: blk, Case: p.Case, Sample: s})
+	}
+	run.bare = nil
 	if err != nil {
 		r.say("%s %s %s: %v", w.Key, c.Name, p.Broker, err)
 		t.Sides = append(t.Sides, side{Block: blk, Half: p.Half, Case: p.Case, Broker: p.Broker, Error: err.Error()})
@@ -516,10 +550,14 @@ type floorServer struct {
 	*child.Process
 }
 
+func (f *floorServer) end() {
+	f.Kill()
+	os.RemoveAll(f.dir)
+}
+
 func (r *runner) endFloors() {
 	for n, f := range r.floors {
-		f.Kill()
-		os.RemoveAll(f.dir)
+		f.end()
 		delete(r.floors, n)
 	}
 }
@@ -528,6 +566,14 @@ func (r *runner) floorOf(ctx context.Context, partitions int) (*floorServer, err
 	if f := r.floors[partitions]; f != nil {
 		return f, nil
 	}
+	f, err := r.startFloor(ctx, partitions)
+	if err == nil {
+		r.floors[partitions] = f
+	}
+	return f, err
+}
+
+func (r *runner) startFloor(ctx context.Context, partitions int, flags ...string) (*floorServer, error) {
 	addr, err := child.FreeAddr()
 	if err != nil {
 		return nil, err
@@ -536,14 +582,10 @@ func (r *runner) floorOf(ctx context.Context, partitions int) (*floorServer, err
 	if err := os.MkdirAll(f.dir, 0o755); err != nil {
 		return nil, err
 	}
+	args := append([]string{"bench", "floor", "--listen", addr, "--dir", f.dir, "--partitions", fmt.Sprint(partitions)}, flags...)
 	f.Process, err = child.Start(ctx, &child.Process{Name: "the floor", Log: filepath.Join(f.dir, "floor.log")},
-		execCommand(r.varve, "bench", "floor", "--listen", addr, "--dir", f.dir, "--partitions", fmt.Sprint(partitions)),
-		func() error { return child.Dialled(addr) })
-	if err != nil {
-		return nil, err
-	}
-	r.floors[partitions] = f
-	return f, nil
+		execCommand(r.varve, args...), func() error { return child.Dialled(addr) })
+	return f, err
 }
 
 // measureFloors runs the loads of a workload, short, against the floor.

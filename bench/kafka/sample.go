@@ -64,6 +64,10 @@ const (
 	mConnRSS   = "KiB per connection"
 	mConnCPU   = "CPU % while they idle"
 	mConnOpen  = "connections"
+	mChurn     = "connections/s"
+	mChurn50   = "until served p50 ms"
+	mChurn99   = "until served p99 ms"
+	mChurnCPU  = "broker CPU ms per connection"
 	mReplay    = "replay MB/s"
 	mRawGET    = "raw parallel GET MB/s"
 	mOfRaw     = "of raw parallel GET"
@@ -85,6 +89,7 @@ var metrics = []metric{
 	{Name: mReplay, Format: "%.0f"}, {Name: mRawGET, Format: "%.0f", Plain: true}, {Name: mOfRaw, Format: "%.2f"}, {Name: mFromStore, Format: "%.2f", Plain: true},
 	{Name: mIdle, Format: "%.2f", Less: true}, {Name: mStart, Format: "%.2f", Less: true}, {Name: mRestart, Format: "%.2f", Less: true}, {Name: mLogGB, Format: "%.2f", Plain: true},
 	{Name: mConnOpen, Format: "%.0f", Plain: true}, {Name: mConnRSS, Format: "%.1f", Less: true}, {Name: mConnCPU, Format: "%.2f", Less: true},
+	{Name: mChurn, Format: "%.1f", Plain: true}, {Name: mChurn50, Format: "%.2f", Less: true}, {Name: mChurn99, Format: "%.2f", Less: true}, {Name: mChurnCPU, Format: "%.3f", Less: true},
 	{Name: mPerRequest, Format: "%.0f", Plain: true}, {Name: mPerBatch, Format: "%.1f", Plain: true}, {Name: mFetchSize, Format: "%.0f", Plain: true},
 	{Name: mClient, Format: "%.2f", Plain: true}, {Name: mOthers, Format: "%.2f", Plain: true}, {Name: mErrors, Format: "%.0f", Plain: true},
 }

@@ -5,6 +5,7 @@ type table struct {
 	Key    string     `json:"key"`
 	ID     string     `json:"workload"`
 	Title  string     `json:"title"`
+	Length string     `json:"length,omitempty"` // of its sides
 	Setups []string   `json:"setups"`
 	Cases  []caseInfo `json:"cases"`
 	Sides  []side     `json:"sides"`
@@ -35,7 +36,7 @@ type side struct {
 type floorRun struct {
 	At     int     `json:"at"`
 	Case   int     `json:"case"`
-	Judged float64 `json:"judged"` // what the floors of a row are compared by
+	Judged float64 `json:"judged"` // what the floors of a row are compared by; 0: they are not
 	Sample sample  `json:"sample"`
 	Error  string  `json:"error,omitempty"`
 }
@@ -59,7 +60,7 @@ func (t *table) judge() (good int) {
 	for c := range t.Cases {
 		var row []float64
 		for _, f := range t.Floors {
-			if f.Case == c && f.Error == "" {
+			if f.Case == c && f.Error == "" && f.Judged > 0 {
 				row = append(row, f.Judged)
 			}
 		}

@@ -24,6 +24,7 @@ type workload struct {
 	Blocks int     // 0: three with a goal, one without
 	Once   bool    // one way only: it is dear, or a detail
 	Full   bool    // not in the quick form
+	Long   bool    // only where it is asked for: it takes minutes
 	Cases  []kase
 	Notes  []string
 	// Derive adds what is computed from several sides.
@@ -122,7 +123,9 @@ var setups = []setup{
 	// As young as the pair that it is compared with.
 	{Name: "16", Kafka: &kafkaDefault, Varve: noUploads},
 	{Name: "1k", Kafka: &kafkaDefault, Varve: noUploads, Prepare: thousands(1_000)},
+	{Name: "4k", Kafka: &kafkaDefault, Varve: noUploads, Prepare: thousands(4_000)},
 	{Name: "10k", Kafka: &kafkaDefault, Varve: noUploads, Prepare: thousands(10_000)},
+	{Name: "20k", Kafka: &kafkaDefault, Varve: noUploads, Prepare: thousands(20_000)},
 	{Name: "tiered", Kafka: &kafkaTiered, Varve: []string{}, Before: startBucket, Prepare: fillReplay,
 		Notes: []string{"a bucket of a MinIO server, remote.flush.interval.ms=10000, remote.cache.memory.bytes a third of what is replayed, the topics with local.retention.bytes=1"}},
 	{Name: "fresh", Kafka: &kafkaDefault, Varve: noUploads, Manual: true},
@@ -246,6 +249,12 @@ func transacted(name string, partitions, clients int) kase {
 	}
 }
 
+// slowly is a load at another rate, in bytes a second.
+func slowly(bytes float64, c kase) kase {
+	c.Spec.Rate = bytes / float64(c.Spec.RecordBytes)
+	return c
+}
+
 func floored(c kase) kase {
 	c.Floor = true
 	return c
@@ -264,6 +273,13 @@ func on(setup string, c kase) kase {
 // hot is W8: a load on few partitions of a broker that has many.
 func hot(name string) kase {
 	return kase{Name: name, Partitions: 16, Spec: usual}
+}
+
+// many is W8 at another number of partitions: under load, idle, and started.
+func many(key, setup, partitions string) workload {
+	return workload{Key: key, Title: "the usual load, idle and start with " + partitions, Setup: setup, Long: true, Full: true, Scale: 0.2, Once: true, Blocks: 1, Cases: []kase{
+		hot("load on 16 of them"), {Name: "idle", Measure: idle}, {Name: "start", Measure: restart},
+	}}
 }
 
 // matrix is the workloads in the order in which they run: those that share
@@ -305,11 +321,14 @@ func matrix() []workload {
 		{Key: "W6-more", Title: "fan-out, fewer groups", Setup: "default", Full: true, Derive: fetchAlone, Scale: 0.2, Once: true, Cases: []kase{
 			fanOut(0), fanOut(1), fanOut(3),
 		}},
+		{Key: "W6-30", Title: "fan-out of 10 MB/s to thirty groups", Setup: "default", Full: true, Derive: fetchAlone, Scale: 0.2, Once: true, Cases: []kase{
+			slowly(10e6, fanOut(0)), slowly(10e6, fanOut(30)),
+		}, Notes: []string{"A third of the rate of the others: thirty consumers of 30 MB/s take more than two cores by themselves."}},
 		{Key: "W7", Title: "compressed batches of 64 KiB, JSON", Setup: "default", Goal: true, Scale: 0.25, Cases: []kase{
 			floored(compressed("lz4")),
 		}, Notes: []string{"MB are those of the records before compression. The load compresses on the same cores: CPU time for each GB is what to compare, not MB/s."}},
-		{Key: "W7-more", Title: "the other codecs", Setup: "default", Scale: 0.25, Once: true, Cases: []kase{
-			onlyFull(compressed("gzip")), onlyFull(compressed("snappy")), compressed("zstd"),
+		{Key: "W7-more", Title: "the other codecs", Setup: "default", Full: true, Scale: 0.25, Once: true, Cases: []kase{
+			compressed("gzip"), compressed("snappy"), compressed("zstd"),
 		}},
 		{Key: "W13", Title: "transactions: read, process, write", Setup: "default", Full: true, Scale: 0.25, Cases: []kase{
 			processed("every 100 ms", 100*time.Millisecond, 0, 5000),
@@ -343,6 +362,8 @@ func matrix() []workload {
 		{Key: "W8-start", Title: "start with many partitions, after an orderly end", Setup: "10k", Goal: true, Blocks: 1, Once: true, Cases: []kase{
 			{Name: "10,000 partitions", Measure: restart},
 		}, Notes: []string{"From starting the process to the first record produced and fetched."}},
+		many("W8-4k", "4k", "4,000 partitions"),
+		many("W8-20k", "20k", "20,000 partitions"),
 		{Key: "W2-tuned", Title: "16 KiB batches against a tuned Kafka", Setup: "tuned", Scale: 0.25, Full: true, Cases: []kase{
 			{Name: "linger 0", Partitions: 16, Spec: usual, Floor: true},
 		}},
@@ -353,7 +374,7 @@ func matrix() []workload {
 			floored(synced(100, 256)), floored(synced(1000, 256)),
 		}, Notes: []string{"Kafka with log.flush.interval.messages=1, so that both do the same. In flight: records that are not acknowledged, of all producers."}},
 		{Key: "W9-more", Title: "fewer partitions, fewer in flight", Setup: "fsync", Full: true, Scale: 0.1, Once: true, Cases: []kase{
-			synced(1, 1), synced(1, 64), floored(synced(1, 256)), synced(100, 64), synced(1000, 64),
+			synced(1, 1), synced(1, 64), floored(synced(1, 256)), synced(100, 1), synced(100, 64), synced(1000, 1), synced(1000, 64),
 		}},
 		{Key: "W11", Title: "replay from object storage", Setup: "tiered", Goal: true, Once: true, Cases: []kase{
 			{Name: "16 partitions, 4 consumers", Measure: replays(manyTopic, 4, true)},
@@ -363,20 +384,29 @@ func matrix() []workload {
 			"Consumers are plain fetch loops that verify the checksum of every batch and decode no record: object store, broker and consumers share the cores.",
 			"The page cache is dropped before, where that is permitted. Varve's chunk cache is smaller than what is replayed.",
 		}},
-		{Key: "W11-more", Title: "replay from object storage, fewer consumers", Setup: "tiered", Full: true, Once: true, Cases: []kase{
+		{Key: "W11-more", Title: "replay from object storage, other numbers of partitions and consumers", Setup: "tiered", Full: true, Once: true, Cases: []kase{
 			{Name: "16 partitions, 1 consumer", Measure: replays(manyTopic, 1, true)},
 			{Name: "1 partition, 1 consumer", Measure: replays(oneTopic, 1, true)},
+			{Name: "64 partitions, 1 consumer", Measure: replays(mostTopic, 1, true)},
+			{Name: "64 partitions, 4 consumers", Measure: replays(mostTopic, 4, true)},
 		}},
 		{Key: "W11-tail", Title: "the tail while everything is replayed", Setup: "tiered", Goal: true, Scale: 0.15, Cases: []kase{
 			{Name: "alone", Measure: tail(false)}, {Name: "while replaying", Measure: tail(true)},
 		}, Notes: []string{"2,000 records/s on another topic; one consumer replays over and over. Load, broker and object store share the cores."}},
 		{Key: "W14", Title: "idle connections", Setup: "fresh", Goal: true, Blocks: 1, Once: true, Cases: []kase{
 			onlyFull(kase{Name: "1,000 connections", Measure: connections(1_000)}),
+			onlyFull(kase{Name: "5,000 connections", Measure: connections(5_000)}),
 			{Name: "10,000 connections", Measure: connections(10_000)},
 		}, Notes: []string{"The growth of the resident set of a process that has just been started (no warm-up: memory used before would hide it). The JVM's heap hides part of it all the same: what was touched while it started is used again."}},
+		{Key: "W14-churn", Title: "connections that come and go", Setup: "fresh", Full: true, Blocks: 1, Once: true, Cases: []kase{
+			{Name: "200 a second beside 1,000 idle", Measure: churn(200, 1_000)},
+		}, Notes: []string{"Each connects, asks for versions and metadata, and leaves. Latency counts from when it should have come to its second answer. Over 10 s."}},
 		{Key: "W18", Title: "restart after kill -9", Setup: "crash", Goal: true, Blocks: 1, Once: true, Cases: []kase{
-			{Name: "kill -9 under load", Measure: crash},
+			{Name: "kill -9 under load", Measure: crash(0, 1, 3)},
 		}, Notes: []string{"From starting the process to the first record produced and fetched, three times. Nothing of the log is uploaded, and the page cache is warm, for both. What is on disk has files among it that are prepared or to be used again."}},
+		{Key: "W18-10k", Title: "restart after kill -9 with 10,000 partitions more", Setup: "crash", Long: true, Full: true, Blocks: 1, Once: true, Cases: []kase{
+			{Name: "kill -9 under load", Measure: crash(10_000, 0.2, 2)},
+		}, Notes: []string{"As W18, a fifth of the log, twice. Each of the partitions that nobody uses has one record."}},
 	}
 }
 
@@ -390,7 +420,7 @@ func workloadOf(key string) workload {
 }
 
 // choose picks the workloads that run.
-func choose(only string, quick bool) ([]workload, error) {
+func choose(only string, quick, long bool) ([]workload, error) {
 	var wanted []string
 	for name := range strings.SplitSeq(only, ",") {
 		if name = strings.TrimSpace(name); name != "" {
@@ -409,6 +439,9 @@ func choose(only string, quick bool) ([]workload, error) {
 	var out []workload
 	for _, w := range matrix() {
 		if len(wanted) > 0 && !slices.Contains(wanted, w.Key) && !slices.Contains(wanted, w.ID()) {
+			continue
+		}
+		if w.Long && !long && !slices.Contains(wanted, w.Key) {
 			continue
 		}
 		if quick && w.Full && !slices.Contains(wanted, w.Key) {
