@@ -66,6 +66,7 @@ var allowed = map[string][]string{
 	"deploy":           {},
 	"deploy/local":     {"internal/cluster", "internal/install"},
 	"bench/...":        {"bench/...", "wal/batch"},
+	"bench/agree":      {"bench/load", "internal/child"},
 	"bench/kafka":      {"bench/load", "internal/child", "internal/install"},
 	"interop/...":      {"..."},
 
