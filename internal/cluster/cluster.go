@@ -33,6 +33,7 @@ type Options struct {
 	// as long as the data is there.
 	Dir     string
 	Brokers int // 0: three, with the ids 1, 2 and 3
+	Spare   int // so many of them, the last ones, are not started by Up
 	Etcd    int // members; 0: three
 	// FreePorts looks for free ports; otherwise they are those of the Compose file, the first digit being a broker's
 	// or member's number.
@@ -111,7 +112,7 @@ func New(o Options) (*Cluster, error) {
 		return nil, err
 	}
 	c.describe()
-	for _, s := range c.all() {
+	for _, s := range c.Servers() {
 		s.find()
 	}
 	return c, nil
@@ -258,7 +259,14 @@ func (c *Cluster) describe() {
 	}
 }
 
-func (c *Cluster) all() []*Server {
+// first are the servers that Up starts.
+func (c *Cluster) first() []*Server {
+	all := c.Servers()
+	return all[:len(all)-c.o.Spare]
+}
+
+// Servers are all processes of the cluster, those that the brokers need first.
+func (c *Cluster) Servers() []*Server {
 	all := append(slices.Clone(c.Etcd), c.S3)
 	for _, b := range c.Brokers {
 		all = append(all, b.Server)
@@ -296,7 +304,7 @@ func (c *Cluster) Up(ctx context.Context) (started []string, err error) {
 		user, secret = child.MinIOUser, child.MinIOPassword
 	}
 	// Before anything is there that would have to be cleaned up.
-	if err := each(slices.DeleteFunc(c.all(), (*Server).Running), (*Server).free); err != nil {
+	if err := each(slices.DeleteFunc(c.first(), (*Server).Running), (*Server).free); err != nil {
 		return nil, err
 	}
 	if err := os.WriteFile(c.credentials(), []byte(user+"\n"+secret+"\n"), 0o600); err != nil {
@@ -322,11 +330,12 @@ func (c *Cluster) Up(ctx context.Context) (started []string, err error) {
 	if err := begin(append(slices.Clone(c.Etcd), c.S3)...); err != nil {
 		return nil, err
 	}
-	if err := begin(c.all()[len(c.Etcd)+1:]...); err != nil {
+	if err := begin(c.first()[len(c.Etcd)+1:]...); err != nil {
 		return nil, err
 	}
-	for _, b := range c.Brokers {
-		if err := child.Eventually(ctx, patience, func() error { return b.knows(ctx, c.Bootstrap()) }); err != nil {
+	first := c.Bootstrap()[:len(c.Brokers)-c.o.Spare]
+	for _, b := range c.Brokers[:len(first)] {
+		if err := child.Eventually(ctx, patience, func() error { return b.knows(ctx, first) }); err != nil {
 			return nil, fmt.Errorf("%s: %w\n%s", b.Name, err, b.Tail())
 		}
 	}
@@ -357,14 +366,14 @@ func (b *Broker) knows(ctx context.Context, all []string) error {
 
 // Down ends what runs, brokers first, and returns its names.
 func (c *Cluster) Down() (ended []string, err error) {
-	for _, list := range [][]*Server{c.all()[len(c.Etcd)+1:], append(slices.Clone(c.Etcd), c.S3)} {
+	for _, list := range [][]*Server{c.Servers()[len(c.Etcd)+1:], append(slices.Clone(c.Etcd), c.S3)} {
 		list = slices.DeleteFunc(list, func(s *Server) bool { return !s.Running() })
 		for _, s := range list {
 			ended = append(ended, s.Name)
 		}
 		err = errors.Join(err, each(list, (*Server).Stop))
 	}
-	for _, s := range c.all() {
+	for _, s := range c.Servers() {
 		err = errors.Join(err, s.forget())
 	}
 	return ended, err

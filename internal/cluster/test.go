@@ -26,7 +26,7 @@ func Start(tb testing.TB, o Options) *Cluster {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() {
-		for _, s := range c.all() {
+		for _, s := range c.Servers() {
 			if tb.Failed() {
 				tb.Logf("%s: %s", s.Name, s.Tail())
 			}
