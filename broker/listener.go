@@ -45,13 +45,17 @@ func (l *listener) limit(cfg *config.BrokerConfig) {
 type Bound struct{ listeners []*listener }
 
 // Bind binds the configured listeners and returns what to advertise. A port
-// of 0 is bound to a free one, and that one is advertised.
-func Bind(cfg *config.BrokerConfig, log *slog.Logger) (*Bound, []image.Endpoint, error) {
+// of 0 is bound to a free one, and that one is advertised. listen binds an
+// address; nil: by TCP.
+func Bind(cfg *config.BrokerConfig, listen func(address string) (net.Listener, error), log *slog.Logger) (*Bound, []image.Endpoint, error) {
+	if listen == nil {
+		listen = func(address string) (net.Listener, error) { return net.Listen("tcp", address) }
+	}
 	bound := &Bound{}
 	var out []image.Endpoint
 	for _, ls := range cfg.Listeners {
 		addr := net.JoinHostPort(ls.Host, fmt.Sprint(ls.Port))
-		nl, err := net.Listen("tcp", addr)
+		nl, err := listen(addr)
 		if err != nil {
 			bound.Close()
 			return nil, nil, fmt.Errorf("broker: listener %s cannot listen on %s: %w", ls.Name, addr, err)

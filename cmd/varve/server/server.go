@@ -50,10 +50,11 @@ type Options struct {
 	Version string
 
 	// Of tests: another file system for the log, another bucket, an etcd that
-	// several brokers share, another way to each other.
+	// several brokers share, another network.
 	FS     vfs.FS
 	Bucket objstore.Bucket
 	Etcd   *clientv3.Client
+	Listen func(address string) (net.Listener, error)
 	Dial   func(ctx context.Context, address string) (net.Conn, error)
 }
 
@@ -194,7 +195,7 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	}
 	// Before anything of the cluster is changed: a process that cannot have its
 	// addresses must not have raised epochs or accepted a loss.
-	bound, endpoints, err := broker.Bind(c, s.log)
+	bound, endpoints, err := broker.Bind(c, o.Listen, s.log)
 	if err != nil {
 		return s, err
 	}
