@@ -42,12 +42,12 @@ type node struct {
 	id   int32
 	host string
 
-	mu    sync.Mutex
-	mem   *vfs.Mem
-	wiped bool     // the disk was replaced; until a process has come up on the new one
-	proc  *process // nil: none
-	runs  int
-	wg    sync.WaitGroup // processes that have not ended altogether
+	mu   sync.Mutex
+	mem  *vfs.Mem
+	proc *process      // nil: none
+	last chan struct{} // closed when the last process has ended altogether
+	runs int
+	wg   sync.WaitGroup // processes that have not ended altogether
 }
 
 // process is one run of a broker. Killing it cuts off everything by which it acts; then it is closed, so that its
@@ -138,10 +138,15 @@ func (n *node) Start() {
 		up: make(chan struct{}), done: make(chan struct{}),
 	}
 	n.proc = p
+	before := n.last
+	n.last = p.done
 	n.c.net.Restore(n.host)
 	n.wg.Add(1)
 	go func() {
 		defer n.wg.Done()
+		if before != nil {
+			<-before // it would write to the same file of the real disk
+		}
 		p.run()
 	}()
 }

@@ -1,0 +1,299 @@
+package brokertest
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+
+	"github.com/varve/varve/interop/chaos/history"
+	"github.com/varve/varve/metadata/etcd"
+	"github.com/varve/varve/metadata/image"
+	"github.com/varve/varve/tiering"
+	"github.com/varve/varve/tiering/manifest"
+)
+
+// watch looks at every write to etcd: manifest heads (I6, and the order in them), leader epochs. Called with the
+// store's lock held.
+func (w *workload) watch(s *store, events []*mvccpb.Event) {
+	for _, ev := range events {
+		part, id, index, ok := keyOf(string(ev.Kv.Key))
+		if !ok || ev.Type != mvccpb.Event_PUT {
+			continue
+		}
+		p := history.Partition{Topic: s.topicName(id), Index: index}
+		switch part {
+		case "epoch":
+			if ev.PrevKv != nil && number(ev.Kv.Value) <= number(ev.PrevKv.Value) {
+				w.c.fail("%s-%d: leader epoch %s after %s", p.Topic, p.Index, ev.Kv.Value, ev.PrevKv.Value)
+			}
+		case "manifest":
+			h, err := manifest.DecodeHead(ev.Kv.Value)
+			if err != nil {
+				w.c.fail("I7: %s-%d: %v", p.Topic, p.Index, err)
+				continue
+			}
+			if kv := s.kvs[etcdPrefix+"/epoch/"+id+"/"+fmt.Sprintf("%07d", index)]; kv == nil || number(kv.Value) != int64(h.Epoch) {
+				w.c.fail("I6: %s-%d: a manifest head of epoch %d is committed, the epoch is %v", p.Topic, p.Index, h.Epoch, kv)
+			}
+			if ev.PrevKv != nil {
+				if old, err := manifest.DecodeHead(ev.PrevKv.Value); err == nil && (h.RemoteEnd() < old.RemoteEnd() || h.LogStart < old.LogStart || h.Epoch < old.Epoch) {
+					w.c.fail("I7: %s-%d: the manifest goes back: epoch %d, log start %d, remote end %d after %d, %d, %d", p.Topic, p.Index, h.Epoch, h.LogStart, h.RemoteEnd(), old.Epoch, old.LogStart, old.RemoteEnd())
+				}
+			}
+			w.mu.Lock()
+			w.remote[term{p, h.Epoch}] = h.RemoteEnd()
+			w.mu.Unlock()
+		}
+	}
+}
+
+// keyOf takes the key of an epoch or a manifest head apart.
+func keyOf(key string) (part, id string, index int32, ok bool) {
+	f := strings.Split(strings.TrimPrefix(key, etcdPrefix+"/"), "/")
+	if len(f) != 3 || f[0] != "epoch" && f[0] != "manifest" {
+		return "", "", 0, false
+	}
+	n, err := strconv.Atoi(f[2])
+	return f[0], f[1], int32(n), err == nil
+}
+
+// number is the leader epoch in a value.
+func number(b []byte) int64 {
+	var v struct {
+		Epoch int64 `json:"epoch"`
+	}
+	if err := json.Unmarshal(b, &v); err != nil {
+		panic(fmt.Sprintf("brokertest: the value of a leader epoch: %q: %v", b, err))
+	}
+	return v.Epoch
+}
+
+func (s *store) topicName(id string) string {
+	var v struct {
+		Name string `json:"name"`
+	}
+	if kv := s.kvs[etcdPrefix+"/image/topic/"+id]; kv == nil || json.Unmarshal(kv.Value, &v) != nil {
+		return id
+	}
+	return v.Name
+}
+
+const (
+	// healthy is how long a cluster may take to be well again after everything was healed.
+	healthy = 60 * time.Second
+	settled = 60 * time.Second
+)
+
+var internalTopics = []string{"__consumer_offsets", "__transaction_state"}
+
+// eventually waits for what must come.
+func eventually(most time.Duration, ok func() error) error {
+	var err error
+	for end := time.Now().Add(most); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		if err = ok(); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+// finish has the work come to its end on a healed cluster, and checks everything.
+func (w *workload) finish() {
+	c := w.c
+	if err := c.inSync(healthy); err != nil {
+		c.fail("I11: not in sync %s after everything was healed: %v", healthy, err)
+	}
+	w.feeds.Store(true)
+	w.producing.Wait()
+	k := w.client("check")
+	defer k.close()
+	ends := map[history.Partition]int64{}
+	err := eventually(settled, func() error { return w.drained(k, ends) })
+	if err != nil {
+		c.fail("I11: after %s: %v", settled, err)
+	}
+	w.groups.Store(true)
+	w.grouped.Wait()
+	w.reads.Store(true)
+	w.reading.Wait()
+	if err != nil {
+		return
+	}
+	if err := eventually(settled, func() error { return w.drained(k, ends) }); err != nil { // nothing comes any more
+		c.fail("I11: with all clients gone, after %s: %v", settled, err)
+		return
+	}
+	im := c.image()
+	w.readBack(k, im, ends)
+	if len(c.wrong) > 0 {
+		return
+	}
+	if err := eventually(20*time.Second, func() error { return w.uploaded(ends) }); err != nil {
+		c.fail("I11: everything should be in the bucket: %v", err)
+	}
+	w.audit()
+	for _, a := range history.Check(&w.h) {
+		c.fail("%v", a)
+	}
+}
+
+// drained says whether the group has processed everything and no transaction is open; it notes where logs end.
+func (w *workload) drained(k *client, ends map[history.Partition]int64) error {
+	im := w.c.image()
+	for _, t := range im.Topics() {
+		for i := range t.Partitions {
+			p := history.Partition{Topic: t.Name, Index: int32(i)}
+			var at [2]int64
+			for isolation := range at {
+				end, err := w.end(k, p, int8(isolation))
+				if err != nil {
+					return fmt.Errorf("%s-%d: %w", p.Topic, p.Index, err)
+				}
+				at[isolation] = end
+			}
+			if ends[p] = at[0]; at[0] != at[1] {
+				return fmt.Errorf("%s-%d: high watermark %d, last stable offset %d", p.Topic, p.Index, at[0], at[1])
+			}
+		}
+	}
+	for _, group := range []string{processGroup, readerGroup} {
+		offsets, err := w.groupOffsets(k, group, w.all(topicIn))
+		if err != nil {
+			return fmt.Errorf("offsets of group %s: %w", group, err)
+		}
+		for _, p := range w.all(topicIn) {
+			// What has no records behind it is not committed either.
+			if ends[p] > 0 && offsets[p] < ends[p] {
+				return fmt.Errorf("group %s, %s-%d: committed %d, end %d", group, p.Topic, p.Index, offsets[p], ends[p])
+			}
+		}
+	}
+	return nil
+}
+
+func (w *workload) end(k *client, p history.Partition, isolation int8) (int64, error) {
+	l, ok := k.leader(p)
+	if !ok {
+		return 0, errors.New("no leader")
+	}
+	req := kmsg.NewPtrListOffsetsRequest()
+	req.Version, req.ReplicaID, req.IsolationLevel = 7, -1, isolation
+	t, rp := kmsg.NewListOffsetsRequestTopic(), kmsg.NewListOffsetsRequestTopicPartition()
+	t.Topic, rp.Partition, rp.Timestamp, rp.CurrentLeaderEpoch = p.Topic, p.Index, -1, l.epoch
+	t.Partitions = append(t.Partitions, rp)
+	req.Topics = append(req.Topics, t)
+	resp, err := k.ask(l.id, req)
+	if err == nil {
+		got := resp.(*kmsg.ListOffsetsResponse).Topics[0].Partitions[0]
+		if err = kerr.ErrorForCode(got.ErrorCode); err == nil {
+			return got.Offset, nil
+		}
+	}
+	k.forget(p)
+	return 0, err
+}
+
+// readBack reads all there is from every replica at both isolations: the leader's first.
+func (w *workload) readBack(k *client, im *image.Image, ends map[history.Partition]int64) {
+	for i := range 3 {
+		for _, committed := range []bool{false, true} {
+			name := fmt.Sprintf("replica %d", i)
+			if committed {
+				name += ", committed"
+			}
+			reader := w.reader(history.Reader{Name: name, Committed: committed, Final: true})
+			for _, t := range im.Topics() {
+				for index, part := range t.Partitions {
+					p := history.Partition{Topic: t.Name, Index: int32(index)}
+					from := slices.DeleteFunc(slices.Clone(part.Replicas), func(id int32) bool { return id == part.Leader })
+					from = append([]int32{part.Leader}, from...)
+					if err := w.readReplica(k, reader, from[min(i, len(from)-1)], p, ends[p], committed); err != nil {
+						w.c.fail("%s: broker %d: %s-%d: %v", name, from[min(i, len(from)-1)], p.Topic, p.Index, err)
+						return
+					}
+				}
+			}
+		}
+	}
+}
+
+func (w *workload) readReplica(k *client, reader int, id int32, p history.Partition, end int64, committed bool) error {
+	for next, patience := int64(0), time.Now().Add(20*time.Second); next < end; {
+		f, err := k.fetch(id, p, -1, next, committed, "", 200*time.Millisecond, 1<<20)
+		if err == nil && f.next > next {
+			// Coordinators may have written more since.
+			f.records = slices.DeleteFunc(f.records, func(r *kgo.Record) bool { return r.Offset >= end })
+			w.shown(reader, f, true)
+			next = f.next
+			patience = time.Now().Add(20 * time.Second)
+			continue
+		}
+		if time.Now().After(patience) {
+			return fmt.Errorf("at offset %d of %d: nothing comes; high watermark %d, %v", next, end, f.hw, err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return nil
+}
+
+// heads are the manifests' heads as etcd has them.
+type heads struct {
+	tiering.ManifestStore // what an audit does not need
+	m                     *etcd.Manifests
+}
+
+func (h heads) Range(ctx context.Context, f func(tiering.StoredHead) error) error {
+	return h.m.Range(ctx, func(s etcd.Head) error {
+		return f(tiering.StoredHead{TopicID: s.TopicID, Partition: s.Partition, Head: s.Head, Rev: s.Rev})
+	})
+}
+
+func (c *Cluster) heads() heads {
+	l := newEtcdLink(context.Background(), c.etcd, 1)
+	return heads{m: etcd.New(etcd.Options{Client: l.client(), Prefix: etcdPrefix}).Manifests()}
+}
+
+// uploaded says whether everything is in committed objects.
+func (w *workload) uploaded(ends map[history.Partition]int64) error {
+	names := map[string]string{}
+	for _, t := range w.c.image().Topics() {
+		names[hex.EncodeToString(t.ID[:])] = t.Name
+	}
+	remote := map[history.Partition]int64{}
+	err := w.c.heads().Range(context.Background(), func(s tiering.StoredHead) error {
+		h, err := manifest.DecodeHead(s.Head)
+		if err == nil {
+			remote[history.Partition{Topic: names[hex.EncodeToString(s.TopicID[:])], Index: s.Partition}] = h.RemoteEnd()
+		}
+		return err
+	})
+	for p, end := range ends {
+		if err == nil && remote[p] < end {
+			err = fmt.Errorf("%s-%d: remote end %d, high watermark %d", p.Topic, p.Index, remote[p], end)
+		}
+	}
+	return err
+}
+
+// audit checks the manifests against the bucket (I7), every batch in it.
+func (w *workload) audit() {
+	a, err := tiering.Check(context.Background(), w.c.objs, w.c.heads(), tiering.AuditOptions{Data: true})
+	if err != nil {
+		w.c.fail("I7: %v", err)
+		return
+	}
+	for _, p := range a.Problems {
+		w.c.fail("I7: %s", p)
+	}
+}
