@@ -1,6 +1,7 @@
 package tiering
 
 import (
+	"context"
 	"fmt"
 	"sync/atomic"
 	"testing"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/varve/varve/tiering/manifest"
+	"github.com/varve/varve/tiering/objstore"
 	"github.com/varve/varve/wal/batch"
 )
 
@@ -170,4 +172,39 @@ func TestManyProducersMakeSmallerObjects(t *testing.T) {
 		}
 		w.clean(x, logs...)
 	})
+}
+
+// A read of the bucket that hangs is given up when the time of one request is over, and made again.
+func TestHangingRead(t *testing.T) {
+	for nth := range 2 { // the object's footer, and its blocks
+		inWorld(t, func(t *testing.T, w *world) {
+			x, f := w.open(), newLog(1, 0)
+			w.lead(x, f)
+			f.plain(t, 1, 10, 100)
+			w.drained(x, f)
+			hung := w.bucket.Fired()
+			w.bucket.Inject(objstore.Fault{Op: objstore.OpGet, Key: "data/", Nth: nth + 1, Kind: objstore.Hang})
+			began := time.Now()
+			y := w.open()
+			ctx, cancel := context.WithTimeout(bg, 10*time.Minute)
+			defer cancel()
+			for {
+				run, err := y.Read(ctx, f.id, 0, 0, 1<<20)
+				if err == nil {
+					run.Release()
+					break
+				}
+				if ctx.Err() != nil {
+					t.Fatal(err)
+				}
+			}
+			if w.bucket.Fired() == hung {
+				t.Fatal("nothing has hung")
+			}
+			if took := time.Since(began); took > x.o.RequestTimeout+time.Second {
+				t.Errorf("read %d hung, and the data came after %s; a request may take %s", nth+1, took, x.o.RequestTimeout)
+			}
+			w.clean(x, f)
+		})
+	}
 }

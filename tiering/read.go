@@ -162,6 +162,9 @@ func (t *Tier) loadOnce(ctx context.Context, o *opened, first int, dst [][]byte)
 	if err := throttle(ctx, t.readRate, end-start); err != nil {
 		return 0, err
 	}
+	// A request that hangs leaves time for another.
+	ctx, cancel := context.WithTimeout(ctx, t.o.RequestTimeout)
+	defer cancel()
 	r, err := t.bucket.GetRange(ctx, o.key, start, end-start)
 	if err != nil {
 		return 0, fmt.Errorf("read %s: %w", o.key, err)
