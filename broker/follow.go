@@ -193,8 +193,9 @@ type copyPiece struct {
 }
 
 // maxPiece bounds the batches that are put together, so that they fit into a
-// segment of the log whatever its size.
-const maxPiece = 1 << 20
+// segment of the log whatever its size: at its smallest, 1 MiB, it takes appends
+// of half of that.
+const maxPiece = 256 << 10
 
 // piecesOf checks the checksums of a run of whole batches, and puts those
 // together that the log can take as one.

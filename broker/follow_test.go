@@ -2,12 +2,15 @@ package broker
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"math/rand/v2"
 	"testing"
 
+	"github.com/varve/varve/wal"
 	"github.com/varve/varve/wal/batch"
 	"github.com/varve/varve/wal/crc32c"
+	"github.com/varve/varve/wal/vfs"
 )
 
 // What a leader sent is put together by leader epoch, offset and size, with the checksums of the pieces; nothing of it
@@ -71,5 +74,17 @@ func TestPieces(t *testing.T) {
 		if _, err := piecesOf(run[:len(run)-1]); !errors.Is(err, errCorruptCopy) {
 			t.Fatalf("a run cut short: %v", err)
 		}
+	}
+}
+
+// The smallest log that can be configured takes what is copied.
+func TestPiecesFitTheSmallestLog(t *testing.T) {
+	l, err := wal.Open(wal.Options{FS: vfs.NewMem(), Dir: "wal", ClusterID: "c", SegmentBytes: 1 << 20, MaxBytes: 16 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := l.Reserve(context.Background(), wal.ClassReplication, maxPiece); err != nil {
+		t.Error(err)
 	}
 }
