@@ -7,9 +7,11 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 FUZZTIME ?= 20s
 ROUNDS ?= 50
 TXN_ROUNDS ?= $(ROUNDS)
+SEEDS ?= 200
+FROM ?= 1
 CHAOS_ROUNDS ?= $(if $(filter command line environment,$(origin ROUNDS)),$(ROUNDS),5)
 
-.PHONY: help build run test test-long race lint fuzz bench bench-kafka cluster-up cluster-down image demo interop test-crash chaos ci clean
+.PHONY: help build run test test-long race lint fuzz bench bench-kafka cluster-up cluster-down image demo interop test-crash chaos sim ci clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -74,8 +76,12 @@ chaos: build ## faults of all kinds on a cluster of processes, and a check of wh
 	$(GO) build -o bin/varve-chaos ./interop/chaos
 	bin/varve-chaos --varve $(BIN) --rounds $(CHAOS_ROUNDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+sim: ## whole clusters in one process with fake time, a seed for each: faults of all kinds, and a check of everything promised (SEEDS=200 FROM=1; SEED=n: one, with the brokers' logs)
+	$(GO) test -count=1 -timeout 4h -run '^TestSeeds$$' ./broker/brokertest $(if $(SEED),-v -seed $(SEED),-seeds $(SEEDS) -from $(FROM)) $(ARGS)
+
 ci: lint test ## what CI runs: lint, tests, short forms of what takes long
 	VARVE_LONG=1 $(GO) test -count=1 -run '^TestCrashEverywhere$$' ./tiering # at every single step
+	$(MAKE) sim
 	$(MAKE) test-crash ROUNDS=5 TXN_ROUNDS=2
 	$(MAKE) chaos ROUNDS=1 ARGS="--faults-for 30s"
 	$(MAKE) interop

@@ -168,7 +168,7 @@ func (w *workload) start(one bool) {
 func (k *client) records(producer, txn string, next *int64) (records []history.Record, values [][]byte) {
 	size := 40 + k.rnd.IntN(400)
 	if k.rnd.IntN(6) == 0 {
-		size = 4000 + k.rnd.IntN(30000)
+		size = 4000 + k.rnd.IntN(24000)
 	}
 	for range 1 + k.rnd.IntN(4) {
 		r := history.Record{Producer: producer, Number: *next, Txn: txn}
@@ -236,7 +236,7 @@ func (w *workload) produce(name string, partitions []history.Partition) {
 			if !k.deliver(9, p, nil, batches) {
 				break
 			}
-			time.Sleep(time.Duration(k.rnd.IntN(60)) * time.Millisecond)
+			time.Sleep(time.Duration(k.rnd.IntN(200)) * time.Millisecond)
 		}
 	}
 }
@@ -309,7 +309,7 @@ func (w *workload) loose() {
 				k.forget(p)
 			}
 		}
-		time.Sleep(time.Duration(k.rnd.IntN(120)) * time.Millisecond)
+		time.Sleep(time.Duration(k.rnd.IntN(250)) * time.Millisecond)
 	}
 }
 
@@ -329,7 +329,7 @@ func (w *workload) transact(i int) {
 		for good := true; good && !w.feeds.Load(); {
 			n++
 			good = w.transaction(s, fmt.Sprintf("%s.%d", id, n), next)
-			time.Sleep(time.Duration(k.rnd.IntN(80)) * time.Millisecond)
+			time.Sleep(time.Duration(k.rnd.IntN(250)) * time.Millisecond)
 		}
 	}
 }
@@ -501,6 +501,7 @@ func (w *workload) process(in history.Partition) {
 				break
 			}
 			at = f.next
+			time.Sleep(time.Duration(k.rnd.IntN(150)) * time.Millisecond)
 		}
 	}
 }
@@ -619,7 +620,7 @@ func (w *workload) member() {
 			if !ok {
 				continue
 			}
-			f, err := k.fetch(l.id, p, l.epoch, at[p], true, "", 20*time.Millisecond, 64<<10)
+			f, err := k.fetch(l.id, p, l.epoch, at[p], true, "", 100*time.Millisecond, 64<<10)
 			if err != nil {
 				k.forget(p)
 				k.pause()
@@ -668,7 +669,7 @@ func (w *workload) readAlong(i int) {
 				id, fromLeader = l.id, true
 			}
 			floor := w.floor(p, l.epoch)
-			f, err := k.fetch(id, p, l.epoch, at[p], committed, fmt.Sprintf("zone-%d", i+1), 10*time.Millisecond, 128<<10)
+			f, err := k.fetch(id, p, l.epoch, at[p], committed, fmt.Sprintf("zone-%d", i+1), 40*time.Millisecond, 128<<10)
 			if err != nil {
 				delete(near, p)
 				k.forget(p)

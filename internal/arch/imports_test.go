@@ -56,6 +56,9 @@ var allowed = map[string][]string{
 	"broker/coordinator":                 {"broker/group", "broker/txn", "broker/protocol", "wal/batch"},
 	"broker":                             {"broker/...", "wal", "wal/slab", "wal/batch", "wal/crc32c", "wal/producer", "wal/lineage", "metadata/image", "metadata/controller", "config", "tiering"},
 
+	// The simulation is made of everything, and nothing is made of it.
+	"broker/brokertest": {"..."},
+
 	"internal/admin":   {},
 	"internal/arch":    {},
 	"internal/child":   {},
