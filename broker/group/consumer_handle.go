@@ -621,35 +621,43 @@ func (t *turn) consumerTombstones() (rs []Record) {
 	return append(rs, consumerTombstone(keyConsumerGroup, t.id))
 }
 
-// mayCommitConsumer says whether the sender may commit for a group of the consumer protocol. A member may that knows its
-// epoch; with an earlier one it may for what it has had since then, which each says (KIP-1251).
-func (t *turn) mayCommitConsumer(c *Commit) (code int16, each func(topic *kmsg.OffsetCommitRequestTopic, p int32) bool) {
+// mayCommitConsumer says whether the sender may commit for a group of the consumer protocol. A member of either protocol
+// may that knows its epoch; with an earlier one it may for what it has had since then, also if it is about to give it up:
+// each says so of a partition (KIP-1251).
+func (t *turn) mayCommitConsumer(c *Commit) (code int16, each func(topic *kmsg.OffsetCommitRequestTopic, p int32) int16) {
 	req, g := c.Req, t.e.consumer
 	if req.Generation < 0 && len(g.members) == 0 {
 		return codeNone, nil
 	}
 	m := g.members[req.MemberID]
-	switch {
-	case m == nil:
+	if m == nil {
 		return codeUnknownMemberID, nil
-	case m.classic != nil && req.Generation != m.epoch:
-		return codeIllegalGeneration, nil
-	case m.classic != nil:
-		return codeNone, nil
-	case c.Txn == nil && req.Version < 9:
+	}
+	stale := codeStaleMemberEpoch
+	if m.classic != nil {
+		stale = codeIllegalGeneration
+	}
+	switch {
+	case m.classic == nil && c.Txn == nil && req.Version < 9:
 		return codeUnsupportedVersion, nil
 	case req.Generation == m.epoch:
 		return codeNone, nil
 	case req.Generation > m.epoch || req.Generation < 0:
-		return codeStaleMemberEpoch, nil
+		return stale, nil
 	}
-	return codeNone, func(topic *kmsg.OffsetCommitRequestTopic, p int32) bool {
+	return codeNone, func(topic *kmsg.OffsetCommitRequestTopic, p int32) int16 {
 		id := topic.TopicID
 		if id == (topicID{}) && c.Topics != nil {
 			known, _ := c.Topics.ByName(topic.Topic)
 			id = known.ID
 		}
 		h, ok := m.assigned.has(id, p)
-		return ok && h.epoch <= req.Generation
+		if !ok {
+			h, ok = m.revoking.has(id, p)
+		}
+		if ok && h.epoch <= req.Generation {
+			return codeNone
+		}
+		return stale
 	}
 }

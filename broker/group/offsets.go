@@ -59,7 +59,7 @@ func (t *turn) mayCommit(req *kmsg.OffsetCommitRequest) int16 {
 func (t *turn) commit(c *Commit) {
 	req := c.Req
 	var code int16
-	var each func(*kmsg.OffsetCommitRequestTopic, int32) bool
+	var each func(*kmsg.OffsetCommitRequestTopic, int32) int16
 	switch {
 	case c.Txn != nil:
 		code = t.mayCommitTxn(c)
@@ -96,9 +96,11 @@ func (t *turn) commit(c *Commit) {
 			if p.Metadata != nil {
 				o.Metadata = *p.Metadata
 			}
-			if each != nil && !each(&topic, p.Partition) {
-				resp.Topics[i].Partitions[j].ErrorCode = codeStaleMemberEpoch
-				continue
+			if each != nil {
+				if code := each(&topic, p.Partition); code != codeNone {
+					resp.Topics[i].Partitions[j].ErrorCode = code
+					continue
+				}
 			}
 			if longer(o.Metadata, min(t.cfg.OffsetMetadataMax, maxString)) {
 				resp.Topics[i].Partitions[j].ErrorCode = codeOffsetMetadataTooLarge

@@ -222,8 +222,8 @@ func (t *turn) mayCommitTxn(c *Commit) int16 {
 		code, each := t.mayCommitConsumer(c)
 		for _, topic := range req.Topics {
 			for _, p := range topic.Partitions {
-				if code == codeNone && each != nil && !each(&topic, p.Partition) {
-					code = codeStaleMemberEpoch
+				if code == codeNone && each != nil {
+					code = each(&topic, p.Partition)
 				}
 			}
 		}

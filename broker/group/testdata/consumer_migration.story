@@ -96,11 +96,28 @@ sync a g member=a-1 gen=2
 ----
 -> a: sync protocol=consumer/coop t:[0 1]
 
+# It has not heard of its new generation yet. What it has had all along is its own, what it does not have is not (KIP-1251).
+commit a g member=a-1 gen=1 offsets=t/1:6,t/3:1
+----
+append g t/1: 6
+-> a: commit t/1 ok t/3 ILLEGAL_GENERATION
+
 join b g v=9 member=b-3 protocols=coop:sub/t+t-2+t-3 session=20s
 ----
 append member g b-3: client=b topics=[t] classic=20s coop:"\x00\x01\x00\x00\x00\x01\x00\x01t\xff\xff\xff\xff\x00\x00\x00\x01\x00\x01t\x00\x00\x00\x02\x00\x00\x00\x02\x00\x00\x00\x03"
 append current g b-3: epoch=1/1 UNREVOKED has t:2@1 gives t:3@1
 -> b: join gen=1 member=b-3 leader= protocol=coop
+
+# Nothing from before it had them. What it has yet to give up is still its own.
+commit b g member=b-3 gen=0 offsets=t/2:1
+----
+-> b: commit t/2 ILLEGAL_GENERATION
+
+commit b g member=b-3 gen=1 offsets=t/2:8,t/3:9
+----
+append g t/2: 8
+append g t/3: 9
+-> b: commit t/2 ok t/3 ok
 
 # It has to give one up first, and joins again when it has.
 sync b g member=b-3 gen=1

@@ -187,3 +187,60 @@ append group g: null
 describe-consumer g
 ----
 g GROUP_ID_NOT_FOUND: Group g not found.
+
+# With an earlier epoch a member may commit for what it has yet to give up, but not for what it has given up.
+topics t=4 u=1
+----
+
+beat a e member=A topics=t
+----
+append member e A: client=a topics=[t]
+append group e: epoch=1
+append meant e A: t:[0 1 2 3]
+append target e: epoch=1
+append current e A: epoch=1/0 STABLE has t:0@1,1@1,2@1,3@1
+note: the group's members, their subscriptions or topics have changed
+-> a: beat member=A epoch=1 assignment t:[0 1 2 3]
+
+beat a e member=A epoch=1 topics=t,u
+----
+append member e A: client=a topics=[t u]
+append group e: epoch=2
+append meant e A: t:[0 1 2 3] u:[0]
+append target e: epoch=2
+append current e A: epoch=2/1 STABLE has t:0@1,1@1,2@1,3@1 u:0@2
+note: the group's members, their subscriptions or topics have changed
+-> a: beat member=A epoch=2 assignment t:[0 1 2 3] u:[0]
+
+beat b e member=B topics=t,u
+----
+append member e B: client=b topics=[t u]
+append group e: epoch=3
+append meant e A: t:[0 1 2]
+append meant e B: t:[3] u:[0]
+append target e: epoch=3
+append current e B: epoch=3/0 UNRELEASED has
+note: the group's members, their subscriptions or topics have changed
+-> b: beat member=B epoch=3 assignment
+
+beat a e member=A epoch=2
+----
+append current e A: epoch=2/2 UNREVOKED has t:0@1,1@1,2@1 gives t:3@1 u:0@2
+-> a: beat member=A epoch=2 assignment t:[0 1 2]
+
+commit a e member=A gen=1 offsets=t/0:1,t/2:1,t/3:1,u/0:1
+----
+append e t/0: 1
+append e t/2: 1
+append e t/3: 1
+-> a: commit t/0 ok t/2 ok t/3 ok u/0 STALE_MEMBER_EPOCH
+
+beat a e member=A epoch=2 owned=t:0,t:1
+----
+append current e A: epoch=3/2 STABLE has t:0@1,1@1,2@1
+-> a: beat member=A epoch=3
+
+commit a e member=A gen=1 offsets=t/0:2,t/3:2,u/0:2
+----
+append e t/0: 2
+-> a: commit t/0 ok t/3 STALE_MEMBER_EPOCH u/0 STALE_MEMBER_EPOCH
