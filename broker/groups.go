@@ -82,9 +82,7 @@ func (b *Broker) registerGroupAPIs() {
 	})
 	t.handle(kmsg.ConsumerGroupHeartbeat.Int16(), b.consumerGroupHeartbeat)
 	t.handle(kmsg.ConsumerGroupDescribe.Int16(), b.consumerGroupDescribe)
-	t.handle(kmsg.OffsetDelete.Int16(), func(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
-		return b.groups.OffsetDelete(ctx, in.(*kmsg.OffsetDeleteRequest))
-	})
+	t.handle(kmsg.OffsetDelete.Int16(), b.offsetDelete)
 }
 
 // findCoordinator answers who hosts a group or a transactional id: the leader
@@ -241,6 +239,47 @@ func refusedCommit(t kmsg.OffsetCommitRequestTopic, partitions []kmsg.OffsetComm
 		out.Partitions = append(out.Partitions, rp)
 	}
 	return out
+}
+
+// offsetDelete has offsets deleted of partitions that exist, and answers for the
+// others, of which no offset is kept. Like Kafka it asks the group only if a
+// partition is left.
+func (b *Broker) offsetDelete(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
+	req := in.(*kmsg.OffsetDeleteRequest)
+	im := b.meta.Image()
+	known := req.Topics[:0:0]
+	var refused []kmsg.OffsetDeleteResponseTopic
+	for _, t := range req.Topics {
+		it := im.Topic(t.Topic)
+		out := kmsg.NewOffsetDeleteResponseTopic()
+		out.Topic = t.Topic
+		var exist []kmsg.OffsetDeleteRequestTopicPartition
+		for _, p := range t.Partitions {
+			if it != nil && p.Partition >= 0 && int(p.Partition) < len(it.Partitions) {
+				exist = append(exist, p)
+				continue
+			}
+			rp := kmsg.NewOffsetDeleteResponseTopicPartition()
+			rp.Partition, rp.ErrorCode = p.Partition, protocol.CodeUnknownTopicOrPartition
+			out.Partitions = append(out.Partitions, rp)
+		}
+		if len(out.Partitions) > 0 || it == nil {
+			refused = append(refused, out)
+		}
+		if len(exist) > 0 {
+			t.Partitions = exist
+			known = append(known, t)
+		}
+	}
+	resp := req.ResponseKind().(*kmsg.OffsetDeleteResponse)
+	if len(known) > 0 || len(refused) == 0 {
+		req.Topics = known
+		if resp = b.groups.OffsetDelete(ctx, req); resp.ErrorCode != protocol.CodeNone {
+			return resp
+		}
+	}
+	resp.Topics = append(resp.Topics, refused...)
+	return resp
 }
 
 // offsetFetch is offsetCommit's counterpart.

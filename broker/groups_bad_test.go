@@ -2,6 +2,7 @@ package broker_test
 
 import (
 	"errors"
+	"reflect"
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -108,4 +109,69 @@ func TestGroupsBadInput(t *testing.T) {
 	expect("an epoch that there is not", beat("AAAAAAAAAAAAAAAAAAAAAQ", -3, nil), protocol.CodeInvalidRequest)
 	expect("the member goes on", beat("AAAAAAAAAAAAAAAAAAAAAQ", 1, nil), 0)
 	y.unharmed("groups")
+}
+
+// TestOffsetDelete: offsets are deleted of partitions that exist; the others are refused by name, and the group is not
+// asked when no other is left, as in Kafka.
+func TestOffsetDelete(t *testing.T) {
+	b := startQuiet(t)
+	y := newBystander(t, b)
+	b.CreateTopic("t", 2)
+	find := kmsg.NewPtrFindCoordinatorRequest()
+	find.CoordinatorKeys = []string{"g"}
+	y.do(at(4, find))
+	servertest.Eventually(t, func() error {
+		req := kmsg.NewPtrOffsetCommitRequest()
+		req.Group = "g"
+		req.Topics = []kmsg.OffsetCommitRequestTopic{{Topic: "t", Partitions: []kmsg.OffsetCommitRequestTopicPartition{{Partition: 0, Offset: 7}, {Partition: 1, Offset: 8}}}}
+		if code := y.do(at(9, req)).(*kmsg.OffsetCommitResponse).Topics[0].Partitions[0].ErrorCode; code != 0 {
+			return errors.New(protocol.Name(code))
+		}
+		return nil
+	})
+	remove := func(group string, topics map[string][]int32) (int16, map[string]map[int32]int16) {
+		req := kmsg.NewPtrOffsetDeleteRequest()
+		req.Group = group
+		for topic, ps := range topics {
+			rt := kmsg.OffsetDeleteRequestTopic{Topic: topic}
+			for _, p := range ps {
+				rt.Partitions = append(rt.Partitions, kmsg.OffsetDeleteRequestTopicPartition{Partition: p})
+			}
+			req.Topics = append(req.Topics, rt)
+		}
+		resp := y.do(req).(*kmsg.OffsetDeleteResponse)
+		got := map[string]map[int32]int16{}
+		for _, rt := range resp.Topics {
+			if got[rt.Topic] == nil {
+				got[rt.Topic] = map[int32]int16{}
+			}
+			for _, p := range rt.Partitions {
+				got[rt.Topic][p.Partition] = p.ErrorCode
+			}
+		}
+		return resp.ErrorCode, got
+	}
+	const unknown = protocol.CodeUnknownTopicOrPartition
+	for _, tc := range []struct {
+		group string
+		ask   map[string][]int32
+		code  int16
+		want  map[string]map[int32]int16
+	}{
+		{"g", map[string][]int32{"t": {0, 2, -1}, "no": {0}}, 0, map[string]map[int32]int16{"t": {0: 0, 2: unknown, -1: unknown}, "no": {0: unknown}}},
+		{"g", map[string][]int32{"no": {0}}, 0, map[string]map[int32]int16{"no": {0: unknown}}},
+		{"other", map[string][]int32{"no": {0}}, 0, map[string]map[int32]int16{"no": {0: unknown}}},
+		{"other", map[string][]int32{"t": {0}, "no": {0}}, protocol.CodeGroupIDNotFound, map[string]map[int32]int16{}},
+		{"", nil, protocol.CodeInvalidGroupID, map[string]map[int32]int16{}},
+	} {
+		if code, got := remove(tc.group, tc.ask); code != tc.code || !reflect.DeepEqual(got, tc.want) {
+			t.Errorf("group %q, %v: %s %v, want %s %v", tc.group, tc.ask, protocol.Name(code), got, protocol.Name(tc.code), tc.want)
+		}
+	}
+	fetch := kmsg.NewPtrOffsetFetchRequest()
+	fetch.Groups = []kmsg.OffsetFetchRequestGroup{{Group: "g"}}
+	left := y.do(at(9, fetch)).(*kmsg.OffsetFetchResponse).Groups[0].Topics
+	if len(left) != 1 || len(left[0].Partitions) != 1 || left[0].Partitions[0].Partition != 1 || left[0].Partitions[0].Offset != 8 {
+		t.Errorf("left of the offsets: %+v", left)
+	}
 }
