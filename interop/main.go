@@ -20,7 +20,7 @@ import (
 )
 
 // parts are what --only and --skip name, in the order in which they are printed in the usage text.
-var parts = []string{"java", "kafka-python", "confluent", "kafkajs", "platformatic", "kcat", "tools", "streams", "connect", "minio"}
+var parts = []string{"java", "kafka-python", "confluent", "kafkajs", "platformatic", "kcat", "tools", "streams", "connect", "compaction", "minio"}
 
 func main() {
 	varve := flag.String("varve", "bin/varve", "the broker's binary")
@@ -81,9 +81,11 @@ func run(ctx context.Context, rep *report, chosen map[string]bool, varve, bootst
 	if err != nil {
 		return err
 	}
-	if bootstrap != "" && chosen["minio"] {
-		chosen["minio"] = false
-		rep.skip("minio", "object storage", "the broker under test is another's")
+	for _, part := range []string{"compaction", "minio"} { // which start brokers of their own
+		if bootstrap != "" && chosen[part] {
+			chosen[part] = false
+			rep.skip(part, "object storage", "the broker under test is another's")
+		}
 	}
 	if bootstrap == "" {
 		if _, err := os.Stat(varve); err != nil {
@@ -129,6 +131,9 @@ func run(ctx context.Context, rep *report, chosen map[string]bool, varve, bootst
 	}
 	if chosen["connect"] {
 		wg.Go(func() { h.connect(ctx) })
+	}
+	if chosen["compaction"] {
+		wg.Go(func() { h.compaction(ctx, varve) })
 	}
 	if chosen["minio"] {
 		wg.Go(func() { h.minio(ctx, varve) })
