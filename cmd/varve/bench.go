@@ -24,7 +24,7 @@ import (
 )
 
 func benchCommand() *cobra.Command {
-	cmd := group("bench", "Put a broker under load and measure it", benchRun("produce"), benchRun("consume"), benchRun("e2e"), benchRun("txn"), benchReplay(), benchFailover(), benchFloor())
+	cmd := group("bench", "Put a broker under load and measure it", benchRun("produce"), benchRun("consume"), benchRun("e2e"), benchRun("txn"), benchReplay(), benchFailover(), benchReassign(), benchFloor())
 	cmd.Long = `Puts any Kafka-protocol broker under load and measures what it does.
 
 With --rate the load is open-loop: every record has an intended send time and its latency counts from then, so that a

@@ -103,27 +103,5 @@ func makeTopic(ctx context.Context, seeds []string, topic string, partitions int
 			return fmt.Errorf("create topic %s: %w", topic, err)
 		}
 	}
-	for end := time.Now().Add(30 * time.Second); ; {
-		topics, err := adm.ListTopics(ctx, topic)
-		if err != nil {
-			return err
-		}
-		lacking := 0
-		for _, p := range topics[topic].Partitions {
-			if len(p.ISR) < len(p.Replicas) || p.Leader < 0 {
-				lacking++
-			}
-		}
-		switch {
-		case lacking == 0 && topics.Has(topic):
-			return nil
-		case time.Now().After(end):
-			return fmt.Errorf("%d partitions of %s have replicas that are not in sync", lacking, topic)
-		}
-		select {
-		case <-time.After(200 * time.Millisecond):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+	return load.Settled(ctx, cl, topic, 0)
 }

@@ -75,3 +75,20 @@ func TestBenchFloors(t *testing.T) {
 	r.want(t, 0, "of floor", "")
 	r.want(t, 0, "the load: topic f, 2 partitions, 1 consumers in 1 groups, fetches of at most", "")
 }
+
+// TestBenchReassign: each size has a topic of its own that is moved so often and gone afterwards.
+func TestBenchReassign(t *testing.T) {
+	brokers := servertest.StartCluster(t, 2, servertest.Options{})
+	short := func(more ...string) result {
+		return varve(t, "", append([]string{"bench", "reassign", "--bootstrap-server=" + brokers[0].Addr(), "--moves=2"}, more...)...)
+	}
+	short("--bytes=1MiB,1048576").want(t, 2, "", "--bytes has 1048576 twice")
+	short("--from=2").want(t, 2, "", "--from and --to are the same broker")
+	r := short("--bytes=64KiB,1MiB", "-o", "json")
+	for _, want := range []string{`"bytes": 65536,`, `"bytes": 1048576,`, `"errors": 0`} {
+		r.want(t, 0, want, "")
+	}
+	if topics := varve(t, "", "topic", "list", "--bootstrap-server="+brokers[0].Addr()); strings.Contains(topics.out, "reassign") {
+		t.Errorf("topics are left: %s", topics.out)
+	}
+}
