@@ -122,13 +122,13 @@ func (b *Broker) newTopicSpec(name string) controller.NewTopic {
 	return spec
 }
 
-// possibleRF is a replication factor that the brokers alive can satisfy: one
+// possibleRF is a replication factor that the brokers alive, and not cordoned, can satisfy: one
 // broker must serve by itself although offsets.topic.replication.factor and its
 // like are 3.
 func (b *Broker) possibleRF(topic string, want int16) int16 {
 	alive := 0
 	for _, br := range b.meta.Image().Brokers() {
-		if !br.Fenced {
+		if !br.Fenced && !b.meta.Image().Cordoned(br.ID) {
 			alive++
 		}
 	}

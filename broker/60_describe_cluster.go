@@ -14,6 +14,11 @@ import (
 // Versions: 1 endpoint type (KIP-919): controllers have no endpoints of their
 // own here, so that only brokers can be asked for; 2 fenced brokers (KIP-1073).
 
+// DrainTag is the tagged field of a broker that is given no new replicas (bit 0)
+// or no leaderships (bit 1): one byte. Kafka says the first per log directory
+// (DescribeLogDirs), which only the broker itself answers, while it runs.
+const DrainTag = 0x7662
+
 func (b *Broker) describeCluster(_ context.Context, r *request, in kmsg.Request) kmsg.Response {
 	req := in.(*kmsg.DescribeClusterRequest)
 	resp := req.ResponseKind().(*kmsg.DescribeClusterResponse)
@@ -44,6 +49,16 @@ func (b *Broker) describeCluster(_ context.Context, r *request, in kmsg.Request)
 		d.NodeID, d.Host, d.Port, d.IsFenced = br.ID, ep.Host, ep.Port, br.Fenced
 		if br.Rack != "" {
 			d.Rack = kmsg.StringPtr(br.Rack)
+		}
+		drained := byte(0)
+		if im.Cordoned(br.ID) {
+			drained |= 1
+		}
+		if !im.MayLead(br.ID) {
+			drained |= 2
+		}
+		if drained != 0 {
+			d.UnknownTags.Set(DrainTag, []byte{drained})
 		}
 		resp.Brokers = append(resp.Brokers, d)
 	}

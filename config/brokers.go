@@ -138,6 +138,13 @@ func brokerDefs() []*Def {
 		boolean("controlled.shutdown.enable", "true", "Whether a broker that stops hands its leaderships over first."),
 		integer("controlled.shutdown.max.retries", "3", "How often it tries again, while other replicas are not in sync.", 0, anyHigh),
 		long("controlled.shutdown.retry.backoff.ms", "5000", "How long it waits for them each time.", 1, anyHigh),
+		list("cordoned.log.dirs", "", "The log directories that are given no new replicas: * or none, for a broker has one directory. What `varve broker drain` sets.", nil, perBroker,
+			checked("* or nothing", func(v string) error {
+				if v != "" && v != "*" {
+					return errors.New("it is neither")
+				}
+				return nil
+			})),
 		integer("broker.session.timeout.ms", "2000", "After how long without a heartbeat a broker is taken for dead.", 100, anyHigh),
 		integer("broker.heartbeat.interval.ms", "300", "How often a broker sends heartbeats.", 10, anyHigh),
 		integer("initial.broker.registration.timeout.ms", "60000", "How long a broker tries to register when it starts.", 1, anyHigh),

@@ -474,6 +474,13 @@ func (b *builder) contradictions(c *BrokerConfig, m Machine) {
 		bad("default.replication.factor", "the cluster has %d broker(s)", m.Brokers)
 	}
 
+	// The controller places replicas and leaders, and knows no broker's file.
+	for _, name := range []string{"cordoned.log.dirs", "leadership.enable"} {
+		if b.isSet(name) {
+			bad(name, "it is set for a broker that is known to the cluster: with varve broker drain, or varve config alter broker")
+		}
+	}
+
 	// What etcd needs comes in pairs.
 	if (c.EtcdTLSCertFile == "") != (c.EtcdTLSKeyFile == "") {
 		name := "etcd.tls.cert.file"

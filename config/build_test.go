@@ -186,8 +186,8 @@ func TestEnforcedSettingsReachSomewhere(t *testing.T) {
 		"log.cleaner.io.buffer.load.factor": "0.5", "log.cleaner.io.max.bytes.per.second": "1000", "log.cleaner.job.max.bytes": "99999999",
 		"group.coordinator.rebalance.protocols": "classic", "group.consumer.assignors": "range", "group.consumer.migration.policy": "upgrade",
 	}
-	// These decide whether the broker starts, and nothing else.
-	gates := map[string]bool{"security.inter.broker.protocol": true, "remote.log.storage.system.enable": true, "allow.everyone.if.no.acl.found": true}
+	// These decide whether the broker starts, and nothing else, or are the controller's.
+	gates := map[string]bool{"cordoned.log.dirs": true, "leadership.enable": true, "security.inter.broker.protocol": true, "remote.log.storage.system.enable": true, "allow.everyone.if.no.acl.found": true}
 	b0, t0 := build("", "")
 	for _, d := range Brokers() {
 		if d.Handling != Enforced || gates[d.Name] {

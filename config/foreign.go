@@ -44,7 +44,7 @@ var foreign = func() map[string]string {
 		metrics.num.samples metrics.recording.level metrics.sample.window.ms kafka.metrics.polling.interval.secs
 		confluent.support.metrics.enable`)
 	put("a broker has one log directory", `
-		num.replica.alter.log.dirs.threads log.dir.failure.timeout.ms cordoned.log.dirs
+		num.replica.alter.log.dirs.threads log.dir.failure.timeout.ms
 		alter.log.dirs.replication.quota.window.num alter.log.dirs.replication.quota.window.size.seconds`)
 	put(noteNoQuota, `
 		controller.quota.window.num controller.quota.window.size.seconds replication.quota.window.num

@@ -37,6 +37,8 @@ func ownDefs() []*Def {
 			[]string{"header", "full"}),
 		integer("producer.state.max.producers", "10000", "How many producers are remembered for each partition; those that wrote last longest ago are forgotten first.", 1, anyHigh),
 
+		boolean("leadership.enable", "true", "Whether this broker leads what others could lead as well; what nobody else in sync can lead it always does. What `varve broker drain` sets.", perBroker),
+
 		list("etcd.endpoints", "", "The etcd servers, as http:// or https:// URLs, separated by commas.", nil, checked("a comma-separated list of http://host:port or https://host:port", func(v string) error {
 			for _, it := range ParseList(v) {
 				rest, ok := strings.CutPrefix(it, "http://")

@@ -119,6 +119,12 @@ type session struct {
 	cancel func()
 }
 
+// renew gives a command that goes on for longer the time for another answer.
+func (s *session) renew() {
+	s.cancel()
+	s.ctx, s.cancel = context.WithTimeout(s.parent, s.conn.wait)
+}
+
 func (s *session) close() {
 	s.cancel()
 	s.kgo.Close()

@@ -205,8 +205,22 @@ type listedBroker struct {
 	Rack       string `json:"rack,omitempty"`
 	Controller bool   `json:"controller"`
 	Fenced     bool   `json:"fenced"`
+	Cordoned   bool   `json:"cordoned"` // given no new replicas
+	Resting    bool   `json:"resting"`  // leads only what nobody else can
 	Leads      int    `json:"leads"`
 	Replicas   int    `json:"replicas"`
+}
+
+func (b listedBroker) drained() string {
+	switch {
+	case b.Cordoned && b.Resting:
+		return "drained"
+	case b.Cordoned:
+		return "cordoned"
+	case b.Resting:
+		return "resting"
+	}
+	return ""
 }
 
 func clusterBrokers(conn *connection) *cobra.Command {
@@ -235,18 +249,15 @@ func clusterBrokers(conn *connection) *cobra.Command {
 		})
 		list := []listedBroker{}
 		for _, b := range c.Brokers {
-			l := listedBroker{b.NodeID, b.Host, b.Port, "", b.NodeID == c.ControllerID, b.IsFenced, leads[b.NodeID], replicas[b.NodeID]}
-			if b.Rack != nil {
-				l.Rack = *b.Rack
-			}
-			list = append(list, l)
+			cordoned, resting := drainedBits(b)
+			list = append(list, listedBroker{b.NodeID, b.Host, b.Port, deref(b.Rack), b.NodeID == c.ControllerID, b.IsFenced, cordoned, resting, leads[b.NodeID], replicas[b.NodeID]})
 		}
 		if out.json() {
 			return writeJSON(cmd.OutOrStdout(), list)
 		}
-		t := newTable("ID", "ADDRESS", "RACK", "CONTROLLER", "FENCED", "LEADS", "REPLICAS")
+		t := newTable("ID", "ADDRESS", "RACK", "CONTROLLER", "FENCED", "DRAINED", "LEADS", "REPLICAS")
 		for _, l := range list {
-			t.row(l.ID, fmt.Sprintf("%s:%d", l.Host, l.Port), dash(l.Rack), l.Controller, l.Fenced, l.Leads, l.Replicas)
+			t.row(l.ID, fmt.Sprintf("%s:%d", l.Host, l.Port), dash(l.Rack), l.Controller, l.Fenced, dash(l.drained()), l.Leads, l.Replicas)
 		}
 		return t.writeTo(cmd.OutOrStdout())
 	}

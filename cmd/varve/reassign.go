@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -239,34 +240,15 @@ type outcome struct {
 	Error     string  `json:"error,omitempty"`
 }
 
-// alterReassignments asks for the targets; nil cancels.
+// alterReassignments asks for the targets, and shows what became of it.
 func alterReassignments(cmd *cobra.Command, s *session, out *outputFlag, what string, list []placed, keepRF bool) error {
 	ctx := s.ctx
 	if keepRF {
 		ctx = kadm.ForbidAlterRf(ctx)
 	}
-	req := kadm.AlterPartitionAssignmentsReq{}
-	for _, p := range list {
-		if p.Replicas == nil {
-			req.CancelAssign(p.Topic, p.Partition)
-		} else {
-			req.Assign(p.Topic, p.Partition, p.Replicas)
-		}
-	}
-	resps, err := s.AlterPartitionAssignments(ctx, req)
+	results, errs, err := requestReassignments(s, ctx, what, list)
 	if err != nil {
-		return s.failed(what, err)
-	}
-	results := []outcome{}
-	var errs []error
-	for _, r := range resps.Sorted() {
-		o := outcome{Topic: r.Topic, Partition: r.Partition, Replicas: req[r.Topic][r.Partition]}
-		if r.Err != nil {
-			err := brokerError(r.Err, r.ErrMessage)
-			o.Error = err.Error()
-			errs = append(errs, fmt.Errorf("%s %s-%d: %w", what, r.Topic, r.Partition, err))
-		}
-		results = append(results, o)
+		return err
 	}
 	if out.json() {
 		err = writeJSON(cmd.OutOrStdout(), results)
@@ -278,6 +260,34 @@ func alterReassignments(cmd *cobra.Command, s *session, out *outputFlag, what st
 		err = t.writeTo(cmd.OutOrStdout())
 	}
 	return errors.Join(err, joinErrors(errs))
+}
+
+// requestReassignments asks for the targets; nil cancels. What was refused is in
+// the outcomes and, worded, in errs.
+func requestReassignments(s *session, ctx context.Context, what string, list []placed) (results []outcome, errs []error, err error) {
+	req := kadm.AlterPartitionAssignmentsReq{}
+	for _, p := range list {
+		if p.Replicas == nil {
+			req.CancelAssign(p.Topic, p.Partition)
+		} else {
+			req.Assign(p.Topic, p.Partition, p.Replicas)
+		}
+	}
+	resps, err := s.AlterPartitionAssignments(ctx, req)
+	if err != nil {
+		return nil, nil, s.failed(what, err)
+	}
+	results = []outcome{}
+	for _, r := range resps.Sorted() {
+		o := outcome{Topic: r.Topic, Partition: r.Partition, Replicas: req[r.Topic][r.Partition]}
+		if r.Err != nil {
+			err := brokerError(r.Err, r.ErrMessage)
+			o.Error = err.Error()
+			errs = append(errs, fmt.Errorf("%s %s-%d: %w", what, r.Topic, r.Partition, err))
+		}
+		results = append(results, o)
+	}
+	return results, errs, nil
 }
 
 func reassignApply(conn *connection) *cobra.Command {

@@ -86,6 +86,39 @@ func planEvacuation(partitions, all []placed, racks map[int32]string, from int32
 	return out, nil
 }
 
+// replaced is a partition some of whose replicas are to be elsewhere.
+type replaced struct {
+	placed
+	keep []int32 // those that stay
+}
+
+// planDrain places what partitions do not keep on the brokers of racks. A partition
+// that these cannot hold stays as it is.
+func planDrain(partitions []replaced, all []placed, racks map[int32]string) (next, stay []placed) {
+	s := newSpread(all, racks)
+	for _, p := range partitions {
+		moved := placed{p.Topic, p.Partition, slices.Clone(p.keep)}
+		for len(moved.Replicas) < len(p.Replicas) {
+			id := s.best(&moved)
+			if id < 0 {
+				break
+			}
+			s.place(&moved, id)
+		}
+		if len(moved.Replicas) == len(p.Replicas) {
+			next = append(next, moved)
+			continue
+		}
+		stay = append(stay, p.placed)
+		for _, id := range moved.Replicas[len(p.keep):] {
+			s.own[id]--
+			s.load[id]--
+		}
+	}
+	s.lead(next)
+	return next, stay
+}
+
 func newSpread(all []placed, racks map[int32]string) *spread {
 	s := &spread{racks: racks, load: map[int32]int{}, own: map[int32]int{}, led: map[int32]int{}}
 	for _, p := range all {

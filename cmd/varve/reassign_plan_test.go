@@ -56,7 +56,14 @@ func TestPlan(t *testing.T) {
 	if _, err := planSpread(placedAs([]int32{1}), nil, flat(1, 2), 3); err == nil {
 		t.Error("three replicas on two brokers")
 	}
-	now := placedAs([]int32{1, 2}, []int32{2, 3}, []int32{3, 1}, []int32{1, 3})
+	// What a drain moves goes where its rack is not yet; what cannot go keeps its place
+	// and counts for nobody.
+	now := placedAs([]int32{1, 3}, []int32{1, 2, 3}, []int32{1})
+	next, stay := planDrain([]replaced{{now[0], []int32{3}}, {now[1], []int32{2, 3}}, {now[2], nil}}, now, map[int32]string{2: "a", 3: "b"})
+	if fmt.Sprint(replicasOf(next), replicasOf(stay)) != "[[2 3] [3]] [[1 2 3]]" {
+		t.Error(next, stay)
+	}
+	now = placedAs([]int32{1, 2}, []int32{2, 3}, []int32{3, 1}, []int32{1, 3})
 	got, err := planEvacuation(now, now, flat(2, 3), 1)
 	if s := fmt.Sprint(replicasOf(got)); err != nil || s != "[[2 3] [3 2] [3 2]]" {
 		t.Errorf("evacuated: %s %v", s, err)

@@ -61,7 +61,7 @@ func TestReassign(t *testing.T) {
 	}
 
 	run("", "cluster", "status").want(t, 0, "brokers                           3\n", "")
-	run("", "cluster", "brokers").want(t, 0, b.Addr()+"  -     true        false   2      2\n", "")
+	run("", "cluster", "brokers").want(t, 0, b.Addr()+"  -     true        false   -        2      2\n", "")
 	run("", "partition", "list", "--under-replicated", "--offline", "--under-min-isr").want(t, 0, "TOPIC  PARTITION", "")
 	run("", "partition", "list", "nope").want(t, 1, "", "topic nope: it does not exist")
 
@@ -107,7 +107,7 @@ func TestReassign(t *testing.T) {
 	plan.want(t, 0, `"topic": "t"`, "2 partitions change, 2 replicas are copied")
 	run(plan.out, "reassign", "apply", "-").want(t, 0, "", "")
 	settled()
-	run("", "cluster", "brokers").want(t, 0, brokers[2].Addr()+"  -     false       false   0      0\n", "")
+	run("", "cluster", "brokers").want(t, 0, brokers[2].Addr()+"  -     false       false   -        0      0\n", "")
 
 	// One that waits for a broker that is away, and is called off.
 	target := func(replicas string) string {

@@ -69,6 +69,7 @@ more than the file, --set more than both.`,
 		}
 		return serve(cmd.Context(), cmd.ErrOrStderr(), server.Options{Config: cfg, DataDir: cfg.LogDir, AcceptLoss: *acceptLoss, AcceptCorruptLog: *acceptCorrupt})
 	}
+	cmd.AddCommand(brokerDrain(), brokerUndrain())
 	return cmd
 }
 

@@ -10,7 +10,7 @@ import (
 // Event is something that Reconcile or a command did that an operator wants to
 // know.
 type Event struct {
-	Kind    string // admitted, reregistered, fenced, disk-lost, data-lost, offline, cleaned, shutting-down, elected, unclean, reassigned, rebalanced
+	Kind    string // admitted, reregistered, fenced, disk-lost, data-lost, offline, cleaned, shutting-down, elected, unclean, relieved, reassigned, rebalanced
 	Broker  int32
 	Count   int // partitions concerned
 	Message string
@@ -97,7 +97,8 @@ func admit(im *image.Image, env Env, old *image.Broker, s *image.Session) ([]ima
 	// A process that lost its session while it was shutting down still is.
 	admitted.ShuttingDown = old != nil && old.ShuttingDown && old.Incarnation == s.Incarnation
 
-	alive := func(id int32) bool {
+	of := electable(im, env)
+	of.alive = func(id int32) bool {
 		return id == s.ID && !admitted.ShuttingDown || id != s.ID && present(im, env, id)
 	}
 	var partitions []image.Change
@@ -120,7 +121,7 @@ func admit(im *image.Image, env Env, old *image.Broker, s *image.Session) ([]ima
 			}
 			switch {
 			case p.Leader == s.ID && (fresh || lost), p.Leader == image.NoLeader:
-				elect(&next, alive, minISR(im, env, t))
+				elect(&next, of, minISR(im, env, t))
 			}
 			if next.Leader == image.NoLeader {
 				offline++
@@ -167,7 +168,8 @@ func admit(im *image.Image, env Env, old *image.Broker, s *image.Session) ([]ima
 // fence takes a broker without a session out: its partitions get other leaders
 // or none, then its record says so.
 func fence(im *image.Image, env Env, b *image.Broker) ([]image.Change, []Event) {
-	alive := func(id int32) bool { return id != b.ID && present(im, env, id) }
+	others := electable(im, env)
+	others.alive = func(id int32) bool { return id != b.ID && present(im, env, id) }
 	var changes []image.Change
 	var led, offline int
 	for t := range im.AllTopics() {
@@ -183,7 +185,7 @@ func fence(im *image.Image, env Env, b *image.Broker) ([]image.Change, []Event) 
 			} // else the last one stays: the ISR says who has everything
 			if p.Leader == b.ID {
 				led++
-				elect(&next, alive, least)
+				elect(&next, others, least)
 				if next.Leader == image.NoLeader {
 					offline++
 				}

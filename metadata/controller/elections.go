@@ -13,17 +13,18 @@ const maxSettled = 1000
 
 // settle looks after partitions whose state is not to stay as it is: those
 // without a leader get one as soon as somebody can lead, brokers that shut down
-// hand over what they lead and leave the ISRs that can do without them, and
-// reassignments end. It walks over all partitions, but only while there is
+// hand over what they lead and leave the ISRs that can do without them, brokers
+// that are not to lead hand over, and reassignments end. It walks over all partitions, but only while there is
 // something of the kind.
 func settle(im *image.Image, env Env) ([]image.Change, []Event) {
 	stopping := slices.ContainsFunc(im.Brokers(), func(b *image.Broker) bool { return b.ShuttingDown && !b.Fenced })
-	if im.Unsettled() == 0 && !stopping {
+	of := electable(im, env)
+	resting := len(of.reserve) > 0 && !env.Hold
+	if im.Unsettled() == 0 && !stopping && !resting {
 		return nil, nil
 	}
-	alive := func(id int32) bool { return present(im, env, id) }
 	var changes []image.Change
-	var elected, unclean, handed, reassigned tally
+	var elected, unclean, handed, relieved, reassigned tally
 	for t := range im.AllTopics() {
 		least := minISR(im, env, t)
 		for i, p := range t.Partitions {
@@ -32,16 +33,20 @@ func settle(im *image.Image, env Env) ([]image.Change, []Event) {
 			}
 			next := *p
 			if p.Leader == image.NoLeader {
-				if elect(&next, alive, least); next.Leader != image.NoLeader {
+				if elect(&next, of, least); next.Leader != image.NoLeader {
 					elected.add(t, i)
-				} else if !env.Hold && isUnclean(im, env, t) && !slices.ContainsFunc(union(p.ISR, p.ELR), im.Alive) && electUnclean(&next, alive) {
+				} else if !env.Hold && isUnclean(im, env, t) && !slices.ContainsFunc(union(p.ISR, p.ELR), im.Alive) && electUnclean(&next, of) {
 					unclean.add(t, i)
 				}
 			} else {
-				if stopping && handOver(im, &next, alive, least) {
+				if stopping && handOver(im, &next, of, least) {
 					handed.add(t, i)
 				}
-				if !env.Hold && finish(&next, alive, least) {
+				if resting && of.reserve[next.Leader] && slices.ContainsFunc(next.ISR, of.willing) {
+					elect(&next, of, least)
+					relieved.add(t, i)
+				}
+				if !env.Hold && finish(&next, of, least) {
 					reassigned.add(t, i)
 				}
 			}
@@ -59,6 +64,7 @@ func settle(im *image.Image, env Env) ([]image.Change, []Event) {
 		{unclean, "unclean", "%d partitions, %s the first, are led by a replica that was not in sync, because none that was is left (unclean.leader.election.enable): " +
 			"what it had not copied, and is not in object storage, is lost"},
 		{handed, "shutting-down", "%d partitions, %s the first, go on without a broker that shuts down"},
+		{relieved, "relieved", "%d partitions, %s the first, are led by others than a broker that is not to lead (leadership.enable)"},
 		{reassigned, "reassigned", "%d partitions, %s the first, have the replicas that they were to have"},
 	} {
 		if e.n > 0 {
@@ -84,10 +90,10 @@ func (c *tally) add(t *image.Topic, index int) {
 // do without them: the leadership goes to another in-sync replica, if there is
 // one that can lead, and who does not lead leaves the ISR, unless too few would
 // stay. It reports whether it changed anything.
-func handOver(im *image.Image, p *image.Partition, alive func(int32) bool, minISR int) (changed bool) {
+func handOver(im *image.Image, p *image.Partition, of candidates, minISR int) (changed bool) {
 	ends := func(id int32) bool { b := im.Broker(id); return b != nil && b.ShuttingDown && !b.Fenced }
-	if ends(p.Leader) && slices.ContainsFunc(p.ISR, alive) {
-		elect(p, alive, minISR)
+	if ends(p.Leader) && slices.ContainsFunc(p.ISR, of.alive) {
+		elect(p, of, minISR)
 		changed = true
 	}
 	for _, id := range slices.Clone(p.ISR) {
@@ -147,8 +153,11 @@ func isUnclean(im *image.Image, env Env, t *image.Topic) bool {
 
 // electUnclean has the first replica that is there lead, whatever it has: what
 // others had beyond that is gone. They are not in sync with it, and not eligible.
-func electUnclean(p *image.Partition, alive func(int32) bool) bool {
-	at := slices.IndexFunc(p.Replicas, alive)
+func electUnclean(p *image.Partition, of candidates) bool {
+	at := slices.IndexFunc(p.Replicas, of.willing)
+	if at < 0 {
+		at = slices.IndexFunc(p.Replicas, of.alive)
+	}
 	if at < 0 {
 		return false
 	}
@@ -160,8 +169,8 @@ func electUnclean(p *image.Partition, alive func(int32) bool) bool {
 
 // preferred has the first replica of the assignment lead, if it can without a
 // loss.
-func preferred(p *image.Partition, alive func(int32) bool) bool {
-	if len(p.Replicas) == 0 || !alive(p.Replicas[0]) || !slices.Contains(p.ISR, p.Replicas[0]) {
+func preferred(p *image.Partition, of candidates) bool {
+	if len(p.Replicas) == 0 || !of.willing(p.Replicas[0]) || !slices.Contains(p.ISR, p.Replicas[0]) {
 		return false
 	}
 	p.Leader = p.Replicas[0]
@@ -184,7 +193,7 @@ type PartitionName struct {
 }
 
 func (c ElectLeaders) handle(im *image.Image, env Env) ([]image.Change, Reply) {
-	alive := func(id int32) bool { return present(im, env, id) }
+	of := electable(im, env)
 	var changes []image.Change
 	var reply Reply
 	var unclean tally
@@ -195,12 +204,12 @@ func (c ElectLeaders) handle(im *image.Image, env Env) ([]image.Change, Reply) {
 		case c.Unclean && p.Leader != image.NoLeader || !c.Unclean && len(p.Replicas) > 0 && p.Leader == p.Replicas[0]:
 			return r.fail(codeElectionNotNeeded, "Leader election not needed for topic partition.")
 		case !c.Unclean:
-			if !preferred(&next, alive) {
+			if !preferred(&next, of) {
 				return r.fail(codePreferredNotAvailable, "The preferred leader was not available.")
 			}
 		default:
-			if elect(&next, alive, minISR(im, env, t)); next.Leader == image.NoLeader {
-				if !electUnclean(&next, alive) {
+			if elect(&next, of, minISR(im, env, t)); next.Leader == image.NoLeader {
+				if !electUnclean(&next, of) {
 					return r.fail(codeEligibleNotAvailable, "Eligible topic partition leaders are not available.")
 				}
 				unclean.add(t, index)
@@ -246,13 +255,13 @@ type Balance struct {
 }
 
 func (c Balance) handle(im *image.Image, env Env) ([]image.Change, Reply) {
-	alive := func(id int32) bool { return present(im, env, id) }
+	of := electable(im, env)
 	type share struct{ own, missing int }
 	shares := map[int32]*share{}
 	each := func(f func(t *image.Topic, index int, p *image.Partition)) {
 		for t := range im.AllTopics() {
 			for i, p := range t.Partitions {
-				if len(p.Replicas) > 0 && p.Leader != image.NoLeader && !p.Reassigning() {
+				if len(p.Replicas) > 0 && p.Leader != image.NoLeader && !p.Reassigning() && !of.reserve[p.Replicas[0]] {
 					f(t, i, p)
 				}
 			}
@@ -276,7 +285,7 @@ func (c Balance) handle(im *image.Image, env Env) ([]image.Change, Reply) {
 		if moved.n == c.Limit || p.Leader == p.Replicas[0] || s.missing*100 <= c.Percentage*s.own {
 			return
 		}
-		if next := *p; preferred(&next, alive) {
+		if next := *p; preferred(&next, of) {
 			changes = append(changes, setPartition(t.ID, i, next))
 			moved.add(t, i)
 		}

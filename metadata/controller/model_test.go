@@ -13,7 +13,7 @@ import (
 
 // Random lives of a cluster of five brokers: processes die, come back, shut
 // down, lose their disks, controllers stop halfway through what they write,
-// leaders produce, shrink and grow the ISR, operators reassign and elect. After
+// leaders produce, shrink and grow the ISR, operators reassign, elect and drain. After
 // every single write:
 //
 //   - who leads a partition in an epoch does not change, process by process;
@@ -22,6 +22,8 @@ import (
 //   - the leader epoch never goes back, and the sets are what they should be;
 //   - somebody is always known to have everything;
 //   - a broker that shuts down is not elected and joins no ISR;
+//   - a broker that is not to lead is elected only where nobody else in sync can be,
+//     and a cordoned one is given no replica;
 //   - a partition has the replicas it was given, or is on the way from those it
 //     had to those it is given, and gets there only when all of them are in sync.
 func TestRandomLives(t *testing.T) {
@@ -39,12 +41,12 @@ func TestRandomLives(t *testing.T) {
 		all.add(m.counts)
 	}
 	t.Logf("%+v", all)
-	if all.Committed == 0 || all.Elections == 0 || all.Unclean == 0 || all.Reassigned == 0 || all.Cancelled == 0 || all.Handed == 0 || all.Preferred == 0 {
+	if all.Committed == 0 || all.Elections == 0 || all.Unclean == 0 || all.Reassigned == 0 || all.Cancelled == 0 || all.Handed == 0 || all.Preferred == 0 || all.Relieved == 0 {
 		t.Fatal("something did not happen at all")
 	}
 }
 
-type counts struct{ Committed, Elections, Unclean, Reassigned, Cancelled, Handed, Preferred int }
+type counts struct{ Committed, Elections, Unclean, Reassigned, Cancelled, Handed, Preferred, Relieved int }
 
 func (c *counts) add(o counts) {
 	c.Committed += o.Committed
@@ -54,6 +56,7 @@ func (c *counts) add(o counts) {
 	c.Cancelled += o.Cancelled
 	c.Handed += o.Handed
 	c.Preferred += o.Preferred
+	c.Relieved += o.Relieved
 }
 
 type model struct {
@@ -186,16 +189,30 @@ func (m *model) checkStep(tp *image.Topic, ref image.PartitionRef, p *image.Part
 		return
 	}
 	where = fmt.Sprintf("%s, before: %s", where, showPartition(old))
+	for _, b := range p.Replicas {
+		if !slices.Contains(old.Replicas, b) && m.im.Cordoned(b) {
+			m.t.Fatalf("%d is cordoned and given a replica: %s", b, where)
+		}
+	}
 	clean := slices.Contains(old.ISR, p.Leader) || slices.Contains(old.ELR, p.Leader)
 	if p.Leader != old.Leader && p.Leader != image.NoLeader {
 		if m.im.Broker(p.Leader).ShuttingDown {
 			m.t.Fatalf("the leader shuts down: %s", where)
+		}
+		if !m.im.MayLead(p.Leader) {
+			for _, b := range old.ISR {
+				if b != p.Leader && slices.Contains(p.Replicas, b) && m.alive(b) && m.im.Active(b) && m.im.MayLead(b) {
+					m.t.Fatalf("%d leads, which is not to, and %d could: %s", p.Leader, b, where)
+				}
+			}
 		}
 		switch b := m.im.Broker(old.Leader); {
 		case p.Leader == p.Replicas[0] && slices.Equal(p.ISR, old.ISR):
 			m.Preferred++
 		case b != nil && b.ShuttingDown && !b.Fenced:
 			m.Handed++
+		case b != nil && m.alive(b.ID) && !m.im.MayLead(b.ID):
+			m.Relieved++
 		}
 		if !clean {
 			if !isUnclean(m.im, m.env, tp) {
@@ -284,6 +301,13 @@ func (m *model) step() {
 		}
 	case 10, 11:
 		m.reassign()
+	case 13:
+		op, all, no := Delete, "*", "false"
+		if m.rnd.IntN(3) == 0 {
+			op = Set
+		}
+		m.command(AlterConfigs{Incremental: true, Resources: []AlterResource{{Type: image.BrokerResource, Name: fmt.Sprint(b),
+			Ops: []ConfigOp{{Name: image.CordonedSetting, Op: op, Value: &all}, {Name: image.LeadershipSetting, Op: op, Value: &no}}}}})
 	case 12:
 		switch m.rnd.IntN(3) {
 		case 0:

@@ -13,22 +13,27 @@ import (
 // while it was below min.insync.replicas, when nothing could be committed
 // without it). Nobody else: an unclean leader would cut what was acknowledged.
 //
+// Whoever is not to lead (candidates.reserve) does so only if nobody else of the
+// same set can: it has everything, and a partition without a leader helps nobody.
+//
 // minISR is the setting; see image.Partition.MinISR.
 //
 // The leader epoch is raised unless there was no leader and there is none:
 // also when the leader stays, because then it is a new incarnation of it.
-func elect(p *image.Partition, alive func(int32) bool, minISR int) {
+func elect(p *image.Partition, of candidates, minISR int) {
 	before := p.Leader
 	p.Leader = image.NoLeader
 	fit := func(set []int32) bool {
-		if slices.Contains(set, before) && alive(before) {
-			p.Leader = before
-			return true
-		}
-		for _, id := range p.Replicas {
-			if slices.Contains(set, id) && alive(id) {
-				p.Leader = id
+		for _, can := range []func(int32) bool{of.willing, of.alive} {
+			if slices.Contains(set, before) && can(before) {
+				p.Leader = before
 				return true
+			}
+			for _, id := range p.Replicas {
+				if slices.Contains(set, id) && can(id) {
+					p.Leader = id
+					return true
+				}
 			}
 		}
 		return false
@@ -78,7 +83,8 @@ func (c GiveUp) handle(im *image.Image, env Env) ([]image.Change, Reply) {
 	if b == nil || b.Fenced || b.Incarnation != c.Incarnation {
 		return nil, Reply{ErrorCode: codeStaleBrokerEpoch, Message: fmt.Sprintf("Broker %d is not registered, or by another process.", c.Broker)}
 	}
-	alive := func(id int32) bool { return id != c.Broker && present(im, env, id) }
+	others := electable(im, env)
+	others.alive = func(id int32) bool { return id != c.Broker && present(im, env, id) }
 	var changes []image.Change
 	var reply Reply
 	for _, ref := range c.Partitions {
@@ -94,13 +100,36 @@ func (c GiveUp) handle(im *image.Image, env Env) ([]image.Change, Reply) {
 			next := *p
 			next.ISR, next.ELR = without(p.ISR, c.Broker), without(p.ELR, c.Broker)
 			if p.Leader == c.Broker {
-				elect(&next, alive, minISR(im, env, t))
+				elect(&next, others, minISR(im, env, t))
 			}
 			changes = append(changes, setPartition(t.ID, int(ref.Index), next))
 		}
 		reply.Partitions = append(reply.Partitions, r)
 	}
 	return changes, reply
+}
+
+// candidates are the brokers that can be elected.
+type candidates struct {
+	alive   func(int32) bool
+	reserve map[int32]bool // those that lead only what nobody else can
+}
+
+// willing says whether a broker can lead and may.
+func (c candidates) willing(id int32) bool { return !c.reserve[id] && c.alive(id) }
+
+// electable are the brokers that are present.
+func electable(im *image.Image, env Env) candidates {
+	c := candidates{alive: func(id int32) bool { return present(im, env, id) }}
+	for _, b := range im.Brokers() {
+		if !im.MayLead(b.ID) {
+			if c.reserve == nil {
+				c.reserve = map[int32]bool{}
+			}
+			c.reserve[b.ID] = true
+		}
+	}
+	return c
 }
 
 func setPartition(topic [16]byte, index int, next image.Partition) image.Change {

@@ -13,6 +13,8 @@ type placer struct {
 	alive  []*image.Broker // interleaved by rack
 	fenced []*image.Broker // or about to be; interleaved by rack; used when the others do not suffice
 	racks  int
+
+	cordoned int // brokers that are given no new replicas
 }
 
 func newPlacer(im *image.Image) *placer {
@@ -20,6 +22,10 @@ func newPlacer(im *image.Image) *placer {
 	var alive, fenced []*image.Broker
 	racks := map[string]bool{}
 	for _, b := range im.Brokers() {
+		if im.Cordoned(b.ID) {
+			p.cordoned++
+			continue
+		}
 		racks[b.Rack] = true
 		if !im.Active(b.ID) {
 			fenced = append(fenced, b)
@@ -63,7 +69,14 @@ func interleave(brokers []*image.Broker) []*image.Broker {
 func (p *placer) place(n, rf, first int, topic [16]byte) ([][]int32, error) {
 	total := len(p.alive) + len(p.fenced)
 	if len(p.alive) == 0 {
+		if p.cordoned > 0 {
+			return nil, refusal("All brokers are currently fenced or cordoned.")
+		}
 		return nil, refusal("All brokers are currently fenced.")
+	}
+	if rf > total && p.cordoned > 0 {
+		return nil, refuse("Unable to replicate the partition %d time(s): The target replication factor of %d cannot be reached because only %d broker(s) are registered and not cordoned.",
+			rf, rf, total)
 	}
 	if rf > total {
 		return nil, refuse("Unable to replicate the partition %d time(s): The target replication factor of %d cannot be reached because only %d broker(s) are registered.",

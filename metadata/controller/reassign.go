@@ -81,6 +81,9 @@ func (a Reassignment) apply(im *image.Image, env Env, t *image.Topic, p *image.P
 			if !slices.Contains(p.Replicas, id) && !im.Active(id) {
 				return next, codeInvalidReplicaAssignment, fmt.Sprintf("The target includes broker %d, which has no replica of %s-%d yet and is fenced or in controlled shutdown.", id, t.Name, a.Partition)
 			}
+			if !slices.Contains(p.Replicas, id) && im.Cordoned(id) {
+				return next, codeInvalidReplicaAssignment, fmt.Sprintf("The target includes broker %d, which has no replica of %s-%d yet and is cordoned (%s).", id, t.Name, a.Partition, image.CordonedSetting)
+			}
 		}
 		if keepRF && len(target) != len(assigned) {
 			return next, codeInvalidReplicationFactor, fmt.Sprintf("The replication factor is changed from %d to %d.", len(assigned), len(target))
@@ -101,7 +104,7 @@ func (a Reassignment) apply(im *image.Image, env Env, t *image.Topic, p *image.P
 	complete := union(p.ISR, p.ELR)
 	drops := len(intersect(complete, next.Replicas)) < len(complete)
 	if p.Leader != image.NoLeader && !slices.Contains(next.Replicas, p.Leader) {
-		elect(&next, func(id int32) bool { return present(im, env, id) }, minISR(im, env, t))
+		elect(&next, electable(im, env), minISR(im, env, t))
 	}
 	// Those that stay may be about to turn out to have lost their disks: one of
 	// them must lead.
@@ -115,7 +118,7 @@ func (a Reassignment) apply(im *image.Image, env Env, t *image.Topic, p *image.P
 // finish ends the reassignment of a partition that has a leader, if the target is
 // all in sync. A leader that is to go hands over in the same write; if no replica
 // of the target can lead just now, it waits.
-func finish(p *image.Partition, alive func(int32) bool, minISR int) bool {
+func finish(p *image.Partition, of candidates, minISR int) bool {
 	if !p.Reassigning() {
 		return false
 	}
@@ -127,7 +130,7 @@ func finish(p *image.Partition, alive func(int32) bool, minISR int) bool {
 	next.Replicas, next.Adding, next.Removing = target, nil, nil
 	next.ISR, next.ELR = intersect(p.ISR, target), nil
 	if !slices.Contains(target, p.Leader) {
-		if elect(&next, alive, minISR); next.Leader == image.NoLeader {
+		if elect(&next, of, minISR); next.Leader == image.NoLeader {
 			return false
 		}
 	}

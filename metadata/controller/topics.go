@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -158,7 +159,7 @@ func (t NewTopic) create(im *image.Image, env Env, p *placer, budget int, r Resu
 			if assigned[a.Partition] != nil {
 				return r.fail(codeInvalidReplicaAssignment, fmt.Sprintf("Found multiple manual partition assignments for partition %d", a.Partition)), nil
 			}
-			if err := checkAssignment(im, a, len(assigned[0])); err != nil {
+			if err := cmp.Or(checkAssignment(im, a, len(assigned[0])), checkCordoned(im, a.Replicas)); err != nil {
 				return r.fail(codeInvalidReplicaAssignment, err.Error()), nil
 			}
 			assigned[a.Partition] = a.Replicas
@@ -252,6 +253,13 @@ func checkAssignment(im *image.Image, a Assignment, want int) error {
 		if slices.Contains(a.Replicas[:i], b) {
 			return refuse("The manual partition assignment includes the broker %d more than once.", b)
 		}
+	}
+	return nil
+}
+
+func checkCordoned(im *image.Image, replicas []int32) error {
+	if at := slices.IndexFunc(replicas, im.Cordoned); at >= 0 {
+		return refuse("The manual partition assignment includes broker %d, which is cordoned (%s).", replicas[at], image.CordonedSetting)
 	}
 	return nil
 }
@@ -414,7 +422,7 @@ func (g Growth) grow(im *image.Image, env Env, p *placer, budget int, r Result) 
 				"Attempted to add %d additional partition(s), but only %d assignment(s) were specified.", more, len(assigned))), nil
 		}
 		for i, replicas := range assigned {
-			if err := checkAssignment(im, Assignment{int32(have + i), replicas}, int(r.ReplicationFactor)); err != nil {
+			if err := cmp.Or(checkAssignment(im, Assignment{int32(have + i), replicas}, int(r.ReplicationFactor)), checkCordoned(im, replicas)); err != nil {
 				return r.fail(codeInvalidReplicaAssignment, err.Error()), nil
 			}
 			if !slices.ContainsFunc(replicas, im.Active) {

@@ -16,6 +16,7 @@ import (
 	"cmp"
 	"iter"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -239,6 +240,24 @@ func (im *Image) Alive(id int32) bool { b := im.Broker(id); return b != nil && !
 func (im *Image) Active(id int32) bool {
 	b := im.Broker(id)
 	return b != nil && !b.Fenced && !b.ShuttingDown
+}
+
+// The settings of a broker that say what it is not to be given.
+const (
+	CordonedSetting   = "cordoned.log.dirs" // KIP-1066
+	LeadershipSetting = "leadership.enable"
+)
+
+// Cordoned says whether a broker is to be given no new replicas: a broker has one
+// log directory, and it is among its cordoned ones.
+func (im *Image) Cordoned(id int32) bool {
+	return im.Config(BrokerResource, strconv.Itoa(int(id)))[CordonedSetting] != ""
+}
+
+// MayLead says whether a broker may lead what others can lead as well.
+func (im *Image) MayLead(id int32) bool {
+	may, err := strconv.ParseBool(strings.TrimSpace(im.Config(BrokerResource, strconv.Itoa(int(id)))[LeadershipSetting]))
+	return may || err != nil
 }
 
 // Session returns the session of a broker, nil if it has none.

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/varve/varve/cmd/varve/servertest"
+)
+
+// A broker is emptied, in two goes; nothing is placed on it then; it comes back. And
+// one that the others cannot do without keeps its replicas, but does not lead.
+func TestDrain(t *testing.T) {
+	brokers := servertest.StartCluster(t, 4, servertest.Options{})
+	b := brokers[0]
+	run := func(args ...string) result {
+		t.Helper()
+		return varve(t, "", append(args, "--bootstrap-server", b.Addr())...)
+	}
+	b.CreateReplicated("t", 8, 3)
+	b.CreateReplicated("one", 4, 1)
+	cl := b.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	for p := range int32(8) {
+		if err := cl.ProduceSync(context.Background(), &kgo.Record{Topic: "t", Partition: p, Value: []byte("kept")}).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	states := func() (list []partitionState) {
+		t.Helper()
+		r := run("partition", "list", "-o", "json")
+		if err := json.Unmarshal([]byte(r.out), &list); err != nil {
+			t.Fatal(err, r)
+		}
+		return list
+	}
+	held := func(id int32) (replicas, leads int) {
+		for _, p := range states() {
+			replicas += count(slices.Contains(p.Replicas, id))
+			leads += count(p.Leader == id)
+		}
+		return replicas, leads
+	}
+
+	run("broker", "drain").want(t, exitUsage, "", "the broker's node.id is missing")
+	run("broker", "drain", "x").want(t, exitUsage, "", "a broker is named by its node.id")
+	run("broker", "drain", "9").want(t, exitFailed, "", "there is no broker 9")
+	run("broker", "drain", "1", "--at-once", "0").want(t, exitUsage, "", "a number from 1")
+
+	before, led := held(1)
+	if before < 6 || led < 2 {
+		t.Fatalf("broker 1 has %d replicas and leads %d: the test needs some", before, led)
+	}
+	// It is interrupted when the first of its partitions is on the way, and goes on where it was.
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	root := newRoot()
+	root.SetArgs([]string{"broker", "drain", "1", "--at-once", "1", "--bootstrap-server", b.Addr()})
+	root.SetOut(&bytes.Buffer{})
+	root.SetErr(writeFunc(func(p []byte) (int, error) {
+		if strings.Contains(string(p), " 1 on the way") || strings.Contains(string(p), fmt.Sprintf("has %d replicas", before-1)) {
+			cancel()
+		}
+		return len(p), nil
+	}))
+	if err := root.ExecuteContext(ctx); !errors.Is(err, context.Canceled) {
+		t.Fatalf("an interrupted drain: %v", err)
+	}
+	run("cluster", "brokers").want(t, 0, "drained", "")
+	r := run("broker", "drain", "1")
+	r.want(t, 0, "1       0      0\n", "")
+	if replicas, leads := held(1); replicas != 0 || leads != 0 {
+		t.Fatalf("%d replicas, %d leads: %s%s", replicas, leads, r.out, r.errOut)
+	}
+	for _, p := range states() {
+		if p.UnderReplicated || p.Offline {
+			t.Errorf("%+v", p)
+		}
+	}
+	run("broker", "drain", "1", "-o", "json").want(t, 0, `"replicas": 0`, "") // nothing to do
+
+	// Nothing is placed on it, whoever asks.
+	b.CreateReplicated("new", 12, 3)
+	if replicas, _ := held(1); replicas != 0 {
+		t.Fatalf("%d replicas of new topics on a drained broker", replicas)
+	}
+	adm := kadm.NewClient(b.Client())
+	if _, err := adm.CreateTopic(context.Background(), 1, 4, nil, "four"); err == nil || !strings.Contains(err.Error(), "REPLICATION_FACTOR") {
+		t.Fatalf("four replicas on three brokers: %v", err)
+	}
+	var out []listedBroker
+	list := func() {
+		t.Helper()
+		if err := json.Unmarshal([]byte(run("cluster", "brokers", "-o", "json").out), &out); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if list(); !out[0].Cordoned || !out[0].Resting || out[1].Cordoned || out[1].Resting {
+		t.Fatalf("%+v", out)
+	}
+
+	// Of the other three none can be emptied of what has three replicas.
+	r = run("broker", "drain", "2")
+	if r.code != exitFailed || !strings.Contains(r.errOut, "it has 3 replicas, and the other brokers that take replicas cannot hold as many") {
+		t.Fatalf("%+v", r)
+	}
+	replicas, leads := held(2)
+	if replicas != 20 || leads != 0 {
+		t.Fatalf("%d replicas, %d leads", replicas, leads)
+	}
+	run("broker", "drain", "2", "--leaders-only").want(t, 0, "2       0      20\n", "")
+
+	// Both come back; who is preferred leads at once.
+	run("broker", "undrain", "1").want(t, 0, "leads 0 partitions as their preferred leader", "")
+	r = run("broker", "undrain", "2")
+	if _, leads = held(2); r.code != 0 || leads == 0 || !strings.Contains(r.out, fmt.Sprintf("leads %d partitions", leads)) {
+		t.Fatalf("leads %d: %+v", leads, r)
+	}
+	if list(); out[0].Cordoned || out[0].Resting || out[1].Cordoned || out[1].Resting {
+		t.Fatalf("%+v", out)
+	}
+	if _, err := adm.CreateTopic(context.Background(), 1, 4, nil, "four"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+type writeFunc func([]byte) (int, error)
+
+func (f writeFunc) Write(p []byte) (int, error) { return f(p) }
