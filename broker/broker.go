@@ -41,6 +41,7 @@ type Log interface {
 	Append(a *wal.Append)
 	Epoch(p wal.PartitionID, epoch int32, start int64, done func(error))
 	Snapshot(p wal.PartitionID, offset int64, snapshot []byte, done func(error))
+	ProducerSnapshot(p wal.PartitionID) (snapshot []byte, offset int64, err error)
 	Read(p wal.PartitionID, offset int64, maxBytes int, upTo int64) (wal.Run, error)
 	Find(p wal.PartitionID, timestamp, from, upTo int64) (base int64, found bool, err error)
 	MaxTimestamp(p wal.PartitionID, from, upTo int64) (timestamp, base int64, found bool)

@@ -286,23 +286,26 @@ func (r *replica) diverged(ctx context.Context, c *copyRun, epoch int32, end int
 	to, suspect := r.st.Diverged(epoch, end)
 	v := r.st.View()
 	r.mu.Unlock()
-	if start := r.localStart(); suspect || to < start {
+	// What has a leader epoch without records is cut at its end: only the epoch goes.
+	var producers *producer.State
+	start := r.localStart()
+	whole := suspect || to < start
+	if !whole && to < v.LogEnd {
+		var err error
+		producers, err = r.producersAt(ctx, to)
+		if whole = errors.Is(err, errNotHere); err != nil && !whole {
+			return fmt.Errorf("producer state at %d: %w", to, err)
+		}
+	}
+	if whole {
 		if r.inSync() {
-			return fmt.Errorf("the leader's log parts from this one at offset %d, below the high watermark %d: nothing is cut while this replica counts as in sync", to, v.HighWatermark)
+			return fmt.Errorf("the leader's log parts from this one at offset %d, below what was committed (%d) or can be cut: nothing is cut while this replica counts as in sync", to, v.HighWatermark)
 		}
 		r.b.log.Warn("local log dropped: it parts from the leader's below what was committed or is here", "partition", r.String(),
 			"at", to, "high_watermark", v.HighWatermark, "local_start", start)
 		return r.restart(ctx, c)
 	}
 	r.b.log.Info("local log cut: the leader has other records, other epochs, or none, from there on", "partition", r.String(), "at", to, "end", v.LogEnd, "epoch", c.epoch)
-	// What has a leader epoch without records is cut at its end: only the epoch goes.
-	var producers *producer.State
-	if to < v.LogEnd {
-		var err error
-		if producers, err = r.producersAt(ctx, to); err != nil {
-			return fmt.Errorf("producer state at %d: %w", to, err)
-		}
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.current(c.epoch, c.from) {
@@ -321,21 +324,42 @@ func (r *replica) diverged(ctx context.Context, c *copyRun, epoch int32, end int
 	return nil
 }
 
+// errNotHere says that the producer state at an offset cannot be made: the local
+// log does not go back far enough, and objects reach beyond.
+var errNotHere = errors.New("broker: the state of the producers there is not known")
+
 // producersAt makes the producer state as it was at an offset that is here: from
-// the newest object's snapshot, if it is of an offset below, and what is here.
+// the log's own snapshot and what came after it, or from all records, if the log
+// has them; only where a cut goes below that snapshot from the bucket.
 func (r *replica) producersAt(ctx context.Context, to int64) (*producer.State, error) {
-	state, err := r.b.tier.Peek(ctx, r.topicID, r.index)
+	start, _ := r.b.log_.Bounds(r.localID())
+	producers, from := producer.New(), start
+	snap, at, err := r.b.log_.ProducerSnapshot(r.localID())
 	if err != nil {
 		return nil, err
 	}
-	start, _ := r.b.log_.Bounds(r.localID())
-	producers, from := producer.New(), start
-	if state.RemoteEnd > 0 && state.RemoteEnd <= to {
+	switch {
+	case len(snap) > 0 && start <= at && at <= to:
+		if producers, _, err = producer.Decode(snap); err != nil {
+			return nil, fmt.Errorf("producer snapshot of the local log: %w", err)
+		}
+		from = at
+	case start > 0:
+		state, err := r.b.tier.Peek(ctx, r.topicID, r.index)
+		if err != nil {
+			return nil, err
+		}
+		if state.RemoteEnd == 0 {
+			break // what was before was deleted
+		}
 		_, snap, end, err := r.b.tier.Tail(ctx, r.topicID, r.index)
 		if err != nil {
 			return nil, fmt.Errorf("read the newest object's footer: %w", err)
 		}
-		if len(snap) > 0 && end <= to && end >= start {
+		if end < start || end > to {
+			return nil, errNotHere
+		}
+		if len(snap) > 0 {
 			if producers, _, err = producer.Decode(snap); err != nil {
 				return nil, fmt.Errorf("producer snapshot of the newest object: %w", err)
 			}

@@ -280,6 +280,13 @@ func (r *replica) tryLead(ctx context.Context) error {
 		r.b.log.Error("corrupt local log accepted: it may have held this partition, and acknowledged records may be lost",
 			"partition", r.String(), "remote_end", state.RemoteEnd)
 	}
+	if parted, err := r.parted(ctx, st, rec, state); err != nil {
+		return fmt.Errorf("compare the local log with the newest object: %w", err)
+	} else if parted {
+		r.b.log.Warn("local log dropped: it has another history than the bucket below the remote end", "partition", r.String(), "remote_end", state.RemoteEnd)
+		r.dropLocal(r.localID())
+		st, rec = nil, nil
+	}
 	if st == nil && rec != nil {
 		switch {
 		case rec.End < state.RemoteEnd:
@@ -325,6 +332,40 @@ func (r *replica) tryLead(ctx context.Context) error {
 	r.b.log_.SetReclaimable(r.localID(), max(state.RemoteEnd, state.LogStart))
 	r.changed()
 	return nil
+}
+
+// parted says whether the local log of a leader that was not in sync when it was
+// elected has another history below the remote end than the bucket: leading with
+// it, it would serve the one here and the other from there. The same epoch at the
+// same offset means that all below is the same, so the last record is enough. A
+// log with an epoch in which objects were committed, or a later one, is of a
+// leader that had all of them; only else the bucket has to be asked.
+func (r *replica) parted(ctx context.Context, st *partition.State, rec *wal.Recovered, state tiering.State) (bool, error) {
+	var lin lineage.Lineage
+	switch {
+	case st != nil:
+		lin = st.Lineage()
+	case rec != nil:
+		lin = rec.Lineage
+	default:
+		return false, nil
+	}
+	p := r.b.meta.Image().Partition(r.topicID, r.index)
+	if state.RemoteEnd == 0 || p == nil || !p.Recovering {
+		return false, nil
+	}
+	head, err := r.b.tier.Peek(ctx, r.topicID, r.index)
+	if err != nil {
+		return false, err
+	}
+	if last, ok := lin.Latest(); ok && last.Epoch >= head.LeaderEpoch {
+		return false, nil
+	}
+	remote, _, end, err := r.b.tier.Tail(ctx, r.topicID, r.index)
+	if err != nil {
+		return false, err
+	}
+	return lin.EpochAt(end-1) != remote.EpochAt(end-1), nil
 }
 
 // keep makes st the state of the partition, and id the local log that it is of,

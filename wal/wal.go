@@ -651,6 +651,37 @@ func (l *Log) Snapshot(id PartitionID, offset int64, snapshot []byte, done func(
 	l.control(id, item{kind: kindSnapshot, base: offset, payload: snapshot, done: done}, nil)
 }
 
+// ProducerSnapshot returns the newest producer snapshot of a partition that is durable, and the offset that it is of;
+// nil if there is none. A truncation below that offset has done away with it.
+func (l *Log) ProducerSnapshot(id PartitionID) (snapshot []byte, offset int64, err error) {
+	p := l.part(id)
+	if p == nil {
+		return nil, 0, noPartition(id)
+	}
+	p.mu.Lock()
+	ref := p.snapshot
+	p.mu.Unlock()
+	if ref.length == 0 {
+		return nil, 0, nil
+	}
+	l.segMu.Lock()
+	at := slices.IndexFunc(l.segments, func(g *segment) bool { return g.at.generation == ref.generation })
+	if at < 0 {
+		l.segMu.Unlock()
+		return nil, 0, nil // its segment has just been given back
+	}
+	g := l.segments[at]
+	g.retain()
+	l.segMu.Unlock()
+	defer g.release()
+	buf, err := l.readVerified(g, ref.pos, ref.length, ref.crc)
+	if err != nil {
+		return nil, 0, fmt.Errorf("producer snapshot of local partition %d: %w", id, err)
+	}
+	defer buf.Release()
+	return slices.Clone(buf.Bytes()), ref.offset, nil
+}
+
 // Drop ends a local partition; its data may go.
 func (l *Log) Drop(id PartitionID, done func(error)) {
 	l.control(id, item{kind: kindDrop, done: done}, func(p *part) {

@@ -257,6 +257,7 @@ func (c AcceptLoss) handle(im *image.Image, env Env) ([]image.Change, Reply) {
 			next := *p
 			next.Leader, next.ISR = c.Broker, []int32{c.Broker}
 			next.LeaderEpoch++
+			next.Recovering = true // what it has of it may be older
 			changes = append(changes, setPartition(t.ID, i, next))
 			n++
 		}

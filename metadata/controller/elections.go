@@ -164,6 +164,7 @@ func electUnclean(p *image.Partition, of candidates) bool {
 	p.Leader = p.Replicas[at]
 	p.ISR, p.ELR = []int32{p.Leader}, nil
 	p.LeaderEpoch++
+	p.Recovering = true
 	return true
 }
 

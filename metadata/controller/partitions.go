@@ -138,7 +138,7 @@ func setPartition(topic [16]byte, index int, next image.Partition) image.Change 
 }
 
 func same(a, b *image.Partition) bool {
-	return a.Leader == b.Leader && a.LeaderEpoch == b.LeaderEpoch && slices.Equal(a.ISR, b.ISR) && slices.Equal(a.ELR, b.ELR) &&
+	return a.Leader == b.Leader && a.LeaderEpoch == b.LeaderEpoch && a.Recovering == b.Recovering && slices.Equal(a.ISR, b.ISR) && slices.Equal(a.ELR, b.ELR) &&
 		slices.Equal(a.Replicas, b.Replicas) && slices.Equal(a.Adding, b.Adding) && slices.Equal(a.Removing, b.Removing)
 }
 
@@ -238,6 +238,7 @@ func (c AlterPartition) handle(im *image.Image, env Env) ([]image.Change, Reply)
 		slices.Sort(isr)
 		next := *p
 		resize(&next, isr, minISR(im, env, t))
+		next.Recovering = false // it leads, and whoever is in sync with it has the same log
 		if same(p, &next) {
 			r.State = p
 		} else {

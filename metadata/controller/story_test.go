@@ -94,6 +94,9 @@ func showPartition(p *image.Partition) string {
 	if len(p.ELR) > 0 {
 		s += fmt.Sprintf(" elr=%v", p.ELR)
 	}
+	if p.Recovering {
+		s += " recovering"
+	}
 	if p.Reassigning() {
 		s += fmt.Sprintf(" adding=%v removing=%v", p.Adding, p.Removing)
 	}

@@ -138,6 +138,7 @@ type (
 		Replicas       []int32 `json:"replicas"`
 		ISR            []int32 `json:"isr"`
 		ELR            []int32 `json:"elr,omitempty"`
+		Recovering     bool    `json:"recovering,omitempty"`
 		Adding         []int32 `json:"adding,omitempty"`
 		Removing       []int32 `json:"removing,omitempty"`
 	}
@@ -234,7 +235,7 @@ func version(v any) int {
 
 func encodePartition(p *image.Partition) string {
 	return encode(partitionValue{formatVersion, p.Leader, p.LeaderEpoch, p.PartitionEpoch,
-		p.Replicas, p.ISR, p.ELR, p.Adding, p.Removing})
+		p.Replicas, p.ISR, p.ELR, p.Recovering, p.Adding, p.Removing})
 }
 
 func encodeBroker(b image.Broker) string {
@@ -338,7 +339,7 @@ func (k keys) change(key string, value []byte, createRevision int64) (image.Chan
 		v, err := decode[partitionValue](key, value)
 		return image.SetPartition{PartitionRef: ref, State: image.Partition{
 			Leader: v.Leader, LeaderEpoch: v.LeaderEpoch, PartitionEpoch: v.PartitionEpoch,
-			Replicas: v.Replicas, ISR: v.ISR, ELR: v.ELR, Adding: v.Adding, Removing: v.Removing,
+			Replicas: v.Replicas, ISR: v.ISR, ELR: v.ELR, Recovering: v.Recovering, Adding: v.Adding, Removing: v.Removing,
 		}}, err
 
 	case strings.HasPrefix(rest, configPart):

@@ -140,6 +140,10 @@ type Partition struct {
 	Replicas       []int32
 	ISR            []int32 // ascending; in sync, clean to elect
 	ELR            []int32 // ascending; out of the ISR but known to hold all that is committed (KIP-966)
+	// Recovering says that the leader was not in sync when it was elected, and is
+	// not known to have compared its log with what is in the bucket (Kafka's
+	// LeaderRecoveryState).
+	Recovering bool
 	// While the partition is reassigned (KIP-455), Replicas are those of the
 	// target, in its order, and then those of the present assignment that are to
 	// go. Adding are those of the target alone, Removing those to go.
