@@ -57,7 +57,7 @@ func (n *newLeaders) of(code int16, topic string, id [16]byte, index int32) *pro
 // the furthest of them (KIP-392). There is none while the leader is in the rack.
 func (r *replica) nearest(rack string, offset int64) int32 {
 	self := r.b.opts.BrokerID
-	if rack == "" || rack == r.b.conf().Rack {
+	if c := r.b.conf(); rack == "" || rack == c.Rack || c.ReadFromLeader {
 		return -1
 	}
 	im := r.b.meta.Image()

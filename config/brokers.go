@@ -11,7 +11,6 @@ const (
 	noteThreads   = "goroutines are scheduled by the runtime; there is no pool of a fixed size to set"
 	noteNoTLS     = "listeners with TLS do not exist yet"
 	noteNoSASL    = "listeners with SASL do not exist yet"
-	noteNoReplica = "replication between brokers does not exist yet"
 	noteNoQuota   = "quotas do not exist yet"
 	noteNoACL     = "there is no authorizer yet, and everyone who can connect may do everything: keep listeners on a private network"
 	noteNoPlugin  = "there is no JVM here to load a class"
@@ -57,7 +56,7 @@ func brokerDefs() []*Def {
 		long("connections.max.idle.ms", "600000", "After how long without a request a connection is closed; 0 or less: never.", anyLow, anyHigh),
 		long("connections.max.reauth.ms", "0", "How long an authenticated session lasts.", anyLow, anyHigh, warned(noteNoSASL)),
 		integer("max.request.partition.size.limit", "2000", "How many partitions one DescribeTopicPartitions response lists at most.", 1, anyHigh),
-		integer("request.timeout.ms", "30000", "How long a request to another broker may take.", anyLow, anyHigh, warned(noteNoReplica)),
+		integer("request.timeout.ms", "30000", "How long a request to another broker may take.", anyLow, anyHigh, noted("10 s beyond what the request itself waits for")),
 	)
 
 	// Identity.
@@ -65,13 +64,13 @@ func brokerDefs() []*Def {
 		integer("node.id", dflt, "The number of this broker in the cluster.", 0, anyHigh),
 		integer("broker.id", "-1", "The former name of node.id.", -1, anyHigh),
 		text("broker.rack", dflt, "The rack or zone of this broker, for placement and for consumers that name theirs."),
-		text("replica.selector.class", dflt, "How a replica is chosen for a consumer that names its rack.", checked(
-			"org.apache.kafka.common.replica.RackAwareReplicaSelector or nothing", func(v string) error {
+		text("replica.selector.class", dflt, "How a replica is chosen for a consumer that names its rack: nothing or RackAwareReplicaSelector sends it to an in-sync replica in that rack, LeaderSelector to the leader.", checked(
+			"org.apache.kafka.common.replica.RackAwareReplicaSelector, org.apache.kafka.common.replica.LeaderSelector or nothing", func(v string) error {
 				if v != "" && !strings.HasSuffix(v, ".RackAwareReplicaSelector") && !strings.HasSuffix(v, ".LeaderSelector") {
 					return errors.New(noteNoPlugin)
 				}
 				return nil
-			}), warned(noteNoReplica)),
+			})),
 		text("cluster.id", dflt, "The id of the cluster; a broker that finds another one in etcd or on its disk does not start."),
 	)
 
@@ -122,14 +121,15 @@ func brokerDefs() []*Def {
 	// Replication.
 	add(
 		long("replica.lag.time.max.ms", "30000", "After how long behind the leader a replica leaves the in-sync set.", anyLow, anyHigh),
-		integer("num.replica.fetchers", "1", "How many connections a broker fetches through from each other broker.", 1, anyHigh, clusterWide, warned(noteNoReplica)),
+		integer("num.replica.fetchers", "1", "How many connections a broker fetches through from each other broker.", 1, anyHigh, clusterWide,
+			noted("one connection carries all partitions from each other broker")),
 		integer("replica.fetch.max.bytes", "1048576", "How much a replica fetches of one partition at a time.", 0, anyHigh),
 		integer("replica.fetch.min.bytes", "1", "How much a replica waits for.", anyLow, anyHigh),
 		integer("replica.fetch.wait.max.ms", "500", "How long a replica waits for it.", anyLow, anyHigh),
 		integer("replica.fetch.response.max.bytes", "10485760", "How much a replica fetches at a time.", 0, anyHigh),
 		integer("replica.fetch.backoff.ms", "1000", "How long a replica rests after an error.", 0, anyHigh),
-		integer("replica.socket.timeout.ms", "30000", "How long a replica's request may take.", anyLow, anyHigh, warned(noteNoReplica)),
-		integer("replica.socket.receive.buffer.bytes", "65536", "A replica's socket buffer.", anyLow, anyHigh, warned(noteNoReplica)),
+		integer("replica.socket.timeout.ms", "30000", "How long a replica's request may take.", anyLow, anyHigh, noted("10 s beyond replica.fetch.wait.max.ms")),
+		integer("replica.socket.receive.buffer.bytes", "65536", "A replica's socket buffer.", anyLow, anyHigh, noted("the system's default is used")),
 		boolean("auto.leader.rebalance.enable", "true", "Whether leadership goes back to the preferred replicas by itself."),
 		long("leader.imbalance.check.interval.seconds", "300", "How often it is checked whether it should.", 1, anyHigh),
 		integer("leader.imbalance.per.broker.percentage", "10", "How much imbalance is left alone.", 0, anyHigh),

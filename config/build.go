@@ -64,6 +64,7 @@ type BrokerConfig struct {
 	ProducerIDExpiration     time.Duration
 
 	// Of followers: how far behind they may be and stay in sync; how they fetch.
+	ReadFromLeader                                                           bool // consumers that name their rack are not sent to a follower (KIP-392)
 	ReplicaLagMax, ReplicaFetchWait, ReplicaFetchBackoff                     time.Duration
 	ReplicaFetchMinBytes, ReplicaFetchMaxBytes, ReplicaFetchResponseMaxBytes int
 	LeaderThrottledRate, FollowerThrottledRate                               int64 // bytes a second, of replicas that topics list
@@ -303,7 +304,8 @@ func (b *builder) fill(m Machine) *BrokerConfig {
 		ProducerIDExpiration: b.ms("producer.id.expiration.ms"), ProducerExpiryInterval: b.ms("producer.id.expiration.check.interval.ms"), MaxProducersPerPartition: b.int("producer.state.max.producers"),
 		VerifyTransactions: b.bool("transaction.partition.verification.enable"),
 
-		ReplicaLagMax: b.ms("replica.lag.time.max.ms"), ReplicaFetchWait: b.ms("replica.fetch.wait.max.ms"), ReplicaFetchBackoff: b.ms("replica.fetch.backoff.ms"),
+		ReadFromLeader: strings.HasSuffix(b.text("replica.selector.class"), ".LeaderSelector"),
+		ReplicaLagMax:  b.ms("replica.lag.time.max.ms"), ReplicaFetchWait: b.ms("replica.fetch.wait.max.ms"), ReplicaFetchBackoff: b.ms("replica.fetch.backoff.ms"),
 		ReplicaFetchMinBytes: b.int("replica.fetch.min.bytes"), ReplicaFetchMaxBytes: b.int("replica.fetch.max.bytes"),
 		ReplicaFetchResponseMaxBytes: b.int("replica.fetch.response.max.bytes"),
 		LeaderThrottledRate:          b.num("leader.replication.throttled.rate"), FollowerThrottledRate: b.num("follower.replication.throttled.rate"),

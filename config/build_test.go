@@ -183,6 +183,7 @@ func TestEnforcedSettingsReachSomewhere(t *testing.T) {
 		"max.connections.per.ip.overrides": "a:1", "log.cleanup.policy": "compact", "log.message.timestamp.type": "LogAppendTime",
 		"compression.type": "lz4", "record.validation": "full", "etcd.endpoints": "http://a:1", "admin.listener": "", "log.level": "warn", "log.format": "json",
 		"etcd.prefix": "/x", "log.cleaner.min.cleanable.ratio": "0.25", "memory.max.bytes": "99999999", "wal.max.bytes": "9999999999", "compression.gzip.level": "5", "offsets.topic.compression.codec": "4",
+		"replica.selector.class":            "org.apache.kafka.common.replica.LeaderSelector",
 		"log.cleaner.io.buffer.load.factor": "0.5", "log.cleaner.io.max.bytes.per.second": "1000", "log.cleaner.job.max.bytes": "99999999",
 		"group.coordinator.rebalance.protocols": "classic", "group.consumer.assignors": "range", "group.consumer.migration.policy": "upgrade",
 	}

@@ -63,7 +63,7 @@ var foreign = func() map[string]string {
 		sasl.oauthbearer.scope.claim.name sasl.oauthbearer.sub.claim.name connection.failed.authentication.delay.ms
 		delegation.token.master.key delegation.token.secret.key delegation.token.expiry.time.ms
 		delegation.token.max.lifetime.ms delegation.token.expiry.check.interval.ms`)
-	put(noteNoReplica, `
+	put("connecting to another broker may take 2 s; duties begin at once", `
 		socket.connection.setup.timeout.ms socket.connection.setup.timeout.max.ms log.initial.task.delay.ms`)
 	put("the partition asks its coordinator again every 20 ms, for 100 ms", `
 		add.partitions.to.txn.retry.backoff.ms add.partitions.to.txn.retry.backoff.max.ms`)

@@ -147,6 +147,22 @@ func TestNearestReplica(t *testing.T) {
 	}
 }
 
+// With replica.selector.class=LeaderSelector it reads from the leader wherever it is.
+func TestLeaderSelector(t *testing.T) {
+	racks := []string{"", "a", "b"}
+	brokers := servertest.StartCluster(t, 2, servertest.Options{Of: func(id int) map[string]string {
+		return map[string]string{"broker.rack": racks[id], "replica.selector.class": "org.apache.kafka.common.replica.LeaderSelector"}
+	}})
+	brokers[0].CreateReplicated("t", 1, 2)
+	leader := inSync(t, brokers[0], "t", 2)
+	follower := 3 - leader
+	put(t, brokers[0].Client(kgo.DefaultProduceTopic("t")), "t", 0, 100)
+	readAll(t, brokers[0], "t", 100, kgo.Rack(racks[follower]))
+	if got := fetched(t, byID(brokers, follower)); got > 0 {
+		t.Errorf("%.0f bytes came from the follower", got)
+	}
+}
+
 // Who asks a broker that does not lead is told who does, and where (KIP-951).
 func TestNewLeaderInTheAnswer(t *testing.T) {
 	brokers := servertest.StartCluster(t, 2, servertest.Options{})
