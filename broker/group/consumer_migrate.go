@@ -131,17 +131,12 @@ func (t *turn) upgrade(view Topics) *consumers {
 		}
 	}
 	for _, id := range g.ids() {
-		cm := c.members[id]
-		if g.state != Stable && len(cm.assigned) == 0 {
-			// It takes part in a rebalance that followed on another, and so has no assignment; what it said that it
-			// owns it may still have.
-			more := *cm
-			more.assigned = holding{}
-			said, _ := readSubscription(g.members[id].protocols[0].metadata)
-			c.give(&more, said.owned, view)
-			c.put(id, &more)
-			cm = &more
-		}
+		// What it said that it owns it may still have, if its leader has not given it to another: it may not have heard
+		// yet that it has to give it up (KIP-429), or take part in a rebalance that followed on another.
+		cm := *c.members[id]
+		said, _ := readSubscription(g.members[id].protocols[0].metadata)
+		c.give(&cm, said.owned, view)
+		c.put(id, &cm)
 		target := assignor.Assignment{}
 		for topic, ps := range cm.assigned {
 			for _, p := range ps {
@@ -149,8 +144,8 @@ func (t *turn) upgrade(view Topics) *consumers {
 			}
 		}
 		c.target[id] = target
-		t.r.Records = append(t.r.Records, consumerMemberRecord(t.id, cm))
-		current = append(current, consumerAssignedRecord(t.id, id, target), consumerCurrentRecord(t.id, cm))
+		t.r.Records = append(t.r.Records, consumerMemberRecord(t.id, &cm))
+		current = append(current, consumerAssignedRecord(t.id, id, target), consumerCurrentRecord(t.id, &cm))
 	}
 	c.hash = hashTopics(view, allTopics(c.members, c.regexes))
 	if t.e.saved {

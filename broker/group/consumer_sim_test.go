@@ -75,7 +75,7 @@ type spot struct {
 
 type csim struct {
 	t         testing.TB
-	r         *rand.Rand
+	pick      func(n int) int // what happens next: one of n
 	shard     *Shard
 	cfg       Config
 	now       time.Time
@@ -90,6 +90,7 @@ type csim struct {
 	flying    []flight
 	epochs    [3]int32 // highest seen: group, target; and whether the group was there
 	commits   int
+	late      int // of which with an earlier epoch
 	ended     int // transactions with something pending
 	owners    int
 	rebalance int
@@ -100,12 +101,14 @@ type csim struct {
 	up, down  int    // how often it moved from one protocol to the other with members
 }
 
-func newConsumerSim(t testing.TB, seed uint64) *csim {
+// newConsumerSim is a simulation with the seed's own way of a group, in which pick says what happens.
+func newConsumerSim(t testing.TB, seed uint64, pick func(n int) int) *csim {
 	cfg := Config{ConsumerSession: 20 * time.Second, ConsumerMaxSize: 6, OffsetsRetention: time.Hour}
 	if seed%3 == 0 {
 		cfg.ConsumerAssignmentInterval = 2 * time.Second
 	}
-	s := &csim{t: t, r: rand.New(rand.NewPCG(seed, 848)), shard: NewShard(cfg), cfg: cfg, now: time.UnixMilli(1 << 40), waiting: map[uint64]*consumer{}}
+	s := &csim{t: t, pick: pick, shard: NewShard(cfg), cfg: cfg, now: time.UnixMilli(1 << 40), waiting: map[uint64]*consumer{}}
+	s.classics, s.coop, s.hostile = seed%2 == 1, seed%4 == 3, seed%5 == 4
 	s.view = (&view{}).with("t1", 1, 4).with("t2", 2, 3).with("u", 3, 2)
 	s.dumps = []string{dumpConsumers(s.shard)}
 	return s
@@ -139,7 +142,9 @@ func dumpConsumers(s *Shard) string {
 		}
 		c := e.consumer
 		if c == nil {
-			fmt.Fprintf(&b, "%s saved=%v\n", id, e.saved)
+			if e.saved { // otherwise the log knows nothing of it
+				fmt.Fprintf(&b, "%s of the classic protocol\n", id)
+			}
 			continue
 		}
 		fmt.Fprintf(&b, "%s epoch=%d hash=%x target=%d at %d static=%v legacy=%v\n", id, c.epoch, c.hash, c.targetEpoch, c.assignedAt, c.static, c.legacy)
@@ -180,8 +185,6 @@ func (s *csim) group() *consumers {
 	}
 	return nil
 }
-
-func (s *csim) pick(n int) int { return s.r.IntN(n) }
 
 // join starts a new process, under an instance id that has one already or not.
 func (s *csim) join() {
@@ -711,14 +714,16 @@ func (s *csim) ticks() {
 
 // commit commits the offset of a partition, and says independently who may.
 func (s *csim) commit(c *consumer) {
-	if c.leaving != 0 || c.classic {
+	g := s.group()
+	if c.leaving != 0 || c.classic && (g == nil || c.id == "") {
 		return
 	}
 	name := []string{"t1", "t2", "u"}[s.pick(3)]
 	topic := s.view.byName[name]
 	p := int32(s.pick(4))
 	req := kmsg.NewPtrOffsetCommitRequest()
-	req.Version, req.Group, req.MemberID, req.Generation = 9, "g", c.id, c.epoch
+	epoch := c.epoch - int32([]int{0, 0, 0, 1, 2}[s.pick(5)])
+	req.Version, req.Group, req.MemberID, req.Generation = 9, "g", c.id, epoch
 	s.commits++
 	req.Topics = []kmsg.OffsetCommitRequestTopic{{Topic: name, Partitions: []kmsg.OffsetCommitRequestTopicPartition{{Partition: p, Offset: int64(s.commits)}}}}
 	s.token++
@@ -731,16 +736,20 @@ func (s *csim) commit(c *consumer) {
 	if !s.admitted(cmd) {
 		return
 	}
-	g := s.group()
-	if r := s.shard.Handle(s.now, cmd); len(r.Records) > 0 && g != nil {
+	if r := s.shard.Handle(s.now, cmd); len(r.Records) > 0 && g != nil && (epoch >= 0 || len(g.members) > 0) {
 		m := g.members[c.id]
 		if m == nil {
 			s.failf("%s committed and is no member", c.id)
 		}
-		if m.epoch != c.epoch {
-			if h, ok := m.assigned.has(topic.ID, p); !ok || h.epoch > c.epoch || c.epoch > m.epoch {
-				s.failf("%s committed %s-%d at epoch %d, it is at %d", c.id, name, p, c.epoch, m.epoch)
+		if m.epoch != epoch {
+			h, ok := m.assigned.has(topic.ID, p)
+			if !ok {
+				h, ok = m.revoking.has(topic.ID, p)
 			}
+			if !ok || h.epoch > epoch || epoch > m.epoch {
+				s.failf("%s committed %s-%d at epoch %d, it is at %d", c.id, name, p, epoch, m.epoch)
+			}
+			s.late++
 		}
 	}
 	s.do(cmd)
@@ -1013,11 +1022,10 @@ func TestConsumerSim(t *testing.T) {
 	if testing.Short() {
 		seeds = 30
 	}
-	commits, ended, owners, rebalances, up, down := 0, 0, 0, 0, 0, 0
+	commits, late, ended, owners, rebalances, up, down := 0, 0, 0, 0, 0, 0, 0
 	for seed := range seeds {
 		func() {
-			s := newConsumerSim(t, seed)
-			s.classics, s.coop, s.hostile = seed%2 == 1, seed%4 == 3, seed%5 == 4
+			s := newConsumerSim(t, seed, rand.New(rand.NewPCG(seed, 848)).IntN)
 			defer func() {
 				if t.Failed() {
 					t.Logf("seed %d", seed)
@@ -1029,12 +1037,12 @@ func TestConsumerSim(t *testing.T) {
 			s.settleDown()
 			s.prefixes()
 			commits, ended, owners, rebalances = commits+s.commits, ended+s.ended, owners+s.owners, rebalances+s.rebalance
-			up, down = up+s.up, down+s.down
+			late, up, down = late+s.late, up+s.up, down+s.down
 		}()
 	}
-	t.Logf("%d commits, %d transactions, %d owners, %d rebalances, %d moves to the consumer protocol and %d back", commits, ended, owners, rebalances, up, down)
-	if commits == 0 || ended == 0 || owners == 0 || rebalances < int(seeds) || up < 5 || down < 5 {
-		t.Fatalf("too little happened: %d commits, %d transactions, %d owners, %d rebalances, %d moves to the consumer protocol and %d back", commits, ended, owners, rebalances, up, down)
+	t.Logf("%d commits, %d late, %d transactions, %d owners, %d rebalances, %d moves to the consumer protocol and %d back", commits, late, ended, owners, rebalances, up, down)
+	if commits == 0 || late == 0 || ended == 0 || owners == 0 || rebalances < int(seeds) || up < 5 || down < 5 {
+		t.Fatal("too little happened")
 	}
 }
 
@@ -1043,13 +1051,14 @@ func TestConsumerSim(t *testing.T) {
 func TestConsumerAnyLog(t *testing.T) {
 	answered := 0
 	for seed := range uint64(60) {
-		s := newConsumerSim(t, seed)
-		s.classics, s.hostile = true, true
+		rnd := rand.New(rand.NewPCG(seed, 848))
+		s := newConsumerSim(t, seed, rnd.IntN)
+		s.classics, s.coop, s.hostile = true, false, true
 		for range 150 {
 			s.step()
 		}
 		log := slices.Clone(s.log)
-		s.r.Shuffle(len(log), func(i, j int) { log[i], log[j] = log[j], log[i] })
+		rnd.Shuffle(len(log), func(i, j int) { log[i], log[j] = log[j], log[i] })
 		s.shard = NewShard(s.cfg)
 		for _, r := range log[:s.pick(len(log)+1)] {
 			if r.Value != nil && len(r.Key) > 1 && r.Key[1] == keyConsumerCurrent && s.pick(4) == 0 {
@@ -1091,4 +1100,33 @@ func TestConsumerAnyLog(t *testing.T) {
 	if answered == 0 {
 		t.Error("nothing was asked")
 	}
+}
+
+// FuzzConsumerCommands lets the fuzzer choose what happens: the first byte is the way of the group, the others are what
+// clients do, when appends end and how, and what is lost. At last everybody speaks until the group has come to rest.
+func FuzzConsumerCommands(f *testing.F) {
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) == 0 || len(b) > 1<<12 {
+			return
+		}
+		way := uint64(b[0])
+		b = b[1:]
+		rest := rand.New(rand.NewPCG(way, 848)) // when the input has come to its end
+		s := newConsumerSim(t, way, func(n int) int {
+			if len(b) == 0 {
+				return rest.IntN(n)
+			}
+			v := int(b[0])
+			b = b[1:]
+			if n > 256 && len(b) > 0 {
+				v, b = v<<8|int(b[0]), b[1:]
+			}
+			return v % n
+		})
+		for len(b) > 0 {
+			s.step()
+		}
+		s.settleDown()
+		s.prefixes()
+	})
 }
