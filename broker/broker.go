@@ -125,18 +125,19 @@ type Options struct {
 // Broker serves clients. New makes it, Follow ties it to the metadata, Serve
 // accepts connections, Close drains and ends it.
 type Broker struct {
-	opts  Options
-	cfg   atomic.Pointer[config.BrokerConfig]
-	log   *slog.Logger
-	log_  Log
-	wakes wakes
-	tier  Tier
-	meta  Metadata
-	ev    *Events
-	apis  apiTable
-	among apiTable // beside them, on the inter-broker listener
-	peers peers
-	start time.Time
+	opts   Options
+	cfg    atomic.Pointer[config.BrokerConfig]
+	log    *slog.Logger
+	log_   Log
+	wakes  wakes
+	tier   Tier
+	meta   Metadata
+	ev     *Events
+	apis   apiTable
+	among  apiTable // beside them, on the inter-broker listener
+	peers  peers
+	outbox outbox
+	start  time.Time
 
 	requests  *budget
 	coldReads atomic.Int64 // reads of object storage under way or waiting

@@ -9,9 +9,7 @@ import (
 
 	"github.com/varve/varve/broker/coordinator"
 	"github.com/varve/varve/broker/partition"
-	"github.com/varve/varve/broker/protocol"
 	"github.com/varve/varve/broker/txn"
-	"github.com/varve/varve/metadata/image"
 )
 
 // The transaction APIs: InitProducerId (22) with a transactional id,
@@ -68,45 +66,19 @@ var txnOutcome = map[txn.NoteKind]string{txn.NoteCommitting: "commit", txn.NoteA
 // sees them (coordinator.Markers).
 type markers struct{ b *Broker }
 
-// Write has a marker appended by the leader of the partition, here or on
-// another broker.
+// Write has a marker appended by the leader of the partition, here or, after
+// Send, on another broker.
 func (m markers) Write(topic string, index int32, k *txn.Markers, done func(code int16)) {
 	marker := txnMarker{producerID: k.ProducerID, producerEpoch: k.ProducerEpoch, coordinatorEpoch: k.CoordinatorEpoch,
 		commit: k.Commit, transactionVersion: k.TransactionVersion}
 	if to := m.b.leaderElsewhere(topic, index); to != nil {
-		go m.b.sendMarker(to, topic, index, marker, done)
+		m.b.outbox.add(to, sentMarker{marker, topic, index, done})
 		return
 	}
 	m.b.writeMarker(topic, index, marker, done)
 }
 
-// sendMarker has another broker append a marker; done is told when it is
-// committed, or why that is not known.
-func (b *Broker) sendMarker(to *image.Broker, topic string, index int32, m txnMarker, done func(code int16)) {
-	req := kmsg.NewPtrWriteTxnMarkersRequest()
-	req.Version = 2
-	one := kmsg.NewWriteTxnMarkersRequestMarker()
-	one.ProducerID, one.ProducerEpoch, one.CoordinatorEpoch = m.producerID, m.producerEpoch, m.coordinatorEpoch
-	one.Committed, one.TransactionVersion = m.commit, m.transactionVersion
-	t := kmsg.NewWriteTxnMarkersRequestMarkerTopic()
-	t.Topic, t.Partitions = topic, []int32{index}
-	one.Topics = []kmsg.WriteTxnMarkersRequestMarkerTopic{t}
-	req.Markers = []kmsg.WriteTxnMarkersRequestMarker{one}
-	resp := req.ResponseKind().(*kmsg.WriteTxnMarkersResponse)
-	// A marker may be written twice.
-	if err := b.peers.ask(b.ctx, to, req, resp, markersTimeout+peerTimeout, true); err != nil {
-		if b.errorLog.Allow() {
-			b.log.Warn("a marker did not reach the leader of its partition, and is sent again", "broker", to.ID, "topic", topic, "partition", index, "err", err)
-		}
-		done(protocol.CodeNotLeaderOrFollower)
-		return
-	}
-	if len(resp.Markers) != 1 || len(resp.Markers[0].Topics) != 1 || len(resp.Markers[0].Topics[0].Partitions) != 1 {
-		done(protocol.CodeUnknownServerError)
-		return
-	}
-	done(resp.Markers[0].Topics[0].Partitions[0].ErrorCode)
-}
+func (m markers) Send() { m.b.outbox.send(m.b) }
 
 // Exists says whether the cluster has the partition.
 func (m markers) Exists(topic string, index int32) bool {

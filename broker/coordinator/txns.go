@@ -22,8 +22,10 @@ type Transactions struct {
 type Markers interface {
 	// Write writes a marker to the leader of a partition: one of those that m names, and with its outcome. done is called
 	// once, from any goroutine, with 0 when the marker is committed, or with the error code for which it was not. It does
-	// not block.
+	// not block. What goes to one broker may wait for Send, so as to go together.
 	Write(topic string, partition int32, m *txn.Markers, done func(code int16))
+	// Send has everything on its way that Write was told before.
+	Send()
 	// Exists says whether there is such a partition: one that is gone needs no marker.
 	Exists(topic string, partition int32) bool
 }
@@ -362,9 +364,10 @@ func (m *txnMachine) mark(want txn.Markers) {
 			}
 		}
 	}
+	m.s.o.Markers.Send()
 }
 
-// try writes a marker, if it is still wanted.
+// try writes a marker, if it is still wanted. Send comes after it.
 func (m *txnMachine) try(a attempt) {
 	if m.marking[a.k.m.ID] != a.k {
 		return // the transaction is complete; this cannot be its last marker
@@ -393,6 +396,7 @@ func (m *txnMachine) tried(a attempt, code int16) {
 		m.backlog = m.backlog[1:]
 		m.try(next)
 	}
+	m.s.o.Markers.Send()
 	if code == protocol.CodeNone {
 		m.marked(a.k, a.at)
 		return
@@ -404,7 +408,7 @@ func (m *txnMachine) tried(a attempt, code int16) {
 	}
 	next := a
 	next.again = min(2*a.again, maxMarkerBackoff)
-	time.AfterFunc(a.again, func() { m.s.do(func(m *txnMachine) { m.try(next) }) })
+	time.AfterFunc(a.again, func() { m.s.do(func(m *txnMachine) { m.try(next); m.s.o.Markers.Send() }) })
 }
 
 // marked tells the machine of a marker, together with those that come until it is its turn.

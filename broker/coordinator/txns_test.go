@@ -69,6 +69,8 @@ func (k *marked) Write(topic string, partition int32, m *txn.Markers, done func(
 	}
 }
 
+func (k *marked) Send() {}
+
 func (k *marked) list() []string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
