@@ -239,6 +239,30 @@ func (t *Tier) twice(ctx context.Context, key partitionKey, f func(v *view) erro
 // mergeEntries is how many sections one Read may take its batches from.
 const mergeEntries = 16
 
+// aheadEntries is how many sections behind those of a Read are opened for a reader
+// that goes on: where little is written, each flush makes a small one, and a
+// coordinator that loads its state reads them all.
+const aheadEntries = 4 * mergeEntries
+
+// openAhead has the sections from an offset on opened, and their first chunks
+// fetched as far as there is room. What is at hand costs a look.
+func (t *Tier) openAhead(key partitionKey, v *view, at int64) {
+	t.spawn(func() {
+		for range aheadEntries {
+			e, err := t.find(t.ctx, key, v, at)
+			if err != nil || e == nil {
+				return
+			}
+			at = e.Next()
+			t.spawn(func() {
+				if o, err := t.open(t.ctx, key, *e); err == nil {
+					t.chunks.Prefetch(o.object, 0, 1)
+				}
+			})
+		}
+	})
+}
+
 // Read returns record batches from the one that holds offset, whole batches up
 // to about maxBytes but at least one, from [RemoteStart, RemoteEnd) of the
 // partition. They may come from several objects. Any committed object can be
@@ -293,11 +317,14 @@ func (t *Tier) readFrom(ctx context.Context, key partitionKey, v *view, offset i
 			return nil
 		})
 	}
+	st := t.streams.get(key, offset, t.chunks)
+	if st.next > 0 && len(list) == mergeEntries {
+		t.openAhead(key, v, list[len(list)-1].Next())
+	}
 	g.Wait()
 	if errs[0] != nil {
 		return Run{}, errs[0]
 	}
-	st := t.streams.get(key, offset, t.chunks)
 	var held []*slab.Buf
 	release := func() {
 		for _, b := range held {

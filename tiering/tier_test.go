@@ -813,3 +813,42 @@ func TestLineageOutlivesTheLocalLog(t *testing.T) {
 		}
 	})
 }
+
+// Who reads on through many small sections waits for the bucket about once for as
+// many as may be read at a time: their footers and what is in them come ahead.
+func TestSmallSectionsComeAhead(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		f := newLog(1, 0)
+		x := w.open()
+		w.lead(x, f)
+		const objects, delay = 320, 20 * time.Millisecond
+		for range objects {
+			f.plain(t, 1, 1, 100)
+			for s := (State{}); s.RemoteEnd < f.HighWatermark(); s, _ = x.State(f.id, 0) {
+				time.Sleep(100 * time.Millisecond)
+			}
+		}
+		if s, _ := x.State(f.id, 0); s.Objects != objects {
+			t.Fatalf("%d objects", s.Objects)
+		}
+		w.bucket.Inject(objstore.Fault{Op: objstore.OpGet, Kind: objstore.Delay, Delay: delay})
+		y := w.open()
+		began := time.Now()
+		read := 0
+		for at := int64(0); at < f.HighWatermark(); {
+			r, err := y.Read(bg, f.id, 0, at, 4<<20)
+			if err != nil {
+				t.Fatal(err)
+			}
+			read += len(r.Chunks)
+			at = r.Next
+			r.Release()
+		}
+		took := time.Since(began)
+		t.Logf("%d sections in %v", read, took)
+		// 16 at a time, one after the other, footers and then chunks, would be more than 40 waits.
+		if read != objects || took > 32*delay {
+			t.Errorf("%d of %d sections in %v", read, objects, took)
+		}
+	})
+}
