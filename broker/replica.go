@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -745,19 +746,22 @@ func (r *replica) settle(durable int64) (tell []settler, one settler, bytes int6
 }
 
 // snapshot queues the producer state into the log, so that a restart replays
-// only what came after it.
-func (r *replica) snapshot() { r.snapshotFor(0) }
+// only what came after it. A state that has not changed is saved too where the
+// log has grown: what is not known to be without producers is read.
+func (r *replica) snapshot() { r.snapshotFor(math.MaxInt64) }
 
 // snapshotFor is snapshot for when the records below start are about to leave
-// the log: it also makes one if the last is older than that, so that a restart
-// finds the state here and does not depend on the bucket.
+// the log: a restart finds the state here and does not depend on the bucket.
 func (r *replica) snapshotFor(start int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.started && !r.following || !r.unsaved && (start == 0 || r.savedAt >= start) {
+	if !r.started && !r.following {
 		return
 	}
 	end := r.st.View().LogEnd
+	if !r.unsaved && r.savedAt >= min(start, end) {
+		return
+	}
 	r.unsaved, r.savedAt = false, end
 	r.b.log_.Snapshot(r.localID(), end, r.st.Producers().Encode(end), nil)
 }

@@ -181,3 +181,49 @@ func TestAppendOutlastsLeadership(t *testing.T) {
 		}
 	}
 }
+
+// savingLog keeps where producer state was saved.
+type savingLog struct {
+	fullLog
+	saved []int64
+}
+
+func (l *savingLog) Snapshot(_ wal.PartitionID, offset int64, _ []byte, _ func(error)) {
+	l.saved = append(l.saved, offset)
+}
+
+// A restart reads the local log from the last producer state on: a partition without idempotent producers has one that is
+// as young as that of others, and one at rest is not saved again.
+func TestCheckpointOfWhatHasGrown(t *testing.T) {
+	log := &savingLog{fullLog: fullLog{wait: func() {}}}
+	b := &Broker{tier: deafTier{}, log_: log, ctx: t.Context()}
+	r := &replica{b: b, topic: "t", started: true, watches: map[*watch]struct{}{}}
+	r.st = partition.New(1, partition.Recovered{})
+	r.term = partition.Term{Epoch: 1, Replicas: []int32{1}, ISR: []int32{1}, MinISR: 1}
+	if _, err := r.st.Lead(r.term, 0); err != nil {
+		t.Fatal(err)
+	}
+	r.publish()
+	b.replicas = &replicas{b: b, byName: map[string][]*replica{"t": {r}}}
+	grow := func() {
+		b := batch.NewBuilder()
+		b.Add(1, []byte("k"), []byte("v"))
+		run, err := b.Build()
+		if err != nil {
+			t.Fatal(err)
+		}
+		topicLog{r.b, "t"}.AppendWith(0, 1, run, nil, func(int64, error) {})
+	}
+	r.snapshot() // nothing is there yet
+	grow()
+	grow()
+	r.snapshot()
+	r.snapshot()
+	grow()
+	r.snapshotFor(2) // the last reaches up to there
+	r.snapshot()
+	r.snapshotFor(3)
+	if want := []int64{2, 3}; !slices.Equal(log.saved, want) {
+		t.Errorf("saved at %v, want %v", log.saved, want)
+	}
+}

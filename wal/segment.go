@@ -302,7 +302,7 @@ func (l *Log) fill(f vfs.File) (raw bool, err error) {
 	blocks, written := l.stats.blocks.Load(), l.stats.bytes.Load()
 	for off, synced := int64(0), int64(0); off < l.o.SegmentBytes; {
 		l.mu.Lock()
-		starting := !l.keeping // nobody writes yet, and the first file is worth waiting for
+		starting := !l.keeping && l.fresh // nobody writes yet, and the first file is worth waiting for
 		hurry := !starting && l.space.spares <= reserveSegments
 		l.mu.Unlock()
 		if n := l.stats.blocks.Load() - blocks; allocated && (hurry || n > 0 && (l.stats.bytes.Load()-written)/n >= largeBlock) {

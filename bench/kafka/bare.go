@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -164,6 +165,9 @@ func (r *runner) replayBare(ctx context.Context, k *bucket, consumers int, limit
 	took := time.Since(began).Seconds()
 	if err != nil {
 		return nil, err
+	}
+	if total.Load() == 0 {
+		return nil, errors.New("the bare replay sent nothing")
 	}
 	after, err := load.Times(p.PID())
 	cpu := (after.CPU - before.CPU).Seconds()
