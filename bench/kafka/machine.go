@@ -158,16 +158,22 @@ func blocksOf(path string) int64 {
 // writtenTo is how many bytes the device below a directory has been given to
 // write, by anybody. The kernel also counts for each process, but by the pages
 // that it made dirty, which with large folios is many times what it wrote.
-func writtenTo(dir string) int64 {
+func writtenTo(dir string) int64 { return sectorsOf(dir, 6) }
+
+// givenTo is that and how many bytes it was told to discard.
+func givenTo(dir string) int64 { return sectorsOf(dir, 6) + sectorsOf(dir, 13) }
+
+// sectorsOf is a column of the device's statistics, in bytes.
+func sectorsOf(dir string, column int) int64 {
 	var st unix.Stat_t
 	if unix.Stat(dir, &st) != nil {
 		return 0
 	}
 	b, err := os.ReadFile(fmt.Sprintf("/sys/dev/block/%d:%d/stat", unix.Major(st.Dev), unix.Minor(st.Dev)))
 	f := strings.Fields(string(b))
-	if err != nil || len(f) < 7 {
+	if err != nil || len(f) <= column {
 		return 0
 	}
-	n, _ := strconv.ParseInt(f[6], 10, 64)
+	n, _ := strconv.ParseInt(f[column], 10, 64)
 	return n * 512
 }

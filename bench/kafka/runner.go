@@ -216,7 +216,7 @@ func (r *runner) measureSide(ctx context.Context, w workload, c *kase, t *table,
 	if b == nil {
 		return nil
 	}
-	if err := r.quiet(); err != nil {
+	if err := r.quiet(ctx); err != nil {
 		return err
 	}
 	before := machineNow()
@@ -346,8 +346,10 @@ func (r *runner) ramp(partitions int) time.Duration {
 }
 
 // quiet waits until the disk has what was written before, so that no side pays
-// for the one before it.
-func (r *runner) quiet() error {
+// for the one before it, and until nobody gives it more: brokers that idle
+// prepare files for what may come, and what a deleted topic leaves is discarded
+// behind the deletion's back.
+func (r *runner) quiet(ctx context.Context) error {
 	f, err := os.Open(r.dir)
 	if err != nil {
 		return err
@@ -356,8 +358,23 @@ func (r *runner) quiet() error {
 	if err := unix.Syncfs(int(f.Fd())); err != nil {
 		return fmt.Errorf("syncfs: %w", err)
 	}
+	const window, still = 250 * time.Millisecond, 1 << 20
+	for end, before := time.Now().Add(quietPatience), givenTo(r.dir); time.Now().Before(end); {
+		if err := pause(ctx, window); err != nil {
+			return err
+		}
+		now := givenTo(r.dir)
+		if now-before < still {
+			return nil
+		}
+		before = now
+	}
+	r.say("the disk has been busy for %s: measured all the same", quietPatience)
 	return nil
 }
+
+// quietPatience is for three files of 256 MiB that are filled with zeros by the way.
+const quietPatience = 15 * time.Second
 
 func (r *runner) topicName(key string) string {
 	r.topics++
@@ -621,7 +638,7 @@ func (r *runner) measureFloor(ctx context.Context, w workload, c *kase) (sample,
 	if err != nil {
 		return nil, err
 	}
-	if err := r.quiet(); err != nil {
+	if err := r.quiet(ctx); err != nil {
 		return nil, err
 	}
 	spec.Bootstrap, spec.Broker = []string{f.addr}, []int{f.PID()}

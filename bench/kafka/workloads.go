@@ -403,7 +403,7 @@ func matrix() []workload {
 		}, Notes: []string{"Each connects, asks for versions and metadata, and leaves. Latency counts from when it should have come to its second answer. Over 10 s."}},
 		{Key: "W18", Title: "restart after kill -9", Setup: "crash", Goal: true, Blocks: 1, Once: true, Cases: []kase{
 			{Name: "kill -9 under load", Measure: crash(0, 1, 3)},
-		}, Notes: []string{"From starting the process to the first record produced and fetched, three times. Nothing of the log is uploaded, and the page cache is warm, for both. What is on disk has files among it that are prepared or to be used again."}},
+		}, Notes: []string{"From starting the process to the first record produced and fetched, three times. Nothing of the log is uploaded. The page cache is as the broker left it: warm for Kafka, while Varve's log was written around it. What is on disk has files among it that are prepared or to be used again."}},
 		{Key: "W18-10k", Title: "restart after kill -9 with 10,000 partitions more", Setup: "crash", Long: true, Full: true, Blocks: 1, Once: true, Cases: []kase{
 			{Name: "kill -9 under load", Measure: crash(10_000, 0.2, 2)},
 		}, Notes: []string{"As W18, a fifth of the log, twice. Each of the partitions that nobody uses has one record."}},
