@@ -324,6 +324,7 @@ func (r *replica) tryLead(ctx context.Context) error {
 		r.b.log_.Epoch(r.localID(), began.Epoch, began.Start, nil)
 	}
 	r.started = true
+	r.seen(state) // before a coordinator loads: it reads what is left, not all that was
 	r.publish()
 	// Under the lock, as the end is told: told in the other order, a coordinator
 	// would keep what it has of a topic that is gone, and of the next one with

@@ -416,6 +416,75 @@ func (f *faulty) once(hook func(commit) (*clientv3.TxnResponse, error)) {
 	}
 }
 
+// A partition has one worker at a time, whoever reads the claim can tell who it is, and only under the claim is a head
+// replaced.
+func TestClaims(t *testing.T) {
+	s, f := newFaulty(t)
+	must[*image.Image](t)(s.Commit(bg, elect(t, s), image.Empty(), topic(1, "t", 3, nil)))
+	m := s.Manifests()
+	lease := func() int64 {
+		t.Helper()
+		id, _, err := s.Lease(t.Context(), time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	a, b := Claim{"a", [4]byte{1}, lease()}, Claim{"b", [4]byte{2}, lease()}
+	if err := m.Claim(bg, id(1), 0, a); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Claim(bg, id(1), 0, b); !errors.Is(err, ErrClaimed) || !strings.Contains(err.Error(), ": a") {
+		t.Fatal(err)
+	}
+	if c, ok, err := m.Claimed(bg, id(1), 0); !ok || err != nil || c.Worker != "a" || c.Tag != a.Tag {
+		t.Fatal(c, ok, err)
+	}
+	n := 0
+	if err := m.Claims(bg, func(topic [16]byte, partition int32, c Claim) error {
+		if n++; topic != id(1) || partition != 0 || c.Worker != "a" || c.Tag != a.Tag {
+			t.Error(topic, partition, c)
+		}
+		return nil
+	}); err != nil || n != 1 {
+		t.Fatal(n, err)
+	}
+	rev := must[int64](t)(m.Commit(bg, CommitRequest{TopicID: id(1), LeaderEpoch: 5, Head: []byte("the leader's")}))
+	if _, err := m.Commit(bg, CommitRequest{TopicID: id(1), Rev: rev, Claim: &b, Head: []byte("another's")}); !errors.Is(err, ErrFenced) {
+		t.Fatal(err)
+	}
+	rev = must[int64](t)(m.Commit(bg, CommitRequest{TopicID: id(1), Rev: rev, Claim: &a, Head: []byte("the worker's")}))
+
+	// What another gives back is not his; after the owner has, anybody may have it, also by an attempt whose answer is lost.
+	if err := errors.Join(m.Unclaim(bg, id(1), 0, b), m.Claim(bg, id(1), 0, a), m.Unclaim(bg, id(1), 0, a)); err != nil {
+		t.Fatal(err)
+	}
+	if c, ok, err := m.Claimed(bg, id(1), 0); ok || err != nil {
+		t.Fatal(c, ok, err)
+	}
+	if _, err := m.Commit(bg, CommitRequest{TopicID: id(1), Rev: rev, Claim: &a, Head: []byte("late")}); !errors.Is(err, ErrFenced) {
+		t.Fatal(err)
+	}
+	f.once(func(c commit) (*clientv3.TxnResponse, error) { c(); return nil, rpctypes.ErrTimeout })
+	m.Claim(bg, id(1), 0, b) // sent again by itself, or by whoever asks
+	if err := m.Claim(bg, id(1), 0, b); err != nil {
+		t.Fatal(err)
+	}
+	// A claim ends with the lease, and none is taken for a lease that has ended, or a topic that does not exist.
+	if err := s.Revoke(bg, b.Lease); err != nil {
+		t.Fatal(err)
+	}
+	if c, ok, err := m.Claimed(bg, id(1), 0); ok || err != nil {
+		t.Fatal(c, ok, err)
+	}
+	if err := m.Claim(bg, id(1), 0, b); !errors.Is(err, ErrLeaseGone) {
+		t.Fatal(err)
+	}
+	if err := m.Claim(bg, id(9), 0, a); !errors.Is(err, ErrFenced) {
+		t.Fatal(err)
+	}
+}
+
 func TestManifestCommit(t *testing.T) {
 	s, f := newFaulty(t)
 	epoch := elect(t, s)
