@@ -20,11 +20,16 @@ type Events struct {
 	RestartedAtRemoteEnd func()
 	GroupRebalanced      func(protocol string) // classic, consumer
 	TransactionEnded     func(outcome string)  // commit, abort, fenced, timeout
-	PeerRefused          func()                // a connection said to be a broker's, and was not
-	Copied               func(bytes int)       // from a leader, durable now
-	CorruptCopy          func()                // a leader sent what cannot be right
-	LeaderStarted        func()
-	LeaderStopped        func()
+	// Of the partitions of a coordinator's state that this broker leads; which: group, transaction.
+	CoordinatorLoaded     func(which string, took time.Duration)
+	CoordinatorLoadFailed func(which string) // and is tried again
+	CoordinatorRefused    func(which string) // a request, because a bound was reached
+	CoordinatorBadRecord  func(which string) // was passed over
+	PeerRefused           func()             // a connection said to be a broker's, and was not
+	Copied                func(bytes int)    // from a leader, durable now
+	CorruptCopy           func()             // a leader sent what cannot be right
+	LeaderStarted         func()
+	LeaderStopped         func()
 }
 
 // fill replaces what nobody listens to.
@@ -67,6 +72,14 @@ func (e *Events) fill() {
 	}
 	if e.TransactionEnded == nil {
 		e.TransactionEnded = func(string) {}
+	}
+	if e.CoordinatorLoaded == nil {
+		e.CoordinatorLoaded = func(string, time.Duration) {}
+	}
+	for _, f := range []*func(string){&e.CoordinatorLoadFailed, &e.CoordinatorRefused, &e.CoordinatorBadRecord} {
+		if *f == nil {
+			*f = func(string) {}
+		}
 	}
 	if e.BadInput == nil {
 		e.BadInput = func(error) {}

@@ -377,6 +377,8 @@ func (b *Broker) newGroups() *coordinator.Coordinator {
 		partitions = int32(len(t.Partitions))
 	}
 	c := b.conf()
+	events := b.coordinatorEvents("group")
+	events.Group = b.groupNote
 	policy := c.GroupConsumerMigrationPolicy
 	if !b.offersConsumerProtocol() {
 		policy = "disabled" // nobody could join as a member of the other protocol; and what has become of it stays
@@ -392,8 +394,18 @@ func (b *Broker) newGroups() *coordinator.Coordinator {
 		},
 		Topics: func() group.Topics { return b.topics.Load() },
 		Codec:  batch.Codec(c.OffsetsTopicCodec), ReplyTimeout: c.OffsetsCommitTimeout, ExpiryInterval: c.OffsetsRetentionCheckInterval,
-		MaxBytes: b.opts.GroupBytes, Events: &coordinator.Events{Group: b.groupNote},
+		MaxBytes: b.opts.GroupBytes, Events: events,
 	}, partitions)
+}
+
+// coordinatorEvents tells who listens how a coordinator does.
+func (b *Broker) coordinatorEvents(which string) *coordinator.Events {
+	return &coordinator.Events{
+		Loaded:     func(_ int32, _ int, _ int64, took time.Duration) { b.ev.CoordinatorLoaded(which, took) },
+		LoadFailed: func(int32, error) { b.ev.CoordinatorLoadFailed(which) },
+		Refused:    func(int32, int16) { b.ev.CoordinatorRefused(which) },
+		BadRecord:  func(int32, int64, error) { b.ev.CoordinatorBadRecord(which) },
+	}
 }
 
 // groupSettings is what holds for a group of the consumer protocol: what it has

@@ -45,6 +45,12 @@ func (b *Broker) newTransactions() *coordinator.Transactions {
 		partitions = int32(len(t.Partitions))
 	}
 	c := b.conf()
+	events := b.coordinatorEvents("transaction")
+	events.Transaction = func(_ int32, n txn.Note) {
+		if outcome := txnOutcome[n.Kind]; outcome != "" {
+			b.ev.TransactionEnded(outcome)
+		}
+	}
 	return coordinator.NewTransactions(coordinator.Options{
 		Log: topicLog{b, txnTopic}, Logger: b.log,
 		Transactions: txn.Config{MaxTimeout: c.TxnMaxTimeout, Expiration: c.TransactionalIDExpiry, TransactionVersion: transactionVersion},
@@ -52,11 +58,7 @@ func (b *Broker) newTransactions() *coordinator.Transactions {
 		ProducerID:   func(ctx context.Context) (int64, error) { return b.pids.next(ctx, b.meta) },
 		ReplyTimeout: txnReplyTimeout, ExpiryInterval: c.TxnExpiryInterval,
 		MaxBytes: b.opts.TxnBytes,
-		Events: &coordinator.Events{Transaction: func(_ int32, n txn.Note) {
-			if outcome := txnOutcome[n.Kind]; outcome != "" {
-				b.ev.TransactionEnded(outcome)
-			}
-		}},
+		Events:   events,
 	}, partitions)
 }
 

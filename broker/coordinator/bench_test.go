@@ -209,29 +209,64 @@ func consumerRebalance(b *testing.B, n int) {
 	b.ReportMetric(float64(rounds)/float64(b.N), "rounds/rebalance")
 }
 
-// BenchmarkLoad replays a history of one million commits to ten thousand partitions, a third of them in transactions.
+// BenchmarkLoad replays a history of one million commits to ten thousand partitions, a third of them in transactions; and
+// a third of a million, each in a batch of its own.
 func BenchmarkLoad(b *testing.B) {
 	h := &history{rounds: 3334}
-	log := newMemLog()
-	for n := range h.rounds {
-		for run := h.round(nil, n); len(run) > 0; {
-			head, err := batch.ParseHeader(run)
-			if err != nil {
-				b.Fatal(err)
-			}
-			log.Append(0, 1, run[:head.Size():head.Size()], func(int64, error) {})
-			run = run[head.Size():]
+	b.Run("batch=100", func(b *testing.B) {
+		log := newMemLog()
+		for n := range h.rounds {
+			batches(b, h.round(nil, n), func(run []byte) { log.Append(0, 1, run, func(int64, error) {}) })
 		}
+		load(b, log, inBatch)
+	})
+	b.Run("batch=1", func(b *testing.B) {
+		log := newMemLog()
+		for n := range h.rounds {
+			batches(b, h.round(nil, n), func(run []byte) {
+				if head, _ := batch.ParseHeader(run); head.Transactional() || head.BaseOffset%inRound != 0 {
+					return
+				}
+				for rec, err := range batch.Records(run, 1<<20) {
+					if err != nil {
+						b.Fatal(err)
+					}
+					one := batch.NewBuilder()
+					one.Add(1, rec.Key, rec.Value)
+					p, err := one.Build()
+					if err != nil {
+						b.Fatal(err)
+					}
+					log.Append(0, 1, p, func(int64, error) {})
+				}
+			})
+		}
+		load(b, log, 0)
+	})
+}
+
+// batches hands out the batches of a run one by one.
+func batches(b *testing.B, run []byte, f func([]byte)) {
+	for len(run) > 0 {
+		head, err := batch.ParseHeader(run)
+		if err != nil {
+			b.Fatal(err)
+		}
+		f(run[:head.Size():head.Size()])
+		run = run[head.Size():]
 	}
+}
+
+func load(b *testing.B, log *memLog, pending int) {
 	b.ReportAllocs()
 	for b.Loop() {
 		c := New(Options{Log: log}, 1)
 		c.Elected(0, 1)
 		until(b, func() bool { return c.Ready(0) })
-		if st := c.Stats(); st.Offsets != parts || st.Pending != inBatch {
+		if st := c.Stats(); st.Offsets != parts || st.Pending != pending {
 			b.Fatal(st)
 		}
 		c.Close()
 	}
-	b.ReportMetric(float64(h.rounds*inRound)*float64(b.N)/b.Elapsed().Seconds(), "records/s")
+	b.ReportMetric(float64(log.ends[0])*float64(b.N)/b.Elapsed().Seconds(), "records/s")
 }

@@ -437,6 +437,7 @@ func TestLoading(t *testing.T) {
 		_, code := fetch(c, "g", 0, false)
 		expect(t, "fetch", code, protocol.CodeCoordinatorLoadInProgress)
 		expect(t, "ready", c.Ready(0), false)
+		expect(t, "loading", c.Stats().Load, Load{Shards: 1, Loading: 1})
 		time.Sleep(time.Minute)
 		if n := failures.Load(); n < 5 || n > 20 {
 			t.Fatal(n, "tries in a minute")
@@ -447,6 +448,7 @@ func TestLoading(t *testing.T) {
 		time.Sleep(15 * time.Second)
 		expect(t, "ready", c.Ready(0), true)
 		expect(t, "bad records", bad.Load(), 2)
+		expect(t, "loaded", c.Stats().Load, Load{Shards: 1})
 		expect(t, "commit", commit(c, "g", "", -1, 0, 1), 0)
 	})
 }
@@ -544,7 +546,10 @@ func TestBounds(t *testing.T) {
 			go commit(c, "g0", "", -1, 0, 3)
 			synctest.Wait()
 		}
+		expect(t, "queued", c.Stats().Queued, 5)
+		expect(t, "being appended", c.Stats().Writing, 1)
 		expect(t, "one too many", commit(c, "g0", "", -1, 0, 3), protocol.CodeCoordinatorNotAvailable)
+		expect(t, "refused", refused.Load(), 3)
 		log.release()
 		synctest.Wait()
 		off, _ := fetch(c, "g0", 0, false)

@@ -239,7 +239,7 @@ func lookInto[T any, M machine[C, R], C, R any](ctx context.Context, c *host[M, 
 // Load is what the shards of a coordinator are at.
 type Load struct {
 	Shards, Loading int
-	Queued, Writing int // commands waiting to be handled, and waiting for their append
+	Queued, Writing int // commands waiting to be handled, which is what is bounded, and waiting for their append
 }
 
 // tallies adds up what shards are at, and hands out what they hold, as of the last command of each.
@@ -252,7 +252,7 @@ func (c *host[M, C, R]) tallies(each func(tally)) (l Load) {
 		if !s.active {
 			l.Loading++
 		}
-		l.Queued += len(s.queue)
+		l.Queued += len(s.queue) + s.held
 		l.Writing += s.writing
 		if s.tally != nil {
 			each(s.tally)

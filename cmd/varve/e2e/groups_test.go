@@ -16,7 +16,9 @@ import (
 	"github.com/IBM/sarama"
 	"github.com/segmentio/kafka-go"
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/varve/varve/cmd/varve/servertest"
 )
@@ -268,4 +270,83 @@ func TestGroups(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// TestManyCommits has many offsets committed, ten a request, and the broker started anew: it reads them all, and says how
+// long that took. VARVE_LONG=1: a million, before any compaction.
+func TestManyCommits(t *testing.T) {
+	each := int64(20) // requests of a group
+	if long {
+		each = 1000
+	}
+	const groups, parts, inRequest = 100, 100, 10
+	b := servertest.Start(t, servertest.Options{Settings: map[string]string{"offsets.topic.num.partitions": "1", "remote.flush.interval.ms": "3600000"}})
+	b.CreateTopic("t", parts)
+	ctx := patience(t)
+	details, err := kadm.NewClient(newKgo(t, b.Addr())).ListTopics(ctx, "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := details["t"].ID
+	commit := func(cl *kgo.Client, group string, i int64) error { // the request number i of a group
+		req := kmsg.NewPtrOffsetCommitRequest()
+		req.Group = group
+		req.Topics = []kmsg.OffsetCommitRequestTopic{{TopicID: id}}
+		for k := range int64(inRequest) {
+			p := kmsg.NewOffsetCommitRequestTopicPartition()
+			p.Partition, p.Offset = int32((i*inRequest+k)%parts), i
+			req.Topics[0].Partitions = append(req.Topics[0].Partitions, p)
+		}
+		resp, err := req.RequestWith(ctx, cl)
+		if err != nil {
+			return err
+		}
+		for _, p := range resp.Topics[0].Partitions {
+			if err := kerr.ErrorForCode(p.ErrorCode); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	began := time.Now()
+	var wg sync.WaitGroup
+	for g := range groups {
+		wg.Go(func() {
+			cl := newKgo(t, b.Addr()) // of its own: a connection's commits come one after the other
+			for i := range each {
+				if err := commit(cl, fmt.Sprint("g", g), i); err != nil {
+					t.Errorf("group %d, request %d: %v", g, i, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	took := time.Since(began)
+	if t.Failed() {
+		return
+	}
+	if err := b.Restart(func() {}); err != nil {
+		t.Fatal(err)
+	}
+	adm := kadm.NewClient(newKgo(t, b.Addr()))
+	for g := range groups {
+		got, err := adm.FetchOffsets(ctx, fmt.Sprint("g", g))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for p := range int64(parts) {
+			last := each - parts/inRequest + p/inRequest
+			if o, ok := got.Lookup("t", int32(p)); !ok || o.At != last {
+				t.Fatalf("group %d, partition %d: %d, want %d", g, p, o.At, last)
+			}
+		}
+	}
+	m := metrics(t, b)
+	loaded, secs := m[`varve_coordinator_partition_load_seconds_count{coordinator="group"}`], m[`varve_coordinator_partition_load_seconds_sum{coordinator="group"}`]
+	if loaded != 1 || secs <= 0 || m[`varve_coordinator_partitions{coordinator="group",state="active"}`] != 1 {
+		t.Errorf("the partition was loaded %v times, in %v s", loaded, secs)
+	}
+	n := each * groups * inRequest
+	t.Logf("%d offsets committed in %s, loaded in %.3f s (%.0f a second)", n, took.Round(time.Millisecond), secs, float64(n)/secs)
 }

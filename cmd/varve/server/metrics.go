@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/varve/varve/broker"
+	"github.com/varve/varve/broker/coordinator"
 	"github.com/varve/varve/broker/protocol"
 	"github.com/varve/varve/tiering"
 	"github.com/varve/varve/tiering/objstore"
@@ -43,6 +44,7 @@ type metrics struct {
 	corruptCopies prometheus.Counter
 	txnsEnded     *prometheus.CounterVec
 	rebalances    *prometheus.CounterVec
+	coordinators  *coordinatorMetrics
 
 	store storeMetrics
 	tier  tiering.Events
@@ -118,6 +120,7 @@ func newMetrics() *metrics {
 	}
 
 	m.store, m.tier = newStoreMetrics(m.reg), tierEvents(m.reg)
+	m.coordinators = newCoordinatorMetrics(m.reg)
 	m.gauge("varve_buffers_bytes", "Bytes of pooled buffers held by requests, caches and responses.", func() float64 { return float64(slab.InUse()) })
 	return m
 }
@@ -145,7 +148,7 @@ func (m *metrics) brokerEvents() *broker.Events {
 	for _, v := range protocol.Supported() {
 		apis[v.Key], names[v.Key] = new(perAPI), v.Name
 	}
-	return &broker.Events{
+	e := &broker.Events{
 		Connections:       func(n int) { m.connections.Set(float64(n)) },
 		ConnectionRefused: m.refusedConns.Inc,
 		Response: func(key int16, bytes int, took time.Duration) {
@@ -176,6 +179,8 @@ func (m *metrics) brokerEvents() *broker.Events {
 		LeaderStarted:        m.leaders.Inc,
 		LeaderStopped:        m.leaders.Dec,
 	}
+	m.coordinators.listen(e)
+	return e
 }
 
 func (m storeMetrics) events() objstore.Events {
@@ -275,6 +280,10 @@ func (m *metrics) watch(s *Server) {
 	m.gauge("varve_group_members", "Members of the groups coordinated here.", func() float64 { return float64(s.broker.GroupStats().Members) })
 	m.gauge("varve_group_committed_offsets", "Offsets that groups coordinated here have committed.", func() float64 { return float64(s.broker.GroupStats().Offsets) })
 	m.reg.MustRegister(newGroupMetrics(s.broker.GroupStats, s.broker.GroupLags))
+	m.coordinators.load = func() (groups, txns coordinator.Load) {
+		return s.broker.GroupStats().Load, s.broker.TransactionStats().Load
+	}
+	m.reg.MustRegister(m.coordinators)
 	m.gauge("varve_open_transactions", "Transactions coordinated here that are not complete: ongoing, or with markers that are not written yet.", func() float64 {
 		ids := s.broker.TransactionStats().IDs
 		return float64(ids["Ongoing"] + ids["PrepareCommit"] + ids["PrepareAbort"])
