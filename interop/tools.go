@@ -84,7 +84,7 @@ func (h *harness) refuse(ctx context.Context, want, name string, args ...string)
 // tools runs the chains beside each other; what is in a chain goes in order.
 func (h *harness) tools(ctx context.Context) {
 	var wg sync.WaitGroup
-	for _, chain := range []func(context.Context){h.toolsTopics, h.toolsConfigs, h.toolsRecords, h.toolsGroups, h.toolsMembers, h.toolsTransactions, h.toolsLoad} {
+	for _, chain := range []func(context.Context){h.toolsTopics, h.toolsConfigs, h.toolsRecords, h.toolsGroups, h.toolsMembers, h.toolsTransactions, h.toolsState, h.toolsCopier, h.toolsLoad} {
 		wg.Go(func() { chain(ctx) })
 	}
 	wg.Wait()

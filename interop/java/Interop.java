@@ -507,6 +507,8 @@ public class Interop {
                 }
             });
             consumerProtocol(a);
+            for (boolean cooperative : new boolean[] {false, true})
+                check("a group moves between protocols while it reads / " + (cooperative ? "cooperative" : "eager"), () -> moves(a, cooperative));
             transactions(a);
         }
     }
@@ -597,6 +599,32 @@ public class Interop {
                 }
             }
         });
+        check("group.protocol=consumer: an admin removes members", () -> {
+            String group = "java-848-rm";
+            create(a, group, 3);
+            // Who was removed is told so by its next heartbeat, loses what it had, and joins again.
+            Set<Object> lost = ConcurrentHashMap.newKeySet();
+            try (var x = next(group, "group.instance.id", "x"); var y = next(group)) {
+                for (var c : List.of(x, y))
+                    c.subscribe(List.of(group), new ConsumerRebalanceListener() {
+                        public void onPartitionsAssigned(Collection<TopicPartition> ps) { }
+                        public void onPartitionsRevoked(Collection<TopicPartition> ps) { }
+                        public void onPartitionsLost(Collection<TopicPartition> ps) { lost.add(c); }
+                    });
+                Callable<Boolean> shared = () -> { x.poll(moment); y.poll(moment); return x.assignment().size() + y.assignment().size() == 3 && !x.assignment().isEmpty() && !y.assignment().isEmpty(); };
+                await("all partitions", shared);
+                a.removeMembersFromConsumerGroup(group, new RemoveMembersFromConsumerGroupOptions(List.of(new MemberToRemove("x")))).all().get();
+                await("x to hear of it", () -> { shared.call(); return !lost.isEmpty(); });
+                same("who was removed", Set.of(x), lost);
+                await("all partitions again", shared);
+                lost.clear();
+                a.removeMembersFromConsumerGroup(group, new RemoveMembersFromConsumerGroupOptions()).all().get();
+                await("both to hear of it", () -> { shared.call(); return lost.size() == 2; });
+                await("all partitions again", shared);
+                var nobody = new MemberToRemove("nobody");
+                expect(UnknownMemberIdException.class, () -> a.removeMembersFromConsumerGroup(group, new RemoveMembersFromConsumerGroupOptions(List.of(nobody))).memberResult(nobody).get());
+            }
+        });
         check("settings of a group", () -> {
             var g = new ConfigResource(ConfigResource.Type.GROUP, "java-848-conf");
             java.util.function.Function<String, Collection<AlterConfigOp>> set =
@@ -607,6 +635,127 @@ public class Interop {
             expect(InvalidConfigurationException.class, () -> a.incrementalAlterConfigs(Map.of(g, set.apply("1"))).all().get());
             same("listed", true, a.listConfigResources(Set.of(ConfigResource.Type.GROUP), new ListConfigResourcesOptions()).all().get().contains(g));
         });
+    }
+
+    /** A consumer in a thread of its own, that commits what it has read before it reads on. */
+    static class Reader extends Thread {
+        final String topic, protocol;
+        final Properties props;
+        final Set<String> seen;
+        volatile Set<TopicPartition> has = Set.of();
+        volatile boolean stop;
+        volatile Exception died;
+        Reader(String topic, String protocol, String instance, boolean cooperative, Set<String> seen) {
+            this.topic = topic;
+            this.protocol = protocol;
+            this.seen = seen;
+            props = props("group.id", topic, "group.protocol", protocol, "auto.offset.reset", "earliest", "enable.auto.commit", "false");
+            if (instance != null) props.put("group.instance.id", instance);
+            if (protocol.equals("classic")) {
+                props.put("session.timeout.ms", "10000");
+                props.put("heartbeat.interval.ms", "300");
+                props.put("partition.assignment.strategy", (cooperative ? CooperativeStickyAssignor.class : RangeAssignor.class).getName());
+            }
+            start();
+        }
+        public void run() {
+            try (var c = new KafkaConsumer<>(props, new ByteArrayDeserializer(), new ByteArrayDeserializer())) {
+                c.subscribe(List.of(topic));
+                while (!stop) {
+                    for (var r : c.poll(Duration.ofMillis(100))) seen.add(r.partition() + "/" + r.offset());
+                    has = Set.copyOf(c.assignment());
+                    try {
+                        c.commitSync();
+                    } catch (CommitFailedException | RebalanceInProgressException e) { /* another reads them again */ }
+                }
+            } catch (Exception e) {
+                died = e;
+            }
+        }
+        void end() throws Exception {
+            stop = true;
+            join();
+        }
+    }
+
+    /** Consumers of the classic protocol are replaced one by one by those of the other, and those by classic ones, while records come. */
+    static void moves(Admin a, boolean cooperative) throws Exception {
+        String topic = "java-moves-" + (cooperative ? "cooperative" : "eager");
+        create(a, topic, 6);
+        Set<String> seen = ConcurrentHashMap.newKeySet();
+        Set<Reader> all = new LinkedHashSet<>();
+        class Steps {
+            Reader comes(String protocol, String instance) throws Exception {
+                Reader r = new Reader(topic, protocol, instance, cooperative, seen);
+                all.add(r);
+                return r;
+            }
+            void goes(Reader r, boolean forGood) throws Exception {
+                r.end();
+                all.remove(r);
+                if (forGood && r.props.containsKey("group.instance.id")) // a static member leaves to come back
+                    a.removeMembersFromConsumerGroup(topic, new RemoveMembersFromConsumerGroupOptions(List.of(new MemberToRemove(r.props.getProperty("group.instance.id"))))).all().get();
+            }
+            void settle(String what, GroupType type) throws Exception {
+                await(what, () -> {
+                    Thread.sleep(50);
+                    Set<TopicPartition> had = new HashSet<>();
+                    int n = 0;
+                    for (Reader r : all) {
+                        if (r.died != null) throw r.died;
+                        if (r.has.isEmpty()) return false;
+                        n += r.has.size();
+                        had.addAll(r.has);
+                    }
+                    return n == 6 && had.size() == 6;
+                });
+                same("type with " + what, type, described(a, topic).type());
+            }
+        }
+        Steps s = new Steps();
+        List<Future<RecordMetadata>> sent = Collections.synchronizedList(new ArrayList<>());
+        var over = new java.util.concurrent.atomic.AtomicBoolean();
+        Thread load = new Thread(() -> {
+            try (var p = producer()) {
+                for (int i = 0; !over.get(); i++) {
+                    sent.add(p.send(new ProducerRecord<>(topic, i % 6, null, b("v" + i))));
+                    Thread.sleep(2);
+                }
+            } catch (InterruptedException e) { throw new RuntimeException(e); }
+        });
+        load.start();
+        try {
+            Reader x = s.comes("classic", null), y = s.comes("classic", "static");
+            s.settle("two of the classic protocol", GroupType.CLASSIC);
+            Reader p = s.comes("consumer", null);
+            s.settle("two and one", GroupType.CONSUMER);
+            s.goes(y, false);
+            Reader q = s.comes("consumer", "static");
+            s.settle("one and two", GroupType.CONSUMER);
+            s.goes(x, true);
+            s.settle("two of the consumer protocol", GroupType.CONSUMER);
+            x = s.comes("classic", null);
+            s.settle("one that comes back", GroupType.CONSUMER);
+            s.goes(p, true);
+            y = s.comes("classic", null);
+            s.settle("two that come back", GroupType.CONSUMER);
+            s.goes(q, true);
+            s.settle("two of the classic protocol again", GroupType.CLASSIC);
+        } finally {
+            over.set(true);
+            load.join();
+            try {
+                for (var f : sent) {
+                    var m = f.get();
+                    String record = m.partition() + "/" + m.offset();
+                    await("record " + record, () -> { if (!seen.contains(record)) Thread.sleep(20); return seen.contains(record); });
+                }
+            } finally {
+                for (Reader r : all) r.end();
+            }
+        }
+        for (var e : a.listConsumerGroupOffsets(topic).partitionsToOffsetAndMetadata().get().entrySet())
+            same("committed offset of " + e.getKey(), end(a, e.getKey(), IsolationLevel.READ_UNCOMMITTED), e.getValue().offset());
     }
 
     static KafkaProducer<byte[], byte[]> transactional(String id, Object... kv) {
