@@ -275,6 +275,13 @@ func (l *ledger) acked(offset int64, n uint64) {
 	l.at[offset] = n
 }
 
+func (l *ledger) numberAt(offset int64) (n uint64, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n, ok = l.at[offset]
+	return n, ok
+}
+
 func (l *ledger) len() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"sort"
+	"strings"
 	"sync"
 	"time"
 
@@ -24,6 +27,7 @@ type fault struct {
 	name  string
 	alone bool // it begins when no other lasts and all replicas are in sync, and lasts until they are again
 	net   bool // of the network
+	disk  bool // of the disk
 	// pick says which processes it happens to; false: not now.
 	pick func(*nemesis, context.Context) ([]string, bool)
 	// do does it to them, has it last, and heals it.
@@ -50,6 +54,12 @@ var faults = []fault{
 	{name: "s3-kill", pick: bucket, do: killed},
 	{name: "move", pick: nobody, do: moved},
 	{name: "elect", pick: nobody, do: elected},
+	{name: "drain", pick: anyReplica, do: drained},
+	{name: "grow", pick: nobody, do: grown},
+	{name: "power-loss", alone: true, disk: true, pick: allBrokers, do: powerLost},
+	{name: "power-loss-one", disk: true, pick: anyBroker, do: powerLost},
+	{name: "disk-gone", disk: true, pick: anyBroker, do: diskGone},
+	{name: "disk-full", disk: true, pick: anyBroker, do: diskFilled},
 	{name: "cut", net: true, pick: anyBroker, do: unlinked},
 	{name: "flap", net: true, pick: anyBroker, do: flapped},
 	{name: "cut-leader", net: true, pick: leaderBroker, do: unlinked},
@@ -58,17 +68,20 @@ var faults = []fault{
 	{name: "cut-etcd", net: true, pick: anyBroker, do: cut(true, true, members)},
 	{name: "cut-pair", net: true, pick: twoBrokers, do: cut(true, true, second)},
 	{name: "one-way", net: true, pick: twoBrokers, do: cut(true, false, second)},
+	{name: "slow-link", net: true, pick: anyBroker, do: slowed},
 	{name: "deaf", net: true, pick: anyBroker, do: cut(false, true, otherBrokers)},
 }
 
 // nemesis has the faults happen.
 type nemesis struct {
-	c    *cluster.Cluster
-	net  *network // nil: there is none
-	adm  *kadm.Client
-	rnd  *rand.Rand
-	note func(string, ...any)
-	list []fault
+	c     *cluster.Cluster
+	net   *network // nil: there is none
+	disks *disks   // nil: there are none
+	varve string   // the command
+	adm   *kadm.Client
+	rnd   *rand.Rand
+	note  func(string, ...any)
+	list  []fault
 
 	mu   sync.Mutex
 	busy map[string]bool // processes that something happens to
@@ -192,6 +205,11 @@ func (n *nemesis) fallen() error {
 
 func anyBroker(n *nemesis, _ context.Context) ([]string, bool) {
 	return []string{n.c.Brokers[n.rnd.IntN(len(n.c.Brokers))].Name}, true
+}
+
+// anyReplica is a broker that is not the spare one.
+func anyReplica(n *nemesis, _ context.Context) ([]string, bool) {
+	return []string{n.c.Brokers[n.rnd.IntN(brokers)].Name}, true
 }
 
 func allBrokers(n *nemesis, _ context.Context) (names []string, ok bool) {
@@ -341,7 +359,11 @@ func wiped(n *nemesis, ctx context.Context, names []string, d time.Duration) err
 	if err := s.Kill(); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(s.Dir); err != nil {
+	old, err := filepath.Glob(filepath.Join(s.Dir, "*")) // the directory itself may be a disk's
+	for _, path := range old {
+		err = errors.Join(err, os.RemoveAll(path))
+	}
+	if err != nil {
 		return err
 	}
 	wait(ctx, d)
@@ -411,6 +433,65 @@ func elected(n *nemesis, ctx context.Context, _ []string, _ time.Duration) error
 		n.note("leaders are not elected: %v", err)
 	}
 	return nil
+}
+
+// drained has a broker lead nothing for a while.
+func drained(n *nemesis, ctx context.Context, names []string, d time.Duration) error {
+	id := strings.TrimPrefix(names[0], "broker-")
+	if err := n.command(ctx, "broker", "drain", id, "--leaders-only"); err != nil {
+		return err
+	}
+	wait(ctx, d)
+	return n.command(ctx, "broker", "undrain", id)
+}
+
+// grown gives a third of the partitions a replica on the spare broker, in place of one that they have, and then empties
+// it again.
+func grown(n *nemesis, ctx context.Context, _ []string, d time.Duration) error {
+	if err := n.command(ctx, "broker", "undrain", fmt.Sprint(spare)); err != nil {
+		return err
+	}
+	topics, err := n.topics(ctx)
+	if err != nil {
+		return err
+	}
+	third := kadm.AlterPartitionAssignmentsReq{}
+	i := 0
+	for _, t := range topics.Sorted() {
+		for _, p := range t.Partitions.Sorted() {
+			if i++; i%3 == 0 && !slices.Contains(p.Replicas, spare) {
+				next := slices.Clone(p.Replicas)
+				next[(i+int(d))%len(next)] = spare
+				third.Assign(p.Topic, p.Partition, next)
+			}
+		}
+	}
+	n.assign(ctx, third)
+	wait(ctx, d)
+	return n.command(ctx, "broker", "drain", fmt.Sprint(spare))
+}
+
+// command runs a command of the command line, until it succeeds: it goes on where it was.
+func (n *nemesis) command(ctx context.Context, args ...string) error {
+	args = append(args, "--bootstrap-server", strings.Join(n.c.Bootstrap(), ","))
+	return child.Eventually(ctx, patience, func() error {
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		out, err := exec.CommandContext(ctx, n.varve, args...).CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("varve %s: %w: %s", strings.Join(args, " "), err, out)
+		}
+		return err
+	})
+}
+
+func slowed(n *nemesis, ctx context.Context, names []string, d time.Duration) error {
+	undo, err := n.net.slow(names[0])
+	if err != nil {
+		return err
+	}
+	wait(ctx, d)
+	return undo()
 }
 
 func unlinked(n *nemesis, ctx context.Context, names []string, d time.Duration) error {

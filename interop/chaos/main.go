@@ -1,7 +1,7 @@
 // Command chaos has faults happen to a cluster of processes under load, and then proves that clients were told and shown
-// nothing that the cluster promises not to do: three brokers with all replicas on each, three members of etcd and an S3
-// server, killed, stopped, cut off, emptied. What is checked is in package history; README.md of interop has the table
-// of faults.
+// nothing that the cluster promises not to do: three brokers with all replicas on each, a spare one, three members of etcd
+// and an S3 server, killed, stopped, cut off, emptied, without power. What is checked is in package history; README.md
+// has the table of faults.
 package main
 
 import (
@@ -30,7 +30,8 @@ import (
 )
 
 const (
-	brokers    = 3
+	brokers    = 3 // with replicas of all partitions
+	spare      = 4 // a broker that has none, but for what faults move to it
 	partitions = 4 // of each topic
 	// patience bounds everything that has to come about when the faults are over. What takes longer hangs.
 	patience = 3 * time.Minute
@@ -41,7 +42,6 @@ type options struct {
 	rounds  int
 	lasts   time.Duration
 	seed    uint64
-	faults  []fault
 	breaks  string
 	network *network
 }
@@ -83,21 +83,18 @@ func run(ctx context.Context, o options, names string) (code int, err error) {
 		return 2, err
 	}
 	if os.Getenv(insideNetwork) != "" {
-		o.network, err = newNetwork([]string{"broker-1", "broker-2", "broker-3", "etcd-1", "etcd-2", "etcd-3", "s3"})
+		o.network, err = newNetwork([]string{"broker-1", "broker-2", "broker-3", "broker-4", "etcd-1", "etcd-2", "etcd-3", "s3"})
 		if err != nil {
 			return 2, err
 		}
 		defer o.network.close()
-	}
-	if o.faults, err = choose(names, o.network != nil); err != nil {
-		return 2, err
 	}
 	dir, err := os.MkdirTemp("", "varve-chaos-")
 	if err != nil {
 		return 2, err
 	}
 	fmt.Printf("chaos: seed %d, in %s\n", o.seed, dir)
-	done, anomalies, err := o.run(ctx, dir)
+	done, anomalies, err := o.run(ctx, dir, names)
 	if err == nil && anomalies == 0 {
 		err = os.RemoveAll(dir)
 	}
@@ -111,7 +108,7 @@ func run(ctx context.Context, o options, names string) (code int, err error) {
 	return 0, nil
 }
 
-func choose(names string, net bool) (list []fault, err error) {
+func choose(names string, net, disk bool) (list []fault, err error) {
 	for _, name := range strings.FieldsFunc(names, func(r rune) bool { return r == ',' }) {
 		i := slices.IndexFunc(faults, func(f fault) bool { return f.name == name })
 		if i < 0 {
@@ -120,21 +117,24 @@ func choose(names string, net bool) (list []fault, err error) {
 		if faults[i].net && !net {
 			return nil, fmt.Errorf("fault %q wants network namespaces", name)
 		}
+		if faults[i].disk && !disk {
+			return nil, fmt.Errorf("fault %q wants disks of its own", name)
+		}
 		list = append(list, faults[i])
 	}
 	if names == "" {
-		list = slices.DeleteFunc(slices.Clone(faults), func(f fault) bool { return f.net && !net })
+		list = slices.DeleteFunc(slices.Clone(faults), func(f fault) bool { return f.net && !net || f.disk && !disk })
 	}
 	return list, nil
 }
 
-func (o *options) run(ctx context.Context, dir string) (done, anomalies int, err error) {
+func (o *options) run(ctx context.Context, dir, names string) (done, anomalies int, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return 0, 0, err
 	}
 	co := cluster.Options{
-		Dir: dir, FreePorts: true, Varve: []string{o.varve}, Servers: []string{self},
+		Dir: dir, FreePorts: true, Brokers: spare, Varve: []string{o.varve}, Servers: []string{self},
 		Set: []string{
 			"default.replication.factor=3", "min.insync.replicas=2",
 			"offsets.topic.replication.factor=3", "offsets.topic.num.partitions=4",
@@ -145,7 +145,10 @@ func (o *options) run(ctx context.Context, dir string) (done, anomalies int, err
 			"group.consumer.min.heartbeat.interval.ms=500", "group.consumer.heartbeat.interval.ms=500",
 			"group.initial.rebalance.delay.ms=0", "auto.create.topics.enable=false", "log.level=debug",
 		},
-		SetOf: func(id int32) []string { return []string{fmt.Sprintf("broker.rack=zone-%d", id)} },
+		SetOf: func(id int32) []string {
+			// What goes around the page cache is not lost with the power of such a disk, fsynced or not: one broker does so.
+			return []string{fmt.Sprintf("broker.rack=zone-%d", id), fmt.Sprintf("wal.direct.io=%v", id == 1)}
+		},
 	}
 	if o.network != nil {
 		co.Place = o.network.place
@@ -154,11 +157,22 @@ func (o *options) run(ctx context.Context, dir string) (done, anomalies int, err
 	if err != nil {
 		return 0, 0, err
 	}
+	n := &nemesis{c: c, net: o.network, varve: o.varve, rnd: rand.New(rand.NewPCG(o.seed, 1)), busy: map[string]bool{}}
+	if o.network != nil {
+		if n.disks, err = newDisks(c, dir); err != nil {
+			fmt.Printf("chaos: no disks of their own for the brokers here (%v), and none of their faults\n", err)
+		} else {
+			defer n.disks.close()
+		}
+	}
+	if n.list, err = choose(names, o.network != nil, n.disks != nil); err != nil {
+		return 0, 0, err
+	}
 	if _, err := c.Up(ctx); err != nil {
 		return 0, 0, err
 	}
 	defer func() {
-		for _, s := range slices.Concat(c.Etcd, []*cluster.Server{c.S3, c.Brokers[0].Server, c.Brokers[1].Server, c.Brokers[2].Server}) {
+		for _, s := range n.servers() {
 			if s.Running() {
 				s.Kill()
 			}
@@ -174,7 +188,10 @@ func (o *options) run(ctx context.Context, dir string) (done, anomalies int, err
 		return 0, 0, err
 	}
 	defer cl.Close()
-	n := &nemesis{c: c, net: o.network, adm: kadm.NewClient(cl), rnd: rand.New(rand.NewPCG(o.seed, 1)), note: note, list: o.faults, busy: map[string]bool{}}
+	n.adm, n.note = kadm.NewClient(cl), note
+	if err := n.command(ctx, "broker", "drain", fmt.Sprint(spare)); err != nil {
+		return 0, 0, err
+	}
 	for round := 1; round <= o.rounds && ctx.Err() == nil; round++ {
 		note("round %d", round)
 		l := newLedger()

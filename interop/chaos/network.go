@@ -31,7 +31,7 @@ type network struct {
 
 const insideNetwork = "CHAOS_NETWORK"
 
-// enterNetwork runs this program again in a network namespace of its own, and returns how it ended. It returns false
+// enterNetwork runs this program again in a network and a mount namespace of its own, and returns how it ended. It returns false
 // where there are no namespaces, with the reason.
 func enterNetwork() (code int, ok bool, why error) {
 	if os.Geteuid() != 0 {
@@ -52,7 +52,7 @@ func enterNetwork() (code int, ok bool, why error) {
 	cmd := exec.Command(self, os.Args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), insideNetwork+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGTERM}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGTERM}
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	if err := cmd.Start(); err != nil {
@@ -144,9 +144,12 @@ func (n *network) link(name, state string) error {
 	return ip(fmt.Sprintf("link set v%d %s", n.number[name], state))
 }
 
-func ip(args string) error {
-	if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
-		return fmt.Errorf("ip %s: %w: %s", args, err, strings.TrimSpace(string(out)))
-	}
-	return nil
+// slow lets a process receive no more than a trickle, until undo is called: what it is sent is delayed by up to half a
+// second, and dropped when that does not do.
+func (n *network) slow(name string) (undo func() error, err error) {
+	link := fmt.Sprintf("dev v%d root", n.number[name])
+	err = execute("tc qdisc add " + link + " tbf rate 2mbit burst 16kb latency 500ms")
+	return func() error { return execute("tc qdisc del " + link) }, err
 }
+
+func ip(args string) error { return execute("ip " + args) }
