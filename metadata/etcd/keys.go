@@ -37,6 +37,8 @@ const (
 	epochPart     = "epoch/"
 	manifestPart  = "manifest/"
 	claimPart     = "claim/"
+	scrubbingPart = "scrub/running"
+	scrubbedPart  = "scrub/last"
 	producerPart  = "producer-ids"
 	secretPart    = "secret"
 )
@@ -74,6 +76,9 @@ func (k keys) claim(id [16]byte, index int32) string {
 	return k.below(claimPart, id) + fmt.Sprintf("%07d", index)
 }
 func (k keys) claims() string               { return k.prefix + claimPart }
+func (k keys) claimsOf(id [16]byte) string  { return k.below(claimPart, id) }
+func (k keys) scrubbing() string            { return k.prefix + scrubbingPart }
+func (k keys) scrubbed() string             { return k.prefix + scrubbedPart }
 func (k keys) manifests(id [16]byte) string { return k.below(manifestPart, id) }
 func (k keys) allManifests() string         { return k.prefix + manifestPart }
 
@@ -206,6 +211,10 @@ func decode[T any](key string, b []byte) (T, error) {
 func version(v any) int {
 	switch v := v.(type) {
 	case clusterValue:
+		return v.V
+	case claimValue:
+		return v.V
+	case ScrubPass:
 		return v.V
 	case secretValue:
 		return v.V

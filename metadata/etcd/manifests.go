@@ -214,13 +214,14 @@ func (m *Manifests) Deleted(ctx context.Context) ([]image.Tombstone, error) {
 	return out, nil
 }
 
-// DropTombstone forgets a deleted topic: the tombstone and whatever heads are
-// left. The caller has deleted the topic's objects.
+// DropTombstone forgets a deleted topic: the tombstone and whatever heads and
+// claims are left. The caller has deleted the topic's objects.
 func (m *Manifests) DropTombstone(ctx context.Context, topicID [16]byte) error {
 	buried := m.s.keys.deleted(topicID)
 	_, err := m.s.txn(ctx,
 		[]clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(buried), ">", 0)},
-		[]clientv3.Op{clientv3.OpDelete(buried), clientv3.OpDelete(m.s.keys.manifests(topicID), clientv3.WithPrefix())}, nil)
+		[]clientv3.Op{clientv3.OpDelete(buried), clientv3.OpDelete(m.s.keys.manifests(topicID), clientv3.WithPrefix()),
+			clientv3.OpDelete(m.s.keys.claimsOf(topicID), clientv3.WithPrefix())}, nil)
 	if err != nil {
 		return fmt.Errorf("drop tombstone: %w", err)
 	}
