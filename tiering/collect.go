@@ -23,6 +23,7 @@ type condemned struct {
 	name  manifest.Name
 	rev   int64         // of the head that no longer names it; 0: never named
 	delay time.Duration // at least, from since on
+	bytes int64         // of it, or of the section that was let go; 0: not known
 	never bool          // its upload failed here: no commit was or will be told its name
 	since time.Time
 	dead  time.Time // first found dead, with sections of partitions led elsewhere
@@ -70,7 +71,7 @@ func (g *collector) propose(c condemned, again bool) bool {
 	if there && !again || !there && len(g.list) >= maxCondemned {
 		return false
 	}
-	c.rev, c.delay = max(c.rev, was.rev), max(c.delay, was.delay)
+	c.rev, c.delay, c.bytes = max(c.rev, was.rev), max(c.delay, was.delay), max(c.bytes, was.bytes)
 	g.list[key] = c
 	return !there
 }
@@ -361,6 +362,37 @@ func (t *Tier) published(c condemned) bool {
 	return mixed || c.rev == 0 || t.leader(partitionKey{c.name.TopicID, c.name.Partition}) != nil || time.Since(c.since) >= t.elsewhere(c)
 }
 
+// Retired is an object that is probably garbage, as one process knows it.
+type Retired struct {
+	Object    string
+	TopicID   [16]byte // of a mixed object: zero
+	Partition int32
+	Bytes     int64     // 0: not known
+	Since     time.Time // when it was let go, or found
+	Earliest  time.Time // when it may be deleted, if no head names it then
+}
+
+// Retired lists what waits to be deleted by this process. Objects of deleted topics are not on the list: they go with their topic.
+func (t *Tier) Retired() []Retired {
+	t.gc.mu.Lock()
+	defer t.gc.mu.Unlock()
+	out := make([]Retired, 0, len(t.gc.list))
+	for key, c := range t.gc.list {
+		r := Retired{Object: key, Bytes: c.bytes, Since: c.since, Earliest: c.since.Add(max(t.o.Grace, c.delay))}
+		if mixed := c.name.Kind == manifest.Mixed && !c.name.Page; !mixed {
+			r.TopicID, r.Partition = c.name.TopicID, c.name.Partition
+			if c.rev != 0 && t.o.Worker {
+				r.Earliest = c.since.Add(t.elsewhere(c)) // what is led elsewhere is published there
+			}
+		}
+		if c.again.After(r.Earliest) {
+			r.Earliest = c.again
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
 // elsewhere is how long an object waits that partitions led by other brokers may
 // have named: they publish on their own.
 func (t *Tier) elsewhere(c condemned) time.Duration {
@@ -611,7 +643,7 @@ func (t *Tier) sweep(ctx context.Context) error {
 						continue
 					}
 				}
-				if suspect && t.gc.propose(condemned{name: n}, false) {
+				if suspect && t.gc.propose(condemned{name: n, bytes: info.Size}, false) {
 					found++
 				}
 			}

@@ -487,7 +487,7 @@ func (t *Tier) retire(ctx context.Context, l *leader, old, next *view, gone []ma
 			return false, nil
 		}
 		objects, bytes = objects+1, bytes+e.Bytes
-		t.gc.condemn(condemned{name: e.Name(l.key.topic, l.key.index), rev: next.rev, delay: time.Duration(l.r.Policy().DeleteDelayMs) * time.Millisecond})
+		t.gc.condemn(condemned{name: e.Name(l.key.topic, l.key.index), rev: next.rev, delay: time.Duration(l.r.Policy().DeleteDelayMs) * time.Millisecond, bytes: e.Bytes})
 		return true, nil
 	})
 	if err != nil {

@@ -508,11 +508,34 @@ func (t *Tier) adopt(ctx context.Context) error {
 	return nil
 }
 
+// Owner reads whose bucket it is: the cluster's id, or "" if nobody has left a mark.
+func Owner(ctx context.Context, b objstore.Bucket) (string, error) {
+	size, err := b.Head(ctx, clusterKey)
+	if errors.Is(err, objstore.ErrNotExist) {
+		return "", nil
+	}
+	var have []byte
+	if err == nil {
+		have, err = objstore.ReadRange(ctx, b, clusterKey, 0, min(size, 1024))
+	}
+	if err != nil {
+		return "", fmt.Errorf("look whose bucket this is: %w", err)
+	}
+	id, begins := strings.CutPrefix(string(have), markPrefix)
+	id, ends := strings.CutSuffix(id, "\n")
+	if !begins || !ends || id == "" {
+		return "", fmt.Errorf("%w: its mark is %q", ErrForeign, have)
+	}
+	return id, nil
+}
+
+const markPrefix = "varve cluster 1\n"
+
 // mark compares the bucket's mark with our cluster, or leaves ours.
 func (t *Tier) mark(ctx context.Context) error {
-	want := "varve cluster 1\n" + t.o.ClusterID + "\n"
-	size, err := t.bucket.Head(ctx, clusterKey)
-	if errors.Is(err, objstore.ErrNotExist) {
+	id, err := Owner(ctx, t.bucket)
+	if err == nil && id == "" {
+		want := markPrefix + t.o.ClusterID + "\n"
 		err = t.bucket.Put(ctx, clusterKey, strings.NewReader(want), int64(len(want)), objstore.CRC32C([]byte(want)))
 		if err == nil {
 			return nil
@@ -520,17 +543,13 @@ func (t *Tier) mark(ctx context.Context) error {
 		if !errors.Is(err, objstore.ErrExists) {
 			return fmt.Errorf("mark the bucket: %w", err)
 		}
-		size, err = t.bucket.Head(ctx, clusterKey)
+		id, err = Owner(ctx, t.bucket)
 	}
 	if err != nil {
-		return fmt.Errorf("look whose bucket this is: %w", err)
+		return err
 	}
-	have, err := objstore.ReadRange(ctx, t.bucket, clusterKey, 0, min(size, 1024))
-	if err != nil {
-		return fmt.Errorf("look whose bucket this is: %w", err)
-	}
-	if string(have) != want {
-		return fmt.Errorf("%w: %q, we are %q", ErrForeign, have, t.o.ClusterID)
+	if id != t.o.ClusterID {
+		return fmt.Errorf("%w: of %q, we are %q", ErrForeign, id, t.o.ClusterID)
 	}
 	return nil
 }

@@ -326,7 +326,7 @@ func (w *Rewrite) Close() { w.b.body.release() }
 
 // Discard proposes an uploaded object as garbage: it will not be committed.
 func (t *Tier) Discard(topicID [16]byte, partition int32, e manifest.Entry) {
-	t.gc.condemn(condemned{name: e.Name(topicID, partition)})
+	t.gc.condemn(condemned{name: e.Name(topicID, partition), bytes: e.Bytes})
 }
 
 // Replacement is what a worker commits: New in the place of Old, both over the same offsets, and how far compaction has
@@ -454,7 +454,7 @@ func (t *Tier) replaced(key partitionKey, v *view, res *manifest.Result, r Repla
 	}
 	bytes := int64(0)
 	for _, e := range r.Old {
-		t.gc.condemn(condemned{name: e.Name(key.topic, key.index), rev: v.rev, delay: r.Delay})
+		t.gc.condemn(condemned{name: e.Name(key.topic, key.index), rev: v.rev, delay: r.Delay, bytes: e.Bytes})
 		bytes += e.Bytes
 	}
 	t.ev.Committed(len(r.New))

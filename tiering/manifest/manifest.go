@@ -152,13 +152,14 @@ func (h *Head) RemoteEnd() int64 {
 
 // RemoteStart is the first offset that can be read from the bucket; with nothing
 // to read, the remote end.
-func (h *Head) RemoteStart() int64 { return min(max(h.LogStart, h.base()), h.RemoteEnd()) }
+func (h *Head) RemoteStart() int64 { return min(max(h.LogStart, h.Base()), h.RemoteEnd()) }
 
 // NextBase is where the next object must begin: no offset below it can enter the
 // manifest any more.
 func (h *Head) NextBase() int64 { return max(h.RemoteEnd(), h.LogStart) }
 
-func (h *Head) base() int64 {
+// Base is where the oldest entry begins, dead or not; 0 if there is none.
+func (h *Head) Base() int64 {
 	switch {
 	case h.Index != nil:
 		return h.Index.Base
