@@ -67,6 +67,11 @@ type Options struct {
 	Recheck        time.Duration // how long a partition whose head has not moved is left alone; 5 minutes
 	Limits         picker.Limits
 
+	Scrubs        Scrubs        // nil: there is no scrubbing
+	ScrubInterval time.Duration // from the end of a pass to the beginning of the next; 0: there is none
+	ScrubData     bool          // read every block, not only the footers
+	OrphanAge     time.Duration // an object that nobody names for so long is a finding; 24 hours
+
 	Now    func() time.Time
 	Logger *slog.Logger
 	Events Events
@@ -78,6 +83,10 @@ type Events struct {
 	Failed func(topic string, partition int32, _ error) // one did not, and will be tried again
 	Lost   func()                                       // the lease, and all claims with it
 	Round  func(Round)                                  // all partitions were looked at
+
+	Scrubbed    func(Pass)            // what the last pass came to, whoever made it; told again and again
+	ScrubFound  func(tiering.Finding) // by a pass that goes on
+	ScrubFailed func(error)           // a pass could not be made, and will be tried again
 }
 
 // Done is a job that was carried out, as a whole or to where the claim or the topic ended.
@@ -122,6 +131,18 @@ func (o *Options) defaults() error {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	if o.OrphanAge <= 0 {
+		o.OrphanAge = 24 * time.Hour
+	}
+	if o.Events.Scrubbed == nil {
+		o.Events.Scrubbed = func(Pass) {}
+	}
+	if o.Events.ScrubFound == nil {
+		o.Events.ScrubFound = func(tiering.Finding) {}
+	}
+	if o.Events.ScrubFailed == nil {
+		o.Events.ScrubFailed = func(error) {}
+	}
 	if o.Events.Done == nil {
 		o.Events.Done = func(Done) {}
 	}
@@ -154,6 +175,8 @@ type Worker struct {
 	known    map[partitionKey]known
 	horizons map[manifest.Suffix]horizon // of rewritten objects; their footers say so
 	err      error                       // why the last look at all partitions failed
+
+	unnamed map[manifest.Suffix]time.Time // objects that nobody named, since which pass; owned by the scrub
 }
 
 // known is what is remembered of a partition between two looks.
@@ -241,6 +264,12 @@ func (w *Worker) session(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}()
+	if w.o.Scrubs != nil && w.o.ScrubInterval > 0 {
+		var wg sync.WaitGroup
+		wg.Go(func() { w.scrubLoop(ctx, lease) })
+		defer wg.Wait()
+		defer cancel()
+	}
 	for ctx.Err() == nil {
 		jobs, err := w.Round(ctx, lease)
 		if ctx.Err() != nil {

@@ -22,6 +22,7 @@ type Cleaner struct {
 	JobBytes       int64
 	SessionTimeout time.Duration
 	ScrubInterval  time.Duration
+	ScrubData      bool
 }
 
 // BrokerConfig is a broker's configuration, typed. Where a field is 0 and the setting's meaning of 0 is
@@ -122,6 +123,7 @@ type BrokerConfig struct {
 	RemoteFlushInterval          time.Duration
 	RemoteObjectBytes            int64
 	RemoteDeleteGrace            time.Duration
+	RemoteSweepInterval          time.Duration
 	RemoteRequestTimeout         time.Duration
 	RemoteCacheMemoryBytes       int64 // 0: derived
 	RemoteCacheDiskBytes         int64 // 0: none
@@ -330,7 +332,7 @@ func (b *builder) fill(m Machine) *BrokerConfig {
 		WALQueueBytes: b.num("wal.queue.bytes"), WALCacheBytes: b.num("wal.cache.bytes"), WALDirectIO: b.bool("wal.direct.io"),
 
 		RemoteStorageURL: b.text("remote.storage.url"), RemoteFlushInterval: b.ms("remote.flush.interval.ms"), RemoteObjectBytes: b.num("remote.object.bytes"),
-		RemoteDeleteGrace: b.ms("remote.delete.grace.ms"), RemoteRequestTimeout: b.ms("remote.request.timeout.ms"),
+		RemoteDeleteGrace: b.ms("remote.delete.grace.ms"), RemoteSweepInterval: b.ms("remote.sweep.interval.ms"), RemoteRequestTimeout: b.ms("remote.request.timeout.ms"),
 		RemoteCacheMemoryBytes: b.num("remote.cache.memory.bytes"), RemoteCacheDiskBytes: b.num("remote.cache.disk.bytes"), RemoteCacheDir: b.text("remote.cache.dir"),
 		RemoteUploads: b.int("remote.log.manager.copier.thread.pool.size"), RemoteReads: b.int("remote.log.reader.threads"),
 		RemoteMaxPendingReads:       b.int("remote.log.reader.max.pending.tasks"),
@@ -348,6 +350,7 @@ func (b *builder) fill(m Machine) *BrokerConfig {
 			LoadFactor: b.double("log.cleaner.io.buffer.load.factor"), BytesPerSecond: b.double("log.cleaner.io.max.bytes.per.second"),
 			Backoff: b.ms("log.cleaner.backoff.ms"), SpoolDir: b.text("log.cleaner.spool.dir"), ObjectBytes: b.num("log.cleaner.object.bytes"),
 			JobBytes: b.num("log.cleaner.job.max.bytes"), SessionTimeout: b.ms("log.cleaner.session.timeout.ms"), ScrubInterval: b.ms("log.cleaner.scrub.interval.ms"),
+			ScrubData: b.bool("log.cleaner.scrub.data"),
 		},
 	}
 	c.GroupConsumer, c.GroupConsumerMin, c.GroupConsumerMax = consumerGroups(b.num)

@@ -21,6 +21,7 @@ func ownDefs() []*Def {
 		integer("remote.flush.interval.ms", "60000", "After how long what is acknowledged is sealed and uploaded, at most, whatever segment.ms says.", 100, anyHigh),
 		long("remote.object.bytes", "67108864", "How large an object becomes before it is uploaded without waiting for the flush interval.", 1<<20, anyHigh),
 		long("remote.delete.grace.ms", "3600000", "How long an object that nothing names any more is kept, so that every reader is done with it.", 1000, anyHigh),
+		long("remote.sweep.interval.ms", "3600000", "How often the bucket is listed for objects that nothing names and nobody has let go of, as a process that was killed leaves them.", 1000, anyHigh),
 		long("remote.cache.memory.bytes", "0", "Memory for chunks and footers read from object storage; 0: a share of memory.max.bytes.", 0, anyHigh),
 		long("remote.cache.disk.bytes", "0", "Disk for chunks read from object storage; 0: none.", 0, anyHigh),
 		text("remote.cache.dir", null, "The directory of that cache; without it, one beside the log."),
@@ -73,6 +74,7 @@ func ownDefs() []*Def {
 		long("log.cleaner.job.max.bytes", "4294967296", "How much the compaction worker reads and writes for one partition before it looks again what is most worth doing.", 64<<20, anyHigh),
 		integer("log.cleaner.session.timeout.ms", "15000", "After how long without a sign of life a compaction worker's partitions are given to others.", 2000, anyHigh),
 		long("log.cleaner.scrub.interval.ms", "86400000", "How often every object that is named is looked for, and what is wrong is told; 0: never.", 0, anyHigh),
+		boolean("log.cleaner.scrub.data", "false", "Whether every byte is read and compared with its checksum then, not only what says which bytes there are."),
 
 		text("admin.listener", "127.0.0.1:9644", "Where metrics and health are served, as host:port; empty: nowhere.", checked("host:port", func(v string) error {
 			if v == "" {

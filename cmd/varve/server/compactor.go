@@ -72,6 +72,7 @@ func newCompactor(c *config.BrokerConfig, store *etcd.Store, node *metadata.Node
 		},
 		Threads: c.Cleaner.Threads, TableBytes: c.Cleaner.DedupeBytes, LoadFactor: c.Cleaner.LoadFactor, BytesPerSecond: c.Cleaner.BytesPerSecond,
 		Backoff: c.Cleaner.Backoff, Limits: picker.Limits{Bytes: c.Cleaner.JobBytes, Target: c.Cleaner.ObjectBytes},
+		Scrubs: scrubs{store}, ScrubInterval: c.Cleaner.ScrubInterval, ScrubData: c.Cleaner.ScrubData,
 		Logger: log.With("part", "compaction"), Events: m.events(),
 	})
 	if err != nil {
@@ -84,6 +85,14 @@ func newCompactor(c *config.BrokerConfig, store *etcd.Store, node *metadata.Node
 func (k *compactor) run(ctx context.Context) { k.worker.Run(ctx) }
 
 func (k *compactor) close() error { return k.tier.Close() }
+
+// parts is what the worker has of tiering; nil if there is none.
+func (k *compactor) parts() *tiering.Tier {
+	if k == nil {
+		return nil
+	}
+	return k.tier
+}
 
 // topic says what the worker has to know of a topic.
 func (k *compactor) topic(id [16]byte) (compaction.Topic, bool) {
@@ -129,6 +138,11 @@ type compactionMetrics struct {
 	seconds                                           *prometheus.CounterVec
 	lost                                              prometheus.Counter
 	pending, failing, dirty, partitions, lastRound    prometheus.Gauge
+
+	scrubFound                                               *prometheus.CounterVec
+	scrubFindings                                            *prometheus.GaugeVec
+	scrubFailed                                              prometheus.Counter
+	scrubEnded, scrubSeconds, scrubbedObjects, scrubbedBytes prometheus.Gauge
 }
 
 func newCompactionMetrics(reg *prometheus.Registry) *compactionMetrics {
@@ -163,6 +177,19 @@ func newCompactionMetrics(reg *prometheus.Registry) *compactionMetrics {
 	}
 	m.failed = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "varve_compaction_failures_total", Help: "Jobs, and looks at a partition, that failed and are tried again, by topic."}, []string{"topic"})
 	reg.MustRegister(m.lost, m.failed)
+	m.scrubFound = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "varve_scrub_found_total", Help: "Findings of this worker's scrubs, as they are made, by fault: manifest, coverage, missing, corrupt, orphan. " +
+		"The log says which objects and what to do."}, []string{"fault"})
+	m.scrubFindings = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "varve_scrub_findings", Help: "Findings of the last scrub that was completed, whichever worker made it, by fault. Anything but 0 is for somebody to look at."}, []string{"fault"})
+	m.scrubFailed = prometheus.NewCounter(prometheus.CounterOpts{Name: "varve_scrub_failures_total", Help: "Scrubs that could not be completed and are tried again."})
+	reg.MustRegister(m.scrubFound, m.scrubFindings, m.scrubFailed)
+	m.scrubEnded = gauge("varve_scrub_last_timestamp_seconds", "When the last scrub was completed, by whichever worker; 0: none was.")
+	m.scrubSeconds = gauge("varve_scrub_last_seconds", "How long it took.")
+	m.scrubbedObjects = gauge("varve_scrub_last_objects", "Objects that it looked for.")
+	m.scrubbedBytes = gauge("varve_scrub_last_bytes", "Bytes of record batches that they hold.")
+	for _, f := range tiering.Faults {
+		m.scrubFound.WithLabelValues(string(f))
+		m.scrubFindings.WithLabelValues(string(f))
+	}
 	return m
 }
 
@@ -187,6 +214,17 @@ func (m *compactionMetrics) events() compaction.Events {
 			m.partitions.Set(float64(r.Partitions))
 			m.lastRound.SetToCurrentTime()
 		},
+		Scrubbed: func(p compaction.Pass) {
+			m.scrubEnded.Set(float64(p.Ended.UnixMilli()) / 1000)
+			m.scrubSeconds.Set(p.Ended.Sub(p.Began).Seconds())
+			m.scrubbedObjects.Set(float64(p.Objects))
+			m.scrubbedBytes.Set(float64(p.Bytes))
+			for _, f := range tiering.Faults {
+				m.scrubFindings.WithLabelValues(string(f)).Set(float64(p.Findings[f]))
+			}
+		},
+		ScrubFound:  func(f tiering.Finding) { m.scrubFound.WithLabelValues(string(f.Fault)).Inc() },
+		ScrubFailed: func(error) { m.scrubFailed.Inc() },
 	}
 }
 
@@ -209,7 +247,7 @@ func OpenCompactor(ctx context.Context, c *config.BrokerConfig, log *slog.Logger
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if c.AdminListener != "" {
-		if s.admin, err = admin.Open(admin.Options{Listen: c.AdminListener, Registry: reg, Ready: w.ready, Logger: log}); err != nil {
+		if s.admin, err = admin.Open(admin.Options{Listen: c.AdminListener, Registry: reg, Ready: w.ready, Retired: s.retired, Logger: log}); err != nil {
 			return w, err
 		}
 	}
@@ -235,6 +273,7 @@ func OpenCompactor(ctx context.Context, c *config.BrokerConfig, log *slog.Logger
 	if w.k, err = newCompactor(c, store, s.node, s.bucket, clusterID, log, tierEvents(reg), newCompactionMetrics(reg)); err != nil {
 		return w, err
 	}
+	s.compactor = w.k
 	s.up.Store(true)
 	return w, nil
 }

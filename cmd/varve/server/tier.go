@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/varve/varve/compaction"
 	"github.com/varve/varve/config"
 	"github.com/varve/varve/metadata/etcd"
 	"github.com/varve/varve/tiering"
@@ -33,7 +34,7 @@ func (s *Server) openTier(clusterID string) (*tiering.Tier, error) {
 		Bucket: s.bucket, Manifests: manifests{s.node.Manifests()}, Cache: chunks, ClusterID: clusterID, BrokerID: c.NodeID,
 		Limits: tierLimits(c), UploadBytes: max(s.memory.total/10, 16<<20),
 		MetaBytes:     max(s.memory.total/50, 4<<20),
-		FlushInterval: c.RemoteFlushInterval, TargetBytes: c.RemoteObjectBytes, Grace: c.RemoteDeleteGrace,
+		FlushInterval: c.RemoteFlushInterval, TargetBytes: c.RemoteObjectBytes, Grace: c.RemoteDeleteGrace, SweepInterval: c.RemoteSweepInterval,
 		RequestTimeout: c.RemoteRequestTimeout, RetentionInterval: c.RetentionCheckInterval,
 		// The one long request: a whole object goes out in it.
 		UploadTimeout: 4 * c.RemoteRequestTimeout,
@@ -151,4 +152,36 @@ func (a manifests) Deleted(ctx context.Context) ([]tiering.Tombstone, error) {
 
 func (a manifests) DropTombstone(ctx context.Context, topicID [16]byte) error {
 	return a.m.DropTombstone(ctx, topicID)
+}
+
+// scrubs are the passes of the compaction workers, in etcd.
+type scrubs struct{ s *etcd.Store }
+
+func (a scrubs) Last(ctx context.Context) (compaction.Pass, error) {
+	p, err := a.s.LastScrub(ctx)
+	if err != nil || p == nil {
+		return compaction.Pass{}, err
+	}
+	out := compaction.Pass{Worker: p.Worker, Began: time.UnixMilli(p.Began), Ended: time.UnixMilli(p.Ended), Partitions: p.Partitions, Objects: p.Objects, Bytes: p.Bytes,
+		Findings: make(map[tiering.Fault]int)}
+	for f, n := range p.Findings {
+		out.Findings[tiering.Fault(f)] = n
+	}
+	return out, nil
+}
+
+func (a scrubs) Begin(ctx context.Context, worker string, lease int64) (bool, error) {
+	return a.s.BeginScrub(ctx, worker, lease)
+}
+
+func (a scrubs) End(ctx context.Context, worker string, lease int64, p *compaction.Pass) error {
+	if p == nil {
+		return a.s.EndScrub(ctx, worker, lease, nil)
+	}
+	out := &etcd.ScrubPass{Worker: p.Worker, Began: p.Began.UnixMilli(), Ended: p.Ended.UnixMilli(), Partitions: p.Partitions, Objects: p.Objects, Bytes: p.Bytes,
+		Findings: make(map[string]int)}
+	for f, n := range p.Findings {
+		out.Findings[string(f)] = n
+	}
+	return a.s.EndScrub(ctx, worker, lease, out)
 }

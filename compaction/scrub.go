@@ -1,0 +1,148 @@
+package compaction
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/varve/varve/tiering"
+	"github.com/varve/varve/tiering/manifest"
+)
+
+// Scrubbing: now and then everything that the manifests name is looked for, before somebody misses it. One worker at a
+// time makes a pass, at the rate that compaction may read, and what it came to is remembered for all workers. Nothing
+// is changed: what is wrong is told, by log lines and figures, and by Healthy of nothing, for no restart mends it.
+
+// Scrubs is what workers share about their passes.
+type Scrubs interface {
+	// Last is the last pass that was completed; the zero Pass if there was none.
+	Last(ctx context.Context) (Pass, error)
+	// Begin makes worker the one that makes a pass until End, or until its lease ends; false if another is.
+	Begin(ctx context.Context, worker string, lease int64) (bool, error)
+	// End notes what a pass came to; nil: it was not completed.
+	End(ctx context.Context, worker string, lease int64, p *Pass) error
+}
+
+// Pass is one look at everything.
+type Pass struct {
+	Worker              string
+	Began, Ended        time.Time
+	Partitions, Objects int
+	Bytes               int64 // of record batches that the objects hold
+	Findings            map[tiering.Fault]int
+}
+
+const (
+	maxOrphans  = 100_000 // that are remembered from pass to pass
+	maxScrubLog = 100     // findings of one pass that are written to the log
+	scrubPoll   = time.Minute
+)
+
+// scrubLoop makes the passes that are due until ctx ends.
+func (w *Worker) scrubLoop(ctx context.Context, lease int64) {
+	for ctx.Err() == nil {
+		wait, err := w.scrubIfDue(ctx, lease)
+		if err != nil && ctx.Err() == nil {
+			w.log.Error("scrub cannot be made and is tried again", "err", err)
+			w.o.Events.ScrubFailed(err)
+		}
+		sleep(ctx, wait)
+	}
+}
+
+// scrubIfDue makes a pass if the last one is long enough ago and nobody else makes one. It returns how long to wait
+// before asking again.
+func (w *Worker) scrubIfDue(ctx context.Context, lease int64) (wait time.Duration, err error) {
+	poll := max(min(w.o.ScrubInterval/10, scrubPoll), 10*time.Millisecond)
+	due := func() (bool, error) {
+		last, err := w.o.Scrubs.Last(ctx)
+		if err != nil || last.Ended.IsZero() {
+			return err == nil, err
+		}
+		w.o.Events.Scrubbed(last)
+		return w.o.Now().Sub(last.Ended) >= w.o.ScrubInterval, nil
+	}
+	if ok, err := due(); err != nil || !ok {
+		return poll, err
+	}
+	ok, err := w.o.Scrubs.Begin(ctx, w.o.Name, lease)
+	var done *Pass
+	if err == nil && ok {
+		// Another may have made one since it was asked for.
+		if ok, err = due(); err == nil && ok {
+			done, err = w.scrub(ctx)
+		}
+	}
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if eerr := w.o.Scrubs.End(end, w.o.Name, lease, done); eerr == nil && done != nil {
+		w.o.Events.Scrubbed(*done)
+	} else {
+		err = errors.Join(err, eerr)
+	}
+	return poll, err
+}
+
+// scrub makes one pass.
+func (w *Worker) scrub(ctx context.Context) (*Pass, error) {
+	p := &Pass{Worker: w.o.Name, Began: w.o.Now()}
+	logged := 0
+	found := func(f tiering.Finding) {
+		w.o.Events.ScrubFound(f)
+		if logged++; logged <= maxScrubLog {
+			w.log.Error("scrub: what the bucket holds is not what it should", "fault", string(f.Fault), "topic", f.Topic, "partition", f.Partition,
+				"from", f.Base, "to", f.Last, "object", f.Object, "what", f.What, "do", f.Fault.Advice())
+		}
+	}
+	a, err := w.o.Tier.Check(ctx, tiering.AuditOptions{
+		Data: w.o.ScrubData, Rate: w.throttle, Found: found,
+		Topic: func(id [16]byte) (string, bool) {
+			t, ok := w.o.Topic(id)
+			return t.Name, ok // deleted ones are the collector's
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("scrub: %w", err)
+	}
+	p.Partitions, p.Objects, p.Bytes, p.Findings = a.Partitions, a.Entries+a.Pages, a.Bytes, maps.Clone(a.Counts)
+	for _, f := range w.orphans(a.Unnamed, p.Began) {
+		p.Findings[tiering.FaultOrphan]++
+		found(f)
+	}
+	p.Ended = w.o.Now()
+	if logged > 0 {
+		w.log.Error("scrub: the bucket needs somebody: see varve tier verify", "findings", logged, "of", fmt.Sprint(p.Findings), "partitions", p.Partitions, "objects", p.Objects,
+			"took", p.Ended.Sub(p.Began))
+	} else {
+		w.log.Info("scrub: everything that is named is there", "partitions", p.Partitions, "objects", p.Objects, "bytes", p.Bytes, "took", p.Ended.Sub(p.Began))
+	}
+	return p, nil
+}
+
+// orphans are the objects that nobody named at a look OrphanAge ago and that nobody names now. One look does not tell:
+// an object may be on its way into a manifest, or have left one a moment ago.
+func (w *Worker) orphans(unnamed []tiering.UnnamedInfo, began time.Time) (list []tiering.Finding) {
+	since := make(map[manifest.Suffix]time.Time)
+	for _, u := range unnamed {
+		n, ok := manifest.ParseKey(u.Key)
+		// Younger ones may be on their way.
+		if !ok || began.Sub(u.Modified) < w.o.OrphanAge/24 {
+			continue
+		}
+		first, ok := w.unnamed[n.Suffix]
+		if !ok {
+			first = began
+		}
+		if len(since) < maxOrphans {
+			since[n.Suffix] = first
+		}
+		if age := began.Sub(first); age >= w.o.OrphanAge {
+			list = append(list, tiering.Finding{Fault: tiering.FaultOrphan, Topic: u.Topic, Partition: u.Partition, Base: -1, Last: -1, Object: u.Key,
+				What: fmt.Sprintf("no manifest has named it for %s, and it is still there", age.Round(time.Second))})
+		}
+	}
+	w.unnamed = since
+	return list
+}

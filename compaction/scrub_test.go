@@ -1,0 +1,230 @@
+package compaction
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/varve/varve/tiering"
+	"github.com/varve/varve/tiering/manifest"
+	"github.com/varve/varve/tiering/objstore"
+)
+
+// memScrubs is what workers share, in memory.
+type memScrubs struct {
+	mu     sync.Mutex
+	last   Pass
+	who    string
+	passes int
+	ending error // of the next End
+}
+
+func (m *memScrubs) Last(context.Context) (Pass, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.last, nil
+}
+
+func (m *memScrubs) Begin(_ context.Context, worker string, _ int64) (bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.who != "" && m.who != worker {
+		return false, nil
+	}
+	m.who = worker
+	return true, nil
+}
+
+func (m *memScrubs) End(_ context.Context, worker string, _ int64, p *Pass) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.who != worker {
+		return nil
+	}
+	m.who = ""
+	if err := m.ending; err != nil {
+		m.ending = nil
+		return err
+	}
+	if p != nil {
+		m.last = *p
+		m.passes++
+	}
+	return nil
+}
+
+// scrubbed is a bucket whose one partition names one object, and workers that scrub it every hour.
+type scrubbed struct {
+	t      *testing.T
+	bucket *objstore.Faulty
+	mem    objstore.Bucket
+	store  *tiering.MemManifests
+	scrubs *memScrubs
+
+	mu     sync.Mutex
+	found  []tiering.Finding
+	told   Pass
+	failed int
+}
+
+func inScrub(t *testing.T, f func(t *testing.T, s *scrubbed)) {
+	synctest.Test(t, func(t *testing.T) {
+		mem := objstore.NewMem()
+		f(t, &scrubbed{t: t, mem: mem, bucket: objstore.NewFaulty(mem, 1), store: tiering.NewMemManifests(), scrubs: &memScrubs{}})
+	})
+}
+
+func (s *scrubbed) run(name string) (stop func()) {
+	s.t.Helper()
+	tier, err := tiering.Open(tiering.Options{Bucket: s.bucket, Manifests: s.store, ClusterID: "test", Worker: true, RequestTimeout: time.Second})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	w, err := New(Options{
+		Tier: tier, Store: s.store, Name: name, TableBytes: 1 << 16, Scrubs: s.scrubs, ScrubInterval: time.Hour,
+		Lease: func(context.Context) (int64, <-chan struct{}, error) { return 1, make(chan struct{}), nil },
+		Topic: func(id [16]byte) (Topic, bool) { return Topic{Name: "events"}, id == [16]byte{1} },
+		Events: Events{
+			ScrubFound: func(f tiering.Finding) {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				s.found = append(s.found, f)
+			},
+			Scrubbed: func(p Pass) {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				s.told = p
+			},
+			ScrubFailed: func(error) {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				s.failed++
+			},
+		},
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(s.t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		w.Run(ctx)
+	}()
+	return func() {
+		cancel()
+		<-done
+		tier.Close()
+	}
+}
+
+// after waits and returns what was found since the last call, and how many passes there were in all.
+func (s *scrubbed) after(d time.Duration) (found []tiering.Finding, passes int) {
+	time.Sleep(d)
+	synctest.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	found, s.found = s.found, nil
+	s.scrubs.mu.Lock()
+	defer s.scrubs.mu.Unlock()
+	return found, s.scrubs.passes
+}
+
+func (s *scrubbed) put(e manifest.Entry) string {
+	s.t.Helper()
+	key := e.Key([16]byte{1}, 0)
+	if err := s.mem.Put(s.t.Context(), key, strings.NewReader("x"), 1, objstore.CRC32C([]byte("x"))); err != nil {
+		s.t.Fatal(err)
+	}
+	return key
+}
+
+var lostEntry = manifest.Entry{Base: 0, Last: 9, Epoch: 1, Kind: manifest.Rewritten, Suffix: manifest.Suffix{7}, Bytes: 100, FooterPos: 108, FooterLen: 50}
+
+// A pass is made when one is due, by one worker, and all are told what it came to.
+func TestScrub(t *testing.T) {
+	inScrub(t, func(t *testing.T, s *scrubbed) {
+		stopA, stopB := s.run("a"), s.run("b")
+		if found, passes := s.after(30 * time.Minute); len(found) != 0 || passes != 1 {
+			t.Errorf("in the first half hour: %v, %d passes", found, passes)
+		}
+		head := &manifest.Head{Epoch: 1, Tail: []manifest.Entry{lostEntry}}
+		if _, err := s.store.Commit(t.Context(), tiering.CommitRequest{TopicID: [16]byte{1}, LeaderEpoch: 1, Head: head.Encode()}); err != nil {
+			t.Fatal(err)
+		}
+		found, passes := s.after(time.Hour)
+		if len(found) != 1 || found[0].Fault != tiering.FaultMissing || found[0].Topic != "events" || found[0].Last != 9 || passes != 2 {
+			t.Errorf("%v, %d passes", found, passes)
+		}
+		if want := map[tiering.Fault]int{tiering.FaultMissing: 1}; !maps.Equal(s.told.Findings, want) || s.told.Partitions != 1 || s.told.Objects != 1 {
+			t.Errorf("told %+v", s.told)
+		}
+		stopA()
+		stopB()
+		// One that was made lately is not made again by a process that is new.
+		stop := s.run("c")
+		if _, passes := s.after(20 * time.Minute); passes != 2 {
+			t.Errorf("%d passes", passes)
+		}
+		// Away: tried again, and no finding.
+		s.bucket.SetOutage(true)
+		found, passes = s.after(time.Hour)
+		if len(found) != 0 || passes != 2 || s.failed == 0 {
+			t.Errorf("without the bucket: %v, %d passes, %d failed", found, passes, s.failed)
+		}
+		s.bucket.SetOutage(false)
+		s.scrubs.mu.Lock()
+		s.scrubs.ending = errors.New("etcd is away")
+		s.scrubs.mu.Unlock()
+		if found, passes = s.after(30 * time.Minute); len(found) != 2 || passes != 3 {
+			t.Errorf("afterwards: %v, %d passes", found, passes)
+		}
+		stop()
+	})
+}
+
+// What nobody names is a finding only when it has been so for a day.
+func TestScrubOrphans(t *testing.T) {
+	inScrub(t, func(t *testing.T, s *scrubbed) {
+		time.Sleep(48 * time.Hour) // objects have an age
+		e := lostEntry
+		e.Suffix = manifest.Suffix{8}
+		old := s.put(e)
+		stop := s.run("a")
+		defer stop()
+		var times []string
+		for hour := range 52 {
+			if hour == 24 {
+				e.Suffix = manifest.Suffix{9}
+				s.put(e)
+			}
+			if hour == 40 {
+				s.mem.Delete(t.Context(), []string{old})
+			}
+			found, _ := s.after(time.Hour)
+			for _, f := range found {
+				if f.Fault != tiering.FaultOrphan || f.Topic != "events" || f.Base != -1 {
+					t.Errorf("%+v", f)
+				}
+				times = append(times, fmt.Sprintf("%d:%v", hour, f.Object == old))
+			}
+		}
+		if len(times) == 0 {
+			t.Fatal("none was found")
+		}
+		for _, at := range times {
+			var hour int
+			var first bool
+			fmt.Sscanf(at, "%d:%t", &hour, &first)
+			if first && (hour < 24 || hour >= 41) || !first && hour < 48 {
+				t.Errorf("found in hour %d (the first: %v)", hour, first)
+			}
+		}
+	})
+}
