@@ -9,11 +9,16 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
+	"strconv"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/varve/varve/cmd/varve/server"
 	"github.com/varve/varve/internal/admin"
+	"github.com/varve/varve/tiering"
 )
 
 // maxTierAnswer bounds what is read from the admin listener: 100,000 partitions need about 20 MB.
@@ -21,7 +26,7 @@ const maxTierAnswer = 256 << 20
 
 func tierCommand() *cobra.Command {
 	cmd := group("tier", "Where the records are: local disk and object storage")
-	cmd.AddCommand(tierStatus())
+	cmd.AddCommand(tierStatus(), tierVerify(), tierRetired())
 	return cmd
 }
 
@@ -47,13 +52,10 @@ REMOTE-END everything that is uploaded has left the local disk.`,
 		}
 		base := *adminURL
 		if base == "" {
-			seeds, err := conn.seeds()
-			if err != nil {
+			var err error
+			if base, err = conn.adminURL(); err != nil {
 				return err
 			}
-			host, _, _ := net.SplitHostPort(seeds[0])
-			_, port, _ := net.SplitHostPort(admin.DefaultListen)
-			base = "http://" + net.JoinHostPort(host, port)
 		}
 		ctx, cancel := context.WithTimeout(cmd.Context(), conn.wait)
 		defer cancel()
@@ -77,13 +79,193 @@ REMOTE-END everything that is uploaded has left the local disk.`,
 	return cmd
 }
 
+// adminURL is where a broker's admin listener is if nobody says otherwise.
+func (c *connection) adminURL() (string, error) {
+	seeds, err := c.seeds()
+	if err != nil {
+		return "", err
+	}
+	host, _, _ := net.SplitHostPort(seeds[0])
+	_, port, _ := net.SplitHostPort(admin.DefaultListen)
+	return "http://" + net.JoinHostPort(host, port), nil
+}
+
+type verified struct {
+	Partitions   int               `json:"partitions"`
+	Objects      int               `json:"objects"` // with pages of manifests
+	Bytes        int64             `json:"bytes"`   // of record batches
+	Findings     []verifiedFinding `json:"findings"`
+	Unnamed      int               `json:"unnamed_objects"`
+	UnnamedBytes int64             `json:"unnamed_bytes"`
+}
+
+type verifiedFinding struct {
+	Fault     string `json:"fault"`
+	Topic     string `json:"topic,omitempty"`
+	Partition int32  `json:"partition"`
+	Base      int64  `json:"base"` // -1: no offsets in particular
+	Last      int64  `json:"last"`
+	Object    string `json:"object,omitempty"`
+	What      string `json:"what"`
+	Do        string `json:"do"`
+}
+
+func tierVerify() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "verify [TOPIC]",
+		Short: "Whether everything is in the bucket that the manifests name, and is what was written",
+		Long: `Looks in etcd for what should be in the bucket, and in the bucket for whether it is; no broker has to run, and those
+that do are not asked. Every object that a manifest names must be there and have the footer that is named; with --data all
+of it is read and compared with its checksums, which costs as much as reading the topic. Nothing is changed.
+
+Each finding is a line on standard output; with any the exit code is 1. Objects that nothing names are counted: they wait to be
+deleted, or are on their way into a manifest. With --unnamed each of them is a finding, which makes sense for a cluster at rest.
+
+It reads the settings of a broker's server.properties file: etcd.*, remote.*.`,
+		Args: arguments("the topic's name", 0, 1),
+	}
+	file := cmd.Flags().String("config", "", "the server.properties file")
+	set := cmd.Flags().StringArray("set", nil, "a setting, as name=value; may be repeated")
+	data := cmd.Flags().Bool("data", false, "read every record batch, not only what describes the objects")
+	unnamed := cmd.Flags().Bool("unnamed", false, "every object that no manifest names is a finding")
+	quiet := cmd.Flags().BoolP("quiet", "q", false, "no progress on stderr")
+	out := addOutput(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		topic := ""
+		if len(args) == 1 {
+			topic = args[0]
+			if err := checkTopicName(topic); err != nil {
+				return err
+			}
+		}
+		stderr := cmd.ErrOrStderr()
+		cfg, err := loadConfig(stderr, nil, *file, *set, []string{"etcd.endpoints", "remote.storage.url"})
+		if err != nil {
+			return err
+		}
+		a, err := server.OpenAuditor(cmd.Context(), cfg, newLogger(stderr, "error", cfg.LogFormat))
+		if err != nil {
+			return err
+		}
+		defer a.Close()
+		o := tiering.AuditOptions{Data: *data}
+		if last := time.Now(); !*quiet {
+			o.Progress = func(a tiering.Audit) {
+				if time.Since(last) > 5*time.Second {
+					last = time.Now()
+					fmt.Fprintf(stderr, "%d partitions, %d objects, %s\n", a.Partitions, a.Entries+a.Pages, humanBytes(a.Bytes))
+				}
+			}
+		}
+		res := verified{Findings: []verifiedFinding{}}
+		var writeErr error
+		o.Found = func(f tiering.Finding) {
+			res.Findings = append(res.Findings, verifiedFinding{string(f.Fault), f.Topic, f.Partition, f.Base, f.Last, f.Object, f.What, f.Fault.Advice()})
+			if !out.json() && writeErr == nil {
+				_, writeErr = fmt.Fprintln(cmd.OutOrStdout(), visible(f.String()))
+			}
+		}
+		audit, err := a.Check(cmd.Context(), topic, o)
+		if err != nil {
+			return fmt.Errorf("the bucket could not be verified: %w", err)
+		}
+		for _, u := range audit.Unnamed {
+			if topic != "" && u.Topic != topic {
+				continue
+			}
+			res.Unnamed++
+			res.UnnamedBytes += u.Size
+			if *unnamed {
+				o.Found(tiering.Finding{Fault: tiering.FaultOrphan, Topic: u.Topic, Partition: u.Partition, Base: -1, Last: -1, Object: u.Key,
+					What: fmt.Sprintf("no manifest names it; written %s, %d bytes", u.Modified.UTC().Format(time.RFC3339), u.Size)})
+			}
+		}
+		res.Partitions, res.Objects, res.Bytes = audit.Partitions, audit.Entries+audit.Pages, audit.Bytes
+		if out.json() {
+			writeErr = writeJSON(cmd.OutOrStdout(), res)
+		}
+		if writeErr != nil {
+			return writeErr
+		}
+		what := fmt.Sprintf("%d partitions, %d objects with %s of records; %d objects (%s) that no manifest names", res.Partitions, res.Objects, humanBytes(res.Bytes),
+			res.Unnamed, humanBytes(res.UnnamedBytes))
+		if n := len(res.Findings); n > 0 {
+			return fmt.Errorf("%d findings in %s", n, what)
+		}
+		if !*quiet {
+			fmt.Fprintf(stderr, "all is there: %s\n", what)
+		}
+		return nil
+	}
+	return cmd
+}
+
+func tierRetired() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "retired",
+		Short: "Objects that wait to be deleted from the bucket, and when they go",
+		Long: `Asks the admin listeners of brokers and compaction workers: each deletes what it has let go of itself. An object is deleted at the
+time that is shown or soon after it, once the state published in the bucket lacks it, if no manifest names it then. Objects of deleted topics are not
+on the list: they go with their topic.`,
+		Args: arguments("", 0, 0),
+	}
+	conn := addConnection(cmd)
+	adminURLs := cmd.Flags().StringArray("admin-url", nil, "an admin listener; may be repeated (default: port 9644 of the first host in --bootstrap-server)")
+	out := addOutput(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		urls := *adminURLs
+		if len(urls) == 0 {
+			base, err := conn.adminURL()
+			if err != nil {
+				return err
+			}
+			urls = []string{base}
+		}
+		ctx, cancel := context.WithTimeout(cmd.Context(), conn.wait)
+		defer cancel()
+		all := []admin.Retired{}
+		for _, base := range urls {
+			list, err := fetchAdmin[admin.Retired](ctx, base, "/v1/tier/retired", nil)
+			if err != nil {
+				if cmd.Context().Err() != nil {
+					return context.Cause(cmd.Context())
+				}
+				return err
+			}
+			all = append(all, list...)
+		}
+		slices.SortStableFunc(all, func(a, b admin.Retired) int { return a.Earliest.Compare(b.Earliest) })
+		if out.json() {
+			return writeJSON(cmd.OutOrStdout(), all)
+		}
+		t := newTable("TOPIC", "PARTITION", "BYTES", "SINCE", "EARLIEST", "OBJECT")
+		for _, r := range all {
+			topic, partition, bytes := r.Topic, strconv.Itoa(int(r.Partition)), "-"
+			if topic == "" {
+				topic, partition = "-", "-"
+			}
+			if r.Bytes > 0 {
+				bytes = humanBytes(r.Bytes)
+			}
+			t.row(topic, partition, bytes, r.Since.UTC().Format(time.RFC3339), r.Earliest.UTC().Format(time.RFC3339), r.Object)
+		}
+		return t.writeTo(cmd.OutOrStdout())
+	}
+	return cmd
+}
+
 // fetchTier asks the admin listener at base; an empty topic means all.
 func fetchTier(ctx context.Context, base, topic string) ([]admin.TierStatus, error) {
 	query := url.Values{}
 	if topic != "" {
 		query.Set("topic", topic)
 	}
-	status, body, err := askAdmin(ctx, base, "/v1/tier", query)
+	return fetchAdmin[admin.TierStatus](ctx, base, "/v1/tier", query)
+}
+
+// fetchAdmin asks the admin listener at base for a list.
+func fetchAdmin[T any](ctx context.Context, base, path string, query url.Values) ([]T, error) {
+	status, body, err := askAdmin(ctx, base, path, query)
 	if err != nil {
 		return nil, err
 	}
@@ -96,9 +278,9 @@ func fetchTier(ctx context.Context, base, topic string) ([]admin.TierStatus, err
 		}
 		return nil, notAdmin(base, status)
 	}
-	list := []admin.TierStatus{}
+	list := []T{}
 	if err := json.Unmarshal(body, &list); err != nil {
-		return nil, fmt.Errorf("the answer of %s is not a tier status; is that the admin listener of a varve broker? (%w)", base, err)
+		return nil, fmt.Errorf("the answer of %s is not what was asked for; is that the admin listener of a varve broker? (%w)", base, err)
 	}
 	return list, nil
 }

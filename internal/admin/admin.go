@@ -13,6 +13,7 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,6 +23,7 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"net/netip"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -52,6 +54,16 @@ type TierStatus struct {
 	UploadLagMs   int64  `json:"upload_lag_ms"` // age of the oldest committed record that is not in the bucket; 0 if none
 }
 
+// Retired is an object that waits to be deleted from the bucket.
+type Retired struct {
+	Object    string    `json:"object"`
+	Topic     string    `json:"topic"` // empty: an object of several partitions, or of a topic that is gone
+	Partition int32     `json:"partition"`
+	Bytes     int64     `json:"bytes"` // of record batches that were let go; 0: not known
+	Since     time.Time `json:"since"`
+	Earliest  time.Time `json:"earliest"` // when it is deleted, if no manifest names it then
+}
+
 // Options say what to serve and where. Nil functions are answered with 404, except Health and Ready, which then
 // always succeed.
 type Options struct {
@@ -60,6 +72,7 @@ type Options struct {
 	Health   func() error        // nil: alive. An errors.Join becomes several reasons
 	Ready    func() error        // nil: able to serve clients
 	Tier     func(topic string) ([]TierStatus, error)
+	Retired  func() ([]Retired, error)
 	Logger   *slog.Logger
 }
 
@@ -152,6 +165,9 @@ func Handler(o Options, loopback bool) http.Handler {
 	mux.Handle("GET /readyz", quick(probe(o.Ready)))
 	if o.Tier != nil {
 		mux.Handle("GET /v1/tier", quick(tier(o.Tier)))
+	}
+	if o.Retired != nil {
+		mux.Handle("GET /v1/tier/retired", quick(retired(o.Retired)))
 	}
 	if o.Registry != nil {
 		mux.Handle("GET /metrics", promhttp.HandlerFor(o.Registry, promhttp.HandlerOpts{
@@ -267,6 +283,21 @@ func tier(status func(string) ([]TierStatus, error)) http.HandlerFunc {
 			return list[i].Partition < list[j].Partition
 		})
 		answer(w, http.StatusOK, list)
+	}
+}
+
+func retired(list func() ([]Retired, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		all, err := list()
+		if err != nil {
+			fail(w, http.StatusInternalServerError, err.Error())
+			return
+		}
+		if all == nil {
+			all = []Retired{}
+		}
+		slices.SortFunc(all, func(a, b Retired) int { return cmp.Or(a.Earliest.Compare(b.Earliest), cmp.Compare(a.Object, b.Object)) })
+		answer(w, http.StatusOK, all)
 	}
 }
 

@@ -143,7 +143,7 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	// directories below says more: it is often the same broker twice.
 	var adminErr error
 	if c.AdminListener != "" {
-		s.admin, adminErr = admin.Open(admin.Options{Listen: c.AdminListener, Registry: s.metrics.reg, Health: s.health, Ready: s.ready, Tier: s.TierStatus, Logger: s.log})
+		s.admin, adminErr = admin.Open(admin.Options{Listen: c.AdminListener, Registry: s.metrics.reg, Health: s.health, Ready: s.ready, Tier: s.TierStatus, Retired: s.retired, Logger: s.log})
 	}
 	seenFile := filepath.Join(c.LogDir, "metadata.seen")
 	seen, err := metadata.ReadSeen(seenFile)
@@ -522,6 +522,28 @@ func (s *Server) TierStatus(topic string) ([]admin.TierStatus, error) {
 			Topic: st.Topic, Partition: st.Partition, LogStart: st.LogStart, LocalStart: st.LocalStart, RemoteEnd: st.RemoteEnd,
 			HighWatermark: st.HighWatermark, Objects: int64(st.Objects), Bytes: st.Bytes, UploadLagMs: st.UploadLagMs,
 		})
+	}
+	return out, nil
+}
+
+// retired lists the objects that this process is to delete.
+func (s *Server) retired() ([]admin.Retired, error) {
+	if err := s.usable(); err != nil {
+		return nil, err
+	}
+	var out []admin.Retired
+	im := s.node.Image()
+	for _, t := range []*tiering.Tier{s.tier, s.compactor.parts()} {
+		if t == nil {
+			continue
+		}
+		for _, r := range t.Retired() {
+			a := admin.Retired{Object: r.Object, Partition: r.Partition, Bytes: r.Bytes, Since: r.Since, Earliest: r.Earliest}
+			if topic := im.TopicByID(r.TopicID); topic != nil {
+				a.Topic = topic.Name
+			}
+			out = append(out, a)
+		}
 	}
 	return out, nil
 }
