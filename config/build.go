@@ -165,6 +165,8 @@ type Machine struct {
 	Brokers     int   // of the cluster, where it is certain
 	// Required are the settings that must be set, such as remote.storage.url for a broker of a cluster.
 	Required []string
+	// NoBroker: the process is none, so nothing has to say which broker it is and where its log is.
+	NoBroker bool
 }
 
 // DevDefaults are the settings that differ for a single process that embeds everything.
@@ -369,16 +371,16 @@ func (b *builder) fill(m Machine) *BrokerConfig {
 	if !b.isSet("wal.segment.bytes") && c.WALMaxBytes > 0 {
 		c.WALSegmentBytes = min(c.WALSegmentBytes, c.WALMaxBytes/8>>20<<20)
 	}
-	c.NodeID = b.nodeID()
+	c.NodeID = b.nodeID(m)
 	c.LogDir = b.text("log.dirs")
-	if c.LogDir == "" && !b.isSet("log.dirs") && !b.isSet("log.dir") {
+	if c.LogDir == "" && !b.isSet("log.dirs") && !b.isSet("log.dir") && !m.NoBroker {
 		c.LogDir = b.text("log.dir")
 	}
 	c.Listeners = b.listenersOf(m.Hostname)
 	return c
 }
 
-func (b *builder) nodeID() int32 {
+func (b *builder) nodeID(m Machine) int32 {
 	// -1 is how Kafka says that broker.id is not set.
 	former := b.isSet("broker.id") && b.num("broker.id") >= 0
 	switch {
@@ -389,6 +391,8 @@ func (b *builder) nodeID() int32 {
 		return int32(b.num("node.id"))
 	case former:
 		return int32(b.num("broker.id"))
+	case m.NoBroker:
+		return -1
 	}
 	b.bad.add(Origin{}, "node.id", "node.id is not set: give each broker of the cluster a number of its own, in the configuration file, as --set node.id=1 or as %s=1", EnvName("node.id"))
 	return -1
@@ -399,7 +403,7 @@ func (b *builder) contradictions(c *BrokerConfig, m Machine) {
 	bad := func(name, format string, args ...any) {
 		b.bad.add(b.origin(name), name, "%s=%s: "+format, append([]any{name, b.text(name)}, args...)...)
 	}
-	if c.LogDir == "" && !b.isSet("log.dirs") && !b.isSet("log.dir") {
+	if c.LogDir == "" && !b.isSet("log.dirs") && !b.isSet("log.dir") && !m.NoBroker {
 		b.bad.add(Origin{}, "log.dirs", "log.dirs is not set: name the directory of this broker's log, on the disk that acknowledged records are to be safe on")
 	}
 	for _, name := range m.Required {

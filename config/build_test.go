@@ -29,6 +29,8 @@ func TestBuildStories(t *testing.T) {
 					set = append(set, a.Vals...)
 				case "required":
 					m.Required = a.Vals
+				case "no-broker":
+					m.NoBroker = true
 				case "brokers":
 					d.ScanArgs(t, "brokers", &m.Brokers)
 				case "memory":

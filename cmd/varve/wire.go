@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -136,7 +137,8 @@ func loadConfig(stderr io.Writer, mode config.Settings, file string, set, requir
 	}
 	layers = append(layers, fromFlags)
 	host, _ := os.Hostname()
-	cfg, warnings, err := config.Build(config.Merge(layers...), config.Machine{Hostname: host, MemoryBytes: machineMemory(), Required: required})
+	cfg, warnings, err := config.Build(config.Merge(layers...), config.Machine{Hostname: host, MemoryBytes: machineMemory(), Required: required,
+		NoBroker: mode == nil && !slices.Contains(required, "node.id")})
 	for _, w := range warnings {
 		fmt.Fprintf(stderr, "warning: %s\n", visible(w.String()))
 	}
