@@ -29,18 +29,18 @@ func compose(t *testing.T, environment map[string]string) *types.Project {
 	return p
 }
 
-// The containers: three brokers, three members of etcd, one MinIO, each with a volume of its own and a check of its
-// health that the brokers wait for.
+// The containers: three brokers, two compaction workers, three members of etcd, one MinIO, each with a volume of its own and a
+// check of its health; brokers and workers wait for etcd's and MinIO's.
 func TestComposeServices(t *testing.T) {
 	p := compose(t, nil)
-	want := []string{"broker-1", "broker-2", "broker-3", "etcd-1", "etcd-2", "etcd-3", "minio"}
+	want := []string{"broker-1", "broker-2", "broker-3", "compactor-1", "compactor-2", "etcd-1", "etcd-2", "etcd-3", "minio"}
 	if got := p.ServiceNames(); !slices.Equal(got, want) {
 		t.Fatalf("services %q, want %q", got, want)
 	}
 	if got := p.VolumeNames(); !slices.Equal(got, want) {
 		t.Errorf("volumes %q, want one for each of %q", got, want)
 	}
-	images := map[string]string{"etcd": "quay.io/coreos/etcd:v3.7.3", "mini": "quay.io/minio/minio:RELEASE.2025-09-07T16-13-09Z", "brok": "varve:latest"}
+	images := map[string]string{"etcd": "quay.io/coreos/etcd:v3.7.3", "mini": "quay.io/minio/minio:RELEASE.2025-09-07T16-13-09Z", "brok": "varve:latest", "comp": "varve:latest"}
 	published := map[string]string{}
 	for _, name := range want {
 		s := p.Services[name]
@@ -65,8 +65,8 @@ func TestComposeServices(t *testing.T) {
 			waits[on] = d.Condition
 		}
 		healthy := map[string]string{}
-		if strings.HasPrefix(name, "broker-") {
-			for _, on := range want[3:] {
+		if strings.HasPrefix(name, "broker-") || strings.HasPrefix(name, "compactor-") {
+			for _, on := range want[5:] {
 				healthy[on] = types.ServiceConditionHealthy
 			}
 		}
@@ -76,13 +76,13 @@ func TestComposeServices(t *testing.T) {
 	}
 	if want := map[string]string{
 		"19092": "broker-1:19092", "29092": "broker-2:19092", "39092": "broker-3:19092",
-		"19644": "broker-1:9644", "29644": "broker-2:9644", "39644": "broker-3:9644", "19000": "minio:9000",
+		"19644": "broker-1:9644", "29644": "broker-2:9644", "39644": "broker-3:9644", "20644": "compactor-1:9644", "20744": "compactor-2:9644", "19000": "minio:9000",
 	}; !maps.Equal(published, want) {
 		t.Errorf("published %v, want %v", published, want)
 	}
 
 	// Every member of etcd names the same members, and itself.
-	for _, name := range want[3:6] {
+	for _, name := range want[5:8] {
 		env := p.Services[name].Environment.Resolve(func(string) (string, bool) { return "", false })
 		for key, want := range map[string]string{
 			"ETCD_NAME": name, "ETCD_INITIAL_ADVERTISE_PEER_URLS": "http://" + name + ":2380", "ETCD_ADVERTISE_CLIENT_URLS": "http://" + name + ":2379",
@@ -106,6 +106,9 @@ func TestComposeImagesAreVariables(t *testing.T) {
 	if *broker["AWS_ACCESS_KEY_ID"] != *minio["MINIO_ROOT_USER"] || *broker["AWS_SECRET_ACCESS_KEY"] != *minio["MINIO_ROOT_PASSWORD"] {
 		t.Error("the brokers do not have MinIO's credentials")
 	}
+	if worker := p.Services["compactor-2"].Environment; *worker["AWS_ACCESS_KEY_ID"] != *minio["MINIO_ROOT_USER"] || *worker["AWS_SECRET_ACCESS_KEY"] != *minio["MINIO_ROOT_PASSWORD"] {
+		t.Error("the compaction workers do not have MinIO's credentials")
+	}
 }
 
 // brokerOf is the configuration with which a container starts.
@@ -125,7 +128,7 @@ func brokerOf(t *testing.T, name string, s types.ServiceConfig) (*config.BrokerC
 		t.Fatal(err)
 	}
 	// What differs between a process and a container is not the file's to say.
-	for _, address := range []string{"listeners", "advertised.listeners", "admin.listener", "log.dirs", "etcd.endpoints", "remote.storage.url"} {
+	for _, address := range []string{"listeners", "advertised.listeners", "admin.listener", "log.dirs", "etcd.endpoints", "remote.storage.url", "log.cleaner.spool.dir"} {
 		if _, ok := fromFile[address]; ok {
 			t.Errorf("%s sets %s", file, address)
 		}
@@ -136,6 +139,7 @@ func brokerOf(t *testing.T, name string, s types.ServiceConfig) (*config.BrokerC
 	}
 	c, warnings, err := config.Build(config.Merge(fromFile, config.FromEnvironment(environ)), config.Machine{
 		Hostname: name, MemoryBytes: 4 << 30, Brokers: 3, Required: []string{"etcd.endpoints", "remote.storage.url"},
+		NoBroker: strings.HasPrefix(name, "compactor-"),
 	})
 	if err != nil {
 		t.Fatalf("%s: %v", name, err)
@@ -174,6 +178,26 @@ func TestComposeBrokers(t *testing.T) {
 		}
 		if !strings.HasPrefix(c.LogDir, "/var/lib/varve/") || c.AdminListener != "0.0.0.0:9644" || !strings.Contains(c.RemoteStorageURL, "endpoint=http://minio:9000") {
 			t.Errorf("%s: log.dirs=%s admin.listener=%s remote.storage.url=%s", name, c.LogDir, c.AdminListener, c.RemoteStorageURL)
+		}
+	}
+}
+
+// Workers run the same program on the same metadata and bucket as the brokers, and have room of their own for what they write:
+// the image has no directory for temporary files.
+func TestComposeCompactors(t *testing.T) {
+	p := compose(t, nil)
+	brokers, _ := brokerOf(t, "broker-1", p.Services["broker-1"])
+	for _, name := range []string{"compactor-1", "compactor-2"} {
+		s := p.Services[name]
+		c, file := brokerOf(t, name, s)
+		if want := []string{"compactor", "--config", "/etc/varve/server.properties"}; !slices.Equal(s.Command, want) || file != "compactor.properties" {
+			t.Errorf("%s runs %q with %s", name, s.Command, file)
+		}
+		if !slices.Equal(c.EtcdEndpoints, brokers.EtcdEndpoints) || c.EtcdPrefix != brokers.EtcdPrefix || c.RemoteStorageURL != brokers.RemoteStorageURL {
+			t.Errorf("%s works for another cluster: %q, %s", name, c.EtcdEndpoints, c.RemoteStorageURL)
+		}
+		if c.AdminListener != "0.0.0.0:9644" || c.Cleaner.SpoolDir != "/var/lib/varve" {
+			t.Errorf("%s: admin.listener=%s log.cleaner.spool.dir=%s", name, c.AdminListener, c.Cleaner.SpoolDir)
 		}
 	}
 }

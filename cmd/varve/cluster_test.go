@@ -38,6 +38,7 @@ func TestClusterStays(t *testing.T) {
 		Config: func(id int32) string {
 			return filepath.Join("..", "..", "deploy", "broker-"+strconv.Itoa(int(id))+".properties")
 		},
+		Workers: 2, WorkerConfig: filepath.Join("..", "..", "deploy", "compactor.properties"),
 		Set: []string{"wal.segment.bytes=4194304", "wal.max.bytes=134217728"},
 	})
 	open := func() *cluster.Cluster {
@@ -60,7 +61,7 @@ func TestClusterStays(t *testing.T) {
 		}
 		return c
 	}
-	all := []string{"etcd-1", "etcd-2", "etcd-3", "s3", "broker-1", "broker-2", "broker-3"}
+	all := []string{"etcd-1", "etcd-2", "etcd-3", "s3", "broker-1", "broker-2", "broker-3", "compactor-1", "compactor-2"}
 	t.Cleanup(func() {
 		if _, err := open().Down(); err != nil {
 			t.Error(err)

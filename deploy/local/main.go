@@ -1,5 +1,5 @@
-// Command local runs a cluster on this machine, three brokers, three members of etcd and an S3 server, as processes that
-// go on when it has ended: `make cluster-up` and `make cluster-down`.
+// Command local runs a cluster on this machine, three brokers, two compaction workers, three members of etcd and an S3 server, as
+// processes that go on when it has ended: `make cluster-up` and `make cluster-down`.
 package main
 
 import (
@@ -22,6 +22,9 @@ const usage = `usage: varve-cluster up [flags] | down [flags]
 
 `
 
+// workers of compaction: two, so that one may go.
+const workers = 2
+
 type options struct {
 	dir, description, varve, config string
 	freePorts, minio, deleteData    bool
@@ -35,10 +38,10 @@ func main() {
 	flags.StringVar(&o.dir, "dir", filepath.Join("build", "cluster"), "the directory of data, logs and process ids")
 	flags.StringVar(&o.description, "description", filepath.Join("build", "cluster.json"), "the file that says what runs where")
 	flags.StringVar(&o.varve, "varve", filepath.Join("bin", "varve"), "up: the varve program")
-	flags.StringVar(&o.config, "config", "deploy", "up: the directory of the brokers' configuration files")
+	flags.StringVar(&o.config, "config", "deploy", "up: the directory of the configuration files")
 	flags.BoolVar(&o.freePorts, "free-ports", false, "up: any free ports instead of 19092, 19192, 19292 and their neighbours, for as long as the data is there")
 	flags.BoolVar(&o.minio, "minio", false, "up: build MinIO for the objects if it is not there (eight minutes of a processor, once)")
-	flags.Func("set", "up: a setting of all brokers, name=value (repeatable)", func(s string) error { o.set = append(o.set, s); return nil })
+	flags.Func("set", "up: a setting of all brokers and workers, name=value (repeatable)", func(s string) error { o.set = append(o.set, s); return nil })
 	flags.BoolVar(&o.deleteData, "delete-data", false, "down: delete data and logs too")
 	flags.Usage = func() {
 		fmt.Fprint(flags.Output(), usage)
@@ -88,6 +91,7 @@ func up(ctx context.Context, o options) error {
 		Config: func(id int32) string {
 			return filepath.Join(o.config, "broker-"+strconv.Itoa(int(id))+".properties")
 		},
+		Workers: workers, WorkerConfig: filepath.Join(o.config, "compactor.properties"),
 	})
 	if err != nil {
 		return err
@@ -118,7 +122,7 @@ func down(_ context.Context, o options) error {
 		return err
 	}
 	defer unlock()
-	c, err := cluster.New(cluster.Options{Dir: o.dir, Stays: true})
+	c, err := cluster.New(cluster.Options{Dir: o.dir, Workers: workers, Stays: true})
 	if err != nil {
 		return err
 	}

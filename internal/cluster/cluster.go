@@ -1,5 +1,5 @@
-// Package cluster runs a whole cluster as processes of one machine: members of etcd, an S3 server and brokers, all on
-// loopback. Tests kill and stop them one by one (Start); `make cluster-up` lets them go on by themselves (Options.Stays)
+// Package cluster runs a whole cluster as processes of one machine: members of etcd, an S3 server, brokers and compaction
+// workers, all on loopback. Tests kill and stop them one by one (Start); `make cluster-up` lets them go on by themselves (Options.Stays)
 // and finds them again. Linux only: /proc says whether a process is still the one that was started.
 package cluster
 
@@ -35,21 +35,24 @@ type Options struct {
 	Brokers int // 0: three, with the ids 1, 2 and 3
 	Spare   int // so many of them, the last ones, are not started by Up
 	Etcd    int // members; 0: three
+	Workers int // of compaction; 0: none
 	// FreePorts looks for free ports; otherwise they are those of the Compose file, the first digit being a broker's
 	// or member's number.
 	FreePorts bool
 
-	// Place says where a process is, by its name (broker-1, etcd-1, s3): the address that it listens at, and what its command
+	// Place says where a process is, by its name (broker-1, compactor-1, etcd-1, s3): the address that it listens at, and what its command
 	// line begins with, as a namespace of the network wants it. nil: all are on 127.0.0.1.
 	Place func(name string) (host string, before []string)
 
 	Varve   []string                // the program that `broker` is an argument of, after its own first ones
 	Servers []string                // a program that begins with Serve, likewise
-	Env     []string                // of the brokers, added to this program's
+	Env     []string                // of brokers and workers, added to this program's
 	MinIO   string                  // the program of the S3 server; empty: the one of the tests
 	Config  func(id int32) string   // a broker's configuration file; nil: none
-	Set     []string                // settings of all brokers, as name=value
-	SetOf   func(id int32) []string // settings of one; may be nil
+	Set     []string                // settings of all brokers and workers, as name=value
+	SetOf   func(id int32) []string // settings of one broker; may be nil
+
+	WorkerConfig string // the workers' configuration file; empty: none
 
 	// Stays lets the processes go on when this program has ended.
 	Stays bool
@@ -58,6 +61,7 @@ type Options struct {
 // layout is where everything listens.
 type layout struct {
 	Brokers []brokerAddrs `json:"brokers"`
+	Workers []workerAddrs `json:"compactors,omitempty"`
 	Etcd    []etcdAddrs   `json:"etcd"`
 	S3      string        `json:"s3"`
 	MinIO   bool          `json:"minio"` // what keeps the objects; the two servers cannot read each other's
@@ -67,6 +71,10 @@ type brokerAddrs struct {
 	Host     string `json:"host"`     // of clients
 	Internal string `json:"internal"` // of the other brokers
 	Admin    string `json:"admin"`
+}
+
+type workerAddrs struct {
+	Admin string `json:"admin"`
 }
 
 type etcdAddrs struct {
@@ -80,6 +88,7 @@ type Cluster struct {
 	layout layout
 
 	Brokers []*Broker
+	Workers []*Worker
 	Etcd    []*Server
 	S3      *Server
 }
@@ -89,6 +98,12 @@ type Broker struct {
 	*Server
 	ID    int32
 	Addr  string // for clients
+	Admin string // URL of metrics and health
+}
+
+// Worker is a compaction worker's process.
+type Worker struct {
+	*Server
 	Admin string // URL of metrics and health
 }
 
@@ -125,16 +140,20 @@ func (c *Cluster) plan() error {
 	if _, none := os.Stat(filepath.Join(c.o.Dir, "etcd-1")); none != nil {
 		err = os.ErrNotExist // nothing was started there: whoever could not have its ports may choose others
 	}
-	if err == nil {
+	known := err == nil
+	if known {
 		if err = json.Unmarshal(b, &c.layout); err == nil && (len(c.layout.Brokers) != c.o.Brokers || len(c.layout.Etcd) != c.o.Etcd) {
 			err = fmt.Errorf("it has %d brokers and %d members of etcd", len(c.layout.Brokers), len(c.layout.Etcd))
 		}
 		if err != nil {
 			return fmt.Errorf("the cluster in %s is not this one: %s: %w", c.o.Dir, file, err)
 		}
-		return nil
+		if len(c.layout.Workers) == c.o.Workers {
+			return nil
+		}
+		err = nil // nobody knows a worker by its address, and they keep nothing
 	}
-	if !errors.Is(err, os.ErrNotExist) {
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	var failed error
@@ -159,14 +178,28 @@ func (c *Cluster) plan() error {
 		}
 	}
 	// All below the ports that Linux gives to connections (from 32768 on), which may be taken at any moment.
-	l := layout{S3: port(s3Name, 19000), MinIO: c.o.MinIO != ""}
-	for i := range c.o.Brokers {
-		name := brokerName(i)
-		l.Brokers = append(l.Brokers, brokerAddrs{port(name, 19092+100*i), port(name, 19093+100*i), port(name, 19644+100*i)})
+	l := c.layout
+	for _, a := range l.Brokers {
+		taken[a.Host], taken[a.Internal], taken[a.Admin] = true, true, true
 	}
-	for i := range c.o.Etcd {
-		name := etcdName(i)
-		l.Etcd = append(l.Etcd, etcdAddrs{port(name, 12379+100*i), port(name, 12380+100*i)})
+	for _, a := range l.Etcd {
+		taken[a.Client], taken[a.Peer] = true, true
+	}
+	taken[l.S3] = true
+	if !known {
+		l = layout{S3: port(s3Name, 19000), MinIO: c.o.MinIO != ""}
+		for i := range c.o.Brokers {
+			name := brokerName(i)
+			l.Brokers = append(l.Brokers, brokerAddrs{port(name, 19092+100*i), port(name, 19093+100*i), port(name, 19644+100*i)})
+		}
+		for i := range c.o.Etcd {
+			name := etcdName(i)
+			l.Etcd = append(l.Etcd, etcdAddrs{port(name, 12379+100*i), port(name, 12380+100*i)})
+		}
+	}
+	l.Workers = nil
+	for i := range c.o.Workers {
+		l.Workers = append(l.Workers, workerAddrs{port(workerName(i), 20644+100*i)})
 	}
 	if failed != nil {
 		return failed
@@ -178,6 +211,7 @@ func (c *Cluster) plan() error {
 const s3Name = "s3"
 
 func brokerName(i int) string { return fmt.Sprintf("broker-%d", i+1) }
+func workerName(i int) string { return fmt.Sprintf("compactor-%d", i+1) }
 func etcdName(i int) string   { return fmt.Sprintf("etcd-%d", i+1) }
 
 func (c *Cluster) describe() {
@@ -257,12 +291,30 @@ func (c *Cluster) describe() {
 		}
 		c.Brokers = append(c.Brokers, b)
 	}
+
+	for i, a := range l.Workers {
+		w := &Worker{Server: server(workerName(i), a.Admin), Admin: "http://" + a.Admin}
+		w.command = func() *exec.Cmd {
+			args := []string{"compactor"}
+			if c.o.WorkerConfig != "" {
+				args = append(args, "--config", c.o.WorkerConfig)
+			}
+			args = append(args, child.SetFlags(append([]string{
+				"admin.listener=" + a.Admin, "etcd.endpoints=" + strings.Join(endpoints, ","), "remote.storage.url=" + c.BucketURL(), "log.cleaner.spool.dir=" + w.Dir,
+			}, c.o.Set...))...)
+			cmd := command(w.Name, c.o.Varve, args...)
+			cmd.Env = append(os.Environ(), c.o.Env...)
+			return cmd
+		}
+		w.ready = func() error { return child.AnswersOK(w.Admin + "/readyz") }
+		c.Workers = append(c.Workers, w)
+	}
 }
 
 // first are the servers that Up starts.
 func (c *Cluster) first() []*Server {
-	all := c.Servers()
-	return all[:len(all)-c.o.Spare]
+	last := len(c.Etcd) + 1 + len(c.Brokers)
+	return slices.Delete(c.Servers(), last-c.o.Spare, last)
 }
 
 // Servers are all processes of the cluster, those that the brokers need first.
@@ -270,6 +322,9 @@ func (c *Cluster) Servers() []*Server {
 	all := append(slices.Clone(c.Etcd), c.S3)
 	for _, b := range c.Brokers {
 		all = append(all, b.Server)
+	}
+	for _, w := range c.Workers {
+		all = append(all, w.Server)
 	}
 	return all
 }
@@ -364,7 +419,7 @@ func (b *Broker) knows(ctx context.Context, all []string) error {
 	return nil
 }
 
-// Down ends what runs, brokers first, and returns its names.
+// Down ends what runs, brokers and workers first, and returns its names.
 func (c *Cluster) Down() (ended []string, err error) {
 	for _, list := range [][]*Server{c.Servers()[len(c.Etcd)+1:], append(slices.Clone(c.Etcd), c.S3)} {
 		list = slices.DeleteFunc(list, func(s *Server) bool { return !s.Running() })
@@ -394,6 +449,7 @@ func each(list []*Server, f func(*Server) error) error {
 type Description struct {
 	Bootstrap string              `json:"bootstrap"`
 	Brokers   []BrokerDescription `json:"brokers"`
+	Workers   []WorkerDescription `json:"compactors"`
 	Etcd      []EtcdDescription   `json:"etcd"`
 	S3        S3Description       `json:"s3"`
 }
@@ -405,6 +461,13 @@ type BrokerDescription struct {
 	Kafka string `json:"kafka"` // host:port for clients
 	Admin string `json:"admin"` // URL
 	Data  string `json:"data"`
+}
+
+// WorkerDescription is one compaction worker's.
+type WorkerDescription struct {
+	Name  string `json:"name"`
+	PID   int    `json:"pid"`
+	Admin string `json:"admin"` // URL
 }
 
 // EtcdDescription is one member's.
@@ -426,6 +489,9 @@ func (c *Cluster) Describe() Description {
 	d := Description{Bootstrap: strings.Join(c.Bootstrap(), ","), S3: S3Description{"http://" + c.layout.S3, c.S3.PID(), c.BucketURL()}}
 	for _, b := range c.Brokers {
 		d.Brokers = append(d.Brokers, BrokerDescription{b.ID, b.PID(), b.Addr, b.Admin, b.Dir})
+	}
+	for _, w := range c.Workers {
+		d.Workers = append(d.Workers, WorkerDescription{w.Name, w.PID(), w.Admin})
 	}
 	for i, s := range c.Etcd {
 		d.Etcd = append(d.Etcd, EtcdDescription{s.Name, s.PID(), "http://" + c.layout.Etcd[i].Client})

@@ -16,7 +16,7 @@ import (
 	"github.com/varve/varve/internal/child"
 )
 
-// Server is one process of a cluster: a broker, a member of etcd, the S3 server.
+// Server is one process of a cluster: a broker, a compaction worker, a member of etcd, the S3 server.
 type Server struct {
 	Name string
 	Dir  string // what it keeps
