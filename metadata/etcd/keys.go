@@ -234,8 +234,6 @@ func version(v any) int {
 		return v.V
 	case tombstoneValue:
 		return v.V
-	case claimValue:
-		return v.V
 	case producerValue:
 		return v.V
 	case epochRecord:

@@ -418,7 +418,7 @@ func (f *faulty) once(hook func(commit) (*clientv3.TxnResponse, error)) {
 
 // A partition has one worker at a time, whoever reads the claim can tell who it is, and only under the claim is a head
 // replaced.
-func TestClaims(t *testing.T) {
+func TestClaimAnswersLost(t *testing.T) {
 	s, f := newFaulty(t)
 	must[*image.Image](t)(s.Commit(bg, elect(t, s), image.Empty(), topic(1, "t", 3, nil)))
 	m := s.Manifests()
