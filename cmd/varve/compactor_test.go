@@ -32,13 +32,13 @@ type keyed struct {
 // keyedWrite is one; its number is its place in the key's list.
 type keyedWrite struct {
 	tombstone bool
-	outcome   outcome
+	outcome   fate
 }
 
-type outcome int
+type fate int
 
 const (
-	unknown outcome = iota // not answered, or the transaction's end was not
+	unknown fate = iota // not answered, or the transaction's end was not
 	acked
 	aborted
 )
@@ -66,7 +66,7 @@ func numberOf(r *kgo.Record) int {
 	return -1
 }
 
-func (k *keyed) became(o outcome, records ...*kgo.Record) {
+func (k *keyed) became(o fate, records ...*kgo.Record) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, r := range records {
