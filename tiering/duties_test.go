@@ -208,3 +208,33 @@ func TestHangingRead(t *testing.T) {
 		})
 	}
 }
+
+// Who starts looks whose bucket it is and what was published, before anything is uploaded. A request of that which hangs is
+// given up when the time of one request is over.
+func TestHangingAdoption(t *testing.T) {
+	for _, op := range []objstore.Op{objstore.OpHead, objstore.OpGet, objstore.OpList} {
+		for nth := 1; nth <= 3; nth++ {
+			inWorld(t, func(t *testing.T, w *world) {
+				x, f := w.open(), newLog(1, 0)
+				w.lead(x, f)
+				f.plain(t, 1, 10, 100)
+				w.drained(x, f)
+				time.Sleep(2 * x.o.PublishInterval) // so that there is something published
+				x.Close()
+				began := time.Now()
+				w.bucket.Inject(objstore.Fault{Op: op, Nth: nth, Kind: objstore.Hang})
+				y := w.open()
+				w.lead(y, f)
+				f.plain(t, 1, 10, 100)
+				for f.local < 20 && time.Since(began) < time.Hour {
+					time.Sleep(100 * time.Millisecond)
+					synctest.Wait()
+				}
+				if took, most := time.Since(began), 3*x.o.RequestTimeout; took > most {
+					t.Errorf("%s %d hung, and the upload took %s; a request may take %s", op, nth, took, x.o.RequestTimeout)
+				}
+				w.clean(y, f)
+			})
+		}
+	}
+}

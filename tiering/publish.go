@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"maps"
 	"sort"
 	"strings"
@@ -255,7 +256,7 @@ func (t *Tier) publishFull(ctx context.Context) error {
 	if err := t.adopt(ctx); err != nil { // so that what was published is known before it is covered
 		return err
 	}
-	fulls, err := listAll(ctx, t.bucket, fullPrefix)
+	fulls, err := listAll(ctx, t.prompt(), fullPrefix)
 	if err != nil {
 		return err
 	}
@@ -265,7 +266,7 @@ func (t *Tier) publishFull(ctx context.Context) error {
 			return nil
 		}
 	}
-	deltas, err := listAll(ctx, t.bucket, deltaPrefix)
+	deltas, err := listAll(ctx, t.prompt(), deltaPrefix)
 	if err != nil {
 		return err
 	}
@@ -348,7 +349,7 @@ func (t *Tier) complete(ctx context.Context, p *Publication, seen map[partitionK
 	}
 	c, cancel := context.WithTimeout(ctx, 10*t.o.UploadTimeout)
 	defer cancel()
-	list, err := ReadPublished(c, t.bucket)
+	list, err := ReadPublished(c, t.prompt())
 	if err != nil {
 		return err
 	}
@@ -391,6 +392,41 @@ func listAll(ctx context.Context, b objstore.Bucket, prefix string) (all []objst
 		}
 		after = list[len(list)-1].Key
 	}
+}
+
+// prompt is the bucket for what takes many requests: each has a time of its own,
+// or one that hangs would take the time of all.
+func (t *Tier) prompt() objstore.Bucket { return promptBucket{t.bucket, t.o.RequestTimeout} }
+
+type promptBucket struct {
+	objstore.Bucket
+	each time.Duration
+}
+
+func (b promptBucket) List(ctx context.Context, prefix, after string, limit int) ([]objstore.Info, bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, b.each)
+	defer cancel()
+	return b.Bucket.List(ctx, prefix, after, limit)
+}
+
+func (b promptBucket) GetRange(ctx context.Context, key string, off, length int64) (io.ReadCloser, error) {
+	ctx, cancel := context.WithTimeout(ctx, b.each)
+	r, err := b.Bucket.GetRange(ctx, key, off, length)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	return promptReader{r, cancel}, nil
+}
+
+type promptReader struct {
+	io.ReadCloser
+	cancel context.CancelFunc
+}
+
+func (r promptReader) Close() error {
+	defer r.cancel()
+	return r.ReadCloser.Close()
 }
 
 // ReadPublished collects the published heads of a bucket, sorted by partition,
@@ -494,7 +530,7 @@ func (t *Tier) adopt(ctx context.Context) error {
 	}
 	c, cancel = context.WithTimeout(ctx, 10*t.o.UploadTimeout) // in a large cluster many objects
 	defer cancel()
-	list, err := ReadPublished(c, t.bucket)
+	list, err := ReadPublished(c, t.prompt())
 	if err != nil {
 		return err
 	}
