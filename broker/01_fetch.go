@@ -167,7 +167,10 @@ func (f *fetch) open() int16 {
 		f.b.sessions.remove(req.SessionID)
 	}
 	f.full = true
-	f.s = &session{watches: make(map[partitionKey]*watch, n), busy: true, lastUsed: f.started.UnixMilli(), copies: f.copier != nil}
+	f.s = &session{watches: make(map[partitionKey]*watch, n), busy: true, lastUsed: f.started.UnixMilli()}
+	if f.copier != nil {
+		f.s.copies, f.s.of = true, f.copier.id
+	}
 	f.update()
 	if req.SessionEpoch == 0 && req.Version >= 7 && n > 0 && f.b.sessions.create(f.s, f.started) {
 		f.keep = true
@@ -199,7 +202,7 @@ func (f *fetch) update() bool {
 				k = partitionKey{id: t.TopicID, index: p.Partition}
 			}
 			w := s.watches[k]
-			if w == nil && !f.full && (len(s.watches) >= maxFetchPartitions || f.b.sessions.full(len(s.watches)-before)) {
+			if w == nil && !f.full && (len(s.watches) >= maxFetchPartitions || !s.copies && f.b.sessions.full(len(s.watches)-before)) {
 				fits = false
 				continue
 			}

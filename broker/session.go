@@ -20,6 +20,10 @@ const sessionPartitionBytes = 1 << 10
 // (max.incremental.fetch.session.cache.slots). A client that finds no slot is
 // served without a session.
 //
+// Followers go before clients, however many there are: without a session each of
+// their rounds would name every partition. They take no slot and are not held to
+// the bound of partitions, for there is one session of each.
+//
 // Lock ordering: mu, then a session's mu.
 type sessions struct {
 	slots         int
@@ -27,12 +31,13 @@ type sessions struct {
 
 	partitions atomic.Int64 // changed with the lock of the session they belong to
 
-	mu   sync.Mutex
-	byID map[int32]*session
+	mu        sync.Mutex
+	byID      map[int32]*session
+	followers map[int32]*session // of byID, by broker
 }
 
 func newSessions(slots int, maxPartitions int64) *sessions {
-	return &sessions{slots: slots, maxPartitions: maxPartitions, byID: map[int32]*session{}}
+	return &sessions{slots: slots, maxPartitions: maxPartitions, byID: map[int32]*session{}, followers: map[int32]*session{}}
 }
 
 // full says whether more partitions than are kept and n of a request under
@@ -49,14 +54,23 @@ func (c *sessions) find(id int32) *session {
 func (c *sessions) create(s *session, now time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.slots <= 0 || c.full(len(s.watches)) {
+	if c.slots <= 0 || !s.copies && c.full(len(s.watches)) {
 		return false
 	}
-	if len(c.byID) >= c.slots {
+	if s.copies {
+		if old := c.followers[s.of]; old != nil {
+			delete(c.byID, old.id)
+			go c.end(old)
+		}
+		c.followers[s.of] = s
+	} else if len(c.byID)-len(c.followers) >= c.slots {
 		// The longest unused goes, if it is old enough.
 		var oldest *session
 		var at int64
 		for _, o := range c.byID {
+			if o.copies {
+				continue
+			}
 			o.mu.Lock()
 			used, busy := o.lastUsed, o.busy || o.parked != nil
 			o.mu.Unlock()
@@ -85,6 +99,9 @@ func (c *sessions) remove(id int32) {
 	c.mu.Lock()
 	s := c.byID[id]
 	delete(c.byID, id)
+	if s != nil && s.copies {
+		delete(c.followers, s.of)
+	}
 	c.mu.Unlock()
 	if s != nil {
 		c.end(s)

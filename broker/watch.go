@@ -117,7 +117,8 @@ func (r *replica) changed() { r.grown(wakeNow, false) }
 // it; nothing else is called out under mu.
 type session struct {
 	id     int32 // 0: not kept
-	copies bool  // of a follower
+	copies bool  // of a follower,
+	of     int32 // the broker
 
 	mu       sync.Mutex
 	epoch    int32 // of the next request

@@ -35,6 +35,7 @@ type fault struct {
 }
 
 var faults = []fault{
+	{name: "none", pick: nobody, do: func(_ *nemesis, ctx context.Context, _ []string, d time.Duration) error { wait(ctx, d); return nil }},
 	{name: "kill", pick: anyBroker, do: killed},
 	{name: "kill-leader", pick: leaderBroker, do: killed},
 	{name: "kill-controller", pick: controllerBroker, do: killed},
