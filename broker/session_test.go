@@ -43,6 +43,9 @@ func TestFollowersGoBeforeClients(t *testing.T) {
 	if !made(d, 1) || c.find(again.id) != again || c.find(g.id) != g {
 		t.Fatal("a client took a follower's place")
 	}
+	if !made(&session{}, 1) || made(&session{}, 1) {
+		t.Fatal("not two of the clients are new")
+	}
 	c.remove(g.id)
 	if made(&session{}, 1) {
 		t.Fatal("a client took the slot that a follower never had")

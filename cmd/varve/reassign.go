@@ -232,8 +232,8 @@ func makePlan(s *session, topics []string, from int32, named []int32, rf int) (p
 	return plan, before, moves, nil
 }
 
-// outcome is what became of one partition of a request.
-type outcome struct {
+// moveOutcome is what became of one partition of a request.
+type moveOutcome struct {
 	Topic     string  `json:"topic"`
 	Partition int32   `json:"partition"`
 	Replicas  []int32 `json:"replicas,omitempty"`
@@ -264,7 +264,7 @@ func alterReassignments(cmd *cobra.Command, s *session, out *outputFlag, what st
 
 // requestReassignments asks for the targets; nil cancels. What was refused is in
 // the outcomes and, worded, in errs.
-func requestReassignments(s *session, ctx context.Context, what string, list []placed) (results []outcome, errs []error, err error) {
+func requestReassignments(s *session, ctx context.Context, what string, list []placed) (results []moveOutcome, errs []error, err error) {
 	req := kadm.AlterPartitionAssignmentsReq{}
 	for _, p := range list {
 		if p.Replicas == nil {
@@ -277,9 +277,9 @@ func requestReassignments(s *session, ctx context.Context, what string, list []p
 	if err != nil {
 		return nil, nil, s.failed(what, err)
 	}
-	results = []outcome{}
+	results = []moveOutcome{}
 	for _, r := range resps.Sorted() {
-		o := outcome{Topic: r.Topic, Partition: r.Partition, Replicas: req[r.Topic][r.Partition]}
+		o := moveOutcome{Topic: r.Topic, Partition: r.Partition, Replicas: req[r.Topic][r.Partition]}
 		if r.Err != nil {
 			err := brokerError(r.Err, r.ErrMessage)
 			o.Error = err.Error()
