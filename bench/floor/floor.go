@@ -110,18 +110,19 @@ func Open(addr string, o Options) (*Server, error) {
 	if o.MemoryBytes < 4*blockBytes || o.FileBytes < o.MemoryBytes/4 {
 		return nil, fmt.Errorf("floor: a file of %d bytes and %d of memory: a quarter of the memory, %d at least, has to fit into the file", o.FileBytes, o.MemoryBytes, blockBytes)
 	}
-	f, err := fill(filepath.Join(o.Dir, "floor"), o)
-	if err != nil {
-		return nil, fmt.Errorf("floor: %w", err)
-	}
 	ring, err := unix.Mmap(-1, 0, int(o.MemoryBytes), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_POPULATE)
 	if err != nil {
-		f.Close()
 		return nil, fmt.Errorf("floor: %d bytes of memory: %w", o.MemoryBytes, err)
+	}
+	f, err := fill(filepath.Join(o.Dir, "floor"), o, ring[:1<<20])
+	if err != nil {
+		unix.Munmap(ring)
+		return nil, fmt.Errorf("floor: %w", err)
 	}
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		f.Close()
+		unix.Munmap(ring)
 		return nil, err
 	}
 	s := &Server{
@@ -136,15 +137,24 @@ func Open(addr string, o Options) (*Server, error) {
 }
 
 // fill makes the file, written once with zeros so that no later sync writes
-// metadata, and opens it around the page cache where the file system can do that.
-func fill(name string, o Options) (*os.File, error) {
+// metadata, and around the page cache where the file system can do that: pages
+// in it would have to be dropped by the first to write there.
+func fill(name string, o Options, zeros []byte) (*os.File, error) {
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	zero := make([]byte, 1<<20)
-	for n := int64(0); n < o.FileBytes && err == nil; n += int64(len(zero)) {
-		_, err = f.Write(zero)
+	if !o.Buffered {
+		direct, err := os.OpenFile(name, os.O_WRONLY|unix.O_DIRECT, 0)
+		if err == nil {
+			f.Close()
+			f = direct
+		} else {
+			fmt.Fprintf(os.Stderr, "floor: %s is written through the page cache: %v\n", name, err)
+		}
+	}
+	for n := int64(0); n < o.FileBytes && err == nil; n += int64(len(zeros)) {
+		_, err = f.WriteAt(zeros, n)
 	}
 	if err == nil {
 		err = f.Sync()
@@ -152,14 +162,6 @@ func fill(name string, o Options) (*os.File, error) {
 	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("fill %s: %w", name, err)
-	}
-	if !o.Buffered {
-		direct, err := os.OpenFile(name, os.O_WRONLY|unix.O_DIRECT, 0)
-		if err == nil {
-			f.Close()
-			return direct, nil
-		}
-		fmt.Fprintf(os.Stderr, "floor: %s is written through the page cache: %v\n", name, err)
 	}
 	return f, nil
 }
