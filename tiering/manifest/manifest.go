@@ -284,7 +284,10 @@ func (h *Head) Apply(e Edit, in Input) (*Result, error) {
 		Compaction: h.Compaction,
 	}}
 	if c := e.Compaction; c != nil {
-		if c.CleanEnd < h.Compaction.CleanEnd || c.CleanEnd > h.RemoteEnd() || c.End > h.RemoteEnd() || c.Next > h.RemoteEnd() || c.End != 0 && (c.End <= c.CleanEnd || c.Next > c.End) || c.End == 0 && c.Next != 0 {
+		if c.CleanEnd < h.Compaction.CleanEnd {
+			return nil, fmt.Errorf("%w: compaction %+v after %+v", ErrReplaced, *c, h.Compaction)
+		}
+		if c.CleanEnd > h.RemoteEnd() || c.End > h.RemoteEnd() || c.Next > h.RemoteEnd() || c.End != 0 && (c.End <= c.CleanEnd || c.Next > c.End) || c.End == 0 && c.Next != 0 {
 			return nil, fmt.Errorf("%w: compaction %+v after %+v, remote end %d", ErrBound, *c, h.Compaction, h.RemoteEnd())
 		}
 		b.h.Compaction = *c
