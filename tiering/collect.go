@@ -26,7 +26,7 @@ type condemned struct {
 	bytes int64         // of it, or of the section that was let go; 0: not known
 	never bool          // its upload failed here: no commit was or will be told its name
 	since time.Time
-	dead  time.Time // first found dead, with sections of partitions led elsewhere
+	dead  time.Time // first found dead, if others may have let go of it
 	again time.Time // undecided: not before
 	tries int
 }
@@ -189,8 +189,9 @@ func (b *bench) judge(ctx context.Context, key partitionKey, base int64, epoch i
 	case current < 0:
 		return dead, nil // nobody commits for a deleted topic
 	case kind == manifest.Rewritten:
-		// The claim under which it was written decides, not a leader's epoch.
-		if tag, claimed := b.claim[key]; !claimed || tag != [4]byte(suffix[:4]) || v.rev != 0 && base < v.head.RemoteStart() {
+		// The claim under which it was written decides, neither a leader's epoch nor the log start: it may be about
+		// to take the place of an entry that the log start lies in.
+		if tag, claimed := b.claim[key]; !claimed || tag != [4]byte(suffix[:4]) {
 			return dead, nil
 		}
 		return undecided, nil
@@ -284,10 +285,13 @@ func (t *Tier) collect(ctx context.Context) error {
 			continue
 		}
 		var f fate
-		var elsewhere bool
+		// Who else may have let go of it a moment ago: its readers and what is published need their time from when it
+		// is found dead. We know when, if a head that we committed ourselves let go of all of it.
+		elsewhere := c.rev == 0
 		var err error
 		switch {
 		case c.never:
+			elsewhere = false
 			f = dead // whatever there is under that name, and whether or not it can be read
 		case c.name.Page:
 			f, err = b.judgePage(ctx, c.name)
@@ -304,8 +308,6 @@ func (t *Tier) collect(ctx context.Context) error {
 		case f == named:
 			t.gc.spare(k, c) // who lets go of it proposes it again
 		case f == dead && elsewhere && (c.dead.IsZero() || now.Sub(c.dead) < t.elsewhere(c)):
-			// Another broker may have let go of its section a moment ago: its readers
-			// and what it publishes need their time from now on.
 			if c.dead.IsZero() {
 				c.dead = now
 				t.gc.later(k, c, t.elsewhere(c))
@@ -400,8 +402,8 @@ func (t *Tier) elsewhere(c condemned) time.Duration {
 }
 
 // judgeMixed reads the directory of a mixed object and then the head of every
-// partition in it, until one names it. elsewhere tells whether some of them are
-// led by other brokers.
+// partition in it, until one names it. elsewhere tells whether there are any:
+// other brokers and compaction workers let go of sections as well.
 func (t *Tier) judgeMixed(ctx context.Context, b *bench, c condemned) (res fate, elsewhere bool, err error) {
 	t.gc.mu.Lock()
 	hint, ok := t.gc.mixed[c.name.Suffix]
@@ -444,7 +446,7 @@ func (t *Tier) judgeMixed(ctx context.Context, b *bench, c condemned) (res fate,
 		case undecided:
 			res = undecided
 		case dead:
-			elsewhere = elsewhere || b.epoch[k] >= 0 && t.leader(k) == nil
+			elsewhere = elsewhere || b.epoch[k] >= 0
 		}
 	}
 	t.gc.mu.Lock()
@@ -611,6 +613,9 @@ func (t *Tier) sweep(ctx context.Context) error {
 	found, unknown := 0, 0
 	gone := make(map[partitionKey]bool) // partitions that do not exist, by what was asked in this sweep
 	bad := make(map[partitionKey]error) // whose manifest cannot be read: nothing of them is judged
+	if err := t.refresh(ctx, bad); err != nil {
+		return err
+	}
 	for _, prefix := range []string{manifest.DataPrefix, manifest.PagePrefix} {
 		for after := ""; ; {
 			c, cancel := context.WithTimeout(ctx, t.o.RequestTimeout)
@@ -665,6 +670,31 @@ func (t *Tier) sweep(ctx context.Context) error {
 	return nil
 }
 
+// refresh takes over what compaction workers have committed for partitions that are led here and have been quiet since:
+// by an older head, what they replaced would never be suspect. bad gets what cannot be read.
+func (t *Tier) refresh(ctx context.Context, bad map[partitionKey]error) error {
+	c, cancel := context.WithTimeout(ctx, t.o.UploadTimeout)
+	defer cancel()
+	err := t.store.Range(c, func(s StoredHead) error {
+		key := partitionKey{s.TopicID, s.Partition}
+		l := t.leader(key)
+		if l == nil || s.Rev <= l.view.Load().rev {
+			return nil
+		}
+		h, err := manifest.DecodeHead(s.Head)
+		if err != nil {
+			bad[key] = fmt.Errorf("manifest of %s at revision %d: %w", key, s.Rev, err)
+			return nil
+		}
+		t.adoptView(l, t.newView(key, h, s.Rev))
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read all heads: %w", err)
+	}
+	return nil
+}
+
 // suspect tells whether an object that was listed deserves a closer look: by the
 // heads of the partitions that are led here, and for partitions that are gone.
 func (t *Tier) suspect(ctx context.Context, n manifest.Name, gone map[partitionKey]bool) (bool, error) {
@@ -674,7 +704,11 @@ func (t *Tier) suspect(ctx context.Context, n manifest.Name, gone map[partitionK
 		t.gc.mu.Unlock()
 		if ok {
 			if l := t.leader(hint.key); l != nil {
-				alive, err := t.names(ctx, hint.key, l.view.Load().head, hint.base, n.Suffix)
+				alive := false
+				err := t.byView(ctx, l, func(v *view) (err error) {
+					alive, err = t.names(ctx, hint.key, v.head, hint.base, n.Suffix)
+					return err
+				})
 				if damaged(err) {
 					return false, nil // nothing of that partition is judged
 				}
@@ -688,12 +722,15 @@ func (t *Tier) suspect(ctx context.Context, n manifest.Name, gone map[partitionK
 	}
 	key := partitionKey{n.TopicID, n.Partition}
 	if l := t.leader(key); l != nil {
-		h := l.view.Load().head
-		if n.Page {
-			is, err := t.namesPage(ctx, key, h, n.Suffix)
-			return !is, err
-		}
-		is, err := t.names(ctx, key, h, n.Base, n.Suffix)
+		is := false
+		err := t.byView(ctx, l, func(v *view) (err error) {
+			if n.Page {
+				is, err = t.namesPage(ctx, key, v.head, n.Suffix)
+			} else {
+				is, err = t.names(ctx, key, v.head, n.Base, n.Suffix)
+			}
+			return err
+		})
 		return !is, err
 	}
 	return t.missing(ctx, key, gone)

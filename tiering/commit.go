@@ -300,6 +300,12 @@ func (t *Tier) commit(ctx context.Context, l *leader, change edit) error {
 			res, err = v.head.Apply(*e, manifest.Input{HighWatermark: hw, Rev: v.rev, NewSuffix: newSuffix, Page: page, Limits: t.limits})
 			return err
 		})
+		if vanished(err) { // a page: a compaction worker may have put another in its place
+			if fresh, lerr := t.load(ctx, l.key); lerr == nil && fresh.rev > v.rev {
+				t.tell(l, fresh)
+				continue
+			}
+		}
 		if err != nil {
 			return fmt.Errorf("edit manifest of %s: %w", l.key, err)
 		}
@@ -309,7 +315,7 @@ func (t *Tier) commit(ctx context.Context, l *leader, change edit) error {
 		for i, w := range res.Writes {
 			if err := t.putPage(ctx, l.key, w); err != nil {
 				for _, w := range res.Writes[:i+1] {
-					t.gc.condemn(t.pageOf(l.key, w.Ref, v.rev))
+					t.gc.condemn(t.pageOf(l.key, w.Ref, 0))
 				}
 				return err
 			}
@@ -321,7 +327,7 @@ func (t *Tier) commit(ctx context.Context, l *leader, change edit) error {
 			return nil
 		}
 		for _, w := range res.Writes {
-			t.gc.condemn(t.pageOf(l.key, w.Ref, v.rev))
+			t.gc.condemn(t.pageOf(l.key, w.Ref, 0))
 		}
 		switch {
 		case errors.Is(err, ErrConflict):
@@ -443,6 +449,25 @@ func (t *Tier) adoptView(l *leader, v *view) {
 	t.mu.Lock()
 	t.seen[l.key] = max(t.seen[l.key], v.rev)
 	t.mu.Unlock()
+}
+
+// byView runs a read of what the leadership's view names. A compaction worker may have put others in the place of
+// objects and pages, which the leader hears of with its next commit; so if something has vanished, the head is read again.
+func (t *Tier) byView(ctx context.Context, l *leader, f func(*view) error) error {
+	v := l.view.Load()
+	err := f(v)
+	if !vanished(err) {
+		return err
+	}
+	fresh, lerr := t.load(ctx, l.key)
+	if lerr != nil {
+		return fmt.Errorf("%w (and the manifest cannot be read again: %w)", err, lerr)
+	}
+	if fresh.rev <= v.rev {
+		return err
+	}
+	t.adoptView(l, fresh)
+	return f(fresh)
 }
 
 // readBack loads the head after a commit and only then tells the replica, whose

@@ -40,7 +40,11 @@ func (t *Tier) retain(l *leader) error {
 	if !p.Delete || p.RetentionMs < 0 && p.RetentionBytes < 0 {
 		return nil
 	}
-	v, now := l.view.Load(), time.Now().UnixMilli()
+	return t.byView(l.ctx, l, func(v *view) error { return t.retainBy(l, p, v) })
+}
+
+func (t *Tier) retainBy(l *leader, p Policy, v *view) error {
+	now := time.Now().UnixMilli()
 	start := v.head.LogStart
 	local, oldest := l.r.Pending(v.head.NextBase())
 	if e := l.oldest; e != nil && e.Base <= v.head.RemoteStart() && e.Last >= v.head.RemoteStart() && !expired(p, *e, retained{v.bytes, local}, now) {

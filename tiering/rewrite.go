@@ -373,7 +373,7 @@ func (t *Tier) Replace(ctx context.Context, topicID [16]byte, partition int32, c
 		}
 		undo := func(n int) {
 			for _, w := range res.Writes[:n] {
-				t.gc.condemn(t.pageOf(key, w.Ref, v.rev))
+				t.gc.condemn(t.pageOf(key, w.Ref, 0))
 			}
 		}
 		for i, w := range res.Writes {

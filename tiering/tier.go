@@ -161,6 +161,8 @@ type Options struct {
 	Worker   bool
 	SpoolDir string // where a worker keeps what it writes until it is uploaded; the system's directory for such files
 
+	ManifestLimits manifest.Limits // at which manifests fold; zero: manifest.DefaultLimits
+
 	// Urgent tells that the log needs room: copy lag is ignored and what is there
 	// is flushed. May be nil.
 	Urgent func() bool
@@ -309,7 +311,7 @@ func Open(o Options) (*Tier, error) {
 		return nil, fmt.Errorf("tiering: broker id %d: what it publishes could not be read", o.BrokerID)
 	}
 	t := &Tier{
-		o: o, log: o.Logger, ev: o.Events.filled(), bucket: o.Bucket, store: o.Manifests, chunks: o.Cache,
+		o: o, log: o.Logger, ev: o.Events.filled(), bucket: o.Bucket, store: o.Manifests, chunks: o.Cache, limits: o.ManifestLimits,
 		wake:   make(chan struct{}, 1),
 		memory: semaphore.NewWeighted(o.UploadBytes), opening: semaphore.NewWeighted(o.UploadBytes / 2),
 		led:   make(map[partitionKey]*leader),

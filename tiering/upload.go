@@ -492,7 +492,12 @@ func (t *Tier) seal(b *builder, c candidate) (*sectionBuilder, error) {
 		// It could not be committed; do not fill the bucket with it.
 		return nil, fmt.Errorf("%w: revision %d, seen %d", ErrRegressed, v.rev, seen)
 	}
-	fo, err := t.foldAt(l, v)
+	var fo fold
+	err := t.byView(l.ctx, l, func(fresh *view) (err error) {
+		v = fresh // with the same remote end: only we move it
+		fo, err = t.foldAt(l, v)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
