@@ -21,7 +21,7 @@ type Events struct {
 	GroupRebalanced      func(protocol string) // classic, consumer
 	TransactionEnded     func(outcome string)  // commit, abort, fenced, timeout
 	// Of the partitions of a coordinator's state that this broker leads; which: group, transaction.
-	CoordinatorLoaded     func(which string, took time.Duration)
+	CoordinatorLoaded     func(which string, records, bytes int64, took time.Duration)
 	CoordinatorLoadFailed func(which string) // and is tried again
 	CoordinatorRefused    func(which string) // a request, because a bound was reached
 	CoordinatorBadRecord  func(which string) // was passed over
@@ -74,7 +74,7 @@ func (e *Events) fill() {
 		e.TransactionEnded = func(string) {}
 	}
 	if e.CoordinatorLoaded == nil {
-		e.CoordinatorLoaded = func(string, time.Duration) {}
+		e.CoordinatorLoaded = func(string, int64, int64, time.Duration) {}
 	}
 	for _, f := range []*func(string){&e.CoordinatorLoadFailed, &e.CoordinatorRefused, &e.CoordinatorBadRecord} {
 		if *f == nil {

@@ -401,7 +401,9 @@ func (b *Broker) newGroups() *coordinator.Coordinator {
 // coordinatorEvents tells who listens how a coordinator does.
 func (b *Broker) coordinatorEvents(which string) *coordinator.Events {
 	return &coordinator.Events{
-		Loaded:     func(_ int32, _ int, _ int64, took time.Duration) { b.ev.CoordinatorLoaded(which, took) },
+		Loaded: func(_ int32, _ int, records, bytes int64, took time.Duration) {
+			b.ev.CoordinatorLoaded(which, records, bytes, took)
+		},
 		LoadFailed: func(int32, error) { b.ev.CoordinatorLoadFailed(which) },
 		Refused:    func(int32, int16) { b.ev.CoordinatorRefused(which) },
 		BadRecord:  func(int32, int64, error) { b.ev.CoordinatorBadRecord(which) },

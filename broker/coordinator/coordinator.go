@@ -105,7 +105,7 @@ const (
 
 // Events are told what happens. Nil functions are not called; none may block.
 type Events struct {
-	Loaded       func(partition int32, keys int, records int64, took time.Duration)
+	Loaded       func(partition int32, keys int, records, bytes int64, took time.Duration)
 	LoadFailed   func(partition int32, err error) // and is tried again
 	Unloaded     func(partition int32)
 	Appended     func(partition int32, records, bytes int, took time.Duration)
@@ -145,7 +145,7 @@ func (o *Options) fill() {
 
 func (e *Events) fill() {
 	if e.Loaded == nil {
-		e.Loaded = func(int32, int, int64, time.Duration) {}
+		e.Loaded = func(int32, int, int64, int64, time.Duration) {}
 	}
 	if e.LoadFailed == nil {
 		e.LoadFailed = func(int32, error) {}

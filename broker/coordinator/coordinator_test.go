@@ -490,7 +490,7 @@ func TestEpochs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := newMemLog()
 		var loads atomic.Int32
-		c := one(t, log, Options{Events: &Events{Loaded: func(int32, int, int64, time.Duration) { loads.Add(1) }}})
+		c := one(t, log, Options{Events: &Events{Loaded: func(int32, int, int64, int64, time.Duration) { loads.Add(1) }}})
 		js := formed(t, c, "g", 2)
 		log.mu.Lock()
 		log.epochs[0] = 2

@@ -112,7 +112,7 @@ func TestLoadHistory(t *testing.T) {
 	var before runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
-	c := New(Options{Log: log, Events: &Events{Loaded: func(p int32, keys int, records int64, took time.Duration) {
+	c := New(Options{Log: log, Events: &Events{Loaded: func(p int32, keys int, records, _ int64, took time.Duration) {
 		loaded <- report{int(p), keys, records, took}
 	}}}, 1)
 	defer c.Close()

@@ -769,9 +769,9 @@ func (s *shard[M, C, R]) count(now time.Time) {
 func (s *shard[M, C, R]) load() bool {
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 10*time.Second) {
 		began := time.Now()
-		records, err := s.replay()
+		records, bytes, err := s.replay()
 		if err == nil {
-			s.activate(records, began)
+			s.activate(records, bytes, began)
 			return true
 		}
 		if s.ctx.Err() != nil {
@@ -787,15 +787,16 @@ func (s *shard[M, C, R]) load() bool {
 	}
 }
 
-func (s *shard[M, C, R]) replay() (records int64, err error) {
+func (s *shard[M, C, R]) replay() (records, bytes int64, err error) {
 	s.m = s.k.machine(s)
 	at, end := s.o.Log.Extent(s.partition)
 	for at < end {
 		runs, next, release, err := s.o.Log.Read(s.ctx, s.partition, at, s.o.LoadBytes)
 		if err != nil {
-			return 0, fmt.Errorf("coordinator: read partition %d at %d: %w", s.partition, at, err)
+			return 0, 0, fmt.Errorf("coordinator: read partition %d at %d: %w", s.partition, at, err)
 		}
 		for _, run := range runs {
+			bytes += int64(len(run))
 			if err = batch.Walk(run, func(h batch.Header, b []byte) error { return s.replayBatch(h, b, at, &records) }); err != nil {
 				break
 			}
@@ -805,16 +806,16 @@ func (s *shard[M, C, R]) replay() (records int64, err error) {
 		}
 		switch {
 		case err != nil:
-			return 0, fmt.Errorf("coordinator: replay partition %d after %d: %w", s.partition, at, err)
+			return 0, 0, fmt.Errorf("coordinator: replay partition %d after %d: %w", s.partition, at, err)
 		case next <= at:
-			return 0, fmt.Errorf("coordinator: read partition %d at %d: no progress", s.partition, at)
+			return 0, 0, fmt.Errorf("coordinator: read partition %d at %d: no progress", s.partition, at)
 		case s.ctx.Err() != nil:
-			return 0, s.ctx.Err()
+			return 0, 0, s.ctx.Err()
 		}
 		at = next
 		s.bytes.Store(s.m.Bytes())
 	}
-	return records, nil
+	return records, bytes, nil
 }
 
 // replayBatch applies the records of a batch. Those that cannot be read are passed over, loudly: any client with
@@ -840,7 +841,7 @@ func (s *shard[M, C, R]) replayBatch(h batch.Header, b []byte, from int64, recor
 	return nil
 }
 
-func (s *shard[M, C, R]) activate(records int64, began time.Time) {
+func (s *shard[M, C, R]) activate(records, bytes int64, began time.Time) {
 	now := time.Now()
 	follow := s.m.Loaded(now)
 	keys := s.m.Keys()
@@ -862,8 +863,8 @@ func (s *shard[M, C, R]) activate(records int64, began time.Time) {
 	s.ledIn = epoch
 	s.m.Led(epoch)
 	took := now.Sub(began)
-	s.ev.Loaded(s.partition, len(keys), records, took)
+	s.ev.Loaded(s.partition, len(keys), records, bytes, took)
 	if records > 0 {
-		s.log.Info(s.k.name+" loaded", append(t.line(), "records", records, "took", took)...)
+		s.log.Info(s.k.name+" loaded", append(t.line(), "records", records, "bytes", bytes, "took", took)...)
 	}
 }

@@ -16,6 +16,7 @@ type coordinatorMetrics struct {
 
 	loadTime                         *prometheus.HistogramVec
 	loadFailed, refused, badRecords  *prometheus.CounterVec
+	loadRecords, loadBytes           *prometheus.CounterVec
 	partitions, queued, beingWritten *prometheus.Desc
 }
 
@@ -36,6 +37,8 @@ func newCoordinatorMetrics(reg prometheus.Registerer) *coordinatorMetrics {
 			Help:    "Time that reading a partition of a coordinator's state took. Its groups or transactional ids are not served meanwhile.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 3, 12)}, which),
 		loadFailed:   counter("varve_coordinator_load_errors_total", "Attempts to read a partition of a coordinator's state that failed. It is tried again, and not served until then."),
+		loadRecords:  counter("varve_coordinator_load_records_total", "Records read to load partitions of a coordinator's state. Compaction keeps them few."),
+		loadBytes:    counter("varve_coordinator_load_bytes_total", "Bytes of record batches read to load partitions of a coordinator's state."),
 		refused:      counter("varve_coordinator_refused_total", "Requests refused because too many wait, or too much memory is in use."),
 		badRecords:   counter("varve_coordinator_bad_records_total", "Records of a coordinator's state that cannot be read, and were passed over."),
 		partitions:   prometheus.NewDesc("varve_coordinator_partitions", "Partitions of a coordinator's state led here, by whether they are being read or served.", []string{"coordinator", "state"}, nil),
@@ -54,7 +57,11 @@ func (c *coordinatorMetrics) listen(e *broker.Events) {
 	inc := func(v *prometheus.CounterVec) func(string) {
 		return func(which string) { v.WithLabelValues(which).Inc() }
 	}
-	e.CoordinatorLoaded = func(which string, took time.Duration) { c.loadTime.WithLabelValues(which).Observe(took.Seconds()) }
+	e.CoordinatorLoaded = func(which string, records, bytes int64, took time.Duration) {
+		c.loadTime.WithLabelValues(which).Observe(took.Seconds())
+		c.loadRecords.WithLabelValues(which).Add(float64(records))
+		c.loadBytes.WithLabelValues(which).Add(float64(bytes))
+	}
 	e.CoordinatorLoadFailed, e.CoordinatorRefused, e.CoordinatorBadRecord = inc(c.loadFailed), inc(c.refused), inc(c.badRecords)
 }
 

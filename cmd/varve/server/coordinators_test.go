@@ -23,8 +23,8 @@ func TestCoordinatorMetrics(t *testing.T) {
 	reg.MustRegister(c)
 	var e broker.Events
 	c.listen(&e)
-	e.CoordinatorLoaded("group", 2*time.Second)
-	e.CoordinatorLoaded("group", 3*time.Second)
+	e.CoordinatorLoaded("group", 20, 2000, 2*time.Second)
+	e.CoordinatorLoaded("group", 10, 1000, 3*time.Second)
 	e.CoordinatorLoadFailed("group")
 	e.CoordinatorRefused("transaction")
 	e.CoordinatorRefused("transaction")
@@ -41,8 +41,12 @@ func TestCoordinatorMetrics(t *testing.T) {
 varve_coordinator_appending_commands{coordinator="transaction"} 0
 varve_coordinator_bad_records_total{coordinator="group"} 1
 varve_coordinator_bad_records_total{coordinator="transaction"} 0
+varve_coordinator_load_bytes_total{coordinator="group"} 3000
+varve_coordinator_load_bytes_total{coordinator="transaction"} 0
 varve_coordinator_load_errors_total{coordinator="group"} 1
 varve_coordinator_load_errors_total{coordinator="transaction"} 0
+varve_coordinator_load_records_total{coordinator="group"} 30
+varve_coordinator_load_records_total{coordinator="transaction"} 0
 varve_coordinator_partition_load_seconds_sum{coordinator="group"} 5
 varve_coordinator_partition_load_seconds_count{coordinator="group"} 2
 varve_coordinator_partition_load_seconds_sum{coordinator="transaction"} 0
