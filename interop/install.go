@@ -60,7 +60,7 @@ func installAll(ctx context.Context, chosen map[string]bool) (*installation, err
 		})
 		in.jars = filepath.Join(in.java, "jars")
 		return err
-	}, "java", "tools", "streams", "connect", "compaction")
+	}, "java", "tools", "streams", "connect", "compaction", "restore")
 	part(func() (err error) {
 		in.python, err = cache.Folder(sources, "python", func(dir string) error {
 			if err := install.Command(ctx, dir, "python3", "-m", "venv", "venv"); err != nil {

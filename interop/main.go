@@ -20,7 +20,7 @@ import (
 )
 
 // parts are what --only and --skip name, in the order in which they are printed in the usage text.
-var parts = []string{"java", "kafka-python", "confluent", "kafkajs", "platformatic", "kcat", "tools", "streams", "connect", "compaction", "minio"}
+var parts = []string{"java", "kafka-python", "confluent", "kafkajs", "platformatic", "kcat", "tools", "streams", "connect", "compaction", "restore", "minio"}
 
 func main() {
 	varve := flag.String("varve", "bin/varve", "the broker's binary")
@@ -81,7 +81,7 @@ func run(ctx context.Context, rep *report, chosen map[string]bool, varve, bootst
 	if err != nil {
 		return err
 	}
-	for _, part := range []string{"compaction", "minio"} { // which start brokers of their own
+	for _, part := range []string{"compaction", "restore", "minio"} { // which start brokers of their own
 		if bootstrap != "" && chosen[part] {
 			chosen[part] = false
 			rep.skip(part, "object storage", "the broker under test is another's")
@@ -134,6 +134,9 @@ func run(ctx context.Context, rep *report, chosen map[string]bool, varve, bootst
 	}
 	if chosen["compaction"] {
 		wg.Go(func() { h.compaction(ctx, varve) })
+	}
+	if chosen["restore"] {
+		wg.Go(func() { h.restore(ctx, varve) })
 	}
 	if chosen["minio"] {
 		wg.Go(func() { h.minio(ctx, varve) })
