@@ -38,7 +38,7 @@ type keyedWrite struct {
 type fate int
 
 const (
-	unknown fate = iota // not answered, or the transaction's end was not
+	unanswered fate = iota // not answered, or the transaction's end was not
 	acked
 	aborted
 )
@@ -465,7 +465,7 @@ func TestCompactorsUnderFaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	id := fmt.Sprintf("%x", topics["kept"].ID[:])
+	id := fmt.Sprintf("%x", [16]byte(topics["kept"].ID))
 	of := func() (keys []string) {
 		for _, prefix := range []string{"data/", "page/"} {
 			for after, more := "", true; more; {
