@@ -8,6 +8,7 @@ import (
 
 	"github.com/varve/varve/broker/partition"
 	"github.com/varve/varve/broker/protocol"
+	"github.com/varve/varve/metadata/image"
 	"github.com/varve/varve/wal"
 	"github.com/varve/varve/wal/batch"
 )
@@ -42,6 +43,11 @@ func TestAgesWhenTheClockGoesBack(t *testing.T) {
 type deafTier struct{ Tier }
 
 func (deafTier) Moved() {}
+
+// deafLog is a log in the same position.
+type deafLog struct{ Log }
+
+func (deafLog) HighWatermark(wal.PartitionID, int64) {}
 
 // told keeps what a request was answered.
 type told struct{ codes []int16 }
@@ -225,5 +231,28 @@ func TestCheckpointOfWhatHasGrown(t *testing.T) {
 	r.snapshotFor(3)
 	if want := []int64{2, 3}; !slices.Equal(log.saved, want) {
 		t.Errorf("saved at %v, want %v", log.saved, want)
+	}
+}
+
+// A replica that is taken out of the ISR may be all that the high watermark has waited for. Who copies and who reads is
+// told then, though nothing is appended or fetched any more.
+func TestShrunkISRIsTold(t *testing.T) {
+	b := &Broker{tier: deafTier{}, log_: deafLog{}, opts: Options{BrokerID: 1}}
+	r := &replica{b: b, started: true, leads: true, lastSeen: 1, role: func() {}, watches: map[*watch]struct{}{}}
+	r.view.Store(&partition.View{})
+	r.term = partition.Term{Epoch: 1, Replicas: []int32{1, 2, 3}, ISR: []int32{1, 2, 3}, MinISR: 2}
+	r.st = partition.New(1, partition.Recovered{LogEnd: 10})
+	if _, err := r.st.Lead(r.term, 0); err != nil {
+		t.Fatal(err)
+	}
+	r.st.Fetched(2, 1, 10, 0)
+	r.publish()
+	follower, consumer := &watch{s: &session{copies: true}}, &watch{s: &session{}}
+	r.addWatch(follower)
+	r.addWatch(consumer)
+	rs := &replicas{b: b, admitted: true}
+	rs.follow(r, &image.Partition{Leader: 1, LeaderEpoch: 1, PartitionEpoch: 1, Replicas: []int32{1, 2, 3}, ISR: []int32{1, 2}}, 2)
+	if hw := r.view.Load().HighWatermark; hw != 10 || !follower.dirty || !consumer.dirty {
+		t.Errorf("high watermark %d; the follower is told: %t, the consumer: %t", hw, follower.dirty, consumer.dirty)
 	}
 }

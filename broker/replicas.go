@@ -219,21 +219,18 @@ func (rs *replicas) follow(r *replica, p *image.Partition, minISR int) {
 	switch {
 	case (leads || follows) && same:
 		// The same role in the same epoch, with another ISR or minimum.
-		moved := false
 		if leads {
 			b.isrChanged(r.term.ISR, term.ISR)
 		}
+		r.term = term
 		if leads && r.started {
+			before := r.view.Load()
 			if _, err := r.st.Lead(term, time.Now().UnixMilli()); err == nil {
-				r.publish()
-				moved = true
+				r.advanced(before)
+				return
 			}
 		}
-		r.term = term
 		r.mu.Unlock()
-		if moved {
-			r.durable(r.durableEnd(), nil)
-		}
 		return
 	case r.role != nil && r.leads && leads:
 		r.role() // who waits for an append of the epoch before goes on waiting
