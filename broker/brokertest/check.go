@@ -136,7 +136,7 @@ func (w *workload) finish() {
 	}
 	im := c.image()
 	w.readBack(k, im, ends)
-	if len(c.wrong) > 0 {
+	if c.failed() {
 		return
 	}
 	if err := eventually(20*time.Second, func() error { return w.uploaded(ends) }); err != nil {

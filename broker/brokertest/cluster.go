@@ -20,6 +20,10 @@ import (
 )
 
 // Cluster is a whole cluster: brokers on hosts of their own, and what they share.
+//
+// Lock ordering: the store's, then the workload's, then mu. Links and disks have locks of their own, which are leaves, as
+// is the network's. Nobody waits for time to pass while holding one of them: a mutex that is held over a wait stops the
+// clock of a bubble.
 type Cluster struct {
 	seed  uint64
 	dir   string // for the little that is not in the simulated disks: which revision of etcd a broker saw
@@ -95,6 +99,13 @@ func (c *Cluster) fail(format string, args ...any) {
 	c.wrong = append(c.wrong, fmt.Sprintf("%8.3fs  ", c.now().Seconds())+fmt.Sprintf(format, args...))
 }
 
+// failed says whether something is wrong.
+func (c *Cluster) failed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.wrong) > 0
+}
+
 // note notes a fault.
 func (c *Cluster) note(format string, args ...any) {
 	c.mu.Lock()
@@ -102,7 +113,7 @@ func (c *Cluster) note(format string, args ...any) {
 	line := fmt.Sprintf("%8.3fs  ", c.now().Seconds()) + fmt.Sprintf(format, args...)
 	c.notes = append(c.notes, line)
 	if c.log != nil {
-		slog.New(c.log).Info("---- " + line)
+		slog.New(c.log).Info("fault: " + line)
 	}
 }
 
@@ -276,15 +287,10 @@ func (c *Cluster) Close() {
 	c.etcd.stop()
 }
 
-func (c *Cluster) addresses() (all []string) {
-	for _, n := range c.nodes {
-		all = append(all, fmt.Sprintf("%s:%d", n.host, brokerPort))
-	}
-	return all
-}
-
 // report is what a failure prints.
 func (c *Cluster) report() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	var b strings.Builder
 	for _, w := range c.wrong {
 		fmt.Fprintf(&b, "  wrong:  %s\n", w)

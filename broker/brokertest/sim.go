@@ -1,3 +1,10 @@
+// Package brokertest simulates whole clusters: the real brokers of package server in one process, with a network, disks, an
+// etcd and a bucket in memory, all of which fail as a seed says, in the fake time of testing/synctest. Clients work
+// meanwhile; in the end everything that was promised to them is checked. README.md says what is simulated and checked.
+//
+// A seed replays its faults and what each client does, not the order of goroutines that can run at the same time: that is
+// the scheduler's. Most failures come again with their seed all the same, since between two of its events a bubble runs
+// until all wait.
 package brokertest
 
 import (
@@ -7,6 +14,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/varve/varve/interop/chaos/history"
 )
 
 // Options of a run.
@@ -60,7 +69,7 @@ func Run(o Options) (wrong, done string) {
 	f.run(events)
 	c.note("all is healed")
 	w.finish()
-	if len(c.wrong) > 0 {
+	if c.failed() {
 		return c.report(), w.figures()
 	}
 	return "", w.figures()
@@ -110,7 +119,7 @@ func (w *workload) figures() string {
 		}
 	}
 	for _, t := range w.h.Txns {
-		if t.Outcome == 1 {
+		if t.Outcome == history.Done {
 			txns++
 		}
 	}
