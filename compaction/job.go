@@ -212,6 +212,9 @@ func (r *run) filter(ctx context.Context, round *cleaner.Round, g []picker.Entry
 	r.stats.Kept += sum.Records
 	r.stats.NullKeys += sum.NullKeys
 	if len(g) == 1 && !sum.Changed() {
+		// The footer may have promised that something goes, and this pass could not tell that it may. What is
+		// expected now counts from here on, or the same would be tried for ever.
+		r.w.remember(g[0].Suffix, horizon{sum.Horizon, sum.HorizonBytes})
 		if state == nil || !must {
 			return nil
 		}

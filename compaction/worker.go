@@ -25,6 +25,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math"
 	"slices"
 	"sync"
@@ -173,8 +174,9 @@ type Worker struct {
 
 	mu       sync.Mutex
 	known    map[partitionKey]known
-	horizons map[manifest.Suffix]horizon // of rewritten objects; their footers say so
-	err      error                       // why the last look at all partitions failed
+	horizons map[manifest.Suffix]horizon    // of rewritten objects; their footers say so
+	err      error                          // why the last look at all partitions failed
+	left     map[partitionKey]tiering.Claim // that could not be given back
 
 	unnamed map[manifest.Suffix]time.Time // objects that nobody named, since which pass; owned by the scrub
 }
@@ -199,7 +201,7 @@ func New(o Options) (*Worker, error) {
 	if err := o.defaults(); err != nil {
 		return nil, err
 	}
-	w := &Worker{o: o, log: o.Logger, known: make(map[partitionKey]known), horizons: make(map[manifest.Suffix]horizon), tables: make(chan *cleaner.Table, o.Threads)}
+	w := &Worker{o: o, log: o.Logger, known: make(map[partitionKey]known), left: make(map[partitionKey]tiering.Claim), horizons: make(map[manifest.Suffix]horizon), tables: make(chan *cleaner.Table, o.Threads)}
 	w.limit = rate.NewLimiter(rate.Inf, 0)
 	if b := o.BytesPerSecond; b > 0 && b < 1<<50 {
 		w.limit = rate.NewLimiter(rate.Limit(b), int(max(b, 1)))
@@ -306,6 +308,7 @@ type candidate struct {
 // returns how many jobs were done.
 func (w *Worker) Round(ctx context.Context, lease int64) (jobs int, err error) {
 	began := time.Now()
+	w.giveBack(ctx)
 	var heads []tiering.StoredHead
 	if err := w.o.Store.Range(ctx, func(h tiering.StoredHead) error { heads = append(heads, h); return nil }); err != nil {
 		return 0, fmt.Errorf("read manifests: %w", err)
@@ -564,12 +567,29 @@ func (w *Worker) carry(ctx context.Context, r *tiering.Remote, c candidate, clai
 	return err
 }
 
-// unclaim gives a claim back, also when the work was called off; if that fails it ends with the lease.
+// unclaim gives a claim back, also when the work was called off. If that fails, the next round tries again: until the
+// lease ends, which may be never, nobody else could take the partition.
 func (w *Worker) unclaim(ctx context.Context, key partitionKey, c tiering.Claim) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	if err := w.o.Store.Unclaim(ctx, key.topic, key.index, c); err != nil {
-		w.log.Debug("claim not given back; it ends with the lease", "err", err)
+	err := w.o.Store.Unclaim(ctx, key.topic, key.index, c)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err == nil {
+		delete(w.left, key)
+		return
+	}
+	w.left[key] = c
+	w.log.Warn("claim not given back and is tried again", "partition", key.index, "err", err)
+}
+
+// giveBack gives back the claims that were left behind.
+func (w *Worker) giveBack(ctx context.Context) {
+	w.mu.Lock()
+	left := maps.Clone(w.left)
+	w.mu.Unlock()
+	for key, c := range left {
+		w.unclaim(ctx, key, c)
 	}
 }
 
