@@ -84,7 +84,7 @@ func run(ctx context.Context) error {
 			}
 		}
 		if *jars == "" {
-			return errors.New("Kafka's tools are not there: make interop installs them, -kafka-jars names another folder")
+			return errors.New("the tools of Kafka are not there: make interop installs them, -kafka-jars names another folder")
 		}
 	}
 	tmp, err := os.MkdirTemp(*dir, "varve-agree-")

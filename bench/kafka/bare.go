@@ -30,7 +30,7 @@ const bareCommand = "bare-program"
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// bareMain is a bare program: what, where it serves, what it needs.
+// bareMain is a bare program: what, where it serves, what it needs. It serves until it is ended, or returns why it cannot.
 func bareMain(args []string) error {
 	if len(args) != 3 {
 		return fmt.Errorf("%s: %q", bareCommand, args)

@@ -29,11 +29,8 @@ type options struct {
 
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == bareCommand {
-		if err := bareMain(os.Args[2:]); err != nil {
-			fmt.Fprintln(os.Stderr, "kafka:", err)
-			os.Exit(1)
-		}
-		return
+		fmt.Fprintln(os.Stderr, "kafka:", bareMain(os.Args[2:]))
+		os.Exit(1)
 	}
 	var o options
 	flag.StringVar(&o.varve, "varve", "", "Varve's binary (default: it is built)")

@@ -30,7 +30,6 @@ type runner struct {
 	warmup  time.Duration // of a broker that has just been started
 	floor   time.Duration
 	quick   bool
-	long    bool
 	repeats int // blocks of a row that may be measured again
 	limit   time.Duration
 	limits  time.Time // no block is measured again where the run would end after this
