@@ -901,16 +901,6 @@ func (r *replica) stop() {
 	}
 }
 
-// durableEnd is where the records end that are on stable storage here.
-func (r *replica) durableEnd() int64 {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.st == nil {
-		return 0
-	}
-	return r.st.DurableEnd()
-}
-
 // notServing is the error code for a partition that is here but not served.
 func (r *replica) notServing() int16 {
 	r.mu.Lock()

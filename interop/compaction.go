@@ -501,10 +501,10 @@ func (h *harness) compacted(ctx context.Context, k, v *compacter, topic string, 
 		return err
 	}
 	if err := sameRecords(want, kr); err != nil {
-		return fmt.Errorf("Kafka: %w", err)
+		return fmt.Errorf("of Kafka: %w", err)
 	}
 	if err := sameRecords(want, vr); err != nil {
-		return fmt.Errorf("Varve: %w", err)
+		return fmt.Errorf("of Varve: %w", err)
 	}
 	return nil
 }

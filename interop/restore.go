@@ -120,7 +120,7 @@ func (r *restored) count(ctx context.Context) error {
 		}
 	}
 	if r.changelog == "" {
-		return fmt.Errorf("Streams has made no changelog: %v", topics.Names())
+		return fmt.Errorf("no changelog was made by Streams: %v", topics.Names())
 	}
 	return nil
 }
