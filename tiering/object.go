@@ -471,7 +471,7 @@ func newSpool(dir string) (*spool, error) {
 		f.Close()
 		return nil, fmt.Errorf("spool file: %w", err)
 	}
-	return &spool{file: f, w: bufio.NewWriterSize(f, maxBodyBuf)}, nil
+	return &spool{file: f, w: bufio.NewWriterSize(f, spoolBuf)}, nil
 }
 
 // flush makes what was written readable.
@@ -488,6 +488,7 @@ func (s *spool) flush() error {
 const (
 	minBodyBuf = 4 << 10
 	maxBodyBuf = 1 << 20
+	spoolBuf   = 128 << 10
 )
 
 // Write appends; it never fails. What a spool could not take is told when it is flushed.

@@ -174,6 +174,48 @@ func TestObjectVersion1(t *testing.T) {
 	}
 }
 
+// A footer with a delete horizon is one of version 2; its sample file is read for ever.
+func TestFooterVersion2(t *testing.T) {
+	b, sections := sample(t)
+	defer b.body.release()
+	f := sections[0].f
+	f.Horizon, f.HorizonBytes = 1_790_000_500_000, 1234
+	raw := f.Encode()
+	const path = "testdata/v2.footer"
+	if *rewrite {
+		if err := os.WriteFile(path, raw, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stored, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(raw, stored) {
+		t.Error("version 2 is not written as before")
+	}
+	got, err := DecodeFooter(stored)
+	if err != nil || !reflect.DeepEqual(*got, f) {
+		t.Errorf("%+v, %v; want %+v", got, err, f)
+	}
+	for i := range stored {
+		if _, err := DecodeFooter(stored[:i]); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("cut to %d: %v", i, err)
+		}
+	}
+	for v, want := range map[byte]error{0: ErrCorrupt, 1: ErrCorrupt, 2: nil, 3: ErrCorrupt} { // version 1 has nothing at the end
+		stored[len(footerMagic)] = v
+		if _, err := DecodeFooter(stored); !errors.Is(err, want) {
+			t.Errorf("as version %d: %v", v, err)
+		}
+	}
+	one := sections[0].f.Encode()
+	one[len(footerMagic)] = footerHorizon
+	if _, err := DecodeFooter(append(one, 2, 0)); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("a horizon of no bytes: %v", err)
+	}
+}
+
 func TestBody(t *testing.T) {
 	var b body
 	defer b.release()
@@ -203,6 +245,8 @@ func TestBody(t *testing.T) {
 func FuzzFooter(f *testing.F) {
 	_, sections := sample(f)
 	for _, s := range sections {
+		f.Add(s.f.Encode())
+		s.f.Horizon, s.f.HorizonBytes = 5, 5
 		f.Add(s.f.Encode())
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {

@@ -363,6 +363,9 @@ func (t *Tier) Replace(ctx context.Context, topicID [16]byte, partition int32, c
 		if v.rev < seen {
 			return fmt.Errorf("%w: revision %d, seen %d", ErrRegressed, v.rev, seen)
 		}
+		if v.rev == 0 {
+			return fmt.Errorf("%w: there is no head any more", manifest.ErrReplaced)
+		}
 		res, err := t.replacement(ctx, key, v, r)
 		if err != nil {
 			return err

@@ -413,9 +413,10 @@ func sample() *Head {
 		Tail: []Entry{e(30000, 30999, Own, "own"), e(31000, 31499, Mixed, "mixed"), e(31500, 40000, Rewritten, "rewritten")}}
 }
 
-// What version 1 wrote is readable for ever.
-func TestVersion1(t *testing.T) {
-	h := sample()
+// What earlier versions wrote is readable for ever; version 2 is that of a head that has been compacted.
+func TestVersions(t *testing.T) {
+	h, compacted := sample(), sample()
+	compacted.Compaction = Compaction{CleanEnd: 31000, End: 40001, Next: 31500}
 	p := &Page{Entries: h.Tail}
 	ix := &Page{Refs: h.Pages}
 	for name, f := range map[string]struct {
@@ -424,6 +425,7 @@ func TestVersion1(t *testing.T) {
 		want any
 	}{
 		"v1.head":  {h.Encode(), func(b []byte) (any, error) { return DecodeHead(b) }, h},
+		"v2.head":  {compacted.Encode(), func(b []byte) (any, error) { return DecodeHead(b) }, compacted},
 		"v1.page":  {p.Encode(), func(b []byte) (any, error) { return decodePage(b) }, p},
 		"v1.index": {ix.Encode(), func(b []byte) (any, error) { return decodePage(b) }, ix},
 	} {
@@ -496,10 +498,18 @@ func FuzzHead(f *testing.F) {
 	f.Add((&Head{}).Encode()[4:])
 	f.Add(body(&Page{Entries: sample().Tail}))
 	f.Add(body(&Page{Refs: sample().Pages}))
+	c := &Head{Tail: sample().Tail, Epoch: 6, Compaction: Compaction{CleanEnd: 31000, End: 40001, Next: 31500}}
+	f.Add(c.Encode()[4 : len(c.Encode())-trailer])
 	f.Fuzz(func(t *testing.T, b []byte) {
 		// The checksum is made to fit, or nothing behind it would be reached.
-		head := seal(headMagic, b)
-		if h, err := DecodeHead(head); err == nil {
+		for v := byte(version); v <= compacted; v++ {
+			h, err := DecodeHead(seal(headMagic, v, b))
+			if err != nil {
+				if !errors.Is(err, ErrCorrupt) {
+					t.Fatal(err)
+				}
+				continue
+			}
 			again, err := DecodeHead(h.Encode())
 			if err != nil || !reflect.DeepEqual(again, h) {
 				t.Fatalf("%+v became %+v, %v", h, again, err)
@@ -507,11 +517,11 @@ func FuzzHead(f *testing.F) {
 			h.RemoteStart()
 			h.Find(math.MaxInt64, func(PageRef) *Page { return nil })
 			h.FindTimestamp(5, 5, func(PageRef) *Page { return nil })
+			h.Compacted()
 			h.Apply(Edit{Epoch: math.MaxInt32, LogStart: math.MaxInt64}, Input{HighWatermark: math.MaxInt64, NewSuffix: func() Suffix { return Suffix{} }})
-		} else if !errors.Is(err, ErrCorrupt) {
-			t.Fatal(err)
+			h.Apply(Edit{Epoch: math.MaxInt32, Compaction: &Compaction{CleanEnd: math.MaxInt64}}, Input{HighWatermark: math.MaxInt64})
 		}
-		page := seal(pageMagic, b)
+		page := seal(pageMagic, version, b)
 		if p, err := decodePage(page); err == nil {
 			again, err := decodePage(p.Encode())
 			if err != nil || !reflect.DeepEqual(again, p) {
@@ -528,7 +538,7 @@ func body(p *Page) []byte {
 	return b[4 : len(b)-trailer]
 }
 
-func seal(magic string, b []byte) []byte {
+func seal(magic string, version byte, b []byte) []byte {
 	out := append([]byte(magic), version)
 	out = append(out, b...)
 	sum := checksum(out)
