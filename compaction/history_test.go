@@ -61,7 +61,7 @@ func warm(depth int) {
 // VARVE_TEST_SEED repeats one history, as far as the choices of the runtime do not matter. VARVE_LONG runs many more, from
 // that one on.
 func TestHistories(t *testing.T) {
-	from, n := uint64(0), uint64(1000)
+	from, n := uint64(0), uint64(2000)
 	if s := os.Getenv("VARVE_TEST_SEED"); s != "" {
 		seed, err := strconv.ParseUint(s, 10, 64)
 		if err != nil {
