@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/rand"
@@ -8,11 +9,14 @@ import (
 	"errors"
 	"fmt"
 	mrand "math/rand/v2"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -39,11 +43,12 @@ var compactTopics = map[string]string{"compaction-gone": "200", "compaction-stay
 
 // compacter is a broker that compacts what it is given.
 type compacter struct {
-	name string
-	addr string
-	cl   *kgo.Client
-	adm  *kadm.Client
-	end  func()
+	name  string
+	addr  string
+	admin string // URL of Varve's metrics
+	cl    *kgo.Client
+	adm   *kadm.Client
+	end   func()
 }
 
 func (h *harness) compaction(ctx context.Context, varve string) {
@@ -88,6 +93,77 @@ func (h *harness) compaction(ctx context.Context, varve string) {
 			return h.compacted(ctx, both[0], both[1], topic, want[topic])
 		})
 	}
+	h.check("compaction", "objects were replaced and deleted while clients read them", func() error { return h.sweep(ctx, both[1]) })
+}
+
+// sweep has clients read a topic from its beginning again and again while all of it is compacted and deleted under them.
+func (h *harness) sweep(ctx context.Context, v *compacter) error {
+	const topic, keys = "compaction-swept", 60
+	set := func(s string) *string { return &s }
+	if _, err := v.adm.CreateTopic(ctx, 2, 1, map[string]*string{"cleanup.policy": set("compact"), "min.cleanable.dirty.ratio": set("0.01"), "file.delete.delay.ms": set("0")}, topic); err != nil {
+		return err
+	}
+	cl, err := kgo.NewClient(kgo.SeedBrokers(v.addr), kgo.DefaultProduceTopic(topic), kgo.TransactionalID(topic))
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	// Every second transaction is aborted.
+	turn := func(ctx context.Context, n int) error {
+		if err := cl.BeginTransaction(); err != nil {
+			return err
+		}
+		var rs []*kgo.Record
+		for k := range keys {
+			r := &kgo.Record{Key: fmt.Appendf(nil, "key-%d", k), Value: fmt.Append(nil, n)}
+			if n%2 == 0 {
+				r.Value = []byte("aborted")
+			}
+			rs = append(rs, r)
+		}
+		if err := cl.ProduceSync(ctx, rs...).FirstErr(); err != nil {
+			return err
+		}
+		return cl.EndTransaction(ctx, kgo.TransactionEndTry(n%2 == 1))
+	}
+	if err := turn(ctx, 1); err != nil {
+		return err
+	}
+	writing, stop := context.WithCancel(ctx)
+	written := make(chan error, 1)
+	go func() {
+		var err error
+		for n := 2; err == nil && writing.Err() == nil; n++ {
+			if err = turn(ctx, n); err == nil {
+				time.Sleep(5 * time.Millisecond)
+			}
+		}
+		written <- err
+	}()
+	of := &harness{report: h.report, installed: h.installed, work: h.work, boot: v.addr, node: 1, started: h.started, slots: h.slots}
+	var wg sync.WaitGroup
+	for _, client := range []string{"java", "confluent"} {
+		wg.Go(func() { of.program(ctx, client, "sweep", plan{Sweep: planSweep{topic, keys, 40}}) })
+	}
+	wg.Wait()
+	stop()
+	if err := <-written; err != nil {
+		return fmt.Errorf("writing: %w", err)
+	}
+	resp, err := http.Get(v.admin + "/metrics")
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	for sc := bufio.NewScanner(resp.Body); sc.Scan(); {
+		if rest, ok := strings.CutPrefix(sc.Text(), "varve_tier_deleted_objects_total "); ok {
+			if n, err := strconv.ParseFloat(rest, 64); err != nil || n < 20 {
+				return fmt.Errorf("only %s objects were deleted meanwhile", rest)
+			}
+			return nil
+		}
+	}
+	return errors.New("the broker does not say how many objects it deleted")
 }
 
 // compactingKafka is a broker of Apache Kafka that rolls a segment with every record that is a second younger, and cleans
@@ -151,11 +227,11 @@ func (h *harness) compactingKafka(ctx context.Context, dir, _ string) (*compacte
 }
 
 func compactingVarve(ctx context.Context, dir, varve string) (*compacter, error) {
-	p, err := startVarve(ctx, varve, filepath.Join(dir, "varve"), "remote.flush.interval.ms=200", "log.cleaner.backoff.ms=100")
+	p, err := startVarve(ctx, varve, filepath.Join(dir, "varve"), "remote.flush.interval.ms=200", "log.cleaner.backoff.ms=100", "remote.delete.grace.ms=1000")
 	if err != nil {
 		return nil, err
 	}
-	return &compacter{name: "Varve", addr: p.Addr, end: p.Kill}, nil
+	return &compacter{name: "Varve", addr: p.Addr, admin: p.Admin, end: p.Kill}, nil
 }
 
 // entry is a record of the log, as far as it is known who wrote it.

@@ -169,6 +169,14 @@ type plan struct {
 	Produce   []planTopic         `json:"produce"`
 	Consume   []planTopic         `json:"consume"`
 	Group     planGroup           `json:"group"`
+	Sweep     planSweep           `json:"sweep"`
+}
+
+// planSweep is a topic to be read from its beginning, again and again.
+type planSweep struct {
+	Topic  string `json:"topic"`
+	Keys   int    `json:"keys"` // that are always there
+	Passes int    `json:"passes"`
 }
 
 type planTopic struct {

@@ -69,7 +69,7 @@ func installAll(ctx context.Context, chosen map[string]bool) (*installation, err
 			return install.Command(ctx, dir, "venv/bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", "requirements.txt")
 		})
 		return err
-	}, "kafka-python", "confluent")
+	}, "kafka-python", "confluent", "compaction")
 	part(func() (err error) {
 		in.node, err = cache.Folder(sources, "node", func(dir string) error {
 			// No package here needs its install script; the native parts come ready-made.

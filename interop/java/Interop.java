@@ -31,6 +31,7 @@ public class Interop {
                 case "consume" -> consume();
                 case "group" -> group();
                 case "extra" -> extra();
+                case "sweep" -> sweep();
                 default -> throw new IllegalArgumentException(phase);
             }
         }
@@ -158,6 +159,46 @@ public class Interop {
         for (int i = 0; i < hs.length; i++) {
             same(at + "header", w.get("headers").get(i).get(0).asText(), hs[i].key());
             same(at + "header value", bytes(w.get("headers").get(i).get(1)), hs[i].value());
+        }
+    }
+
+    /** Reads a topic from its beginning again and again, while it is compacted under the reader. */
+    static void sweep() {
+        JsonNode s = plan.get("sweep");
+        String topic = s.get("topic").asText();
+        for (String level : List.of("read_committed", "read_uncommitted")) {
+            check("reads again and again what is replaced meanwhile / " + level, () -> {
+                try (var c = consumer("isolation.level", level, "auto.offset.reset", "none")) {
+                    List<TopicPartition> parts = c.partitionsFor(topic).stream().map(p -> new TopicPartition(topic, p.partition())).toList();
+                    c.assign(parts);
+                    Map<String, Long> before = new HashMap<>();
+                    for (int pass = 0; pass < s.get("passes").asInt(); pass++) {
+                        c.seekToBeginning(parts);
+                        Map<TopicPartition, Long> ends = c.endOffsets(parts);
+                        Map<TopicPartition, Long> next = new HashMap<>();
+                        Map<String, Long> seen = new HashMap<>();
+                        String in = "pass " + pass + ": ";
+                        await(in + "the end", () -> {
+                            for (var r : c.poll(Duration.ofMillis(500))) {
+                                var tp = new TopicPartition(topic, r.partition());
+                                if (r.offset() < next.getOrDefault(tp, 0L)) throw new AssertionError(in + tp + " at " + r.offset() + " after " + next.get(tp));
+                                next.put(tp, r.offset() + 1);
+                                String key = new String(r.key()), value = new String(r.value());
+                                if (value.equals("aborted")) {
+                                    if (level.equals("read_committed")) throw new AssertionError(in + "an aborted record at " + r.offset() + " of " + tp);
+                                    continue;
+                                }
+                                Long was = seen.put(key, Long.parseLong(value));
+                                if (was != null && was >= seen.get(key)) throw new AssertionError(in + key + " has " + value + " after " + was);
+                            }
+                            return parts.stream().allMatch(tp -> c.position(tp) >= ends.get(tp));
+                        });
+                        same(in + "keys", s.get("keys").asInt(), seen.size());
+                        for (var e : before.entrySet()) if (seen.get(e.getKey()) < e.getValue()) throw new AssertionError(in + e.getKey() + " has " + seen.get(e.getKey()) + " and had " + e.getValue());
+                        before = seen;
+                    }
+                }
+            });
         }
     }
 

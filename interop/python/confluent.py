@@ -315,4 +315,46 @@ def extra():
         check("transactions: send_offsets_to_transaction / group.protocol=" + protocol, lambda: offsets(protocol))
 
 
-run(dict(produce=produce, consume=consume, group=group, extra=extra))
+def sweep():
+    """Reads a topic from its beginning again and again, while it is compacted under the reader."""
+    topic, keys, passes = (plan["sweep"][k] for k in ("topic", "keys", "passes"))
+    for level in ("read_committed", "read_uncommitted"):
+
+        def body():
+            c = consumer(group_id="confluent-sweep", isolation_level=level, auto_offset_reset="error")
+            parts = [TopicPartition(topic, p, OFFSET_BEGINNING) for p in c.list_topics(topic, timeout=30).topics[topic].partitions]
+            before = {}
+            for n in range(passes):
+                c.assign(parts)
+                ends = {p.partition: c.get_watermark_offsets(p, timeout=30)[1] for p in parts}
+                after, seen = {p: 0 for p in ends}, {}
+
+                def more():
+                    for m in c.consume(500, timeout=0.2):
+                        if m.error():
+                            raise KafkaException(m.error())
+                        at = "pass %d: offset %d of partition %d" % (n, m.offset(), m.partition())
+                        if m.offset() < after[m.partition()]:
+                            raise AssertionError("%s after %d" % (at, after[m.partition()]))
+                        after[m.partition()] = m.offset() + 1
+                        if m.value() == b"aborted":
+                            if level == "read_committed":
+                                raise AssertionError(at + " was aborted")
+                            continue
+                        if int(m.value()) <= seen.get(m.key(), 0):
+                            raise AssertionError("%s: %r has %r after %d" % (at, m.key(), m.value(), seen[m.key()]))
+                        seen[m.key()] = int(m.value())
+                    return all(after[p] >= end for p, end in ends.items())
+
+                wait("the end of pass %d" % n, more)
+                same("keys in pass %d" % n, keys, len(seen))
+                for k, v in before.items():
+                    if seen[k] < v:
+                        raise AssertionError("pass %d: %r has %d and had %d" % (n, k, seen[k], v))
+                before = seen
+            c.close()
+
+        check("reads again and again what is replaced meanwhile / " + level, body)
+
+
+run(dict(produce=produce, consume=consume, group=group, extra=extra, sweep=sweep))
