@@ -13,7 +13,7 @@ import (
 
 // Scrubbing: now and then everything that the manifests name is looked for, before somebody misses it. One worker at a
 // time makes a pass, at the rate that compaction may read, and what it came to is remembered for all workers. Nothing
-// is changed: what is wrong is told, by log lines and figures, and by Healthy of nothing, for no restart mends it.
+// is changed: what is wrong is told by log lines and figures. Healthy says nothing of it: no restart mends it.
 
 // Scrubs is what workers share about their passes.
 type Scrubs interface {
