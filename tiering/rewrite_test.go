@@ -36,7 +36,7 @@ func (w *world) copied(x *Tier, f *fakeLog, n int) (*Rewrite, []manifest.Entry) 
 	var list []EntryBlocks
 	var footers []*Footer
 	for _, e := range r.Entries[:n] {
-		foot, err := x.EntryFooter(bg, f.id, f.index, e.Entry)
+		foot, err := x.EntryFooter(bg, f.id, f.index, e.Entry, true)
 		if err != nil {
 			w.t.Fatal(err)
 		}
@@ -150,7 +150,7 @@ func TestRewriteRefuses(t *testing.T) {
 		if err := o.Add(f.batches[0].h, f.batches[0].raw); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("a batch that comes again: %v", err)
 		}
-		foot, err := y.EntryFooter(bg, f.id, 0, run[0])
+		foot, err := y.EntryFooter(bg, f.id, 0, run[0], true)
 		if err != nil {
 			t.Fatal(err)
 		}
