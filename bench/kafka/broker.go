@@ -19,7 +19,7 @@ const (
 	varve = "Varve"
 )
 
-// broker is a server under test.
+// broker is a server under test, or a cluster of them.
 type broker struct {
 	kind  string // kafka or varve
 	addr  string
@@ -27,6 +27,7 @@ type broker struct {
 	dir   string
 
 	process *child.Process
+	members *members                                   // of a cluster; nil: it is one process
 	start   func(ctx context.Context, b *broker) error // starts it on the data it has
 	started time.Duration                              // how long that took, until it answered
 }
@@ -50,11 +51,17 @@ func (b *broker) close() {
 	if b.process != nil {
 		b.process.Kill()
 	}
+	if b.members != nil {
+		b.members.end()
+	}
 	os.RemoveAll(b.dir)
 }
 
 // alive is an error if the broker has ended by itself.
 func (b *broker) alive() error {
+	if b.members != nil {
+		return b.members.alive()
+	}
 	if b.process == nil {
 		return fmt.Errorf("%s was not started", b.kind)
 	}
@@ -67,7 +74,41 @@ func (b *broker) alive() error {
 }
 
 func (b *broker) client(opts ...kgo.Opt) (*kgo.Client, error) {
-	return kgo.NewClient(append([]kgo.Opt{kgo.SeedBrokers(b.addr), kgo.ClientID("bench"), kgo.DisableClientMetrics()}, opts...)...)
+	return kgo.NewClient(append([]kgo.Opt{kgo.SeedBrokers(b.addrs()...), kgo.ClientID("bench"), kgo.DisableClientMetrics()}, opts...)...)
+}
+
+// addrs are where clients find it.
+func (b *broker) addrs() []string {
+	if b.members == nil {
+		return []string{b.addr}
+	}
+	var list []string
+	for _, n := range b.members.first() {
+		list = append(list, n.addr)
+	}
+	return list
+}
+
+// pids are the brokers' processes.
+func (b *broker) pids() []int {
+	if b.members == nil {
+		return []int{b.process.PID()}
+	}
+	var list []int
+	for _, n := range b.members.nodes {
+		if pid := n.pid(); pid != 0 {
+			list = append(list, pid)
+		}
+	}
+	return list
+}
+
+// replicas is how many a topic's partitions have.
+func (b *broker) replicas() int {
+	if b.members == nil {
+		return 1
+	}
+	return b.members.running
 }
 
 func (b *broker) adm() (*kadm.Client, error) {
@@ -88,8 +129,10 @@ func (r *runner) newKafka(name string, p profile) (*broker, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &broker{kind: kafka, addr: addr, dir: filepath.Join(r.dir, name+"-kafka"), start: func(ctx context.Context, b *broker) error {
-		return startKafka(ctx, r.jars, b, p, controller)
+	n := kafkaNode{dir: filepath.Join(r.dir, name+"-kafka"), addr: addr, controller: controller, id: 1}
+	return &broker{kind: kafka, addr: addr, dir: n.dir, start: func(ctx context.Context, b *broker) (err error) {
+		b.process, err = n.start(ctx, r.jars, p)
+		return err
 	}}, nil
 }
 

@@ -53,6 +53,18 @@ var goals = []goal{
 	{What: "tail p99 while replaying", Key: "W11-tail", Case: "while replaying", Of: mEnd99, Over: overCase, OverCase: "alone", Unit: "x", Least: math.Inf(1), Aim: 1.2, Less: true},
 	{What: "restart after kill -9", Key: "W18", Case: "kill -9 under load", Of: mRestart, Unit: "s", Least: 10, Aim: 3, Less: true},
 	{What: "10,000 idle connections, each", Key: "W14", Case: "10,000 connections", Of: mConnRSS, Unit: "KiB", Least: 40, Aim: 20, Less: true},
+
+	{What: "RF=3: broker CPU s/GB at 25 MB/s, 16 KiB batches", Key: "RF3", Case: "16 KiB batches, 25 MB/s", Of: mCPU, Over: overKafka, Unit: "x", Least: 0.7, Aim: 0.5, Less: true},
+	{What: "RF=3: broker CPU s/GB at 50 MB/s, 1 MiB batches", Key: "RF3", Case: "1 MiB batches, 50 MB/s", Of: mCPU, Over: overKafka, Unit: "x", Least: 0.7, Aim: 0.5, Less: true},
+	{What: "RF=3: broker CPU s/GB, fetch of the tail", Key: "RF3-tail", Case: "4 groups", Of: mFetchCPU, Over: overKafka, Unit: "x", Least: 0.8, Aim: 0.5, Less: true},
+	{What: "kill -9 of a leader: the longest without a write", Key: "W16", Case: "kill -9", Of: mGapMax, Unit: "ms", Least: 3000, Aim: 1000, Less: true},
+	{What: "the same, against Kafka", Key: "W16", Case: "kill -9", Of: mGapMax, Over: overKafka, Unit: "x", Least: 0.5, Aim: 0.2, Less: true},
+	{What: "kill -9 of a leader that is the controller: the longest without a write", Key: "W16", Case: "kill -9 of the controller", Of: mGapMax, Unit: "ms", Least: 3000, Aim: 1000, Less: true},
+	{What: "restart in good order: the longest without a write", Key: "W16", Case: "restart in good order", Of: mGapMax, Unit: "ms", Least: 1000, Aim: 300, Less: true},
+	{What: "a third of 300 partitions to a new broker, against Kafka", Key: "W17", Case: "1 GB stored", Of: mMoved, Over: overKafka, Unit: "x", Least: 1, Aim: 0.5, Less: true},
+	{What: "the same: records that were given up", Key: "W17", Case: "1 GB stored", Of: mErrors, Unit: "", Least: 0, Aim: 0, Less: true},
+	{What: "a partition with 10 GB in the bucket is moved", Key: "W17-size", Case: "one partition, one replica", Of: mMoveLargeMax, Unit: "s", Least: 5, Aim: 1, Less: true},
+	{What: "the same, against one with 100 MB", Key: "W17-size", Case: "one partition, one replica", Of: mLargeOfSmall, Unit: "x", Least: 1.5, Aim: 1.1, Less: true},
 }
 
 // verdict is what a goal has come to.

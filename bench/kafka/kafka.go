@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -89,7 +90,6 @@ type profile struct {
 // addresses and directories.
 var distribution = []string{
 	"process.roles=broker,controller",
-	"node.id=1",
 	"num.network.threads=3",
 	"num.io.threads=8",
 	"socket.send.buffer.bytes=102400",
@@ -144,6 +144,15 @@ var (
 		Name: "fsync", Heap: kafkaDefault.Heap, Server: []string{"log.flush.interval.messages=1"},
 		Note: "default, and log.flush.interval.messages=1: an fsync of the partition's file before every acknowledgement",
 	}
+	// Three replicas of everything, of which two have what is acknowledged.
+	kafkaCluster = profile{
+		Name: "cluster", Heap: kafkaDefault.Heap, Server: []string{
+			"default.replication.factor=3", "min.insync.replicas=2",
+			"offsets.topic.replication.factor=3", "transaction.state.log.replication.factor=3", "transaction.state.log.min.isr=2",
+			"share.coordinator.state.topic.replication.factor=3", "share.coordinator.state.topic.min.isr=2",
+		},
+		Note: "three processes, each broker and controller (KRaft), default otherwise; replication.factor=3, min.insync.replicas=2",
+	}
 	// The object store of Kafka's own tests: a directory, without a network and without a server.
 	kafkaTiered = profile{
 		Name: "tiered", Heap: kafkaDefault.Heap, Server: []string{
@@ -161,70 +170,96 @@ var (
 	}
 )
 
+// kafkaNode is one of Kafka's processes: all of a cluster, or a member of one.
+type kafkaNode struct {
+	id         int
+	dir        string
+	addr       string
+	controller string   // where it listens as a controller; empty: it is none
+	voters     []string // of a cluster, as id@address; none: it is alone
+	cluster    string   // the id of its cluster
+}
+
 // properties is the server.properties of a profile; later lines win.
-func (p profile) properties(dir, addr, controller string) []string {
-	return slices.Concat(distribution, []string{
-		"listeners=PLAINTEXT://" + addr + ",CONTROLLER://" + controller,
-		"advertised.listeners=PLAINTEXT://" + addr,
+func (p profile) properties(n kafkaNode) []string {
+	lines := slices.Concat(distribution, []string{
+		"node.id=" + strconv.Itoa(n.id),
+		"listeners=PLAINTEXT://" + n.addr + ",CONTROLLER://" + n.controller,
+		"advertised.listeners=PLAINTEXT://" + n.addr,
 		"controller.listener.names=CONTROLLER",
 		"listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
-		"controller.quorum.bootstrap.servers=" + controller,
-		"log.dirs=" + filepath.Join(dir, "data"),
-		"rsm.config.dir=" + filepath.Join(dir, "remote"),
+		"log.dirs=" + filepath.Join(n.dir, "data"),
+		"rsm.config.dir=" + filepath.Join(n.dir, "remote"),
 		// Deleted topics leave the disk between two measurements, not in the midst of a later one.
 		"log.segment.delete.delay.ms=1000",
 		"group.initial.rebalance.delay.ms=0",
 	}, p.Server)
+	if len(n.voters) == 0 {
+		return append(lines, "controller.quorum.bootstrap.servers="+n.controller)
+	}
+	lines = append(lines, "controller.quorum.voters="+strings.Join(n.voters, ","))
+	if n.controller == "" {
+		lines = append(lines, "process.roles=broker", "listeners=PLAINTEXT://"+n.addr)
+	}
+	return lines
 }
 
-func startKafka(ctx context.Context, jars string, b *broker, p profile, controller string) error {
-	config := filepath.Join(b.dir, "server.properties")
+// start runs the node, on what it has stored, and returns once it answers.
+func (n kafkaNode) start(ctx context.Context, jars string, p profile) (*child.Process, error) {
+	config := filepath.Join(n.dir, "server.properties")
 	class := filepath.Join(jars, "*") + ":" + filepath.Join(filepath.Dir(jars), "tests", "*")
 	if _, err := os.Stat(config); err != nil {
-		if err := os.WriteFile(config, []byte(strings.Join(p.properties(b.dir, b.addr, controller), "\n")+"\n"), 0o644); err != nil {
-			return err
+		if err := os.MkdirAll(filepath.Join(n.dir, "remote"), 0o755); err != nil {
+			return nil, err
 		}
-		if err := os.MkdirAll(filepath.Join(b.dir, "remote"), 0o755); err != nil {
-			return err
+		if err := os.WriteFile(config, []byte(strings.Join(p.properties(n), "\n")+"\n"), 0o644); err != nil {
+			return nil, err
 		}
-		if err := install.Command(ctx, b.dir, "java", "-Xmx256m", "-XX:TieredStopAtLevel=1", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", class,
-			"kafka.tools.StorageTool", "format", "-t", clusterID(), "-c", config, "--standalone"); err != nil {
-			return err
+		args := []string{
+			"-Xmx256m", "-XX:TieredStopAtLevel=1", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", class,
+			"kafka.tools.StorageTool", "format", "-c", config, "-t",
+		}
+		if len(n.voters) > 0 {
+			args = append(args, n.cluster)
+		} else {
+			args = append(args, clusterID(), "--standalone")
+		}
+		if err := install.Command(ctx, n.dir, "java", args...); err != nil {
+			return nil, err
 		}
 	}
 	args := slices.Concat(p.Heap, startScript, []string{
-		"-Xlog:gc*:file=" + filepath.Join(b.dir, "gc.log") + ":time,tags:filecount=10,filesize=100M",
+		"-Xlog:gc*:file=" + filepath.Join(n.dir, "gc.log") + ":time,tags:filecount=10,filesize=100M",
 		"-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true",
 		"-cp", class, "kafka.Kafka", config,
 	})
 	began := time.Now()
 	cmd := exec.Command("java", args...)
-	cmd.Dir = b.dir // the jar of LocalTieredStorage has a log configuration that writes below the working directory
-	proc, err := child.Start(ctx, &child.Process{Name: "Kafka", Log: filepath.Join(b.dir, "kafka.log"), Patience: 3 * time.Minute}, cmd, func() error {
-		if err := child.Dialled(b.addr); err != nil {
+	cmd.Dir = n.dir // the jar of LocalTieredStorage has a log configuration that writes below the working directory
+	proc, err := child.Start(ctx, &child.Process{Name: "Kafka", Log: filepath.Join(n.dir, "kafka.log"), Patience: 3 * time.Minute}, cmd, func() error {
+		if err := child.Dialled(n.addr); err != nil {
 			return err
 		}
-		return b.answers(ctx)
+		return knows(ctx, n.addr, int32(n.id))
 	})
 	if err != nil {
-		return fmt.Errorf("after %s: %w", time.Since(began).Round(time.Second), err)
+		return nil, fmt.Errorf("after %s: %w", time.Since(began).Round(time.Second), err)
 	}
-	b.process = proc
-	return nil
+	return proc, nil
 }
 
-// answers is an error until the broker knows itself as a member of its cluster.
-func (b *broker) answers(ctx context.Context) error {
+// knows is an error until the broker at addr knows the one with an id as a member of its cluster.
+func knows(ctx context.Context, addr string, id int32) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	cl, err := b.client(kgo.RetryTimeout(time.Second))
+	cl, err := kgo.NewClient(kgo.SeedBrokers(addr), kgo.RetryTimeout(time.Second), kgo.DisableClientMetrics())
 	if err != nil {
 		return err
 	}
 	defer cl.Close()
 	brokers, err := kadm.NewClient(cl).ListBrokers(ctx)
-	if err == nil && len(brokers) == 0 {
-		err = fmt.Errorf("%s knows no broker yet", b.addr)
+	if err == nil && !slices.Contains(brokers.NodeIDs(), id) {
+		err = fmt.Errorf("%s does not know broker %d yet", addr, id)
 	}
 	return err
 }

@@ -17,12 +17,15 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/varve/varve/internal/cluster"
 )
 
 type options struct {
 	varve, only, dir, report, json string
 	seconds, warmup                float64
 	quick, long, plan, noMinio     bool
+	cluster                        bool
 	repeats                        int
 	logGB, replayMB, limit         float64
 }
@@ -32,16 +35,18 @@ func main() {
 		fmt.Fprintln(os.Stderr, "kafka:", bareMain(os.Args[2:]))
 		os.Exit(1)
 	}
+	cluster.Serve(os.Args[1:]) // where it is called as etcd, or as the S3 server, of a cluster
 	var o options
 	flag.StringVar(&o.varve, "varve", "", "Varve's binary (default: it is built)")
 	flag.StringVar(&o.only, "only", "", "only these workloads, comma-separated: W2 means all of W2, W2-tuned that one")
 	flag.StringVar(&o.dir, "dir", "", "where the brokers' data goes, about 35 GB at most (default: the temporary directory)")
-	flag.StringVar(&o.report, "report", filepath.Join("bench", "REPORT.md"), "the report")
+	flag.StringVar(&o.report, "report", "", "the report (default bench/REPORT.md, or bench/REPORT-cluster.md)")
 	flag.StringVar(&o.json, "json", "", "everything that was measured, as JSON (default: beside the report)")
 	flag.Float64Var(&o.seconds, "seconds", 0, "length of a side (default 20, quick 4); some workloads take a part of it")
 	flag.Float64Var(&o.warmup, "warmup", 0, "seconds of load after a broker's start (default 20, quick 4)")
 	flag.BoolVar(&o.quick, "quick", false, "the form of ten minutes: short sides, one block, fewer rows")
 	flag.BoolVar(&o.long, "long", false, "also the rows that take minutes each: 4,000 and 20,000 partitions, a restart with 10,000")
+	flag.BoolVar(&o.cluster, "cluster", false, "the workloads of clusters of three brokers, rather than of one broker")
 	flag.BoolVar(&o.plan, "plan", false, "print what would run and about how long it takes")
 	flag.BoolVar(&o.noMinio, "no-minio", false, "replay from a directory rather than from a MinIO server")
 	flag.IntVar(&o.repeats, "repeats", 1, "blocks of a row that may be measured again because their floor moved")
@@ -63,9 +68,16 @@ func main() {
 }
 
 func run(ctx context.Context, o options) error {
-	ws, err := choose(o.only, o.quick, o.long)
+	ws, err := choose(o.only, o.quick, o.long, o.cluster)
 	if err != nil {
 		return err
+	}
+	clusters := !slices.ContainsFunc(ws, func(w workload) bool { return !w.Cluster })
+	if o.report == "" {
+		o.report = filepath.Join("bench", "REPORT.md")
+		if clusters {
+			o.report = filepath.Join("bench", "REPORT-cluster.md")
+		}
 	}
 	r := newRunner(o)
 	if o.plan {
@@ -87,7 +99,7 @@ func run(ctx context.Context, o options) error {
 	defer os.RemoveAll(r.dir)
 	defer r.close()
 
-	rep := &report{Began: time.Now(), Machine: describeMachine(r.dir, r.varve), Commands: commands(), Form: r.form(), Profiles: map[string]string{}, Varve: map[string]string{}}
+	rep := &report{Cluster: clusters, Began: time.Now(), Machine: describeMachine(r.dir, r.varve), Commands: commands(), Form: r.form(), Profiles: map[string]string{}, Varve: map[string]string{}}
 	if strings.HasPrefix(rep.Machine.FileSystem, "tmpfs") {
 		rep.Notes = append(rep.Notes, "**The data is on tmpfs: an fsync costs nothing there, and nothing here says anything about durable writes.**")
 	}
@@ -106,7 +118,11 @@ func run(ctx context.Context, o options) error {
 					rep.Profiles[s.Kafka.Name] = s.Kafka.Note
 				}
 				if s.Varve != nil {
-					rep.Varve[name] = "defaults of `varve dev`, and " + strings.Join(slices.Concat(s.Varve, s.Notes), ", ")
+					program := "varve dev"
+					if s.Brokers > 0 {
+						program = "varve broker"
+					}
+					rep.Varve[name] = "defaults of `" + program + "`, and " + strings.Join(slices.Concat(s.Varve, s.Notes), ", ")
 				}
 			}
 		}

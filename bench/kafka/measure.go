@@ -97,7 +97,7 @@ func offsetCommits(committers int) measurement {
 	return func(ctx context.Context, r *runner, _ *setupRun, b *broker, d time.Duration) ([]sample, error) {
 		topic := r.topicName("commits")
 		const partitions = 10
-		if err := r.createTopic(ctx, b, topic, partitions, 0); err != nil {
+		if err := r.createTopic(ctx, b, topic, partitions, b.replicas(), 0); err != nil {
 			return nil, err
 		}
 		defer r.deleteTopic(b, topic)
@@ -120,7 +120,7 @@ func rebalances(protocol string) measurement {
 	return func(ctx context.Context, r *runner, _ *setupRun, b *broker, _ time.Duration) ([]sample, error) {
 		topic := r.topicName("rebalance-" + protocol)
 		const partitions, members = 1000, 200
-		if err := r.createTopic(ctx, b, topic, partitions, 0); err != nil {
+		if err := r.createTopic(ctx, b, topic, partitions, b.replicas(), 0); err != nil {
 			return nil, err
 		}
 		defer r.deleteTopic(b, topic)
@@ -144,7 +144,7 @@ func rebalances(protocol string) measurement {
 // starting it to the first record produced and fetched.
 func restart(ctx context.Context, r *runner, run *setupRun, b *broker, _ time.Duration) ([]sample, error) {
 	topic := r.topicName("restart")
-	if err := r.createTopic(ctx, b, topic, 1, 0); err != nil {
+	if err := r.createTopic(ctx, b, topic, 1, b.replicas(), 0); err != nil {
 		return nil, err
 	}
 	defer r.deleteTopic(b, topic)
@@ -195,7 +195,7 @@ func (r *runner) crash(ctx context.Context, run *setupRun, b *broker, cold int, 
 		}
 	}
 	topic := r.topicName("crash")
-	if err := r.createTopic(ctx, b, topic, 16, 1<<20); err != nil {
+	if err := r.createTopic(ctx, b, topic, 16, b.replicas(), 1<<20); err != nil {
 		return nil, err
 	}
 	spec := load.Spec{
@@ -520,7 +520,7 @@ func (r *runner) kafkaMaximum(ctx context.Context) (float64, error) {
 	w := workloadOf("W2")
 	spec := w.Cases[0].Spec
 	spec.Bootstrap, spec.Topic, spec.Duration, spec.Warmup = []string{b.addr}, r.topicName("maximum"), r.seconds(w), r.ramp(0)
-	if err := r.createTopic(ctx, b, spec.Topic, w.Cases[0].Partitions, spec.BatchBytes); err != nil {
+	if err := r.createTopic(ctx, b, spec.Topic, w.Cases[0].Partitions, b.replicas(), spec.BatchBytes); err != nil {
 		return 0, err
 	}
 	defer r.deleteTopic(b, spec.Topic)

@@ -104,7 +104,7 @@ func fillReplay(ctx context.Context, r *runner, run *setupRun) error {
 				return fmt.Errorf("filling %s on %s: %w", topic, kind, err)
 			}
 		}
-		if err := r.createTopic(ctx, b, tailTopic, 16, 16<<10); err != nil {
+		if err := r.createTopic(ctx, b, tailTopic, 16, b.replicas(), 16<<10); err != nil {
 			return err
 		}
 		if err := r.offloaded(ctx, b); err != nil {
@@ -121,7 +121,7 @@ func (r *runner) fill(ctx context.Context, b *broker, topic string, partitions i
 	if b.kind == kafka {
 		configs = append(configs, "remote.storage.enable=true", "segment.bytes=67108864")
 	}
-	if err := r.createTopic(ctx, b, topic, partitions, 64<<10, configs...); err != nil {
+	if err := r.createTopic(ctx, b, topic, partitions, b.replicas(), 64<<10, configs...); err != nil {
 		return err
 	}
 	full, stop := context.WithCancel(ctx)

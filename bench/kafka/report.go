@@ -12,6 +12,7 @@ import (
 
 // report is everything about a run.
 type report struct {
+	Cluster  bool              `json:"cluster,omitempty"` // of workloads of clusters only
 	Began    time.Time         `json:"began"`
 	Took     string            `json:"took"`
 	Machine  machineInfo       `json:"machine"`
@@ -28,6 +29,9 @@ type report struct {
 func (r *report) evaluate() {
 	r.Goals = nil
 	for _, g := range goals {
+		if workloadOf(g.Key).Cluster != r.Cluster {
+			continue
+		}
 		r.Goals = append(r.Goals, g.evaluate(r.Tables))
 	}
 }
@@ -65,9 +69,15 @@ func (w *writer) head(cells ...string) {
 // writeMarkdown writes the report for people.
 func (r *report) writeMarkdown(out io.Writer) error {
 	w := &writer{w: out}
-	w.line("# Varve beside Apache Kafka")
+	target := "make bench-kafka"
+	if r.Cluster {
+		target = "make bench-cluster"
+		w.line("# Varve beside Apache Kafka: three brokers")
+	} else {
+		w.line("# Varve beside Apache Kafka")
+	}
 	w.line("")
-	w.line("Measured on %s in %s, by a program: %s writes this page anew.", r.Began.UTC().Format("2006-01-02 15:04 UTC"), r.Took, "`make bench-kafka`")
+	w.line("Measured on %s in %s, by a program: %s writes this page anew.", r.Began.UTC().Format("2006-01-02 15:04 UTC"), r.Took, "`"+target+"`")
 	w.line("Both ran on the same machine in the same run, on the same file system. %s", r.Form)
 	w.line("")
 	r.writeMachine(w)

@@ -101,10 +101,15 @@ func TestGoals(t *testing.T) {
 // would be "not measured" for ever.
 func TestGoalsAreMeasured(t *testing.T) {
 	for _, quick := range []bool{false, true} {
-		ws, err := choose("", quick, false)
+		one, err := choose("", quick, false, false)
 		if err != nil {
 			t.Fatal(err)
 		}
+		three, err := choose("", quick, false, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ws := append(one, three...)
 		for _, g := range goals {
 			found := 0
 			for _, w := range ws {
@@ -161,7 +166,7 @@ func TestWorkloadsAreComplete(t *testing.T) {
 
 func TestChoose(t *testing.T) {
 	keys := func(only string, quick bool) string {
-		ws, err := choose(only, quick, false)
+		ws, err := choose(only, quick, false, false)
 		if err != nil {
 			return err.Error()
 		}
@@ -186,8 +191,11 @@ func TestChoose(t *testing.T) {
 	if got := keys("W18-10k", false); got != "W18-10k" {
 		t.Errorf("a long one asked for by name: %s", got)
 	}
-	if got := keys("", false); strings.Contains(got, "W18-10k") || !strings.Contains(got, "W18") {
-		t.Errorf("long ones that nobody asked for: %s", got)
+	if got := keys("", false); strings.Contains(got, "W18-10k") || !strings.Contains(got, "W18") || strings.Contains(got, "RF3") {
+		t.Errorf("long ones that nobody asked for, or ones of clusters: %s", got)
+	}
+	if got := keys("W17", false); got != "W17 W17-size" {
+		t.Errorf("of clusters, by workload: %s", got)
 	}
 	if got := keys("W77", false); !strings.Contains(got, `no workload "W77"`) {
 		t.Errorf("unknown: %s", got)
@@ -198,8 +206,8 @@ func TestPlans(t *testing.T) {
 	for _, c := range []struct {
 		o    options
 		most time.Duration
-	}{{options{repeats: 1}, 71 * time.Minute}, {options{quick: true}, 10*time.Minute + 30*time.Second}} {
-		ws, err := choose("", c.o.quick, false)
+	}{{options{repeats: 1}, 71 * time.Minute}, {options{quick: true}, 10*time.Minute + 30*time.Second}, {options{cluster: true, repeats: 1}, 25 * time.Minute}} {
+		ws, err := choose("", c.o.quick, false, c.o.cluster)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -353,10 +361,16 @@ func TestReport(t *testing.T) {
 }
 
 func TestKafkaProperties(t *testing.T) {
-	got := strings.Join(kafkaFsync.properties("/d", "127.0.0.1:1", "127.0.0.1:2"), "\n")
+	got := strings.Join(kafkaFsync.properties(kafkaNode{id: 1, dir: "/d", addr: "127.0.0.1:1", controller: "127.0.0.1:2"}), "\n")
 	for _, want := range []string{"listeners=PLAINTEXT://127.0.0.1:1,CONTROLLER://127.0.0.1:2", "log.flush.interval.messages=1", "log.dirs=/d/data", "num.io.threads=8"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %s in:\n%s", want, got)
+		}
+	}
+	added := strings.Join(kafkaCluster.properties(kafkaNode{id: 4, dir: "/d", addr: "127.0.0.1:1", voters: []string{"1@127.0.0.1:2", "2@127.0.0.1:3"}}), "\n")
+	for _, want := range []string{"node.id=4", "process.roles=broker\nlisteners=PLAINTEXT://127.0.0.1:1", "controller.quorum.voters=1@127.0.0.1:2,2@127.0.0.1:3", "min.insync.replicas=2"} {
+		if !strings.Contains(added, want) {
+			t.Errorf("no %s in:\n%s", want, added)
 		}
 	}
 	for range 1000 {

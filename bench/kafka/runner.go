@@ -252,13 +252,17 @@ func (r *runner) measure(ctx context.Context, w workload, c *kase, run *setupRun
 	if err != nil {
 		return nil, err
 	}
-	spec.Bootstrap, spec.Broker = []string{b.addr}, []int{b.process.PID()}
+	replicas := c.Replicas
+	if replicas == 0 {
+		replicas = b.replicas()
+	}
+	spec.Bootstrap, spec.Broker = b.addrs(), b.pids()
 	spec.Duration, spec.Warmup = r.seconds(w), r.ramp(c.Partitions)
 	spec.Topic = r.topicName(w.Key)
-	if err := r.room(spec); err != nil {
+	if err := r.room(spec, replicas); err != nil {
 		return nil, err
 	}
-	if err := r.createTopic(ctx, b, spec.Topic, c.Partitions, spec.BatchBytes); err != nil {
+	if err := r.createTopic(ctx, b, spec.Topic, c.Partitions, replicas, spec.BatchBytes); err != nil {
 		return nil, err
 	}
 	defer r.deleteTopic(b, spec.Topic)
@@ -266,22 +270,30 @@ func (r *runner) measure(ctx context.Context, w workload, c *kase, run *setupRun
 		// The warm-up has no transactions in it: what Kafka's compiler has not seen yet is loaded longer.
 		spec.Warmup = max(spec.Warmup, r.warmup/4)
 		spec.Output = r.topicName(w.Key + "-out")
-		if err := r.createTopic(ctx, b, spec.Output, c.Partitions, spec.BatchBytes); err != nil {
+		if err := r.createTopic(ctx, b, spec.Output, c.Partitions, replicas, spec.BatchBytes); err != nil {
 			return nil, err
 		}
 		defer r.deleteTopic(b, spec.Output)
 	}
+	var beside []int
+	if b.members != nil {
+		beside = b.members.beside()
+	}
+	before := cpuOf(beside)
 	s, err := r.load(ctx, spec)
 	if err != nil {
 		return nil, err
+	}
+	if gb := (s[mMBs] + s[mConsumed]) * (spec.Duration + spec.Warmup).Seconds() / 1000; len(beside) > 0 && gb > 0 {
+		s[mBeside] = (cpuOf(beside) - before).Seconds() / gb
 	}
 	return []sample{s}, nil
 }
 
 // room is an error where a side may fill the disk: a broker that finds it full
 // is not what is measured, and others may need it too.
-func (r *runner) room(spec load.Spec) error {
-	need := int64(2 << 30)
+func (r *runner) room(spec load.Spec, replicas int) error {
+	need := int64(replicas) << 31
 	if spec.Rate == 0 {
 		need += int64((spec.Duration + spec.Warmup).Seconds() * 700e6)
 	}
@@ -382,7 +394,7 @@ func (r *runner) topicName(key string) string {
 
 // createTopic makes a topic that takes batches of a size, and waits until every
 // partition has a leader.
-func (r *runner) createTopic(ctx context.Context, b *broker, name string, partitions, batch int, configs ...string) error {
+func (r *runner) createTopic(ctx context.Context, b *broker, name string, partitions, replicas, batch int, configs ...string) error {
 	adm, err := b.adm()
 	if err != nil {
 		return err
@@ -397,7 +409,7 @@ func (r *runner) createTopic(ctx context.Context, b *broker, name string, partit
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	if _, err := adm.CreateTopic(ctx, int32(partitions), 1, cfg, name); err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
+	if _, err := adm.CreateTopic(ctx, int32(partitions), int16(replicas), cfg, name); err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
 		return fmt.Errorf("create %s with %d partitions on %s: %w", name, partitions, b.kind, err)
 	}
 	err = child.Eventually(ctx, time.Minute, func() error {
@@ -409,8 +421,8 @@ func (r *runner) createTopic(ctx context.Context, b *broker, name string, partit
 			return fmt.Errorf("%s has %d of %d partitions on %s: %v", name, n, partitions, b.kind, topics[name].Err)
 		}
 		for _, p := range topics[name].Partitions {
-			if p.Err != nil || p.Leader < 0 {
-				return fmt.Errorf("%s-%d on %s has no leader: %v", name, p.Partition, b.kind, p.Err)
+			if p.Err != nil || p.Leader < 0 || len(p.ISR) < replicas {
+				return fmt.Errorf("%s-%d on %s has no leader, or replicas that are not in sync: leader %d, in sync %v: %v", name, p.Partition, b.kind, p.Leader, p.ISR, p.Err)
 			}
 		}
 		return nil
@@ -483,7 +495,13 @@ func (r *runner) prepare(ctx context.Context, name string) error {
 func (r *runner) open(ctx context.Context, run *setupRun) error {
 	s := run.setup
 	if s.Kafka != nil {
-		b, err := r.newKafka(s.Name, *s.Kafka)
+		var b *broker
+		var err error
+		if s.Brokers > 0 {
+			b, err = r.newKafkaCluster(s)
+		} else {
+			b, err = r.newKafka(s.Name, *s.Kafka)
+		}
 		if err != nil {
 			return err
 		}
@@ -498,7 +516,13 @@ func (r *runner) open(ctx context.Context, run *setupRun) error {
 		settings = slices.Concat(settings, more)
 	}
 	if s.Varve != nil {
-		b, err := r.newVarve(s.Name, settings)
+		var b *broker
+		var err error
+		if s.Brokers > 0 {
+			b, err = r.newVarveCluster(s)
+		} else {
+			b, err = r.newVarve(s.Name, settings)
+		}
 		if err != nil {
 			return err
 		}
@@ -538,11 +562,11 @@ func (r *runner) warm(ctx context.Context, b *broker) error {
 	}
 	for _, w := range []struct{ batch, partitions, record int }{{16 << 10, 16, 1 << 10}, {1 << 20, 16, 1 << 10}, {1300, 16, 1 << 10}, {16 << 10, 288, 200}} {
 		topic := r.topicName("warm")
-		if err := r.createTopic(ctx, b, topic, w.partitions, w.batch); err != nil {
+		if err := r.createTopic(ctx, b, topic, w.partitions, b.replicas(), w.batch); err != nil {
 			return err
 		}
 		_, err := load.Run(ctx, load.Spec{
-			Bootstrap: []string{b.addr}, Topic: topic, Producers: 4, Consumers: 2, RecordBytes: w.record, Payload: load.Random,
+			Bootstrap: b.addrs(), Topic: topic, Producers: 4, Consumers: 2, RecordBytes: w.record, Payload: load.Random,
 			Rate: 150_000, BatchBytes: w.batch, Linger: 2 * time.Millisecond, Acks: "all", Duration: d / 4,
 			BufferBytes: 4 << 20, // little is left to send when it ends
 		})

@@ -41,6 +41,24 @@ const (
 	mClient     = "load's own cores"
 	mOthers     = "cores of others"
 	mErrors     = "errors"
+	mBeside     = "etcd and S3 server, CPU s/GB"
+
+	mGapBefore     = "before it: longest without a write, ms"
+	mGap50         = "without a write p50 ms"
+	mGap99         = "without a write p99 ms"
+	mGapMax        = "without a write, the longest, ms"
+	mGapOthers     = "led by others: without a write, the longest, ms"
+	mInSync        = "all replicas in sync after it, s"
+	mMoved         = "moved after s"
+	mCopied        = "MB read by the new broker"
+	mStored        = "MB stored"
+	mMoveSmall     = "100 MB: moved after s"
+	mMoveSmallMax  = "100 MB: the longest, s"
+	mMoveMiddle    = "1 GB: moved after s"
+	mMoveMiddleMax = "1 GB: the longest, s"
+	mMoveLarge     = "10 GB: moved after s"
+	mMoveLargeMax  = "10 GB: the longest, s"
+	mLargeOfSmall  = "10 GB / 100 MB"
 
 	mTxns      = "transactions/s"
 	mThrough   = "records/s through"
@@ -84,10 +102,16 @@ var metrics = []metric{
 	{Name: mReqStart, Format: "%.0f", Less: true}, {Name: mReqLeave, Format: "%.0f", Less: true}, {Name: mReqJoin, Format: "%.0f", Less: true},
 	{Name: mAck50, Format: "%.2f", Less: true}, {Name: mAck99, Format: "%.2f", Less: true},
 	{Name: mEnd50, Format: "%.2f", Less: true}, {Name: mEnd99, Format: "%.2f", Less: true}, {Name: mEnd999, Format: "%.2f", Less: true}, {Name: mEnd9999, Format: "%.2f", Less: true},
-	{Name: mCPU, Format: "%.2f", Less: true}, {Name: mFetchCPU, Format: "%.2f", Less: true}, {Name: mCores, Format: "%.2f", Plain: true},
+	{Name: mCPU, Format: "%.2f", Less: true}, {Name: mBeside, Format: "%.2f", Plain: true}, {Name: mFetchCPU, Format: "%.2f", Less: true}, {Name: mCores, Format: "%.2f", Plain: true},
 	{Name: mRSS, Format: "%.0f", Less: true}, {Name: mDisk, Format: "%.2f", Plain: true},
 	{Name: mReplay, Format: "%.0f"}, {Name: mRawGET, Format: "%.0f", Plain: true}, {Name: mOfRaw, Format: "%.2f"}, {Name: mFromStore, Format: "%.2f", Plain: true},
 	{Name: mIdle, Format: "%.2f", Less: true}, {Name: mStart, Format: "%.2f", Less: true}, {Name: mRestart, Format: "%.2f", Less: true}, {Name: mLogGB, Format: "%.2f", Plain: true},
+	{Name: mGapBefore, Format: "%.0f", Plain: true}, {Name: mGap50, Format: "%.0f", Less: true}, {Name: mGap99, Format: "%.0f", Less: true},
+	{Name: mGapMax, Format: "%.0f", Less: true}, {Name: mGapOthers, Format: "%.0f", Less: true}, {Name: mInSync, Format: "%.2f", Less: true},
+	{Name: mMoved, Format: "%.2f", Less: true}, {Name: mCopied, Format: "%.1f", Less: true}, {Name: mStored, Format: "%.0f", Plain: true},
+	{Name: mMoveSmall, Format: "%.3f", Less: true}, {Name: mMoveSmallMax, Format: "%.3f", Less: true},
+	{Name: mMoveMiddle, Format: "%.3f", Less: true}, {Name: mMoveMiddleMax, Format: "%.3f", Less: true},
+	{Name: mMoveLarge, Format: "%.3f", Less: true}, {Name: mMoveLargeMax, Format: "%.3f", Less: true}, {Name: mLargeOfSmall, Format: "%.2f", Less: true},
 	{Name: mConnOpen, Format: "%.0f", Plain: true}, {Name: mConnRSS, Format: "%.1f", Less: true}, {Name: mConnCPU, Format: "%.2f", Less: true},
 	{Name: mChurn, Format: "%.1f", Plain: true}, {Name: mChurn50, Format: "%.2f", Less: true}, {Name: mChurn99, Format: "%.2f", Less: true}, {Name: mChurnCPU, Format: "%.3f", Less: true},
 	{Name: mPerRequest, Format: "%.0f", Plain: true}, {Name: mPerBatch, Format: "%.1f", Plain: true}, {Name: mFetchSize, Format: "%.0f", Plain: true},

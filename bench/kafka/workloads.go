@@ -25,8 +25,10 @@ type workload struct {
 	Once   bool    // one way only: it is dear, or a detail
 	Full   bool    // not in the quick form
 	Long   bool    // only where it is asked for: it takes minutes
-	Cases  []kase
-	Notes  []string
+	// Cluster workloads are of three brokers, and have a page of their own.
+	Cluster bool
+	Cases   []kase
+	Notes   []string
 	// Derive adds what is computed from several sides.
 	Derive func(*table)
 }
@@ -36,6 +38,7 @@ type kase struct {
 	Name       string
 	Setup      string
 	Partitions int
+	Replicas   int // 0: as many as the setup has brokers
 	Spec       load.Spec
 	RateOf     func(context.Context, *runner) (float64, error)
 	Floor      bool        // has a floor: the same load against the bare server
@@ -95,10 +98,14 @@ func (c *kase) describe() string {
 	}
 	s := c.Spec
 	s.Partitions = c.Partitions
+	text := s.String()
 	if c.RateOf != nil {
-		return s.Rated()
+		text = s.Rated()
 	}
-	return s.String()
+	if c.Replicas > 0 {
+		text += fmt.Sprintf(", replication factor %d", c.Replicas)
+	}
+	return text
 }
 
 // setup is a pair of brokers.
@@ -111,6 +118,8 @@ type setup struct {
 	// Prepare makes what is measured.
 	Prepare func(context.Context, *runner, *setupRun) error
 	Manual  bool     // the measurements start the brokers themselves
+	Brokers int      // of each; 0: one, without a cluster
+	Spare   int      // brokers that are added by a measurement
 	Notes   []string // what of the settings depends on the run, in words
 }
 
@@ -130,6 +139,8 @@ var setups = []setup{
 		Notes: []string{"a bucket of a MinIO server, remote.flush.interval.ms=10000, remote.cache.memory.bytes a third of what is replayed, the topics with local.retention.bytes=1"}},
 	{Name: "fresh", Kafka: &kafkaDefault, Varve: noUploads, Manual: true},
 	{Name: "crash", Kafka: &kafkaDefault, Varve: noUploads, Manual: true},
+	{Name: "rf3", Kafka: &kafkaCluster, Varve: noUploads, Brokers: 3, Notes: clusterSettings},
+	{Name: "grow", Kafka: &kafkaCluster, Varve: []string{"remote.flush.interval.ms=5000"}, Brokers: 3, Spare: 1, Notes: clusterSettings},
 }
 
 // tmpfsBucket is object storage that costs as little as there is: what is
@@ -407,7 +418,59 @@ func matrix() []workload {
 		{Key: "W18-10k", Title: "restart after kill -9 with 10,000 partitions more", Setup: "crash", Long: true, Full: true, Blocks: 1, Once: true, Cases: []kase{
 			{Name: "kill -9 under load", Measure: crash(10_000, 0.2, 2)},
 		}, Notes: []string{"As W18, a fifth of the log, twice. Each of the partitions that nobody uses has one record."}},
+
+		{Key: "RF3", Title: "three brokers, replication factor 3, acks=all, min.insync.replicas=2", Setup: "rf3", Cluster: true, Goal: true, Blocks: 1, Scale: 0.4, Cases: []kase{
+			offered(usual, "16 KiB batches, 25 MB/s", 25), offered(headline, "1 MiB batches, 50 MB/s", 50),
+			{Name: "16 KiB batches, as fast as taken", Partitions: 16, Spec: usual}, {Name: "1 MiB batches, as fast as taken", Partitions: 16, Spec: headline},
+		}, Notes: []string{
+			"Varve has every record on disk on two brokers at least before it acknowledges it, Kafka in the page cache of two at least.",
+			"Broker CPU is that of the three brokers. Kafka's controllers are in it; what Varve has beside the brokers (three members of etcd, the S3 server) is shown for itself.",
+		}},
+		{Key: "RF3-tail", Title: "the tail of a topic with replication factor 3, read from its leaders", Setup: "rf3", Cluster: true, Goal: true, Blocks: 1, Scale: 0.4, Derive: fetchAlone, Cases: []kase{
+			tailOf(0), tailOf(4),
+		}, Notes: []string{"Fetching alone: the brokers' CPU time less what it takes to be produced to as much without a consumer."}},
+		{Key: "RF3-cost", Title: "what replication and partitions cost, the same 15 MB/s", Setup: "rf3", Cluster: true, Goal: true, Blocks: 1, Scale: 0.4, Cases: []kase{
+			costOf("replication factor 1", 16, 1), costOf("replication factor 3", 16, 3),
+			costOf("1 partition", 1, 3), costOf("1,000 partitions", 1000, 3), onlyFull(costOf("10,000 partitions", 10_000, 3)),
+		}, Notes: []string{"Batches are of 16 KiB whatever the number of partitions: a producer fills one, and goes to the next partition."}},
+		{Key: "W16", Title: "a broker that leads a third of 300 partitions is lost, or restarted, under load", Setup: "rf3", Cluster: true, Goal: true, Blocks: 1, Cases: []kase{
+			{Name: "kill -9", Measure: lose(killed)}, {Name: "kill -9 of the controller", Measure: lose(killedController)},
+			{Name: "restart in good order", Measure: lose(restarted)},
+		}, Notes: []string{
+			fmt.Sprintf("One record of 1 KiB is in flight to each partition, the next %s after its acknowledgement, which is part of every figure. A partition's time without a write is the longest between two acknowledgements.", failoverPause),
+			"Both with their defaults for how long a broker that is silent has (broker.session.timeout.ms). Varve's brokers do not wait for it where the address of the lost one refuses connections.",
+		}},
+		{Key: "W17", Title: "a broker is added, and a third of 300 partitions is moved to it under load", Setup: "grow", Cluster: true, Goal: true, Blocks: 1, Cases: []kase{
+			{Name: "1 GB stored", Measure: grow(1e9)},
+		}, Notes: []string{
+			"The load is that of W16. What is moved is the first replica of each of the partitions, the leader: a third of what is stored. Bytes copied are what the new broker's process has read until the move was over, the load's own records among them.",
+			"Varve's history is in the bucket (remote.flush.interval.ms=5000), Kafka's in its logs.",
+		}},
+		{Key: "W17-size", Title: "a partition is moved between two brokers, by what is stored of it", Setup: "grow", Cluster: true, Goal: true, Blocks: 1, Once: true, Cases: []kase{
+			{Name: "one partition, one replica", Measure: moveSizes(map[string][]int64{kafka: {smallMove, middleMove}, varve: {smallMove, middleMove, largeMove}})},
+		}, Notes: []string{
+			"Six moves of each, in turn, while a record is in flight to the partition; the median, and the longest. Kafka is not given the largest: it copies all of it.",
+			"`varve bench reassign` measures the same of any cluster.",
+		}},
 	}
+}
+
+// offered is a load at so many MB/s, of which both take more.
+func offered(s load.Spec, name string, mb float64) kase {
+	return kase{Name: name, Partitions: 16, Spec: with(s, func(s *load.Spec) { s.Rate, s.Linger = mb*1e6/float64(s.RecordBytes), 5*time.Millisecond })}
+}
+
+// tailOf is 15 MB/s that so many groups read.
+func tailOf(groups int) kase {
+	c := fanOut(groups)
+	c.Spec.Rate = 15e6 / 1024
+	return c
+}
+
+func costOf(name string, partitions, replicas int) kase {
+	c := offered(usual, name, 15)
+	c.Partitions, c.Replicas, c.Only = partitions, replicas, varve
+	return c
 }
 
 func workloadOf(key string) workload {
@@ -420,7 +483,7 @@ func workloadOf(key string) workload {
 }
 
 // choose picks the workloads that run.
-func choose(only string, quick, long bool) ([]workload, error) {
+func choose(only string, quick, long, cluster bool) ([]workload, error) {
 	var wanted []string
 	for name := range strings.SplitSeq(only, ",") {
 		if name = strings.TrimSpace(name); name != "" {
@@ -442,6 +505,9 @@ func choose(only string, quick, long bool) ([]workload, error) {
 			continue
 		}
 		if w.Long && !long && !slices.Contains(wanted, w.Key) {
+			continue
+		}
+		if len(wanted) == 0 && w.Cluster != cluster {
 			continue
 		}
 		if quick && w.Full && !slices.Contains(wanted, w.Key) {
