@@ -165,9 +165,11 @@ func grow(stored int64) measurement {
 				r.say("%s: the broker that was added does not end: %v", b.kind, err)
 			}
 		}()
+		began := time.Now()
 		if err := load.Fill(ctx, b.addrs(), topic, failoverPartitions, stored); err != nil {
 			return nil, err
 		}
+		r.say("%s: %s has %.0f MB after %.1f s", b.kind, topic, float64(stored)/1e6, time.Since(began).Seconds())
 		if b.kind == varve {
 			if err := load.Tiered(ctx, cl, topic, 2*time.Minute); err != nil {
 				return nil, err

@@ -433,7 +433,7 @@ func matrix() []workload {
 			costOf("replication factor 1", 16, 1), costOf("replication factor 3", 16, 3),
 			costOf("1 partition", 1, 3), costOf("1,000 partitions", 1000, 3), onlyFull(costOf("10,000 partitions", 10_000, 3)),
 		}, Notes: []string{"Batches are of 16 KiB whatever the number of partitions: a producer fills one, and goes to the next partition."}},
-		{Key: "W16", Title: "a broker that leads a third of 300 partitions is lost, or restarted, under load", Setup: "rf3", Cluster: true, Goal: true, Blocks: 1, Cases: []kase{
+		{Key: "W16", Title: "a broker that leads a third of 300 partitions is lost, or restarted, under load", Setup: "rf3", Cluster: true, Goal: true, Blocks: 1, Once: true, Cases: []kase{
 			{Name: "kill -9", Measure: lose(killed)}, {Name: "kill -9 of the controller", Measure: lose(killedController)},
 			{Name: "restart in good order", Measure: lose(restarted)},
 		}, Notes: []string{
@@ -441,7 +441,7 @@ func matrix() []workload {
 			"Both with their defaults for how long a broker that is silent has (broker.session.timeout.ms). Varve's brokers do not wait for it where the address of the lost one refuses connections.",
 		}},
 		{Key: "W17", Title: "a broker is added, and a third of 300 partitions is moved to it under load", Setup: "grow", Cluster: true, Goal: true, Blocks: 1, Cases: []kase{
-			{Name: "1 GB stored", Measure: grow(1e9)},
+			{Name: "300 MB stored", Measure: grow(300e6)},
 		}, Notes: []string{
 			"The load is that of W16. What is moved is the first replica of each of the partitions, the leader: a third of what is stored. Bytes copied are what the new broker's process has read until the move was over, the load's own records among them.",
 			"Varve's history is in the bucket (remote.flush.interval.ms=5000), Kafka's in its logs.",

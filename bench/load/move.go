@@ -45,21 +45,28 @@ func Move(ctx context.Context, cl *kgo.Client, topic string, to map[int32][]int3
 	}
 }
 
-// placed is an error unless the partitions are where they were to go: a move that was given up is over too.
+// placed waits until the partitions are seen where they were to go: a move that was given up is over too. Metadata may come later
+// than the end of a move is told.
 func placed(ctx context.Context, adm *kadm.Client, topic string, to map[int32][]int32) error {
-	topics, err := adm.ListTopics(ctx, topic)
-	if err == nil {
-		err = topics[topic].Err
-	}
-	if err != nil {
-		return fmt.Errorf("load: topic %s: %w", topic, err)
-	}
-	for p, want := range to {
-		if got := topics[topic].Partitions[p].Replicas; !slices.Equal(got, want) {
-			return fmt.Errorf("load: %s-%d was to move to %v, and is on %v", topic, p, want, got)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	for {
+		topics, err := adm.ListTopics(ctx, topic)
+		if err == nil {
+			err = topics[topic].Err
+		}
+		for p, want := range to {
+			if got := topics[topic].Partitions[p].Replicas; err == nil && !slices.Equal(got, want) {
+				err = fmt.Errorf("partition %d was to move to %v, and is on %v", p, want, got)
+			}
+		}
+		if err == nil {
+			return nil
+		}
+		if !pause(ctx, 50*time.Millisecond) {
+			return fmt.Errorf("load: topic %s: %w", topic, err)
 		}
 	}
-	return nil
 }
 
 // CreateOn makes a topic whose partitions have the replicas that are named, the first of them its leader.
