@@ -6,6 +6,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -26,6 +27,7 @@ type options struct {
 	seconds, warmup                float64
 	quick, long, plan, noMinio     bool
 	cluster                        bool
+	from                           string
 	repeats                        int
 	logGB, replayMB, limit         float64
 }
@@ -47,6 +49,7 @@ func main() {
 	flag.BoolVar(&o.quick, "quick", false, "the form of ten minutes: short sides, one block, fewer rows")
 	flag.BoolVar(&o.long, "long", false, "also the rows that take minutes each: 4,000 and 20,000 partitions, a restart with 10,000")
 	flag.BoolVar(&o.cluster, "cluster", false, "the workloads of clusters of three brokers, rather than of one broker")
+	flag.StringVar(&o.from, "from", "", "measure nothing: put the JSON of earlier runs of one build together into a report, comma-separated, for machines that are not free for so long")
 	flag.BoolVar(&o.plan, "plan", false, "print what would run and about how long it takes")
 	flag.BoolVar(&o.noMinio, "no-minio", false, "replay from a directory rather than from a MinIO server")
 	flag.IntVar(&o.repeats, "repeats", 1, "blocks of a row that may be measured again because their floor moved")
@@ -68,6 +71,9 @@ func main() {
 }
 
 func run(ctx context.Context, o options) error {
+	if o.from != "" {
+		return together(o)
+	}
 	ws, err := choose(o.only, o.quick, o.long, o.cluster)
 	if err != nil {
 		return err
@@ -205,6 +211,30 @@ func (r *runner) form() string {
 		f = fmt.Sprintf("**The quick form**: sides of %s and less, one block, no repeats, fewer rows, a warm-up of %s. It shows that everything works; its figures are rough.", r.side, r.warmup)
 	}
 	return f
+}
+
+// together makes a report of those of earlier runs.
+func together(o options) error {
+	if o.report == "" {
+		return errors.New("-from needs -report")
+	}
+	var reports []*report
+	for name := range strings.SplitSeq(o.from, ",") {
+		b, err := os.ReadFile(strings.TrimSpace(name))
+		if err != nil {
+			return err
+		}
+		rep := &report{}
+		if err := json.Unmarshal(b, rep); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		reports = append(reports, rep)
+	}
+	all, err := joined(reports)
+	if err != nil {
+		return err
+	}
+	return all.save(o)
 }
 
 // commands is how to do it again.

@@ -468,7 +468,7 @@ func thousands(partitions int) func(context.Context, *runner, *setupRun) error {
 func (r *runner) coldTopics(ctx context.Context, b *broker, partitions int) error {
 	began := time.Now()
 	for i := 0; i < partitions; i += 1000 {
-		if err := r.createTopic(ctx, b, fmt.Sprintf("cold-%d", i), min(1000, partitions-i), 0); err != nil {
+		if err := r.createTopic(ctx, b, fmt.Sprintf("cold-%d", i), min(1000, partitions-i), b.replicas(), 0); err != nil {
 			return err
 		}
 	}

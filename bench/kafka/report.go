@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -23,6 +24,46 @@ type report struct {
 	Goals    []verdict         `json:"goals"`
 	Tables   []*table          `json:"tables"`
 	Notes    []string          `json:"notes"`
+}
+
+// joined is one report of several, whose workloads are in the order of the matrix.
+func joined(reports []*report) (*report, error) {
+	all := *reports[0]
+	all.Commands, all.Tables, all.Notes = nil, nil, nil
+	all.Profiles, all.Varve = map[string]string{}, map[string]string{}
+	var took time.Duration
+	for _, r := range reports {
+		if r.Machine.Varve != all.Machine.Varve || r.Machine.Kafka != all.Machine.Kafka || r.Cluster != all.Cluster {
+			return nil, fmt.Errorf("the runs are not of the same programs: %s and %s, Kafka %s and %s", all.Machine.Varve, r.Machine.Varve, all.Machine.Kafka, r.Machine.Kafka)
+		}
+		d, err := time.ParseDuration(r.Took)
+		if err != nil {
+			return nil, err
+		}
+		took += d
+		if r.Began.Before(all.Began) {
+			all.Began = r.Began
+		}
+		maps.Copy(all.Profiles, r.Profiles)
+		maps.Copy(all.Varve, r.Varve)
+		for _, list := range []struct{ to, of *[]string }{{&all.Commands, &r.Commands}, {&all.Notes, &r.Notes}} {
+			for _, line := range *list.of {
+				if !slices.Contains(*list.to, line) {
+					*list.to = append(*list.to, line)
+				}
+			}
+		}
+		all.Tables = append(all.Tables, r.Tables...)
+	}
+	all.Took = took.String()
+	all.Notes = append(all.Notes, fmt.Sprintf("%d runs of the same programs, put together. Each started its brokers anew.", len(reports)))
+	place := map[string]int{}
+	for i, w := range matrix() {
+		place[w.Key] = i
+	}
+	slices.SortStableFunc(all.Tables, func(a, b *table) int { return place[a.Key] - place[b.Key] })
+	all.evaluate()
+	return &all, nil
 }
 
 // evaluate holds the goals against the tables.

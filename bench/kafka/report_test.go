@@ -360,6 +360,24 @@ func TestReport(t *testing.T) {
 	}
 }
 
+// Runs of the same programs are one report, in the order of the matrix; others are none.
+func TestJoined(t *testing.T) {
+	one := func(key, varve string) *report {
+		return &report{Took: "1m30s", Began: time.Unix(int64(len(key)), 0), Machine: machineInfo{Varve: varve}, Commands: []string{"make build", key},
+			Varve: map[string]string{key: "x"}, Tables: []*table{{Key: key}}}
+	}
+	all, err := joined([]*report{one("W17", "v1"), one("RF3", "v1")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if all.Took != "3m0s" || len(all.Tables) != 2 || all.Tables[0].Key != "RF3" || len(all.Varve) != 2 || len(all.Commands) != 3 || len(all.Goals) == 0 {
+		t.Errorf("%+v", all)
+	}
+	if _, err := joined([]*report{one("W17", "v1"), one("RF3", "v2")}); err == nil {
+		t.Error("runs of two builds became one")
+	}
+}
+
 func TestKafkaProperties(t *testing.T) {
 	got := strings.Join(kafkaFsync.properties(kafkaNode{id: 1, dir: "/d", addr: "127.0.0.1:1", controller: "127.0.0.1:2"}), "\n")
 	for _, want := range []string{"listeners=PLAINTEXT://127.0.0.1:1,CONTROLLER://127.0.0.1:2", "log.flush.interval.messages=1", "log.dirs=/d/data", "num.io.threads=8"} {

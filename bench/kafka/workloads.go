@@ -440,7 +440,7 @@ func matrix() []workload {
 			fmt.Sprintf("One record of 1 KiB is in flight to each partition, the next %s after its acknowledgement, which is part of every figure. A partition's time without a write is the longest between two acknowledgements.", failoverPause),
 			"Both with their defaults for how long a broker that is silent has (broker.session.timeout.ms). Varve's brokers do not wait for it where the address of the lost one refuses connections.",
 		}},
-		{Key: "W17", Title: "a broker is added, and a third of 300 partitions is moved to it under load", Setup: "grow", Cluster: true, Goal: true, Blocks: 1, Cases: []kase{
+		{Key: "W17", Title: "a broker is added, and a third of 300 partitions is moved to it under load", Setup: "grow", Cluster: true, Goal: true, Blocks: 1, Once: true, Cases: []kase{
 			{Name: "300 MB stored", Measure: grow(300e6)},
 		}, Notes: []string{
 			"The load is that of W16. What is moved is the first replica of each of the partitions, the leader: a third of what is stored. Bytes copied are what the new broker's process has read until the move was over, the load's own records among them.",

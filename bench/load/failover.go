@@ -124,7 +124,12 @@ func MeasureFailover(ctx context.Context, f Failover) (*FailoverResult, error) {
 	if !pause(ctx, f.Warmup) {
 		return nil, ctx.Err()
 	}
-	take()
+	// And until each partition has taken a record: those of a new topic may not serve yet.
+	for began := time.Now(); len(take()) < len(leaders) && time.Since(began) < time.Minute; {
+		if !pause(ctx, 100*time.Millisecond) {
+			return nil, ctx.Err()
+		}
+	}
 	if !pause(ctx, f.Before) {
 		return nil, ctx.Err()
 	}
