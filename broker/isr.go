@@ -94,6 +94,9 @@ func (b *Broker) proposeISRs(ctx context.Context) {
 	var asked []*replica
 	c := controller.AlterPartition{Broker: b.opts.BrokerID, BrokerEpoch: b.meta.BrokerEpoch()}
 	for _, r := range b.replicas.all() {
+		if r.view.Load().Role != partition.Leader {
+			continue // most are followed here, and cost no lock
+		}
 		r.mu.Lock()
 		if !r.started || len(r.term.Replicas) < 2 {
 			r.mu.Unlock()

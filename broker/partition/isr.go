@@ -103,31 +103,43 @@ func (s *State) ProposeISR(nowMs, maxLagMs int64, epochOf func(id int32) int64) 
 	if s.proposed != nil {
 		return *s.proposed, true
 	}
-	next := make([]Member, 0, len(s.term.Replicas))
+	belongs := func(id int32, in bool) bool {
+		f := s.follower(id)
+		if stays := s.inSync(f, nowMs, maxLagMs); in || !stays {
+			return stays
+		}
+		epoch := epochOf(id)
+		return nowMs-s.changedMs >= joinAfterMs && epoch >= 0 && f.brokerEpoch == epoch && f.end >= max(s.hw, s.epochStart())
+	}
+	// All partitions are asked again and again, and nearly all have nothing to propose: nothing is made for them.
 	changed := false
+	for _, id := range s.term.Replicas {
+		if id == s.self {
+			continue
+		}
+		in := slices.Contains(s.term.ISR, id)
+		if belongs(id, in) != in {
+			changed = true // the others are looked at all the same: it is noted when they have everything
+		}
+	}
+	if !changed {
+		return Proposal{}, false
+	}
+	next := make([]Member, 0, len(s.term.Replicas))
 	for _, id := range s.term.Replicas {
 		if id == s.self {
 			next = append(next, Member{id, epochOf(id)})
 			continue
 		}
-		f := s.follower(id)
 		in := slices.Contains(s.term.ISR, id)
-		stays := s.inSync(f, nowMs, maxLagMs)
-		if !in {
-			epoch := epochOf(id)
-			stays = stays && nowMs-s.changedMs >= joinAfterMs && epoch >= 0 && f.brokerEpoch == epoch && f.end >= max(s.hw, s.epochStart())
+		if !belongs(id, in) {
+			continue
 		}
-		changed = changed || stays != in
-		if stays {
-			m := Member{Broker: id, Epoch: f.brokerEpoch}
-			if in && f.brokerEpoch == unknownBroker {
-				m.Epoch = epochOf(id) // it has not fetched yet, and has time until it must have
-			}
-			next = append(next, m)
+		m := Member{Broker: id, Epoch: s.follower(id).brokerEpoch}
+		if in && m.Epoch == unknownBroker {
+			m.Epoch = epochOf(id) // it has not fetched yet, and has time until it must have
 		}
-	}
-	if !changed {
-		return Proposal{}, false
+		next = append(next, m)
 	}
 	s.proposed = &Proposal{LeaderEpoch: s.term.Epoch, PartitionEpoch: s.term.PartitionEpoch, ISR: next}
 	return *s.proposed, true
