@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"bufio"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -150,6 +151,7 @@ func (b *Broker) envelope(ctx context.Context, r *request, in kmsg.Request) kmsg
 type link struct {
 	to   int32
 	nc   net.Conn
+	in   *bufio.Reader // of nc: a small answer comes with one read
 	form *kmsg.RequestFormatter
 	next int32 // correlation id
 	out  []byte
@@ -161,6 +163,8 @@ const (
 	// peerTimeout is how long an answer of another broker may take, beyond the
 	// time that the request itself allows for.
 	peerTimeout = 10 * time.Second
+	// peerReadBuffer holds the answer of a round in which little came. What is longer is read past it, into its own memory.
+	peerReadBuffer = 32 << 10
 	// maxPeerResponse bounds an answer: a fetch of replica.fetch.response.max.bytes
 	// exceeds it by one batch at most, the largest of which is below 2 GiB.
 	maxPeerResponse = 1<<31 - 1
@@ -180,7 +184,7 @@ func (b *Broker) dial(ctx context.Context, to *image.Broker) (*link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to broker %d at %s: %w", to.ID, addr, err)
 	}
-	k := &link{to: to.ID, nc: nc, form: kmsg.NewRequestFormatter(kmsg.FormatterClientID(fmt.Sprintf("varve-broker-%d", b.opts.BrokerID)))}
+	k := &link{to: to.ID, nc: nc, in: bufio.NewReaderSize(nc, peerReadBuffer), form: kmsg.NewRequestFormatter(kmsg.FormatterClientID(fmt.Sprintf("varve-broker-%d", b.opts.BrokerID)))}
 	if err := k.prove(ctx, b.opts.ClusterSecret, b.opts.BrokerID); err != nil {
 		nc.Close()
 		return nil, fmt.Errorf("broker %d at %s: %w", to.ID, addr, err)
@@ -260,7 +264,7 @@ func (k *link) exchange(ctx context.Context, req kmsg.Request, timeout time.Dura
 	if cap(k.out) > keepPeerBuffer {
 		k.out = nil
 	}
-	if _, err := io.ReadFull(k.nc, k.size[:]); err != nil {
+	if _, err := io.ReadFull(k.in, k.size[:]); err != nil {
 		return nil, nil, err
 	}
 	n := binary.BigEndian.Uint32(k.size[:])
@@ -274,7 +278,7 @@ func (k *link) exchange(ctx context.Context, req kmsg.Request, timeout time.Dura
 		}
 		return nil, nil, err
 	}
-	if _, err := io.ReadFull(k.nc, body); err != nil {
+	if _, err := io.ReadFull(k.in, body); err != nil {
 		return fail(err)
 	}
 	if id := int32(binary.BigEndian.Uint32(body)); id != k.next {
