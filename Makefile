@@ -11,7 +11,7 @@ SEEDS ?= 200
 FROM ?= 1
 CHAOS_ROUNDS ?= $(if $(filter command line environment,$(origin ROUNDS)),$(ROUNDS),5)
 
-.PHONY: help build run test test-long race lint fuzz bench bench-kafka cluster-up cluster-down image demo interop test-crash chaos sim ci clean
+.PHONY: help build run test test-long race lint fuzz bench bench-kafka bench-cluster cluster-up cluster-down image demo interop test-crash chaos sim ci clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -61,6 +61,10 @@ bench: ## benchmarks of the components, with allocations
 
 bench-kafka: build ## Varve beside Apache Kafka, 70 minutes, writes bench/REPORT.md (QUICK=1: ten minutes; ARGS="-only W2")
 	$(GO) run ./bench/kafka -varve $(BIN) $(if $(QUICK),-quick) $(ARGS)
+
+bench-cluster: build ## three brokers of Varve beside three of Kafka: cost, failover, moves; 25 minutes, writes bench/REPORT-cluster.md
+	$(GO) build -o bin/varve-bench ./bench/kafka
+	bin/varve-bench -varve $(BIN) -cluster $(if $(QUICK),-quick) $(ARGS)
 
 demo: build ## a real data set in, sealed to objects, replayed and compared
 	$(GO) run ./demo --varve $(BIN)
