@@ -105,7 +105,7 @@ func run(ctx context.Context, o options) error {
 	defer os.RemoveAll(r.dir)
 	defer r.close()
 
-	rep := &report{Cluster: clusters, Began: time.Now(), Machine: describeMachine(r.dir, r.varve), Commands: commands(), Form: r.form(), Profiles: map[string]string{}, Varve: map[string]string{}}
+	rep := &report{Cluster: clusters, Began: time.Now(), Machine: describeMachine(r.dir, r.varve), Commands: commands(), Form: r.form(clusters), Profiles: map[string]string{}, Varve: map[string]string{}}
 	if strings.HasPrefix(rep.Machine.FileSystem, "tmpfs") {
 		rep.Notes = append(rep.Notes, "**The data is on tmpfs: an fsync costs nothing there, and nothing here says anything about durable writes.**")
 	}
@@ -204,9 +204,12 @@ func (r *runner) install(ctx context.Context, o options, ws []workload) (err err
 }
 
 // form is how the run is laid out, in a sentence.
-func (r *runner) form() string {
+func (r *runner) form(clusters bool) string {
 	f := fmt.Sprintf("Sides of %s (some workloads take a part of that), three blocks for the rows with a goal and one for the others, a warm-up of %s after each start of Kafka and of a quarter of that for Varve, floors of %s.",
 		r.side, r.warmup, r.floor)
+	if clusters {
+		f = fmt.Sprintf("Sides of %s and less, one block, a warm-up of %s after the start of Kafka's brokers and of a quarter of that for Varve's.", r.side, r.warmup)
+	}
 	if r.quick {
 		f = fmt.Sprintf("**The quick form**: sides of %s and less, one block, no repeats, fewer rows, a warm-up of %s. It shows that everything works; its figures are rough.", r.side, r.warmup)
 	}

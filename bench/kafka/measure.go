@@ -489,7 +489,10 @@ func fetchAlone(t *table) {
 				continue
 			}
 			producing := o.Sample[mCores] * s.Sample[mMBs] / o.Sample[mMBs]
-			s.Sample[mFetchCPU] = (s.Sample[mCores] - producing) / (s.Sample[mConsumed] / 1000)
+			// Where producing alone took more, other batches were made: there is no figure.
+			if rest := s.Sample[mCores] - producing; rest > 0 {
+				s.Sample[mFetchCPU] = rest / (s.Sample[mConsumed] / 1000)
+			}
 		}
 	}
 }

@@ -41,6 +41,9 @@ func joined(reports []*report) (*report, error) {
 			return nil, err
 		}
 		took += d
+		if !strings.Contains(all.Form, r.Form) {
+			all.Form += " " + r.Form
+		}
 		if r.Began.Before(all.Began) {
 			all.Began = r.Began
 		}

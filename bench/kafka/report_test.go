@@ -222,13 +222,17 @@ func TestFetchAlone(t *testing.T) {
 		{Case: 0, Broker: kafka, Sample: sample{mCores: 0.2, mMBs: 30}},
 		{Case: 1, Broker: kafka, Sample: sample{mCores: 0.5, mMBs: 30, mConsumed: 300}},
 		{Case: 1, Broker: varve, Sample: sample{mCores: 0.5, mMBs: 30, mConsumed: 300}},
+		{Block: 1, Case: 0, Broker: kafka, Sample: sample{mCores: 0.6, mMBs: 30}},
+		{Block: 1, Case: 1, Broker: kafka, Sample: sample{mCores: 0.5, mMBs: 30, mConsumed: 300}},
 	}}
 	fetchAlone(tb)
 	if got := tb.Sides[1].Sample[mFetchCPU]; math.Abs(got-1) > 1e-9 {
 		t.Errorf("0.3 cores for 0.3 GB/s: %v s/GB, want 1", got)
 	}
-	if _, ok := tb.Sides[2].Sample[mFetchCPU]; ok {
-		t.Error("a figure without anything to take away")
+	for _, i := range []int{2, 4} {
+		if v, ok := tb.Sides[i].Sample[mFetchCPU]; ok {
+			t.Errorf("side %d: %v, without anything to take away, or with less left than nothing", i, v)
+		}
 	}
 }
 
