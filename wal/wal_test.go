@@ -579,3 +579,46 @@ func TestCacheOrderIsBounded(t *testing.T) {
 		t.Errorf("the cache holds [%d, %d) in %d bytes of %d, its order %d entries, %d of them blank", first, next, bytes, o.CacheBytes, n, blank)
 	}
 }
+
+// The newest producer snapshot that is durable can be asked for while the log runs; a cut below it does away with it.
+func TestProducerSnapshot(t *testing.T) {
+	l := mustOpen(t, testOptions(vfs.NewMem()))
+	defer mustClose(t, l)
+	p := l.Create([16]byte{1}, 0, 0, nil, nil, nil)
+	q := l.Create([16]byte{1}, 1, 7, nil, []byte("inherited"), nil)
+	for i := range int64(6) {
+		mustAppend(t, l, p, i, 1, 100)
+	}
+	is := func(id PartitionID, want string, offset int64) {
+		t.Helper()
+		got, at, err := l.ProducerSnapshot(id)
+		if err != nil || string(got) != want || at != offset {
+			t.Errorf("%q of %d, %v; want %q of %d", got, at, err, want, offset)
+		}
+	}
+	is(p, "", 0)
+	snapshot := func(s string, offset int64) {
+		t.Helper()
+		if err := wait(func(done func(error)) { l.Snapshot(p, offset, []byte(s), done) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	snapshot("of three", 3)
+	is(p, "of three", 3)
+	is(q, "inherited", 7)
+	snapshot("of six", 6)
+	is(p, "of six", 6)
+	for _, cut := range []struct {
+		to     int64
+		want   string
+		offset int64
+	}{{6, "of six", 6}, {5, "", 0}} {
+		if err := wait(func(done func(error)) { l.Truncate(p, cut.to, done) }); err != nil {
+			t.Fatal(err)
+		}
+		is(p, cut.want, cut.offset)
+	}
+	if _, _, err := l.ProducerSnapshot(99); err == nil {
+		t.Error("of no partition")
+	}
+}
