@@ -28,11 +28,10 @@ var errCorruptCopy = errors.New("broker: a batch of the leader is damaged")
 // as for a leadership, and then the fetcher of that leader is given the
 // partition.
 func (r *replica) tryFollow(ctx context.Context, leader int32) error {
-	r.working.Lock()
-	defer r.working.Unlock()
-	if err := ctx.Err(); err != nil {
+	if err := r.work(ctx); err != nil {
 		return err
 	}
+	defer r.worked()
 	r.mu.Lock()
 	rec, st, id := r.recov, r.st, r.localID()
 	r.mu.Unlock()
@@ -379,8 +378,10 @@ func (r *replica) producersAt(ctx context.Context, to int64) (*producer.State, e
 // restart begins the local log anew at the remote end: what is below is in the
 // bucket, and what is above is the leader's to give.
 func (r *replica) restart(ctx context.Context, c *copyRun) error {
-	r.working.Lock()
-	defer r.working.Unlock()
+	if err := r.work(ctx); err != nil {
+		return err
+	}
+	defer r.worked()
 	state, err := r.b.tier.Peek(ctx, r.topicID, r.index)
 	if err != nil {
 		return fmt.Errorf("read manifest head: %w", err)

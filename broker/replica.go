@@ -42,8 +42,8 @@ type replica struct {
 
 	// working is held by who takes up a role or begins the local log anew, which
 	// reads and asks others: one at a time, and one that is not wanted any more
-	// ends before the next begins. It comes before mu.
-	working sync.Mutex
+	// ends before the next begins. No mutex: it is held over I/O. It comes before mu.
+	working chan struct{}
 
 	mu        sync.Mutex
 	st        *partition.State
@@ -83,7 +83,7 @@ type settler interface{ settle(code int16) }
 func newReplica(b *Broker, t *image.Topic, index int32, rec *wal.Recovered) *replica {
 	r := &replica{
 		b: b, topicID: t.ID, topic: t.Name, index: index, internal: t.Internal,
-		recov: rec, maxTS: -1, savedAt: -1, lastSeen: -1, watches: map[*watch]struct{}{},
+		recov: rec, maxTS: -1, savedAt: -1, lastSeen: -1, watches: map[*watch]struct{}{}, working: make(chan struct{}, 1),
 	}
 	r.view.Store(&partition.View{Role: partition.Offline, Epoch: -1})
 	if rec != nil {
@@ -91,6 +91,23 @@ func newReplica(b *Broker, t *image.Topic, index int32, rec *wal.Recovered) *rep
 	}
 	return r
 }
+
+// work waits for the turn to take up a role, which worked ends. An error: it is
+// not wanted any more.
+func (r *replica) work(ctx context.Context) error {
+	select {
+	case r.working <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if err := ctx.Err(); err != nil {
+		r.worked()
+		return err
+	}
+	return nil
+}
+
+func (r *replica) worked() { <-r.working }
 
 func (r *replica) String() string { return fmt.Sprintf("%s-%d", r.topic, r.index) }
 
@@ -241,11 +258,10 @@ var errSuspect = errors.New("the local log has corrupt blocks, so that records o
 // tryLead begins a leadership: the head of the manifest is read, the local log
 // is taken over or started, and only then does the partition serve.
 func (r *replica) tryLead(ctx context.Context) error {
-	r.working.Lock()
-	defer r.working.Unlock()
-	if err := ctx.Err(); err != nil {
+	if err := r.work(ctx); err != nil {
 		return err
 	}
+	defer r.worked()
 	state, err := r.b.tier.Lead(ctx, r)
 	if err != nil {
 		return fmt.Errorf("read manifest head: %w", err)
