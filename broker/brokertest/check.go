@@ -95,8 +95,6 @@ const (
 	settled = 60 * time.Second
 )
 
-var internalTopics = []string{"__consumer_offsets", "__transaction_state"}
-
 // eventually waits for what must come.
 func eventually(most time.Duration, ok func() error) error {
 	var err error
@@ -143,9 +141,29 @@ func (w *workload) finish() {
 		c.fail("I11: everything should be in the bucket: %v", err)
 	}
 	w.audit()
-	for _, a := range history.Check(&w.h) {
+	for i, a := range history.Check(&w.h) {
 		c.fail("%v", a)
+		if i < 3 && a.Offset >= 0 {
+			for _, line := range w.saw(a.Where, a.Offset) {
+				c.fail("    %s", line)
+			}
+		}
 	}
+}
+
+// saw is what all were shown at an offset, and were told of it, in order.
+func (w *workload) saw(p history.Partition, offset int64) (lines []string) {
+	for i := range w.h.Produces {
+		if r := &w.h.Produces[i]; r.Partition == p && r.Offset == offset {
+			lines = append(lines, fmt.Sprintf("%v was acknowledged", r.Record))
+		}
+	}
+	for i := range w.h.Reads {
+		if r := &w.h.Reads[i]; r.Partition == p && r.Offset == offset {
+			lines = append(lines, fmt.Sprintf("%d: %s was shown %v, epoch %d, batch %08x", r.At, w.h.Readers[r.Reader].Name, r.Record, r.Epoch, r.Batch))
+		}
+	}
+	return lines
 }
 
 // drained says whether the group has processed everything and no transaction is open; it notes where logs end.
