@@ -218,6 +218,19 @@ func (c *cursor) byte() (byte, error) {
 // varint reads a zig-zag varint of at most max bytes; the last of them may carry only the bits in last.
 func (c *cursor) varint(max int, last byte) (int64, error) {
 	var u uint64
+	if win := c.win[c.r:c.w]; len(win) >= max { // all of it is there, as nearly always
+		for i, v := range win[:max] {
+			if i == max-1 && v&^last != 0 {
+				break
+			}
+			u |= uint64(v&0x7f) << (7 * i)
+			if v < 0x80 {
+				c.r, c.pos = c.r+i+1, c.pos+int64(i+1)
+				return int64(u>>1) ^ -int64(u&1), nil
+			}
+		}
+		return 0, fmt.Errorf("%w: varint out of range", ErrRecord)
+	}
 	for i := 0; ; i++ {
 		v, err := c.byte()
 		if err != nil {
