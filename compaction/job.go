@@ -100,7 +100,7 @@ func (r *run) round(ctx context.Context, dirtyStart, end, base, to int64, record
 	}
 	o := cleaner.Options{
 		DirtyStart: dirtyStart, End: end, Now: r.w.o.Now().UnixMilli(), DeleteRetention: r.topic.Policy.DeleteRetention,
-		Codec: r.topic.Codec, Level: r.topic.Level, MaxInflated: maxInflated, Aborted: aborted, Producers: producers,
+		Codec: r.topic.Codec, Level: r.topic.Level, MaxInflated: maxInflated, Checked: true, Aborted: aborted, Producers: producers,
 	}
 	if first.Base > r.r.Entries[0].Base {
 		o.Open = first.OpenStart

@@ -15,6 +15,7 @@ import (
 	"github.com/varve/varve/tiering/manifest"
 	"github.com/varve/varve/tiering/objstore"
 	"github.com/varve/varve/wal/batch"
+	"github.com/varve/varve/wal/crc32c"
 	"github.com/varve/varve/wal/lineage"
 	"github.com/varve/varve/wal/producer"
 	"github.com/varve/varve/wal/slab"
@@ -493,13 +494,19 @@ const (
 
 // Write appends; it never fails. What a spool could not take is told when it is flushed.
 func (b *body) Write(p []byte) (int, error) {
-	b.crc = crc32.Update(b.crc, castagnoli, p)
+	b.add(p, crc32.Update(b.crc, castagnoli, p))
+	return len(p), nil
+}
+
+// add is Write for whoever knows what the checksum is then.
+func (b *body) add(p []byte, crc uint32) {
+	b.crc = crc
 	if b.spool != nil {
 		if b.spool.err == nil {
 			_, b.spool.err = b.spool.w.Write(p)
 		}
 		b.size += int64(len(p))
-		return len(p), nil
+		return
 	}
 	for rest := p; len(rest) > 0; {
 		if len(b.room) == 0 {
@@ -510,7 +517,6 @@ func (b *body) Write(p []byte) (int, error) {
 		b.room, rest = b.room[n:], rest[n:]
 		b.size += int64(n)
 	}
-	return len(p), nil
 }
 
 // release gives the memory back; the body is empty afterwards.
@@ -623,9 +629,11 @@ func (s *sectionBuilder) take(h batch.Header, raw []byte) error {
 			s.cur.Base = s.f.Base // what came before it is gone
 		}
 	}
-	s.b.body.Write(raw)
+	// Its checksum holds: those of block and object follow from it.
+	sum, shift := batch.Sum(raw), crc32c.ShiftOf(len(raw))
+	s.b.body.add(raw, crc32c.Then(s.b.body.crc, sum, shift))
 	s.cur.Len += int32(len(raw))
-	s.cur.CRC = crc32.Update(s.cur.CRC, castagnoli, raw)
+	s.cur.CRC = crc32c.Then(s.cur.CRC, sum, shift)
 	s.cur.MaxTimestamp = max(s.cur.MaxTimestamp, h.MaxTimestamp)
 
 	f := &s.f

@@ -40,7 +40,7 @@ var allowed = map[string][]string{
 	"tiering/objstore/objstoretest": {"tiering/objstore"},
 	"tiering/cache":                 {"wal/slab"},
 	"tiering/manifest":              {"wal/lineage"},
-	"tiering":                       {"tiering/objstore", "tiering/cache", "tiering/manifest", "wal/batch", "wal/slab", "wal/producer", "wal/lineage"},
+	"tiering":                       {"tiering/objstore", "tiering/cache", "tiering/manifest", "wal/batch", "wal/crc32c", "wal/slab", "wal/producer", "wal/lineage"},
 
 	"compaction/cleaner": {"wal/batch", "wal/producer"},
 	"compaction/picker":  {"tiering/manifest"},
