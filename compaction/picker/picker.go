@@ -91,9 +91,13 @@ type Limits struct {
 	Target    int64   // bytes of a full object, if segment.bytes does not say less; 256 MiB
 	ReadBytes int64   // of one ranged read; 1 MiB
 	PartBytes int64   // of one part of an upload; 8 MiB
-	Fanin     int     // how many objects are merged if they do not fill half of one; 8
+	Fanin     int     // how many objects are merged if they do not fill half of one; DefaultFanin
 	Purge     float64 // the share of an object that must have reached its horizon to be worth rewriting it at once; 0.1
 }
+
+// DefaultFanin is Limits.Fanin where nothing is said. A small object that is merged costs two reads, however many are;
+// the two writes of the new one and of a page of the manifest are shared by them. README.md has the figures.
+const DefaultFanin = 64
 
 func (l *Limits) defaults() {
 	def := func(v *int64, d int64) {
@@ -107,7 +111,7 @@ func (l *Limits) defaults() {
 	def(&l.ReadBytes, 1<<20)
 	def(&l.PartBytes, 8<<20)
 	if l.Fanin <= 0 {
-		l.Fanin = 8
+		l.Fanin = DefaultFanin
 	}
 	if l.Purge <= 0 {
 		l.Purge = 0.1
