@@ -131,7 +131,7 @@ func Fill(ctx context.Context, bootstrap []string, topic string, partitions int,
 	defer cl.Close()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	values := Random.values(fillRecord, 1)
+	values := Random.Values(fillRecord, 1)
 	failed := func(_ *kgo.Record, err error) {
 		if err != nil {
 			cancel(err)

@@ -22,7 +22,8 @@ var Payloads = []string{string(Random), string(JSON), string(Zero)}
 // anew would cost more than sending it.
 const distinct = 1024
 
-func (p Payload) values(size int, seed int64) [][]byte {
+// Values are some values of a size, all different, to be sent in turn.
+func (p Payload) Values(size int, seed int64) [][]byte {
 	rng := rand.New(rand.NewPCG(uint64(seed), 0x76617276))
 	values := make([][]byte, max(1, min(distinct, (64<<20)/max(size, 1))))
 	for i := range values {

@@ -102,7 +102,7 @@ func (r *run) openProducers(ctx context.Context) ([]*producer, error) {
 // produce sends records at their intended times until ctx ends, and then waits
 // for those that are under way.
 func (r *run) produce(ctx context.Context, p *producer, index int, begin time.Time) {
-	values := r.spec.Payload.values(r.spec.RecordBytes, int64(index))
+	values := r.spec.Payload.Values(r.spec.RecordBytes, int64(index))
 	keys := keysOf(r.spec.Keys)
 	n := r.spec.Producers
 	var interval float64 // nanoseconds between two records of this producer

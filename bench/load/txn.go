@@ -219,7 +219,7 @@ func (p *processor) process(ctx context.Context) {
 // make runs transactions of records that are made up.
 func (p *processor) make(ctx context.Context) {
 	s := p.r.spec
-	values := s.Payload.values(s.RecordBytes, 1)
+	values := s.Payload.Values(s.RecordBytes, 1)
 	for i := 0; ctx.Err() == nil; {
 		if err := p.cl.BeginTransaction(); err != nil {
 			p.r.failed(err)

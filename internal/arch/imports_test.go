@@ -70,6 +70,7 @@ var allowed = map[string][]string{
 	"deploy/local":     {"internal/cluster", "internal/install"},
 	"bench/...":        {"bench/...", "wal/batch"},
 	"bench/agree":      {"bench/load", "internal/child"},
+	"bench/compact":    {"bench/load", "internal/child", "internal/cluster", "internal/install"},
 	"bench/kafka":      {"bench/load", "internal/child", "internal/cluster", "internal/install"},
 	"interop/...":      {"..."},
 
