@@ -256,7 +256,7 @@ func TestCrashEverywhere(t *testing.T) {
 		entries  [2]int
 		readable [2]int
 	}
-	life := func(t *testing.T, at int, after bool) (p *process, out end) {
+	life := func(t *testing.T, at int, after bool) (p *process, out end, died bool) {
 		inScene(t, func(t *testing.T, s *scene) {
 			a, b := s.lead(1, compacted), s.lead(2, kept)
 			s.three(a, b)
@@ -267,7 +267,8 @@ func TestCrashEverywhere(t *testing.T) {
 			ctx, cancel := context.WithCancel(bg)
 			k.p.died = cancel
 			p = k.p
-			defer func() { cancel(); k.close() }()
+			defer k.close()
+			defer cancel()
 			steps := func(k *workers, ctx context.Context) {
 				for range 3 { // a round, a purge, and nothing
 					for i := 0; ; i++ {
@@ -279,10 +280,13 @@ func TestCrashEverywhere(t *testing.T) {
 				}
 			}
 			steps(k, ctx)
-			if at > 0 && !k.p.dead {
+			if k.p.mu.Lock(); at > 0 && !k.p.dead {
+				k.p.mu.Unlock()
 				return
 			}
-			if k.p.dead {
+			died = k.p.dead
+			k.p.mu.Unlock()
+			if died {
 				s.verifyAll()
 				s.store.EndLease(k.lease)
 				k = s.work(limits)
@@ -301,9 +305,9 @@ func TestCrashEverywhere(t *testing.T) {
 				out.readable[i] = len(q.fetch(s.leader, s.rnd, 0, q.end()).kept)
 			}
 		})
-		return p, out
+		return p, out, died
 	}
-	p, want := life(t, 0, false)
+	p, want, _ := life(t, 0, false)
 	if want.readable != [2]int{3, 7} || want.entries != [2]int{3, 1} { // a=2, b1, b2; everything
 		t.Fatalf("without a crash: %+v", want)
 	}
@@ -316,12 +320,18 @@ func TestCrashEverywhere(t *testing.T) {
 			t.Errorf("no %s in %v", k, kinds)
 		}
 	}
-	crashes := 0
-	for at := 1; at <= len(p.seen)+5 && !t.Failed(); at++ {
+	crashes, looks := 0, 0
+	for i, what := range p.seen {
+		if what == "deleted" { // the collector asks whether topics were deleted, again and again
+			if looks++; looks > 5 && os.Getenv("VARVE_LONG") == "" {
+				continue
+			}
+		}
 		for _, after := range []bool{false, true} {
-			p, got := life(t, at, after)
-			if !p.dead {
-				continue // jitter makes the number of looks at the collector's list differ
+			at := i + 1
+			p, got, died := life(t, at, after)
+			if !died {
+				continue // the last requests come sooner or later
 			}
 			crashes++
 			if got != want {
@@ -329,7 +339,7 @@ func TestCrashEverywhere(t *testing.T) {
 			}
 		}
 	}
-	if crashes < len(p.seen) {
+	if crashes < len(p.seen)-looks {
 		t.Errorf("%d crashes at %d requests", crashes, len(p.seen))
 	}
 	t.Logf("%d crashes: %v", crashes, kinds)
@@ -456,10 +466,10 @@ func TestConflict(t *testing.T) {
 		if c := p.head().Compaction; c.CleanEnd != p.end()-1 {
 			t.Errorf("%+v", c)
 		}
-		// The leader knows an old head.
+		// The leader may know an old head.
 		s.put(p, "c=2")
 		s.upload()
-		if n, m := s.broker.count("put data"), s.broker.count("commit"); n != 2 || m != 3 {
+		if n, m := s.broker.count("put data"), s.broker.count("commit"); n != 2 || m > 3 {
 			t.Errorf("%d objects, %d commits of the leader", n, m)
 		}
 		s.settled()
@@ -520,6 +530,9 @@ func TestPutArrives(t *testing.T) {
 			t.Errorf("%d attempts", n)
 		}
 		s.settled()
+		if n := k.p.count("delete data"); n == 0 {
+			t.Error("the worker has deleted nothing itself")
+		}
 	})
 }
 
@@ -708,11 +721,15 @@ func TestPages(t *testing.T) {
 				}
 				k := s.work(picker.Limits{})
 				defer k.close()
+				k.p.tracing()
 				s.finish(k)
 				if s.seen["swaps in pages"] < 3 {
 					t.Errorf("%v", s.seen)
 				}
 				time.Sleep(5 * time.Minute) // what was replaced is gone
+				if pages, objects := k.p.count("delete page"), k.p.count("delete data"); pages == 0 || objects == 0 {
+					t.Errorf("the worker itself has deleted %d pages and %d objects", pages, objects)
+				}
 				if a := s.audit(); len(a.Unnamed) > 0 {
 					t.Errorf("left in the bucket: %v", a.Unnamed)
 				}

@@ -393,6 +393,13 @@ func (b processBucket) List(ctx context.Context, prefix, after string, limit int
 }
 
 func (b processBucket) Delete(ctx context.Context, keys []string) error {
+	if p := b.p; p.trace {
+		p.mu.Lock()
+		for _, k := range keys[1:] {
+			p.seen = append(p.seen, "delete "+k)
+		}
+		p.mu.Unlock()
+	}
 	return b.p.do("delete "+keys[0], func() error { return b.Bucket.Delete(ctx, keys) })
 }
 
