@@ -488,11 +488,13 @@ func (t *Tier) readBack(ctx context.Context, l *leader) {
 }
 
 // tell takes over a head that was loaded from the store, and tells the replica.
-// The caller edits the head.
+// The caller edits the head. A head that a later leader has committed tells
+// nothing of this replica's log, which may have gone on in another way: taken for
+// its own, it would be a high watermark over records that nobody else has.
 func (t *Tier) tell(l *leader, v *view) {
 	t.adoptView(l, v)
 	l.unread.Store(false)
-	if l.ctx.Err() == nil {
+	if l.ctx.Err() == nil && v.head.Epoch <= l.epoch {
 		l.r.Committed(v.state(l.epoch))
 	}
 }
