@@ -280,16 +280,13 @@ func (t *Tier) commit(ctx context.Context, l *leader, change edit) error {
 	defer cancel()
 	backoff := t.o.MinBackoff
 	for {
-		v := l.view.Load()
-		t.mu.Lock()
-		seen := t.seen[l.key]
-		t.mu.Unlock()
-		if v.rev < seen {
-			return fmt.Errorf("manifest of %s: %w: revision %d, seen %d", l.key, ErrRegressed, v.rev, seen)
+		v, err := t.newest(ctx, l)
+		if err != nil {
+			return fmt.Errorf("manifest of %s: %w", l.key, err)
 		}
 		var res *manifest.Result
 		added := 0
-		err := t.withPages(ctx, l.key, func(page func(manifest.PageRef) *manifest.Page) error {
+		err = t.withPages(ctx, l.key, func(page func(manifest.PageRef) *manifest.Page) error {
 			e, err := change(v.head, page)
 			if err != nil || e == nil {
 				res = nil
@@ -449,6 +446,27 @@ func (t *Tier) adoptView(l *leader, v *view) {
 	t.mu.Lock()
 	t.seen[l.key] = max(t.seen[l.key], v.rev)
 	t.mu.Unlock()
+}
+
+// newest is the leadership's view, unless a newer head has been seen published: that of a compaction worker, which has
+// committed since. Then the head is read again, and if it is still older, the store has lost something.
+func (t *Tier) newest(ctx context.Context, l *leader) (*view, error) {
+	v := l.view.Load()
+	t.mu.Lock()
+	seen := t.seen[l.key]
+	t.mu.Unlock()
+	if v.rev >= seen {
+		return v, nil
+	}
+	fresh, err := t.load(ctx, l.key)
+	if err != nil {
+		return nil, err
+	}
+	if fresh.rev < seen {
+		return nil, fmt.Errorf("%w: revision %d, seen %d", ErrRegressed, fresh.rev, seen)
+	}
+	t.adoptView(l, fresh)
+	return l.view.Load(), nil
 }
 
 // byView runs a read of what the leadership's view names. A compaction worker may have put others in the place of

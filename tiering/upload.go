@@ -479,21 +479,17 @@ func (b *builder) reset(m bodyMark) bool {
 // returns nil if there is nothing to seal any more.
 func (t *Tier) seal(b *builder, c candidate) (*sectionBuilder, error) {
 	l := c.l
-	v := l.view.Load()
+	v, err := t.newest(l.ctx, l)
+	if err != nil {
+		return nil, err // it could not be committed: do not fill the bucket with it
+	}
 	base, end := v.head.NextBase(), v.head.RemoteEnd()
 	_, _, hw, _ := l.r.Extent()
 	if hw <= base || l.r.LeaderEpoch() != l.epoch || l.ctx.Err() != nil {
 		return nil, nil
 	}
-	t.mu.Lock()
-	seen := t.seen[l.key]
-	t.mu.Unlock()
-	if v.rev < seen {
-		// It could not be committed; do not fill the bucket with it.
-		return nil, fmt.Errorf("%w: revision %d, seen %d", ErrRegressed, v.rev, seen)
-	}
 	var fo fold
-	err := t.byView(l.ctx, l, func(fresh *view) (err error) {
+	err = t.byView(l.ctx, l, func(fresh *view) (err error) {
 		v = fresh // with the same remote end: only we move it
 		fo, err = t.foldAt(l, v)
 		return err
