@@ -232,3 +232,35 @@ func TestAuditUnnamed(t *testing.T) {
 		}
 	})
 }
+
+// What waits to be deleted is listed with its size and the time before which it stays.
+func TestRetired(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.opts.OwnBytes = 1 // an object for each flush
+		x, f := w.open(), newLog(1, 0)
+		f.policy.DeleteDelayMs = 60_000
+		w.lead(x, f)
+		for range 3 {
+			f.plain(t, 5, 10, 100)
+			w.drained(x, f)
+		}
+		if list := x.Retired(); len(list) != 0 {
+			t.Fatalf("%+v", list)
+		}
+		f.set(func(p *Policy) { p.RetentionMs = 1000 })
+		time.Sleep(10 * time.Second)
+		list := x.Retired()
+		if len(list) != 2 { // the newest stays
+			t.Fatalf("%+v", list)
+		}
+		for _, r := range list {
+			if size, err := w.mem.Head(bg, r.Object); err != nil || r.Bytes <= 0 || r.Bytes > size || r.TopicID != f.id || r.Earliest.Sub(r.Since) != time.Minute {
+				t.Errorf("%+v, %d bytes, %v", r, size, err)
+			}
+		}
+		time.Sleep(2 * time.Minute)
+		if list := x.Retired(); len(list) != 0 || w.objects() != 1 {
+			t.Errorf("afterwards: %+v, %d objects", list, w.objects())
+		}
+	})
+}

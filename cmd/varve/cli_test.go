@@ -151,6 +151,9 @@ func TestUsageErrors(t *testing.T) {
 		{"reassign cancel t --all", "cancel what? topics by name, or --all"},
 		{"tier status --admin-url 127.0.0.1:9644", "must be a URL like http://127.0.0.1:9644"},
 		{"tier status a b", `unexpected argument "b"`},
+		{"tier retired a", `unexpected argument "a"`},
+		{"tier verify a b", `unexpected argument "b"`},
+		{"tier verify ..", `".." cannot be a topic name`},
 		{"version now", `unexpected argument "now"`},
 	} {
 		r := varve(t, "", strings.Fields(c.args)...)
@@ -549,6 +552,35 @@ func TestTierStatus(t *testing.T) {
 	varve(t, "", "tier", "status", "gone", u).want(t, 1, "", `topic "gone" does not exist`)
 	varve(t, "", "tier", "status", "sick", u).want(t, 1, "", "manifest unreadable")
 	varve(t, "", "tier", "status", u+"/nowhere").want(t, 1, "", "is that the admin listener of a varve broker?")
+}
+
+func TestTierRetired(t *testing.T) {
+	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	listener := func(list []admin.Retired, err error) string {
+		srv := httptest.NewServer(admin.Handler(admin.Options{Retired: func() ([]admin.Retired, error) { return list, err }}, true))
+		t.Cleanup(srv.Close)
+		return "--admin-url=" + srv.URL
+	}
+	broker := listener([]admin.Retired{
+		{Object: "data/b", Since: at, Earliest: at.Add(2 * time.Hour)},
+		{Object: "data/a", Topic: "t", Partition: 1, Bytes: 12345678, Since: at, Earliest: at.Add(time.Hour)},
+	}, nil)
+	worker := listener([]admin.Retired{{Object: "data/c", Topic: "u", Since: at, Earliest: at.Add(90 * time.Minute)}}, nil)
+	r := varve(t, "", "tier", "retired", broker, worker)
+	r.want(t, 0, `TOPIC  PARTITION  BYTES    SINCE                 EARLIEST              OBJECT
+t      1          12.3 MB  2026-03-01T12:00:00Z  2026-03-01T13:00:00Z  data/a
+u      0          -        2026-03-01T12:00:00Z  2026-03-01T13:30:00Z  data/c
+-      -          -        2026-03-01T12:00:00Z  2026-03-01T14:00:00Z  data/b
+`, "")
+	var list []admin.Retired
+	r = varve(t, "", "tier", "retired", broker, "-o", "json")
+	if err := json.Unmarshal([]byte(r.out), &list); err != nil || len(list) != 2 || list[0].Object != "data/a" || list[0].Bytes != 12345678 || !list[0].Earliest.Equal(at.Add(time.Hour)) {
+		t.Errorf("%s %v", r.out, err)
+	}
+	if r := varve(t, "", "tier", "retired", listener(nil, nil), "-o", "json"); r.code != 0 || strings.TrimSpace(r.out) != "[]" {
+		t.Errorf("none: %+v", r)
+	}
+	varve(t, "", "tier", "retired", listener(nil, errors.New("the broker is starting"))).want(t, 1, "", "the broker is starting")
 }
 
 func TestHealth(t *testing.T) {

@@ -299,6 +299,37 @@ func metric(admin, name string) float64 {
 	return 0
 }
 
+// The check finds what it is there for.
+func TestKeyedCheck(t *testing.T) {
+	k := &keyed{keys: map[string][]keyedWrite{}}
+	write := func(key string, tombstone bool, o fate) *kgo.Record {
+		r := k.next(key, tombstone)
+		k.became(o, r)
+		return r
+	}
+	a0, a1, a2 := write("a", false, acked), write("a", false, acked), write("a", false, unanswered)
+	b0, b1 := write("b", false, acked), write("b", true, acked)
+	c0, c1 := write("c", false, acked), write("c", false, aborted)
+	before := k.newest()
+	for name, shown := range map[string][]*kgo.Record{
+		"": {a0, a1, b0, b1, c0}, "compacted": {a1, c0}, "what was not answered": {a2, c0}, "a tombstone that is still there": {a1, b1, c0},
+	} {
+		if errs := k.check(shown, before); len(errs) > 0 {
+			t.Errorf("%s: %v", name, errs)
+		}
+	}
+	forged := *a1
+	forged.Value = []byte("a 7")
+	for name, shown := range map[string][]*kgo.Record{
+		"the newest is lost": {a0, c0}, "a key is lost": {a1}, "what was deleted is back": {a1, b0, c0}, "aborted": {a1, c0, c1},
+		"out of order": {a1, a0, a1, c0}, "other bytes": {&forged, c0},
+	} {
+		if len(k.check(shown, before)) == 0 {
+			t.Errorf("%s: nothing was found", name)
+		}
+	}
+}
+
 // Two compaction workers over a cluster of processes, while keys are overwritten by idempotent and transactional producers: workers
 // and leaders are killed, a worker is stopped for longer than its session, bucket and etcd are away. After each, no key has lost
 // its newest value, and nothing aborted is shown; at the end the bucket holds what the manifests name and nothing else, and
