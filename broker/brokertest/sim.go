@@ -24,13 +24,13 @@ type Options struct {
 	Dir    string        // empty, on the real disk
 	Log    slog.Handler  // of the brokers; nil: none
 	Faults []string      // only these; nil: all
-	For    time.Duration // how long faults happen; zero: 10 s
+	For    time.Duration // how long faults happen; zero: 8 s
 }
 
 // Run simulates one cluster in a bubble of testing/synctest. It returns what went wrong, or "", and what was done.
 func Run(o Options) (wrong, done string) {
 	if o.For == 0 {
-		o.For = 10 * time.Second
+		o.For = 8 * time.Second
 	}
 	rnd := pcg(o.Seed, "plan")
 	brokers := 3
