@@ -15,12 +15,13 @@ import (
 type reading struct {
 	from, end int64
 	kept      map[int64]bool // offsets of records
+	ends      map[int64]bool // last offsets of batches
 }
 
 // fetch reads [from, end) in fetches of random size and holds every batch against the one that was written.
 func (p *partition) fetch(x *tiering.Tier, rnd *rand.Rand, from, end int64) reading {
 	w := p.w
-	r := reading{from: from, end: end, kept: make(map[int64]bool)}
+	r := reading{from: from, end: end, kept: make(map[int64]bool), ends: make(map[int64]bool)}
 	for at := from; at < end; {
 		run, err := x.Read(bg, p.id, p.index, at, 1<<rnd.IntN(12))
 		if err != nil {
@@ -32,6 +33,7 @@ func (p *partition) fetch(x *tiering.Tier, rnd *rand.Rand, from, end int64) read
 					w.fatalf("read %s at %d: batch %d-%d comes again", p.name, at, h.BaseOffset, h.LastOffset())
 				}
 				at = h.NextOffset()
+				r.ends[h.LastOffset()] = true
 				p.same(h, raw, func(o int64) {
 					if o >= from {
 						r.kept[o] = true
@@ -128,6 +130,9 @@ func (p *partition) verify(x *tiering.Tier, rnd *rand.Rand, now int64, fresh boo
 		return
 	}
 	p.justify(r, now)
+	if fresh && whole {
+		p.stays(r)
+	}
 	if h := p.head(); fresh && whole && h.RemoteStart() == r.from {
 		p.clean(r, h.Compaction.CleanEnd)
 	}
@@ -194,6 +199,28 @@ func (p *partition) justify(r reading, now int64) {
 					k.gone = x.offset
 				}
 			}
+		}
+	}
+}
+
+// stays looks for batches that must stay: markers as long as there is a record of their transaction, and those that tell a
+// producer's epoch and sequence.
+func (p *partition) stays(r reading) {
+	for _, f := range p.facts {
+		if f.txn == nil || !f.txn.ended() || f.txn.last >= r.end || r.ends[f.txn.last] {
+			continue
+		}
+		for _, x := range f.records {
+			if r.kept[x.offset] {
+				p.w.fatalf("%s: the marker at %d is gone, and the record at %d of its transaction is there", p.name, f.txn.last, x.offset)
+			}
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for x := range p.known.Producers() {
+		if x.StateOffset >= r.from && x.StateOffset < r.end && !r.ends[x.StateOffset] {
+			p.w.fatalf("%s: the batch that ends at %d is gone, from which producer %d is known", p.name, x.StateOffset, x.ID)
 		}
 	}
 }

@@ -45,6 +45,7 @@ type world struct {
 	store  *ledger
 	limits manifest.Limits
 	meta   int64 // memory for footers and pages; 0: the default
+	sweep  time.Duration
 	label  string
 
 	mu      sync.Mutex
@@ -61,7 +62,7 @@ type key struct {
 }
 
 func newWorld(t testing.TB) *world {
-	w := &world{t: t, mem: objstore.NewMem(), put: map[string]bool{}, pages: map[manifest.Suffix]*manifest.Page{}, parts: map[key]*partition{}, unnamed: map[string]time.Time{}, seen: map[string]int{}}
+	w := &world{t: t, sweep: 40 * time.Second, mem: objstore.NewMem(), put: map[string]bool{}, pages: map[manifest.Suffix]*manifest.Page{}, parts: map[key]*partition{}, unnamed: map[string]time.Time{}, seen: map[string]int{}}
 	w.store = &ledger{tiering.NewMemManifests(), w}
 	w.bucket = objstore.NewFaulty(&guard{w.mem, w}, 1)
 	return w
@@ -454,7 +455,7 @@ func (w *world) tier(p *process, change func(*tiering.Options)) *tiering.Tier {
 	w.t.Helper()
 	o := tiering.Options{
 		Bucket: processBucket{w.bucket, p}, Manifests: processStore{w.store, p}, ClusterID: "test", BrokerID: 1, ManifestLimits: w.limits, MetaBytes: w.meta,
-		FlushInterval: flush, RetentionInterval: 20 * time.Second, CollectInterval: interval, SweepInterval: 40 * time.Second, Grace: grace,
+		FlushInterval: flush, RetentionInterval: 20 * time.Second, CollectInterval: interval, SweepInterval: w.sweep, Grace: grace,
 		PublishInterval: interval, FullInterval: time.Minute, MinBackoff: 10 * time.Millisecond, MaxBackoff: time.Second,
 		RequestTimeout: 5 * time.Second, UploadTimeout: 10 * time.Second, BlockBytes: 300, ChunkBytes: 700,
 	}
