@@ -87,7 +87,7 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	c, err := cluster.New(cluster.Options{Dir: dir, Brokers: 1, Etcd: 1, FreePorts: true, Varve: []string{binary}, Servers: []string{self}, MinIO: minio,
-		Set: []string{"remote.flush.interval.ms=5000", "default.replication.factor=1", "wal.max.bytes=4294967296"}})
+		Set: []string{"remote.flush.interval.ms=5000", "default.replication.factor=1", "wal.max.bytes=17179869184"}})
 	if err != nil {
 		return err
 	}

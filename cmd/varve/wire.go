@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -93,6 +94,9 @@ says of topics. Environment variables (VARVE_REMOTE_STORAGE_URL is remote.storag
 			return err
 		}
 		log := newLogger(cmd.ErrOrStderr(), cfg.LogLevel, cfg.LogFormat)
+		// The tables are most of what is in use, and never garbage: without a bound the collector would wait until there is
+		// as much of that.
+		debug.SetMemoryLimit(server.WorkerMemory(cfg))
 		c, err := server.OpenCompactor(cmd.Context(), cfg, log)
 		if err != nil {
 			return err

@@ -86,10 +86,10 @@ type Policy struct {
 
 // Limits bound a job and say what is worth one. The zero value of a field is its default.
 type Limits struct {
-	Bytes     int64   // that one job reads and writes; 4 GiB
+	Bytes     int64   // that one job reads and writes; 16 GiB
 	Requests  int64   // to the object store by one job; 4,096
 	Target    int64   // bytes of a full object, if segment.bytes does not say less; 256 MiB
-	ReadBytes int64   // of one ranged read; 1 MiB
+	ReadBytes int64   // of one ranged read; 4 MiB, as package tiering reads for a worker
 	PartBytes int64   // of one part of an upload; 8 MiB
 	Fanin     int     // how many objects are merged if they do not fill half of one; DefaultFanin
 	Purge     float64 // the share of an object that must have reached its horizon to be worth rewriting it at once; 0.1
@@ -105,10 +105,10 @@ func (l *Limits) defaults() {
 			*v = d
 		}
 	}
-	def(&l.Bytes, 4<<30)
+	def(&l.Bytes, 16<<30)
 	def(&l.Requests, 4096)
 	def(&l.Target, 256<<20)
-	def(&l.ReadBytes, 1<<20)
+	def(&l.ReadBytes, 4<<20)
 	def(&l.PartBytes, 8<<20)
 	if l.Fanin <= 0 {
 		l.Fanin = DefaultFanin

@@ -234,6 +234,12 @@ type Compactor struct {
 	k *compactor
 }
 
+// WorkerMemory is what a compaction worker should stay below: its tables, and beside them footers, pages and metadata, and
+// for each thread what it reads, inflates and uploads.
+func WorkerMemory(c *config.BrokerConfig) int64 {
+	return c.Cleaner.DedupeBytes + 128<<20 + int64(max(c.Cleaner.Threads, 1))*(96<<20)
+}
+
 // OpenCompactor connects to the metadata and the bucket of a cluster that exists.
 func OpenCompactor(ctx context.Context, c *config.BrokerConfig, log *slog.Logger) (w *Compactor, err error) {
 	s := &Server{o: Options{Config: c, Logger: log}, log: log, started: time.Now()}
