@@ -277,6 +277,10 @@ func (h heads) Range(ctx context.Context, f func(tiering.StoredHead) error) erro
 	})
 }
 
+func (h heads) Load(ctx context.Context, topicID [16]byte, partition int32) (head []byte, rev int64, err error) {
+	return h.m.Load(ctx, topicID, partition)
+}
+
 func (c *Cluster) heads() heads {
 	l := newEtcdLink(context.Background(), c.etcd, 1)
 	return heads{m: etcd.New(etcd.Options{Client: l.client(), Prefix: etcdPrefix}).Manifests()}
