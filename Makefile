@@ -85,6 +85,7 @@ sim: ## whole clusters in one process with fake time, a seed for each: faults of
 
 ci: lint test ## what CI runs: lint, tests, short forms of what takes long
 	VARVE_LONG=1 $(GO) test -count=1 -run '^TestCrashEverywhere$$' ./tiering # at every single step
+	$(GO) test -count=1 -run '^TestHistories$$' ./compaction -histories 10000
 	$(MAKE) sim
 	$(MAKE) test-crash ROUNDS=5 TXN_ROUNDS=2
 	$(MAKE) chaos ROUNDS=1 ARGS="--faults-for 30s"

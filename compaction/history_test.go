@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -53,6 +54,8 @@ func warm(depth int) {
 	}
 }
 
+var histories = flag.Int("histories", 2000, "how many histories TestHistories makes")
+
 // Random histories: producers of all kinds write, the leader uploads, a worker compacts, purges and merges; meanwhile
 // requests fail, the worker dies at any of them, loses its claim and does not know it, log starts and policies move,
 // leaders change. After each step what is read is held against all that was ever written (verify), what is committed and
@@ -61,7 +64,7 @@ func warm(depth int) {
 // VARVE_TEST_SEED repeats one history, as far as the choices of the runtime do not matter. VARVE_LONG runs many more, from
 // that one on.
 func TestHistories(t *testing.T) {
-	from, n := uint64(0), uint64(2000)
+	from, n := uint64(0), uint64(*histories)
 	if s := os.Getenv("VARVE_TEST_SEED"); s != "" {
 		seed, err := strconv.ParseUint(s, 10, 64)
 		if err != nil {
