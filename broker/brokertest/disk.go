@@ -19,6 +19,7 @@ type disk struct {
 	changed sync.Cond
 	rnd     *rand.Rand
 	held    bool
+	slow    bool
 }
 
 func newDisk(ctx context.Context, mem *vfs.Mem, seed uint64) *disk {
@@ -40,6 +41,14 @@ func (d *disk) Hold(held bool) {
 	d.changed.Broadcast()
 }
 
+// Slow has every fsync take a tenth of a second and more: whoever counts on what is not synced yet is found out when the
+// power goes.
+func (d *disk) Slow(slow bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.slow = slow
+}
+
 // ready waits while the disk is held up; with slow, it takes the time of an fsync.
 func (d *disk) ready(slow bool) error {
 	d.mu.Lock()
@@ -49,7 +58,9 @@ func (d *disk) ready(slow bool) error {
 	takes := time.Duration(0)
 	if slow {
 		takes = 100*time.Microsecond + time.Duration(d.rnd.Int64N(int64(2*time.Millisecond)))
-		if d.rnd.IntN(30) == 0 {
+		if d.slow {
+			takes = time.Duration(100+d.rnd.IntN(300)) * time.Millisecond
+		} else if d.rnd.IntN(30) == 0 {
 			takes *= 20
 		}
 	}

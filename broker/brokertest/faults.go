@@ -50,6 +50,7 @@ var kinds = []*fault{
 	{"mute", 3, false, cut(true, false)},
 	{"cut-pair", 5, false, cutPair},
 	{"slow", 4, false, slow},
+	{"slow-disk", 6, false, slowDisk},
 	{"etcd-cut", 4, false, etcdCut},
 	{"etcd-away", 2, false, etcdAway},
 	{"etcd-lossy", 5, false, etcdLossy},
@@ -332,6 +333,19 @@ func slow(f *faults, e *event, note func(string, ...any)) {
 	f.c.net.Slow(a.host, b.host, d)
 	time.Sleep(e.lasts)
 	f.c.net.Slow(a.host, b.host, 0)
+}
+
+// slowDisk lets other faults happen to the same broker meanwhile.
+func slowDisk(f *faults, e *event, note func(string, ...any)) {
+	n := anyNode(f, e)
+	p := n.running()
+	if p == nil {
+		return
+	}
+	note("broker %d for %s", n.id, e.lasts)
+	p.disk.Slow(true)
+	time.Sleep(e.lasts)
+	p.disk.Slow(false)
 }
 
 func etcdCut(f *faults, e *event, note func(string, ...any)) {
