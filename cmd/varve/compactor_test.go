@@ -429,9 +429,12 @@ func TestCompactorsUnderFaults(t *testing.T) {
 
 	stop()
 	writers.Wait()
-	if records, all := intact("the end"), k.acked(); records >= all/2 {
-		t.Errorf("%d records are there of %d acknowledged ones: they were to be compacted", records, all)
-	}
+	eventually(t, func() error {
+		if records, all := intact("the end"), k.acked(); records >= all/2 {
+			return fmt.Errorf("%d records are there of %d acknowledged ones: they were to be compacted", records, all)
+		}
+		return nil
+	})
 
 	// With nobody writing, all that is left in the bucket is what the manifests name.
 	verify := []string{"tier", "verify", "--data", "--unnamed", "-q", "--set", "etcd.endpoints=" + c.Describe().Etcd[0].Client, "--set", "remote.storage.url=" + c.BucketURL()}
