@@ -106,7 +106,7 @@ func consumerMemberRecord(group string, m *consumerMember) Record {
 	v.int32(millis(m.rebalance))
 	v.nullable(m.assignor)
 	if m.classic == nil {
-		v.noTags()
+		v.tag(0, []byte{0}) // null: without the tag Kafka takes the member for one of the classic protocol
 	} else {
 		var c value
 		c.int8(1) // not null
@@ -385,7 +385,7 @@ func decodeConsumer(rec Record) (c consumerRecord, err error) {
 		m.rebalance = fromMillis(r.int32())
 		m.assignor = r.nullable()
 		r.tags(func(id int, field *reader) {
-			if id != 0 || field.int8() < 0 {
+			if id != 0 || field.int8() <= 0 { // null
 				return
 			}
 			p := &classicPart{session: fromMillis(field.int32())}
