@@ -84,7 +84,7 @@ func (f *consumeFlags) start(cmd *cobra.Command, now time.Time) (startAt, error)
 		if err != nil {
 			return startAt{}, usagef("--timestamp: %w", err)
 		}
-		return startAt{"timestamp", t.UnixMilli()}, nil
+		return startAt{"timestamp", sinceMs(t)}, nil
 	}
 	if f.fromBeginning {
 		return startAt{kind: "earliest"}, nil

@@ -323,7 +323,7 @@ func (r *resetTo) lookup(ctx context.Context, s *session, topics []string, start
 	case "to-latest":
 		return ends, nil
 	case "to-datetime", "by-duration":
-		return s.ListOffsetsAfterMilli(ctx, since.UnixMilli(), topics...)
+		return s.ListOffsetsAfterMilli(ctx, sinceMs(since), topics...)
 	}
 	return nil, nil
 }

@@ -203,6 +203,8 @@ func TestGroupResetOffsets(t *testing.T) {
 		{"--topic t:0 --to-offset 1", "topic t partition 0: offset 1 is before the log, which starts at 2; 2 is taken\n", "t-0:2 t-1:3 t-2:0 u-0:3"},
 		// The record of the time itself is the first; without a zone it is UTC.
 		{"--topic t:0 --to-datetime " + base.Add(5*time.Second).Format(time.RFC3339), "", "t-0:5 t-1:3 t-2:0 u-0:3"},
+		{"--topic t:0 --to-datetime 1969-12-31T23:59:59.999Z", "", "t-0:2 t-1:3 t-2:0 u-0:3"},
+		{"--topic t:0 --by-duration P25000D", "", "t-0:2 t-1:3 t-2:0 u-0:3"},
 		{"--topic t:0 --to-datetime " + base.Add(5*time.Second).Format("2006-01-02T15:04:05") + ".001", "", "t-0:6 t-1:3 t-2:0 u-0:3"},
 		{"--all-topics --by-duration P1D", "", "t-0:2 t-1:0 t-2:0 u-0:0"},
 		{"--all-topics --by-duration PT0S", "", "t-0:10 t-1:4 t-2:0 u-0:3"},

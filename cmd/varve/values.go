@@ -207,6 +207,10 @@ func parseTime(s string, now time.Time) (time.Time, error) {
 	return time.Time{}, fmt.Errorf("%q is not a time; expected milliseconds since 1970, 2006-01-02T15:04:05Z, 2006-01-02, or a time before now like -15m", s)
 }
 
+// sinceMs is a time as a broker is asked for it. No record is older than 1970, and what is below zero says something else
+// to a broker: the end, the beginning, the largest time.
+func sinceMs(t time.Time) int64 { return max(t.UnixMilli(), 0) }
+
 // keyValue splits name=value.
 func keyValue(flag, s string) (name, value string, err error) {
 	name, value, ok := strings.Cut(s, "=")
