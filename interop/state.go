@@ -45,6 +45,11 @@ func (h *harness) toolsState(ctx context.Context) {
 		if err := h.admin.CommitAllOffsets(ctx, "tools-state-simple", commit); err != nil {
 			return err
 		}
+		commit = nil
+		commit.Add(kadm.Offset{Topic: topic, At: 43, LeaderEpoch: 7, Metadata: "kept"})
+		if err := h.admin.CommitAllOffsets(ctx, "tools-state-kept", commit); err != nil {
+			return err
+		}
 		deleted, err := h.admin.DeleteOffsets(ctx, "tools-state-simple", kadm.TopicsSet{topic: {0: {}}})
 		if err == nil {
 			err = deleted.Error()
@@ -104,16 +109,28 @@ func (h *harness) toolsState(ctx context.Context) {
 		if err != nil {
 			return err
 		}
-		if len(lines) != 3 {
+		// The topic is compacted: of the key that was committed twice and deleted the last record is there in any case, of the
+		// other key its only one.
+		written := []map[string]any{{"offset": 41, "leaderEpoch": 7, "metadata": "first"}, {"offset": 42, "leaderEpoch": -1, "metadata": "note"}, nil}
+		if len(lines) == 0 || len(lines) > len(written) {
 			return fmt.Errorf("%d records of two commits and a deletion: %v", len(lines), lines)
 		}
-		for i, fields := range []map[string]any{{"offset": 41, "leaderEpoch": 7, "metadata": "first"}, {"offset": 42, "leaderEpoch": -1, "metadata": "note"}} {
+		for i, fields := range written[len(written)-len(lines):] {
 			err = errors.Join(err, want("key", lines[i].Key.Data, map[string]any{"topic": topic, "partition": 0}), want("value", lines[i].Value.Data, fields))
-		}
-		if lines[2].Value.Data != nil {
-			err = errors.Join(err, fmt.Errorf("a deletion has the value %v", lines[2].Value.Data))
+			if fields == nil && lines[i].Value.Data != nil {
+				err = errors.Join(err, fmt.Errorf("a deletion has the value %v", lines[i].Value.Data))
+			}
 		}
 		if err != nil {
+			return err
+		}
+		if lines, err = format(offsets, "OffsetsMessageFormatter", "group", "tools-state-kept"); err != nil {
+			return err
+		}
+		if len(lines) != 1 {
+			return fmt.Errorf("%d records of one commit: %v", len(lines), lines)
+		}
+		if err := want("value", lines[0].Value.Data, map[string]any{"offset": 43, "leaderEpoch": 7, "metadata": "kept"}); err != nil {
 			return err
 		}
 		if lines, err = format(offsets, "GroupMetadataMessageFormatter", "group", "tools-state-classic"); err != nil {
