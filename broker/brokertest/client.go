@@ -282,25 +282,6 @@ func batchOf(values [][]byte, pid int64, epoch int16, sequence int32, transactio
 	return b
 }
 
-type batchSum struct {
-	last int64
-	sum  uint32
-}
-
-// batchSums is the checksum of every whole batch as it came, and its last offset.
-func batchSums(b []byte) (sums []batchSum) {
-	for len(b) >= 61 {
-		size := 12 + int(int32(binary.BigEndian.Uint32(b[8:])))
-		if size < 61 || size > len(b) {
-			break
-		}
-		last := int64(binary.BigEndian.Uint64(b)) + int64(int32(binary.BigEndian.Uint32(b[23:])))
-		sums = append(sums, batchSum{last, crc32.ChecksumIEEE(b[:size])})
-		b = b[size:]
-	}
-	return sums
-}
-
 // produceRequest is a request for one partition.
 func produceRequest(version int16, p history.Partition, txn *string, acks int16, batch []byte) *kmsg.ProduceRequest {
 	req := kmsg.NewPtrProduceRequest()
@@ -321,7 +302,7 @@ func produced(resp kmsg.Response) (int64, error) {
 // fetched is what a fetch brought.
 type fetched struct {
 	records   []*kgo.Record
-	sums      []batchSum
+	sums      []history.BatchSum
 	next      int64 // behind the last batch
 	hw, lso   int64
 	preferred int32
@@ -353,9 +334,9 @@ func (k *client) fetch(id int32, p history.Partition, epoch int32, offset int64,
 	if err := kerr.ErrorForCode(part.ErrorCode); err != nil {
 		return fetched{}, err
 	}
-	f := fetched{sums: batchSums(part.RecordBatches), next: offset, hw: part.HighWatermark, lso: part.LastStableOffset, preferred: part.PreferredReadReplica}
+	f := fetched{sums: history.BatchSums(part.RecordBatches), next: offset, hw: part.HighWatermark, lso: part.LastStableOffset, preferred: part.PreferredReadReplica}
 	if n := len(f.sums); n > 0 {
-		f.next = f.sums[n-1].last + 1
+		f.next = f.sums[n-1].Last + 1
 	}
 	got, _ := kgo.ProcessFetchPartition(opts, part, kgo.DefaultDecompressor(), nil)
 	f.records = got.Records

@@ -110,10 +110,10 @@ func (w *workload) shown(reader int, f fetched, final bool) {
 	for _, r := range f.records {
 		rd := history.Read{Partition: history.Partition{Topic: r.Topic, Index: r.Partition}, Record: parse(r), Reader: reader, At: now, Offset: r.Offset, Epoch: -1}
 		if final {
-			for f.sums[i].last < r.Offset {
+			for f.sums[i].Last < r.Offset {
 				i++
 			}
-			rd.Epoch, rd.Batch = r.LeaderEpoch, f.sums[i].sum
+			rd.Epoch, rd.Batch = r.LeaderEpoch, f.sums[i].Sum
 		}
 		w.h.Reads = append(w.h.Reads, rd)
 	}

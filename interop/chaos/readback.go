@@ -3,10 +3,8 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"slices"
 	"sort"
 	"sync"
@@ -155,7 +153,7 @@ func (l *ledger) readReplica(ctx context.Context, cl *kgo.Client, reader int, id
 			if err := kerr.ErrorForCode(part.ErrorCode); err != nil {
 				return err
 			}
-			sums := batchSums(part.RecordBatches)
+			sums := history.BatchSums(part.RecordBatches)
 			if len(sums) == 0 {
 				return fmt.Errorf("nothing came; high watermark %d", part.HighWatermark)
 			}
@@ -164,10 +162,10 @@ func (l *ledger) readReplica(ctx context.Context, cl *kgo.Client, reader int, id
 				return fetched.Err
 			}
 			l.shown(reader, fetched.Records, func(o int64) uint32 {
-				i := sort.Search(len(sums), func(i int) bool { return sums[i].last >= o })
-				return sums[i].sum
+				i := sort.Search(len(sums), func(i int) bool { return sums[i].Last >= o })
+				return sums[i].Sum
 			})
-			next = sums[len(sums)-1].last + 1
+			next = sums[len(sums)-1].Last + 1
 			deadline = time.Now().Add(patience)
 			return nil
 		}()
@@ -180,25 +178,6 @@ func (l *ledger) readReplica(ctx context.Context, cl *kgo.Client, reader int, id
 		}
 	}
 	return nil
-}
-
-type batchSum struct {
-	last int64
-	sum  uint32
-}
-
-// batchSums is the checksum of every batch as it came, and its last offset.
-func batchSums(b []byte) (sums []batchSum) {
-	for len(b) >= 61 {
-		size := 12 + int(int32(binary.BigEndian.Uint32(b[8:])))
-		if size < 61 || size > len(b) {
-			break
-		}
-		last := int64(binary.BigEndian.Uint64(b)) + int64(int32(binary.BigEndian.Uint32(b[23:])))
-		sums = append(sums, batchSum{last, crc32.ChecksumIEEE(b[:size])})
-		b = b[size:]
-	}
-	return sums
 }
 
 func partitionsOf[V any](m map[history.Partition]V) []history.Partition {

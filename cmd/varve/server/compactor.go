@@ -36,6 +36,7 @@ type compactor struct {
 	static map[string]string
 	tier   *tiering.Tier
 	worker *compaction.Worker
+	lost   <-chan struct{} // of the last lease; owned by run
 
 	mu     sync.Mutex
 	topics map[[16]byte]resolved
@@ -82,7 +83,13 @@ func newCompactor(c *config.BrokerConfig, store *etcd.Store, node *metadata.Node
 	return k, nil
 }
 
-func (k *compactor) run(ctx context.Context) { k.worker.Run(ctx) }
+// run works until ctx ends, and gives the lease back.
+func (k *compactor) run(ctx context.Context) {
+	k.worker.Run(ctx)
+	if k.lost != nil {
+		<-k.lost
+	}
+}
 
 func (k *compactor) close() error { return k.tier.Close() }
 
