@@ -712,13 +712,14 @@ func (s *shard[M, C, R]) fire(now time.Time) {
 			continue
 		}
 		delete(s.armed, d.key)
-		if !armed.retry {
-			if at, ok := s.m.Deadline(d.key); !ok {
-				continue
-			} else if at.After(now) {
-				s.arm(deadline{at, d.key, false}) // heartbeats have moved it
-				continue
-			}
+		at, due := s.m.Deadline(d.key)
+		if due && at.After(now) {
+			// Heartbeats have moved it, or it came after what is tried again now and had no entry of its own.
+			s.arm(deadline{at, d.key, false})
+			due = false
+		}
+		if !due && !armed.retry {
+			continue
 		}
 		s.admit(op[M, C]{cmd: s.k.tick(d.key)}, now)
 	}

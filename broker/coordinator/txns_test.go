@@ -184,6 +184,33 @@ func TestTransactionLife(t *testing.T) {
 	})
 }
 
+// TestTimeoutAfterRetry: the abort of a transaction that took too long cannot be appended and is to be tried again; before it
+// is, the transaction is committed after all, and the next begins. That one has a timeout of its own.
+func TestTimeoutAfterRetry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, k := newMemLog(), &marked{}
+		c := transactions(t, log, k, Options{})
+		x := &txnClient{c: c, id: "x"}
+		expect(t, "init", x.init(10*time.Second), 0)
+		expect(t, "add", x.add("t"), 0)
+		log.failWith(func(int32) error { return AppendFailed(protocol.CodeNotEnoughReplicas) })
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		expect(t, "state", x.state(), "Ongoing")
+		log.failWith(nil)
+		expect(t, "end", x.end(5, true), 0)
+		synctest.Wait()
+		expect(t, "add", x.add("t"), 0)
+		time.Sleep(10*time.Second - time.Millisecond)
+		synctest.Wait()
+		expect(t, "state", x.state(), "Ongoing")
+		time.Sleep(time.Millisecond)
+		synctest.Wait()
+		expect(t, "state", x.state(), "CompleteAbort")
+		expect(t, "markers", fmt.Sprint(k.list()), "[t-0 1001/1 true t-0 1001/2 false t-1 1001/1 true t-1 1001/2 false]")
+	})
+}
+
 func TestMarkersAreTried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, k := newMemLog(), &marked{gone: map[string]bool{}}
