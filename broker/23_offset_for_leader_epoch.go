@@ -6,6 +6,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/varve/varve/broker/partition"
+	"github.com/varve/varve/broker/protocol"
 )
 
 // OffsetForLeaderEpoch (key 23), versions 2 to 4.
@@ -28,6 +29,8 @@ func (b *Broker) offsetForLeaderEpoch(_ context.Context, _ *request, in kmsg.Req
 			switch {
 			case rep == nil:
 				out.ErrorCode = b.missingNamed(t.Topic, p.Partition)
+			case p.CurrentLeaderEpoch >= 0 && p.CurrentLeaderEpoch < rep.seenEpoch():
+				out.ErrorCode = protocol.CodeFencedLeaderEpoch
 			case rep.view.Load().Role != partition.Leader:
 				out.ErrorCode = rep.notServing()
 			default:

@@ -64,6 +64,8 @@ type replica struct {
 
 	role context.CancelFunc // ends what goes on for the current role; nil without one
 
+	confirming confirming
+
 	watchMu sync.Mutex
 	watches map[*watch]struct{}
 	copiers atomic.Int32 // of watches, those of followers; changed with watchMu held

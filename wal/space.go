@@ -350,7 +350,7 @@ func (l *Log) reclaimOldest() bool {
 	defer l.setWorking(false)
 	if err := l.carry(g, hs); err != nil {
 		if errors.Is(err, errStale) {
-			return true // look again
+			return l.lookAgain()
 		}
 		if l.failed.Load() == nil && !errors.Is(err, ErrClosed) {
 			l.log.Error("segment cannot be given back: what is still needed of it cannot be copied", "generation", g.at.generation, "err", err)
@@ -361,9 +361,22 @@ func (l *Log) reclaimOldest() bool {
 		return false
 	}
 	if err := l.giveBack(g, hs); err != nil {
-		return errors.Is(err, errStale)
+		return errors.Is(err, errStale) && l.lookAgain()
 	}
 	return true
+}
+
+// staleWait is how long the keeper leaves to a truncation that is queued: about what a write takes.
+const staleWait = time.Millisecond
+
+// lookAgain waits a moment for what was in the way, and is true unless the log is being closed.
+func (l *Log) lookAgain() bool {
+	select {
+	case <-time.After(staleWait):
+		return true
+	case <-l.stop:
+		return false
+	}
 }
 
 func (l *Log) setWorking(working bool) {

@@ -48,6 +48,14 @@ type TicketLog interface {
 	AppendWith(partition int32, leaderEpoch int32, run []byte, ticket any, done func(base int64, err error))
 }
 
+// ConfirmLog is a Log of partitions that have other replicas. A coordinator that has been replaced and does not know it could
+// tell old offsets; so whether it leads is confirmed before they are read.
+type ConfirmLog interface {
+	// Confirm says whether this broker has led the partition at some time since the call: 0, or an error code. It waits for
+	// other replicas.
+	Confirm(ctx context.Context, partition int32) (code int16)
+}
+
 // Coder is what an error that Append reports may be: one that carries a Kafka error code, from which what the client
 // is told follows. Other errors are told as COORDINATOR_NOT_AVAILABLE.
 type Coder interface{ Code() int16 }

@@ -3,7 +3,9 @@ package coordinator
 import (
 	"bytes"
 	"context"
+	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -145,8 +147,9 @@ func (c *Coordinator) OffsetFetch(ctx context.Context, req *kmsg.OffsetFetchRequ
 	resp := kmsg.NewPtrOffsetFetchResponse()
 	resp.Version = req.Version
 	if req.Version >= 8 {
+		confirmed := c.confirm(ctx, req.Groups)
 		for i := range req.Groups {
-			resp.Groups = append(resp.Groups, c.fetchOffsets(ctx, &req.Groups[i], req.RequireStable))
+			resp.Groups = append(resp.Groups, c.fetchOffsets(ctx, &req.Groups[i], req.RequireStable, confirmed))
 		}
 		return resp
 	}
@@ -158,7 +161,7 @@ func (c *Coordinator) OffsetFetch(ctx context.Context, req *kmsg.OffsetFetchRequ
 			one.Topics[i].Topic, one.Topics[i].Partitions = t.Topic, t.Partitions
 		}
 	}
-	g := c.fetchOffsets(ctx, &one, req.RequireStable)
+	g := c.fetchOffsets(ctx, &one, req.RequireStable, c.confirm(ctx, []kmsg.OffsetFetchRequestGroup{one}))
 	resp.ErrorCode = g.ErrorCode
 	if g.ErrorCode != protocol.CodeNone && req.Version < 2 {
 		// There is no other place for the code in these versions.
@@ -187,8 +190,41 @@ func (c *Coordinator) OffsetFetch(ctx context.Context, req *kmsg.OffsetFetchRequ
 	return resp
 }
 
-func (c *Coordinator) fetchOffsets(ctx context.Context, req *kmsg.OffsetFetchRequestGroup, stable bool) kmsg.OffsetFetchResponseGroup {
-	resp, code := look(ctx, c.host, req.Group, stable, func(m *groupMachine) kmsg.OffsetFetchResponseGroup { return m.Fetch(req, stable) })
+// confirm says of the partitions of groups whether they are led here as of now.
+func (c *Coordinator) confirm(ctx context.Context, groups []kmsg.OffsetFetchRequestGroup) (codes map[int32]int16) {
+	log, ok := c.o.Log.(ConfirmLog)
+	if !ok {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.o.ReplyTimeout)
+	defer cancel()
+	codes = map[int32]int16{}
+	for i := range groups {
+		if p := c.PartitionFor(groups[i].Group); p >= 0 {
+			codes[p] = protocol.CodeNone
+		}
+	}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	for _, p := range slices.Collect(maps.Keys(codes)) {
+		wg.Go(func() {
+			code := log.Confirm(ctx, p)
+			mu.Lock()
+			defer mu.Unlock()
+			codes[p] = code
+		})
+	}
+	wg.Wait()
+	return codes
+}
+
+// fetchOffsets reads the offsets of a group, in a partition of which confirm has said the code.
+func (c *Coordinator) fetchOffsets(ctx context.Context, req *kmsg.OffsetFetchRequestGroup, stable bool, confirmed map[int32]int16) kmsg.OffsetFetchResponseGroup {
+	var resp kmsg.OffsetFetchResponseGroup
+	code := confirmed[c.PartitionFor(req.Group)]
+	if code == protocol.CodeNone {
+		resp, code = look(ctx, c.host, req.Group, stable, func(m *groupMachine) kmsg.OffsetFetchResponseGroup { return m.Fetch(req, stable) })
+	}
 	switch code {
 	case protocol.CodeNone:
 		return resp

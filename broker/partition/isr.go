@@ -181,6 +181,17 @@ func (s *State) committedEnd() int64 {
 	return end
 }
 
+// Electable lists the other replicas that the controller may elect without loss while this one leads, in the order of the
+// assignment: the maximal ISR.
+func (s *State) Electable() (ids []int32) {
+	for _, id := range s.term.Replicas {
+		if id != s.self && (slices.Contains(s.term.ISR, id) || s.proposed != nil && slices.ContainsFunc(s.proposed.ISR, func(m Member) bool { return m.Broker == id })) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
 // Lag is what a leader knows of a follower.
 type Lag struct {
 	Broker int32

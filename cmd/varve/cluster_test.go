@@ -18,7 +18,9 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/varve/varve/internal/child"
 	"github.com/varve/varve/internal/cluster"
@@ -381,6 +383,89 @@ func TestLeaderKilled(t *testing.T) {
 	for _, b := range c.Brokers {
 		if err := b.Stop(); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// A group's coordinator is stopped where it stands, and another takes its place. What the first is asked before it goes on it
+// does not answer from what it knew: an offset that was committed since is told, or nobody's.
+func TestPausedCoordinator(t *testing.T) {
+	c := cluster.Start(t, processes(cluster.Options{Set: []string{"default.replication.factor=3", "offsets.topic.num.partitions=1", "offsets.topic.replication.factor=3", "min.insync.replicas=2"}}))
+	cl := c.Client(t)
+	topic, err := kadm.NewClient(cl).CreateTopic(t.Context(), 1, -1, nil, "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// coordinator asks a broker other than the one given for another coordinator.
+	coordinator := func(other int32) (id int32) {
+		t.Helper()
+		eventually(t, func() error {
+			req := kmsg.NewPtrFindCoordinatorRequest()
+			req.CoordinatorKeys = []string{"g"}
+			resp, err := cl.Broker(int(other%3 + 1)).Request(t.Context(), req)
+			if err != nil {
+				return err
+			}
+			found := resp.(*kmsg.FindCoordinatorResponse).Coordinators[0]
+			if id = found.NodeID; found.ErrorCode != 0 || id == other {
+				return fmt.Errorf("coordinator %d, %w", id, kerr.ErrorForCode(found.ErrorCode))
+			}
+			return nil
+		})
+		return id
+	}
+	commit := func(at int64, id int32) {
+		t.Helper()
+		eventually(t, func() error {
+			req := kmsg.NewPtrOffsetCommitRequest()
+			req.Group, req.Generation = "g", -1
+			req.Topics = []kmsg.OffsetCommitRequestTopic{{Topic: "t", TopicID: topic.ID, Partitions: []kmsg.OffsetCommitRequestTopicPartition{{Offset: at, LeaderEpoch: -1}}}}
+			resp, err := cl.Broker(int(id)).Request(t.Context(), req)
+			if err != nil {
+				return err
+			}
+			return kerr.ErrorForCode(resp.(*kmsg.OffsetCommitResponse).Topics[0].Partitions[0].ErrorCode)
+		})
+	}
+	commit(1, coordinator(0))
+	for at := int64(2); at < 5; at++ {
+		first := coordinator(0)
+		own := c.Client(t).Broker(int(first)) // with connections of its own, one of which is there before
+		ask := func() *kmsg.OffsetFetchResponseGroup {
+			req := kmsg.NewPtrOffsetFetchRequest()
+			g := kmsg.NewOffsetFetchRequestGroup()
+			g.Group, g.Topics = "g", []kmsg.OffsetFetchRequestGroupTopic{{Topic: "t", TopicID: topic.ID, Partitions: []int32{0}}}
+			req.Groups = append(req.Groups, g)
+			resp, err := own.Request(t.Context(), req)
+			if err != nil {
+				t.Error(err)
+				return nil
+			}
+			return &resp.(*kmsg.OffsetFetchResponse).Groups[0]
+		}
+		if g := ask(); g == nil || g.ErrorCode != 0 || g.Topics[0].Partitions[0].Offset != at-1 {
+			t.Fatalf("at first: %+v", g)
+		}
+		if err := c.Broker(first).Pause(); err != nil {
+			t.Fatal(err)
+		}
+		told := make(chan *kmsg.OffsetFetchResponseGroup)
+		commit(at, coordinator(first))
+		go func() { told <- ask() }()
+		time.Sleep(100 * time.Millisecond) // the request is on its way to it
+		if err := c.Broker(first).Resume(); err != nil {
+			t.Fatal(err)
+		}
+		g := <-told
+		if g == nil {
+			continue
+		}
+		if err := kerr.ErrorForCode(g.ErrorCode); err != nil {
+			if !errors.Is(err, kerr.NotCoordinator) {
+				t.Errorf("the one that was stopped: %v", err)
+			}
+		} else if got := g.Topics[0].Partitions[0].Offset; got != at {
+			t.Errorf("the one that was stopped says offset %d, and %d was committed", got, at)
 		}
 	}
 }
