@@ -219,6 +219,7 @@ func (po *produce) one(r *request, topic string, index int32, records []byte, tr
 			out.ErrorMessage = &message
 		}
 		b.ev.ProduceFailed(code)
+		r.c.held.refused(topic, index, records, code)
 		slot.settle(code)
 	}
 	rep := b.replicas.find(topic, index)
@@ -282,7 +283,7 @@ func (po *produce) one(r *request, topic string, index int32, records []byte, tr
 	acks := po.acks
 	out.LogStartOffset = v.LogStart
 	d := rep.append(&appendArgs{header: h, bytes: records, buf: buf, class: wal.ClassClient, acks: acks, to: slot, base: &out.BaseOffset,
-		verify: b.mustVerify(r.hdr.Version), guard: verdict.guard})
+		verify: b.mustVerify(r.hdr.Version), guard: verdict.guard, after: r.c.held.before(topic, index, h)})
 	switch d.Kind {
 	case partition.Append:
 		b.ev.Produced(h.RecordCount, len(records))

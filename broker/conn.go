@@ -49,6 +49,7 @@ type conn struct {
 	clientID   *string                 // of the last request: the same string is kept
 	produceReq protocol.ProduceRequest // decoded into again and again; used by the reader alone
 	txns       txnQueue
+	held       heldBack
 
 	peer  *peer     // the broker that has proved to be at the other end; used by the reader alone
 	proof peerProof // on the way there

@@ -420,6 +420,7 @@ func TestSequences(t *testing.T) {
 
 	// Retries while the original is on its way get its offset, and only then.
 	id = newID()
+	pipelined := id
 	var frames []byte
 	var ids []int32
 	var reqs []kmsg.Request
@@ -444,6 +445,28 @@ func TestSequences(t *testing.T) {
 		t.Errorf("end of log %d, expected 26", end)
 	}
 
+	// What was refused comes first, though nothing is known of the producer: of batches on their way the first found no
+	// partition, and the second would.
+	late := func(c *client, id int64, epoch int16, seq int32) kmsg.ProduceResponseTopicPartition {
+		return produceTo(c, 9, -1, "late", 0, idempotent(id, epoch, seq, 2))
+	}
+	id, other = newID(), newID()
+	wants("no partition yet", late(y.client, id, 0, 2), protocol.CodeUnknownTopicOrPartition, 0)
+	wants("nor for the one before", late(y.client, id, 0, 0), protocol.CodeUnknownTopicOrPartition, 0)
+	wants("nor for another", late(y.client, other, 0, 5), protocol.CodeUnknownTopicOrPartition, 0)
+	b.CreateTopic("late", 1)
+	wants("what follows it", late(y.client, id, 0, 4), gap, 0)
+	wants("what was refused second", late(y.client, id, 0, 2), gap, 0)
+	wants("what was refused first", late(y.client, id, 0, 0), 0, 0)
+	wants("what follows it again", late(y.client, id, 0, 2), 0, 2)
+	wants("the other with another epoch", late(y.client, other, 1, 7), 0, 4)
+	id = newID()
+	wants("not where the partition knows it", produceTo(y.client, 9, -1, "later", 0, idempotent(id, 0, 0, 1)), protocol.CodeUnknownTopicOrPartition, 0)
+	b.CreateTopic("later", 1)
+	elsewhere := dial(t, b)
+	wants("of another connection", produceTo(elsewhere, 9, -1, "later", 0, idempotent(id, 0, 3, 1)), 0, 0)
+	wants("then", produceTo(y.client, 9, -1, "later", 0, idempotent(id, 0, 4, 1)), 0, 1)
+
 	// A restart forgets none of it.
 	if err := b.Restart(nil); err != nil {
 		t.Fatal(err)
@@ -455,6 +478,7 @@ func TestSequences(t *testing.T) {
 		}
 		return nil
 	})
+	id = pipelined
 	wants("a retry after the restart", send(id, 0, 4, 1), 0, 25)
 	wants("a gap after the restart", send(id, 0, 6, 1), gap, 0)
 	wants("next after the restart", send(id, 0, 5, 1), 0, 26)

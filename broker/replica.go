@@ -606,6 +606,7 @@ type appendArgs struct {
 	// verify: a batch that begins a transaction needs a guard that still stands.
 	verify bool
 	guard  partition.Guard
+	after  bool              // a batch with a lower sequence was refused, and is to be sent again
 	marker *partition.Marker // what the batch was made from, if it is a marker
 	// term is the only leader epoch that the batch may be appended in; nil: any.
 	// Who decided on it in an earlier one did not see what came after.
@@ -637,7 +638,7 @@ func (r *replica) append(a *appendArgs) partition.Decision {
 	if a.marker != nil {
 		d = r.st.DecideMarker(*a.marker)
 	} else {
-		d = r.st.Decide(partition.Ask{Header: a.header, Origin: a.origin, AcksAll: a.acks == -1, Verify: a.verify, Guard: a.guard}, now)
+		d = r.st.Decide(partition.Ask{Header: a.header, Origin: a.origin, AcksAll: a.acks == -1, Verify: a.verify, Guard: a.guard, After: a.after}, now)
 	}
 	if d.Kind != partition.Append {
 		r.mu.Unlock()

@@ -226,6 +226,9 @@ type Ask struct {
 	// verified; Guard is what BeginVerification gave for it.
 	Verify bool
 	Guard  Guard
+	// After says that a batch of the producer with a lower sequence was refused
+	// on the same connection, and is to be sent again.
+	After bool
 }
 
 // writable says whether anything may be appended.
@@ -267,6 +270,9 @@ func (s *State) Decide(a Ask, nowMs int64) Decision {
 		}
 		if v.Kind == producer.Refuse {
 			return Decision{Kind: Reject, Code: v.Code, Message: v.Message}
+		}
+		if a.After && !s.producers.Known(h.ProducerID) {
+			return Decision{Kind: Reject, Code: codeOutOfOrderSequence, Message: fmt.Sprintf("producer %d sent sequence %d; a batch before it was refused and has not been sent again", h.ProducerID, h.BaseSequence)}
 		}
 	}
 	return Decision{Kind: Append, Base: s.logEnd}
