@@ -402,7 +402,7 @@ func TestPausedCoordinator(t *testing.T) {
 		eventually(t, func() error {
 			req := kmsg.NewPtrFindCoordinatorRequest()
 			req.CoordinatorKeys = []string{"g"}
-			resp, err := cl.Broker(int(other%3 + 1)).Request(t.Context(), req)
+			resp, err := cl.Broker(int(other%3+1)).Request(t.Context(), req)
 			if err != nil {
 				return err
 			}
