@@ -31,27 +31,9 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	spoolDir = dir
-	warm(4)
 	code := m.Run()
 	os.RemoveAll(dir)
 	os.Exit(code)
-}
-
-// warm makes the codecs that package batch keeps for the next caller: what has a channel must not be made in the bubble
-// of one test and used in that of another.
-func warm(depth int) {
-	b := batch.NewBuilder()
-	b.Codec = batch.Zstd
-	b.Add(0, nil, []byte("value"))
-	raw, err := b.Build()
-	if err != nil {
-		panic(err)
-	}
-	for range batch.Records(raw, 1<<20) {
-		if depth > 0 {
-			warm(depth - 1)
-		}
-	}
 }
 
 var histories = flag.Int("histories", 2000, "how many histories TestHistories makes")

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/snappy"
@@ -74,6 +75,31 @@ func (f freeList[T]) put(v T) {
 	case f <- v:
 	default:
 	}
+}
+
+// Codecs of zstd have channels, and in a test of fake time (testing/synctest) a channel that was made in it cannot be used
+// in the next one, which is handed the codec. So they are made by a goroutine that belongs to no test.
+var (
+	making   sync.Mutex
+	makeNext = make(chan func())
+	madeIt   = make(chan struct{})
+)
+
+func init() {
+	go func() {
+		for f := range makeNext {
+			f()
+			madeIt <- struct{}{}
+		}
+	}()
+}
+
+// apart has f, which makes a codec, run by that goroutine.
+func apart(f func()) {
+	making.Lock()
+	defer making.Unlock()
+	makeNext <- f
+	<-madeIt
 }
 
 const (
@@ -223,8 +249,12 @@ func openZstd(section []byte, limit int) (inflater, error) {
 	}
 	r, ok := zstdReaders.get()
 	if !ok {
-		z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-			zstd.WithDecoderMaxWindow(streamWindow), zstd.WithDecodeBuffersBelow(0))
+		var z *zstd.Decoder
+		var err error
+		apart(func() {
+			z, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+				zstd.WithDecoderMaxWindow(streamWindow), zstd.WithDecodeBuffersBelow(0))
+		})
 		if err != nil {
 			panic(err) // constant options
 		}
@@ -259,8 +289,10 @@ func openZstdWhole(section []byte, limit int) (inflater, error) {
 	z, ok := zstdBlocks.get()
 	if !ok {
 		var err error
-		z, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-			zstd.WithDecodeAllCapLimit(true))
+		apart(func() {
+			z, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+				zstd.WithDecodeAllCapLimit(true))
+		})
 		if err != nil {
 			panic(err) // constant options
 		}
@@ -689,8 +721,13 @@ func deflateZstd(dst []byte, level int, section []byte) ([]byte, error) {
 	w, ok := free.get()
 	if !ok {
 		var err error
-		w, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(speed),
-			zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(false))
+		apart(func() {
+			w, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(speed),
+				zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(false))
+			if err == nil {
+				w.EncodeAll(nil, nil) // makes what it has
+			}
+		})
 		if err != nil {
 			return nil, fmt.Errorf("batch: zstd level %d: %w", level, err)
 		}
