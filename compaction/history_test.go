@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -31,9 +32,28 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	spoolDir = dir
+	batch.Apart = apart()
 	code := m.Run()
 	os.RemoveAll(dir)
 	os.Exit(code)
+}
+
+// apart has functions run by a goroutine of no bubble.
+func apart() func(func()) {
+	var one sync.Mutex
+	next, done := make(chan func()), make(chan struct{})
+	go func() {
+		for f := range next {
+			f()
+			done <- struct{}{}
+		}
+	}()
+	return func(f func()) {
+		one.Lock()
+		defer one.Unlock()
+		next <- f
+		<-done
+	}
 }
 
 var histories = flag.Int("histories", 2000, "how many histories TestHistories makes")

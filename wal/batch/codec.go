@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/snappy"
@@ -77,30 +76,10 @@ func (f freeList[T]) put(v T) {
 	}
 }
 
-// Codecs of zstd have channels, and in a test of fake time (testing/synctest) a channel that was made in it cannot be used
-// in the next one, which is handed the codec. So they are made by a goroutine that belongs to no test.
-var (
-	making   sync.Mutex
-	makeNext = make(chan func())
-	madeIt   = make(chan struct{})
-)
-
-func init() {
-	go func() {
-		for f := range makeNext {
-			f()
-			madeIt <- struct{}{}
-		}
-	}()
-}
-
-// apart has f, which makes a codec, run by that goroutine.
-func apart(f func()) {
-	making.Lock()
-	defer making.Unlock()
-	makeNext <- f
-	<-madeIt
-}
+// Apart runs f, which makes a codec that is kept for others. Codecs of zstd have channels, and in a test of fake time
+// (testing/synctest) a channel that was made in it cannot be used in the next one, which is handed the codec: such tests
+// have f run by a goroutine that belongs to none of them.
+var Apart = func(f func()) { f() }
 
 const (
 	idle = 8
@@ -251,7 +230,7 @@ func openZstd(section []byte, limit int) (inflater, error) {
 	if !ok {
 		var z *zstd.Decoder
 		var err error
-		apart(func() {
+		Apart(func() {
 			z, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
 				zstd.WithDecoderMaxWindow(streamWindow), zstd.WithDecodeBuffersBelow(0))
 		})
@@ -289,7 +268,7 @@ func openZstdWhole(section []byte, limit int) (inflater, error) {
 	z, ok := zstdBlocks.get()
 	if !ok {
 		var err error
-		apart(func() {
+		Apart(func() {
 			z, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
 				zstd.WithDecodeAllCapLimit(true))
 		})
@@ -721,7 +700,7 @@ func deflateZstd(dst []byte, level int, section []byte) ([]byte, error) {
 	w, ok := free.get()
 	if !ok {
 		var err error
-		apart(func() {
+		Apart(func() {
 			w, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(speed),
 				zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(false))
 			if err == nil {
