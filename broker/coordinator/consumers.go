@@ -32,10 +32,11 @@ func (c *Coordinator) ConsumerGroupHeartbeat(ctx context.Context, req *kmsg.Cons
 	view := c.topics()
 	code := protocol.CodeUnsupportedVersion
 	if view != nil {
-		own := c.settings(req.Group)
+		own, bad := c.settings(req.Group), group.BadRegex(req)
 		var r *kmsg.ConsumerGroupHeartbeatResponse
 		if r, code = request[*kmsg.ConsumerGroupHeartbeatResponse](ctx, c.host, req.Group, c.o.ReplyTimeout, func(token uint64) group.Command {
 			return &group.ConsumerHeartbeat{Token: token, Req: req, ClientID: clientID, ClientHost: clientHost, Suffix: suffix(), Topics: view,
+				Elsewhere: true, BadRegex: bad,
 				Session: own.Session, Interval: own.Interval, AssignmentInterval: own.AssignmentInterval}
 		}); code == protocol.CodeNone {
 			r.Version = req.Version

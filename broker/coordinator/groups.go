@@ -16,15 +16,17 @@ import (
 // Coordinator is the group coordinator of one broker.
 type Coordinator struct {
 	*host[*groupMachine, group.Command, group.Result]
+	matcher *matcher
 }
 
 // New returns a coordinator that leads nothing. The number of partitions is that of __consumer_offsets; 0 until the
 // topic exists.
 func New(o Options, partitions int32) *Coordinator {
-	return &Coordinator{newHost(o, kind[*groupMachine, group.Command, group.Result]{
+	matcher := newMatcher()
+	return &Coordinator{matcher: matcher, host: newHost(o, kind[*groupMachine, group.Command, group.Result]{
 		name: "group state",
 		machine: func(s *groupShard) *groupMachine {
-			return &groupMachine{Shard: group.NewShard(s.o.Groups), s: s}
+			return &groupMachine{Shard: group.NewShard(s.o.Groups), s: s, matcher: matcher}
 		},
 		of: func(c group.Command) subject {
 			_, tick := c.(*group.Tick)
@@ -40,14 +42,19 @@ type groupShard = shard[*groupMachine, group.Command, group.Result]
 // groupMachine is the groups of a partition as a shard drives them. The values of access are those of group.Access.
 type groupMachine struct {
 	*group.Shard
-	s    *groupShard
-	live bool // loaded: what happens is new
+	s       *groupShard
+	matcher *matcher
+	live    bool // loaded: what happens is new
 }
 
 var _ = [1]int{}[int(exclusive)-int(group.Exclusive)]
 
 func (m *groupMachine) Handle(now time.Time, c group.Command) (group.Result, outcome) {
 	r := m.Shard.Handle(now, c)
+	if r.NeedMatch != "" {
+		m.match(c.(*group.ConsumerHeartbeat), r.NeedMatch)
+		return r, outcome{key: r.Group, later: true}
+	}
 	out := outcome{key: r.Group, records: len(r.Records), more: r.More, moves: r.Moves()}
 	switch {
 	case r.Marker != nil:

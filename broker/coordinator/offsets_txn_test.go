@@ -167,9 +167,9 @@ func TestTxnAcrossElections(t *testing.T) {
 		expect(t, "marker again", endTxn(c, p, true), 0)
 	}
 	log.hold()
-	res := make(chan int16, 2)
+	res, tried := make(chan int16, 2), log.tried()
 	go func() { res <- txnCommit(c, p, "g", 0, 3) }()
-	until(t, func() bool { return log.tried() > 0 && c.Stats().Writing == 1 })
+	until(t, func() bool { return log.tried() > tried && c.Stats().Writing == 1 })
 	go func() { res <- endTxn(c, p, true) }()
 	until(t, func() bool { return c.Stats().Writing == 2 })
 	c.Resigned(0) // both are in the log, and nobody is told

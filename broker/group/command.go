@@ -133,6 +133,10 @@ type Result struct {
 	Notes   []Note   // what an operator may want to know, once the records are committed
 	More    bool     // the command was bounded and should be repeated
 
+	// NeedMatch is an expression of which the command has to know what it matches: it was not handled, and is to be
+	// repeated with ConsumerHeartbeat.Matched.
+	NeedMatch string
+
 	token    uint64
 	at       time.Time
 	version  int

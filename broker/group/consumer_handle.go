@@ -23,6 +23,13 @@ type ConsumerHeartbeat struct {
 	Topics               Topics
 	Visible              func(topic string) bool // whether a regular expression of this client may match the topic; nil: any
 
+	// Elsewhere: what takes time with expressions is done by the caller, beside the shard. It has looked whether the
+	// request's is one (BadRegex: what is wrong with it), and when Result.NeedMatch asks for it, finds what an
+	// expression matches and repeats the command with that.
+	Elsewhere bool
+	BadRegex  error
+	Matched   *Matched
+
 	// Of the group's configuration; 0 stands for Config's.
 	Session, Interval, AssignmentInterval time.Duration
 }
@@ -68,12 +75,21 @@ func (t *turn) consumerHeartbeat(c *ConsumerHeartbeat) {
 			resp, r = t.consumerGoOn(c)
 		}
 	}
+	if r == needMatch {
+		expr := t.r.NeedMatch
+		t.discard()
+		t.r.NeedMatch = expr
+		return
+	}
 	if r != nil {
 		t.discard()
 		resp = consumerError(r)
 	}
 	t.reply(c.Token, resp)
 }
+
+// needMatch ends a turn that cannot be decided without knowing what an expression matches: see Result.NeedMatch.
+var needMatch = new(refusal)
 
 // discard forgets what was begun of a command that is refused after all.
 func (t *turn) discard() {
@@ -113,10 +129,8 @@ func (t *turn) validConsumer(c *ConsumerHeartbeat) *refusal {
 	if req.ServerAssignor != nil && (!slices.Contains(t.cfg.ConsumerAssignors, *req.ServerAssignor) || assignor.ByName(*req.ServerAssignor) == nil) {
 		return refuse(codeUnsupportedAssignor, "ServerAssignor %.100s is not supported. Supported assignors: %s.", *req.ServerAssignor, strings.Join(t.cfg.ConsumerAssignors, ", "))
 	}
-	if req.SubscribedTopicRegex != nil && *req.SubscribedTopicRegex != "" {
-		if _, err := pattern.Compile(*req.SubscribedTopicRegex); err != nil {
-			return invalidRegex(*req.SubscribedTopicRegex, err)
-		}
+	if err := c.badRegex(); err != nil {
+		return invalidRegex(*req.SubscribedTopicRegex, err)
 	}
 	n := len(c.ClientID) + len(c.ClientHost)
 	longest := max(len(req.Group), len(req.MemberID), len(c.ClientID), len(c.ClientHost))
@@ -132,6 +146,22 @@ func (t *turn) validConsumer(c *ConsumerHeartbeat) *refusal {
 		return invalid("The member's metadata is too large.")
 	}
 	return nil
+}
+
+func (c *ConsumerHeartbeat) badRegex() error {
+	if c.Elsewhere {
+		return c.BadRegex
+	}
+	return BadRegex(c.Req)
+}
+
+// BadRegex is what is wrong with the expression of a request, if it has one.
+func BadRegex(req *kmsg.ConsumerGroupHeartbeatRequest) error {
+	if req.SubscribedTopicRegex == nil || *req.SubscribedTopicRegex == "" {
+		return nil
+	}
+	_, err := pattern.Compile(*req.SubscribedTopicRegex)
+	return err
 }
 
 func invalidRegex(expr string, err error) *refusal {
@@ -267,7 +297,7 @@ func (t *turn) consumerGoOn(c *ConsumerHeartbeat) (*kmsg.ConsumerGroupHeartbeatR
 	}
 	was := m
 	m = updated(m, c)
-	next, r := t.advance(step{group: group, was: was, m: m, old: old, owned: req.Topics, topics: c.Topics, visible: c.Visible, upgraded: upgraded, interval: cmp.Or(c.AssignmentInterval, t.cfg.ConsumerAssignmentInterval)})
+	next, r := t.advance(step{group: group, was: was, m: m, old: old, owned: req.Topics, topics: c.Topics, match: c.match, upgraded: upgraded, interval: cmp.Or(c.AssignmentInterval, t.cfg.ConsumerAssignmentInterval)})
 	if r != nil {
 		return nil, r
 	}
@@ -290,7 +320,7 @@ type step struct {
 	was, m, old *consumerMember
 	owned       []kmsg.ConsumerGroupHeartbeatRequestTopic // nil: it does not say
 	topics      Topics
-	visible     func(string) bool
+	match       func(expr string) (names []string, known bool, err error)
 	interval    time.Duration // how old the last target has to be before there is another (KIP-1263)
 	upgraded    bool          // the group was one of the classic protocol: what its leader assigned, if it came to that, need not be all
 }
@@ -321,9 +351,15 @@ func (t *turn) advance(s step) (*consumerMember, *refusal) {
 		found, known := group.regexes[m.regex]
 		seen := t.e != nil && t.e.seen[m.regex] >= s.topics.Version()
 		if !known || !seen && found.version != s.topics.Version() && t.now.UnixMilli()-found.at >= regexRefresh.Milliseconds() {
-			names, err := match(m.regex, s.topics, s.visible)
-			if err != nil {
-				return nil, invalidRegex(m.regex, err) // one that an earlier version wrote
+			names, there, err := s.match(m.regex)
+			switch {
+			case !there:
+				t.r.NeedMatch = m.regex
+				return nil, needMatch
+			case err != nil && !known:
+				return nil, invalidRegex(m.regex, err)
+			case err != nil: // there are more topics now, and they take too long: it stays at those that it had
+				names = found.topics
 			}
 			if known && slices.Equal(names, found.topics) {
 				t.r.seen = append(t.r.seen, seenRegex{m.regex, s.topics.Version()})

@@ -91,14 +91,40 @@ func hashTopics(view Topics, names []string) int64 {
 	return cmp.Or(int64(h.Sum64()), 1)
 }
 
-// match are the topics that an expression matches and that its owner may see, in order.
-func match(expr string, view Topics, visible func(string) bool) ([]string, error) {
+// Matched is what an expression matches, in a version of the topics.
+type Matched struct {
+	Expr    string
+	Version int64
+	Topics  []string // in order
+	Err     error    // it is none, or takes too long
+}
+
+func (c *ConsumerHeartbeat) match(expr string) (names []string, known bool, err error) {
+	switch k := c.Matched; {
+	case !c.Elsewhere:
+		names, err = Match(expr, c.Topics, c.Visible, nil)
+		return names, true, err
+	case k == nil || k.Expr != expr || k.Version != c.Topics.Version():
+		return nil, false, nil
+	default:
+		return k.Topics, true, k.Err
+	}
+}
+
+// Match are the topics that an expression matches and that its owner may see, in order. goOn is asked before every name,
+// and its error ends the search; it may be nil.
+func Match(expr string, view Topics, visible func(string) bool, goOn func() error) ([]string, error) {
 	re, err := pattern.Compile(expr)
 	if err != nil {
 		return nil, fmt.Errorf("group: %.200q is no regular expression: %w", expr, err)
 	}
 	var names []string
 	for _, name := range view.Names() {
+		if goOn != nil {
+			if err := goOn(); err != nil {
+				return nil, err
+			}
+		}
 		if re.MatchString(name) && (visible == nil || visible(name)) {
 			names = append(names, name)
 		}

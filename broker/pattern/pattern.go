@@ -33,6 +33,15 @@ func Compile(s string) (*regexp.Regexp, error) {
 	return regexp.Compile(`\A(?:` + s + `)\z`)
 }
 
+// Cost is about how many instructions an expression becomes, 0 if it is none.
+func Cost(s string) int {
+	parsed, err := syntax.Parse(s, syntax.Perl)
+	if err != nil {
+		return 0
+	}
+	return cost(parsed)
+}
+
 // cost is about how many instructions an expression becomes.
 func cost(re *syntax.Regexp) int {
 	n := 1 + len(re.Rune)

@@ -53,7 +53,7 @@ var allowed = map[string][]string{
 	"broker/pattern":                     {},
 	"broker/group":                       {"broker/group/assignor", "broker/pattern"},
 	"broker/txn":                         {"broker/pattern"},
-	"broker/coordinator":                 {"broker/group", "broker/txn", "broker/protocol", "wal/batch"},
+	"broker/coordinator":                 {"broker/group", "broker/txn", "broker/pattern", "broker/protocol", "wal/batch"},
 	"broker":                             {"broker/...", "wal", "wal/slab", "wal/batch", "wal/crc32c", "wal/producer", "wal/lineage", "metadata/image", "metadata/controller", "config", "tiering"},
 
 	// The simulation is made of everything, and nothing is made of it.
