@@ -74,6 +74,7 @@ func TestHostileRecords(t *testing.T) {
 		{Key: groupKey("g"), Value: []byte{0}},
 		{Key: groupKey("g"), Value: []byte{0, 4, 1, 1, 1, 1}},
 		{Key: offsetKey("g", "t", 0), Value: []byte{0, 99}},
+		{Key: offsetKey("g", "t", 0), Value: []byte{0, 4, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 1, 255, 255, 3}},
 		// A million members in 30 bytes.
 		{Key: groupKey("g"), Value: []byte{0, 3, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0, 0, 15, 255, 255, 0, 0, 0, 0}},
 	} {

@@ -145,7 +145,13 @@ func decode(r Record) (d decoded, known bool, err error) {
 			return d, true, nil
 		}
 		var val kmsg.OffsetCommitValue
-		if err := readValue(r.Value, val.ReadFrom); err != nil {
+		var read func([]byte) error
+		if len(r.Value) >= 2 && r.Value[0] == 0 && r.Value[1] == flexibleOffset {
+			read = func(b []byte) error { return readFlexibleOffset(b, &val) }
+		} else {
+			read = func(b []byte) error { return readValue(b, val.ReadFrom) }
+		}
+		if err := read(r.Value); err != nil {
 			return d, true, fmt.Errorf("group: offset value of %q %s-%d: %w", k.Group, k.Topic, k.Partition, err)
 		}
 		o := Offset{Offset: val.Offset, LeaderEpoch: -1, Metadata: val.Metadata, Committed: val.CommitTimestamp, Expires: -1}
@@ -178,6 +184,17 @@ func decode(r Record) (d decoded, known bool, err error) {
 	default:
 		return d, false, nil
 	}
+}
+
+// flexibleOffset is the version of an offset that Kafka writes from 4.3 on where it knows the topic's id, which is a tag (0).
+// The key names the topic.
+const flexibleOffset = 4
+
+func readFlexibleOffset(b []byte, v *kmsg.OffsetCommitValue) error {
+	r := reader{b: b}
+	v.Version, v.Offset, v.LeaderEpoch, v.Metadata, v.CommitTimestamp = r.int16(), r.int64(), r.int32(), r.string(), r.int64()
+	r.tags(nil)
+	return r.err
 }
 
 // maxValueVersion is the newest value version that is read; later ones are flexible and have tags, of which nothing
