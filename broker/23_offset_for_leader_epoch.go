@@ -7,6 +7,7 @@ import (
 
 	"github.com/varve/varve/broker/partition"
 	"github.com/varve/varve/broker/protocol"
+	"github.com/varve/varve/metadata/image"
 )
 
 // OffsetForLeaderEpoch (key 23), versions 2 to 4.
@@ -27,10 +28,10 @@ func (b *Broker) offsetForLeaderEpoch(_ context.Context, _ *request, in kmsg.Req
 			out.Partition, out.LeaderEpoch, out.EndOffset = p.Partition, -1, -1
 			rep := b.replicas.find(t.Topic, p.Partition)
 			switch {
+			case p.CurrentLeaderEpoch >= 0 && p.CurrentLeaderEpoch < leaderEpochIn(b.meta.Image(), t.Topic, p.Partition):
+				out.ErrorCode = protocol.CodeFencedLeaderEpoch
 			case rep == nil:
 				out.ErrorCode = b.missingNamed(t.Topic, p.Partition)
-			case p.CurrentLeaderEpoch >= 0 && p.CurrentLeaderEpoch < rep.seenEpoch():
-				out.ErrorCode = protocol.CodeFencedLeaderEpoch
 			case rep.view.Load().Role != partition.Leader:
 				out.ErrorCode = rep.notServing()
 			default:
@@ -44,4 +45,14 @@ func (b *Broker) offsetForLeaderEpoch(_ context.Context, _ *request, in kmsg.Req
 		resp.Topics = append(resp.Topics, t)
 	}
 	return resp
+}
+
+// leaderEpochIn is the leader epoch of a partition as metadata shows it, -1 if
+// there is no such partition. Nobody leads before its metadata says so.
+func leaderEpochIn(im *image.Image, topic string, index int32) int32 {
+	t := im.Topic(topic)
+	if t == nil || index < 0 || int(index) >= len(t.Partitions) || t.Partitions[index] == nil {
+		return -1
+	}
+	return t.Partitions[index].LeaderEpoch
 }

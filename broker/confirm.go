@@ -174,15 +174,13 @@ func (r *replica) askLater(ctx context.Context, id, epoch int32) (ok, later bool
 	if err := r.b.peers.ask(ctx, to, req, resp, confirmAsk, true); err != nil || len(resp.Topics) != 1 || len(resp.Topics[0].Partitions) != 1 {
 		return false, false
 	}
-	code := resp.Topics[0].Partitions[0].ErrorCode
-	return true, code == protocol.CodeFencedLeaderEpoch || code == protocol.CodeNone // the latter leads itself
-}
-
-// seenEpoch is the latest leader epoch that this broker's metadata has shown.
-func (r *replica) seenEpoch() int32 {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.lastSeen
+	switch resp.Topics[0].Partitions[0].ErrorCode {
+	case protocol.CodeFencedLeaderEpoch, protocol.CodeNone: // the latter leads itself
+		return true, true
+	case protocol.CodeUnknownTopicOrPartition:
+		return false, false // its metadata is not there yet: it does not know what it led before
+	}
+	return true, false
 }
 
 // Confirm says whether this broker leads a partition of the topic as of now
