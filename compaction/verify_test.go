@@ -335,7 +335,12 @@ type consumer struct {
 }
 
 func newConsumer(p *partition, x *tiering.Tier, now int64) *consumer {
-	s, _ := x.State(p.id, p.index)
+	// It begins with what the bucket has now: that brokers learn of it later is added to delete.retention.ms where that is
+	// given to the worker.
+	s, err := x.Peek(bg, p.id, p.index)
+	if err != nil {
+		p.w.fatalf("%v", err)
+	}
 	return &consumer{p: p, x: x, at: s.RemoteStart, since: now, values: map[string]string{}}
 }
 

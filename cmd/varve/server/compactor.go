@@ -37,6 +37,9 @@ type compactor struct {
 	tier   *tiering.Tier
 	worker *compaction.Worker
 	lost   <-chan struct{} // of the last lease; owned by run
+	// unseen is how long brokers may give readers what a worker has replaced: they look for that once in
+	// log.cleaner.backoff.ms. A reader that begins then has delete.retention.ms from there.
+	unseen time.Duration
 
 	mu     sync.Mutex
 	topics map[[16]byte]resolved
@@ -52,7 +55,7 @@ type resolved struct {
 func newCompactor(c *config.BrokerConfig, store *etcd.Store, node *metadata.Node, bucket objstore.Bucket, clusterID string, log *slog.Logger,
 	events tiering.Events, m *compactionMetrics) (*compactor, error) {
 	host, _ := os.Hostname()
-	k := &compactor{name: fmt.Sprintf("%s/%d", host, os.Getpid()), node: node, static: c.Static, topics: make(map[[16]byte]resolved)}
+	k := &compactor{name: fmt.Sprintf("%s/%d", host, os.Getpid()), node: node, static: c.Static, unseen: 2 * c.Cleaner.Backoff, topics: make(map[[16]byte]resolved)}
 	manifests := manifests{node.Manifests()}
 	grace := c.RemoteDeleteGrace
 	var err error
@@ -126,7 +129,7 @@ func (k *compactor) topic(id [16]byte) (compaction.Topic, bool) {
 		Name: t.Name, Codec: cleaner.KeepCodec, Level: batch.DefaultLevel, DeleteDelay: time.Duration(c.FileDeleteDelayMs) * time.Millisecond,
 		Policy: picker.Policy{
 			Compact: c.Compact, Delete: c.Delete, MinDirtyRatio: c.MinCleanableDirtyRatio, MinLag: c.MinCompactionLagMs, MaxLag: c.MaxCompactionLagMs,
-			DeleteRetention: c.DeleteRetentionMs, RetentionMs: c.RetentionMs, RetentionBytes: c.RetentionBytes, SegmentBytes: int64(c.SegmentBytes),
+			DeleteRetention: addUpTo(c.DeleteRetentionMs, k.unseen.Milliseconds()), RetentionMs: c.RetentionMs, RetentionBytes: c.RetentionBytes, SegmentBytes: int64(c.SegmentBytes),
 		},
 	}
 	if codec, ok := batch.ParseCodec(c.CompressionType); ok {
@@ -137,6 +140,14 @@ func (k *compactor) topic(id [16]byte) (compaction.Topic, bool) {
 	}
 	k.topics[id] = resolved{out, t.Revision, cluster}
 	return out, true
+}
+
+// addUpTo is the sum, or the largest number.
+func addUpTo(a, b int64) int64 {
+	if a > math.MaxInt64-b {
+		return math.MaxInt64
+	}
+	return a + b
 }
 
 // compactionMetrics are those of a worker.
