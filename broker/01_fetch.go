@@ -220,6 +220,11 @@ func (f *fetch) update() bool {
 			w.p.fetchOffset, w.p.maxBytes = p.FetchOffset, p.PartitionMaxBytes
 			w.p.currentEpoch, w.p.lastFetchedEpoch = p.CurrentLeaderEpoch, p.LastFetchedEpoch
 			w.p.news = true
+			if s.copies {
+				// A follower that says where it stands may have begun anew, and may not have
+				// heeded the last answer: it is told where the leader stands in any case.
+				w.p.toldHW = -1
+			}
 			if !w.dirty {
 				w.dirty = true
 				s.dirty = append(s.dirty, w)

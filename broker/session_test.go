@@ -3,6 +3,8 @@ package broker
 import (
 	"testing"
 	"time"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // Clients share the slots that there are; followers find room whatever clients do,
@@ -49,5 +51,25 @@ func TestFollowersGoBeforeClients(t *testing.T) {
 	c.remove(g.id)
 	if made(&session{}, 1) {
 		t.Fatal("a client took the slot that a follower never had")
+	}
+}
+
+// A follower that names a partition is told the high watermark again, though it is the one that it was told last: the
+// answer may have come when the follower was in another leader epoch, and was not heeded. A consumer is not.
+func TestFollowersAreToldAgain(t *testing.T) {
+	for _, copies := range []bool{true, false} {
+		s := &session{copies: copies, watches: map[partitionKey]*watch{}}
+		w := &watch{s: s, p: sessionPartition{toldHW: 7}}
+		s.watches[partitionKey{topic: "t"}] = w
+		req := kmsg.NewPtrFetchRequest()
+		req.Version = 12
+		req.Topics = []kmsg.FetchRequestTopic{{Topic: "t", Partitions: []kmsg.FetchRequestTopicPartition{{FetchOffset: 7}}}}
+		f := &fetch{req: req, s: s}
+		if !f.update() {
+			t.Fatal("the session has ended")
+		}
+		if want := map[bool]int64{true: -1, false: 7}[copies]; w.p.toldHW != want {
+			t.Errorf("of a follower: %v: told %d, want %d", copies, w.p.toldHW, want)
+		}
 	}
 }
