@@ -854,6 +854,8 @@ public class Interop {
                     if (round % 3 == 1) p.abortTransaction();
                     else p.commitTransaction();
                 }
+                // The commit has been decided; its markers may still be on their way.
+                await("a marker per transaction", () -> end(a, tp, IsolationLevel.READ_COMMITTED) == 66 && end(a, new TopicPartition(topic, 1), IsolationLevel.READ_COMMITTED) == 66);
                 same("read_committed", committed, values(topic, 0, "read_committed"));
                 same("read_uncommitted", everything, values(topic, 0, "read_uncommitted"));
                 same("read_committed, the other partition", committed.size(), values(topic, 1, "read_committed").size());
