@@ -614,6 +614,102 @@ func TestDamagedSource(t *testing.T) {
 	}
 }
 
+// From each read of a round on, no read is answered. The job ends with an error that somebody hears of, and what it has
+// committed by then is true: nothing counts as filtered that was not read.
+func TestReadsFail(t *testing.T) {
+	for answered, failed := 0, 1; failed > 0; answered++ {
+		inScene(t, func(t *testing.T, s *scene) {
+			p := s.lead(1, compacted)
+			s.three(p)
+			s.put(p, "c=0") // the last group leaves something out as well
+			s.put(p, "c=1")
+			s.upload()
+			k := s.work(single)
+			defer k.close()
+			reads := 0
+			failed = 0
+			k.p.fail = func(what string) (before, after error) {
+				if !strings.HasPrefix(what, "get data/") {
+					return nil, nil
+				}
+				if reads++; reads <= answered {
+					return nil, nil
+				}
+				failed++
+				return objstore.ErrUnavailable, nil
+			}
+			n, err := k.Round(bg, k.lease)
+			heard := k.failures()
+			switch {
+			case err != nil:
+				t.Fatal(err)
+			case failed == 0 && (n != 1 || len(heard) > 0):
+				t.Errorf("all of %d reads were answered: %d jobs done, %v", reads, n, heard)
+			case failed > 0 && (n != 0 || len(heard) != 1 || !errors.Is(heard[0], objstore.ErrUnavailable)):
+				t.Errorf("after %d reads none was answered: %d jobs done, %v", answered, n, heard)
+			}
+			if failed == 0 && answered < 8 {
+				t.Errorf("a round of four groups has made %d reads", reads)
+			}
+			k.p.fail = nil
+			s.skew += time.Minute // until it is tried again
+			s.finish(k)
+			s.settled()
+		})
+	}
+}
+
+// While a consumer at read_committed reads from a replica, an aborted transaction's records are taken away and then its
+// marker, and the replica learns of it. The old records are never shown with the new list, which lacks the transaction.
+func TestOneManifestForAReader(t *testing.T) {
+	inScene(t, func(t *testing.T, s *scene) {
+		p := s.lead(1, compacted)
+		x := s.begin(p, 7)
+		s.write(p, x, "a=aborted")
+		s.put(p, "b=1")
+		s.upload()
+		s.end(p, x, false)
+		s.put(p, "c=1")
+		s.upload()
+		y := s.begin(p, 7) // so that the producer is known from here
+		s.write(p, y, "d=1")
+		s.end(p, y, true)
+		s.upload()
+		end := p.end()
+		k := s.work(picker.Limits{Fanin: 3})
+		defer k.close()
+		broker := &process{w: s.world}
+		replica := s.tier(broker, func(o *tiering.Options) { o.RequestTimeout = time.Hour })
+		defer replica.Close()
+		hit := false
+		broker.fail = func(what string) (before, after error) {
+			if hit || !strings.HasPrefix(what, "get data/") {
+				return nil, nil
+			}
+			hit = true
+			broker.mu.Unlock()
+			defer broker.mu.Lock()
+			s.finish(k)
+			s.skew += time.Hour
+			s.finish(k)
+			time.Sleep(6 * time.Second) // longer than it believes a head
+			return nil, nil
+		}
+		var got []int64
+		if _, err := p.consume(replica, s.rnd, 0, end, func(o int64, _ record) { got = append(got, o) }); err != nil {
+			t.Fatal(err)
+		}
+		if want := []int64{1, 3, 4}; !hit || !slices.Equal(got, want) {
+			t.Errorf("offsets %v, want %v", got, want)
+		}
+		now, err := replica.Aborted(bg, p.id, p.index, 0, end, end)
+		if err != nil || len(now) != 0 {
+			t.Errorf("by now the transaction is listed nowhere: %v, %v", now, err)
+		}
+		s.settled()
+	})
+}
+
 // The topic is deleted during a job. That is no failure, and nothing is left of it.
 func TestTopicDeleted(t *testing.T) {
 	for _, at := range []string{"claim", "load", "get data", "put data", "commit"} {
