@@ -588,13 +588,13 @@ func TestHealth(t *testing.T) {
 	srv := httptest.NewServer(admin.Handler(admin.Options{Ready: func() error { return ready }}, true))
 	defer srv.Close()
 	u := "--admin-url=" + srv.URL
-	varve(t, "", "health", u).want(t, 1, "", "the broker does not serve clients: starting; etcd has no leader")
+	varve(t, "", "health", u).want(t, 1, "", "not ready: starting; etcd has no leader")
 	ready = nil
-	varve(t, "", "health", u).want(t, 0, "the broker serves clients\n", "")
-	varve(t, "", "health", u+"/nowhere").want(t, 1, "", "answered 404 Not Found; is that the admin listener of a varve broker?")
+	varve(t, "", "health", u).want(t, 0, "ready\n", "")
+	varve(t, "", "health", u+"/nowhere").want(t, 1, "", "answered 404 Not Found; is that the admin listener of a varve broker or compaction worker?")
 	varve(t, "", "health", "--admin-url=localhost").want(t, 2, "", "must be a URL like http://127.0.0.1:9644")
 	srv.Close()
-	varve(t, "", "health", u).want(t, 1, "", "connection refused; is the broker running")
+	varve(t, "", "health", u).want(t, 1, "", "connection refused; is the process running")
 }
 
 func sortedLines(s string) string {

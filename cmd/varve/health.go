@@ -18,12 +18,12 @@ import (
 func healthCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "health",
-		Short: "Whether a broker serves clients: exit 0 if it does, 1 and the reasons if not",
+		Short: "Whether a broker serves clients, or a compaction worker works: exit 0 if it does, 1 and the reasons if not",
 		Args:  arguments("", 0, 0),
 	}
 	wait := 5 * time.Second
-	adminURL := cmd.Flags().String("admin-url", "http://"+admin.DefaultListen, "the broker's admin listener")
-	cmd.Flags().Var(durationValue{d: &wait}, "request-timeout", "how long to wait for the broker's answer")
+	adminURL := cmd.Flags().String("admin-url", "http://"+admin.DefaultListen, "admin listener of the broker or compaction worker")
+	cmd.Flags().Var(durationValue{d: &wait}, "request-timeout", "how long to wait for the answer")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		ctx, cancel := context.WithTimeout(cmd.Context(), wait)
 		defer cancel()
@@ -33,17 +33,17 @@ func healthCommand() *cobra.Command {
 		}
 		switch status {
 		case http.StatusOK:
-			_, err := fmt.Fprintln(cmd.OutOrStdout(), "the broker serves clients")
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), "ready")
 			return err
 		case http.StatusServiceUnavailable:
 			var answer struct {
 				Reasons []string `json:"reasons"`
 			}
 			if json.Unmarshal(body, &answer) == nil && len(answer.Reasons) > 0 {
-				return errors.New("the broker does not serve clients: " + visible(strings.Join(answer.Reasons, "; ")))
+				return errors.New("not ready: " + visible(strings.Join(answer.Reasons, "; ")))
 			}
 		}
-		return notAdmin(*adminURL, status)
+		return fmt.Errorf("%s answered %d %s; is that the admin listener of a varve broker or compaction worker?", *adminURL, status, http.StatusText(status))
 	}
 	return cmd
 }

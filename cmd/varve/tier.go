@@ -276,17 +276,13 @@ func fetchAdmin[T any](ctx context.Context, base, path string, query url.Values)
 		if json.Unmarshal(body, &e) == nil && e.Error != "" {
 			return nil, errors.New(e.Error)
 		}
-		return nil, notAdmin(base, status)
+		return nil, fmt.Errorf("%s answered %d %s; is that the admin listener of a varve broker?", base, status, http.StatusText(status))
 	}
 	list := []T{}
 	if err := json.Unmarshal(body, &list); err != nil {
 		return nil, fmt.Errorf("the answer of %s is not what was asked for; is that the admin listener of a varve broker? (%w)", base, err)
 	}
 	return list, nil
-}
-
-func notAdmin(base string, status int) error {
-	return fmt.Errorf("%s answered %d %s; is that the admin listener of a varve broker?", base, status, http.StatusText(status))
 }
 
 // askAdmin gets a page of the admin listener at base.
@@ -305,7 +301,7 @@ func askAdmin(ctx context.Context, base, path string, query url.Values) (status 
 	if err != nil {
 		switch {
 		case errors.Is(err, syscall.ECONNREFUSED):
-			return 0, nil, fmt.Errorf("cannot reach the admin listener at %s: connection refused; is the broker running, and is this its admin.listener? --admin-url names another", base)
+			return 0, nil, fmt.Errorf("cannot reach the admin listener at %s: connection refused; is the process running, and is this its admin.listener? --admin-url names another", base)
 		case errors.Is(err, context.DeadlineExceeded):
 			return 0, nil, fmt.Errorf("the admin listener at %s did not answer in time (--request-timeout)", base)
 		}

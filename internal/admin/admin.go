@@ -70,7 +70,7 @@ type Options struct {
 	Listen   string              // host:port; empty means DefaultListen
 	Registry prometheus.Gatherer // the process's own registry; never Prometheus's default one
 	Health   func() error        // nil: alive. An errors.Join becomes several reasons
-	Ready    func() error        // nil: able to serve clients
+	Ready    func() error        // nil: able to do what it is for
 	Tier     func(topic string) ([]TierStatus, error)
 	Retired  func() ([]Retired, error)
 	Logger   *slog.Logger
