@@ -3,6 +3,7 @@ package history
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 )
 
@@ -23,6 +24,7 @@ const (
 	OffsetBack  Kind = "committed offset of a group went back"
 	Vanished    Kind = "a record was shown that is not there any more"
 	Unprocessed Kind = "record not processed though its offset is committed"
+	Outdated    Kind = "older record of a key shown than was acknowledged"
 )
 
 // Anomaly is something that the cluster promises not to do.
@@ -44,17 +46,25 @@ func (r Record) String() string {
 	switch {
 	case r.Control:
 		return fmt.Sprintf("marker %08x", r.Sum)
-	case r.Txn != "":
-		return fmt.Sprintf("%s/%d in %s", r.Producer, r.Number, r.Txn)
 	}
-	return fmt.Sprintf("%s/%d", r.Producer, r.Number)
+	s := fmt.Sprintf("%s/%d", r.Producer, r.Number)
+	if r.Txn != "" {
+		s += " in " + r.Txn
+	}
+	if r.Tombstone {
+		s += ", a tombstone"
+	}
+	return s
 }
 
 // Check finds what is wrong with a history, sorted by kind, partition and offset. A history without final readers has
 // nothing that records could be missing from: that is an error of who noted it, and panics.
 func Check(h *History) []Anomaly {
 	c := &check{h: h, at: map[Partition]map[int64]*Read{}, differ: map[place]bool{}, seen: make([]map[Partition][]*Read, len(h.Readers)),
-		final: -1, committed: -1}
+		final: -1, committed: -1, compacted: map[string]bool{}}
+	for _, t := range h.Compacted {
+		c.compacted[t] = true
+	}
 	for i, r := range h.Readers {
 		c.seen[i] = map[Partition][]*Read{}
 		switch {
@@ -70,7 +80,9 @@ func Check(h *History) []Anomaly {
 	c.reads()
 	c.log()
 	c.readers()
+	c.transactions()
 	c.acknowledged()
+	c.keys()
 	c.producers()
 	c.offsets()
 	c.derived()
@@ -98,6 +110,8 @@ type check struct {
 	seen             []map[Partition][]*Read // by reader, in the order of reading
 	final, committed int                     // the readers whose word counts for what there is and what is visible
 	there, visible   map[Partition]map[int64]*Read
+	shown            map[string]*Read // the first record of a transaction that is visible
+	compacted        map[string]bool  // topics
 }
 
 func (c *check) add(k Kind, p Partition, offset int64, format string, args ...any) {
@@ -130,7 +144,7 @@ func (c *check) reads() {
 			differ("%s was shown %v, %s was shown %v", c.h.Readers[first.Reader].Name, first.Record, who.Name, r.Record)
 		case first.Epoch >= 0 && r.Epoch >= 0 && first.Epoch != r.Epoch:
 			differ("%s was shown leader epoch %d, %s was shown %d", c.h.Readers[first.Reader].Name, first.Epoch, who.Name, r.Epoch)
-		case first.Batch != 0 && r.Batch != 0 && first.Batch != r.Batch:
+		case first.Batch != 0 && r.Batch != 0 && first.Batch != r.Batch && !c.compacted[r.Topic]:
 			differ("the batch that %s was given has other bytes than the one that %s was given", c.h.Readers[first.Reader].Name, who.Name)
 		case first.Batch == 0 && r.Batch != 0 || first.Epoch < 0 && r.Epoch >= 0:
 			offsets[r.Offset] = r // it says more
@@ -164,7 +178,7 @@ func (c *check) log() {
 	c.there, c.visible = index(c.final), index(c.committed)
 	for p, offsets := range c.at {
 		for o, r := range offsets {
-			if c.there[p][o] == nil {
+			if c.there[p][o] == nil && !c.compacted[p.Topic] {
 				c.add(Vanished, p, o, "%s was shown %v", c.h.Readers[r.Reader].Name, r.Record)
 			}
 		}
@@ -172,7 +186,7 @@ func (c *check) log() {
 	for p, offsets := range c.there {
 		next, epoch := int64(0), int32(-1)
 		for _, o := range sorted(offsets) {
-			if o > next {
+			if o > next && !c.compacted[p.Topic] {
 				c.add(Gap, p, next, "nothing is there; the next record is at %d", o)
 			}
 			if e := offsets[o].Epoch; e < epoch {
@@ -210,6 +224,9 @@ func (c *check) readers() {
 			if who.Committed {
 				due = c.visible[p]
 			}
+			if c.compacted[p.Topic] {
+				due = nil // keys knows what is
+			}
 			for o, r := range due {
 				if shown[o] || r.Control && !who.Final {
 					continue
@@ -222,17 +239,21 @@ func (c *check) readers() {
 	}
 }
 
-// acknowledged looks for what was acknowledged, and for transactions that came apart.
-func (c *check) acknowledged() {
-	acked := map[place]*Produce{}
-	shown := map[string]*Read{} // a transaction's record that is visible
+// transactions notes of which ones something is visible.
+func (c *check) transactions() {
+	c.shown = map[string]*Read{}
 	for p := range c.visible {
 		for _, o := range sorted(c.visible[p]) {
-			if r := c.visible[p][o]; r.Txn != "" && shown[r.Txn] == nil {
-				shown[r.Txn] = r
+			if r := c.visible[p][o]; r.Txn != "" && c.shown[r.Txn] == nil {
+				c.shown[r.Txn] = r
 			}
 		}
 	}
+}
+
+// acknowledged looks for what was acknowledged, and for transactions that came apart.
+func (c *check) acknowledged() {
+	acked := map[place]*Produce{}
 	for i := range c.h.Produces {
 		w := &c.h.Produces[i]
 		if w.Outcome != Done {
@@ -245,11 +266,13 @@ func (c *check) acknowledged() {
 		acked[k] = w
 		there := c.there[w.Partition][w.Offset]
 		switch {
+		case there != nil && there.Record != w.Record:
+			c.add(Lost, w.Partition, w.Offset, "%v was acknowledged, and %v is there", w.Record, there.Record)
+			continue
+		case c.compacted[w.Topic]:
+			continue // keys knows whether it is to be there
 		case there == nil:
 			c.add(Lost, w.Partition, w.Offset, "%v is not there", w.Record)
-			continue
-		case there.Record != w.Record:
-			c.add(Lost, w.Partition, w.Offset, "%v was acknowledged, and %v is there", w.Record, there.Record)
 			continue
 		case c.visible[w.Partition][w.Offset] != nil:
 			continue
@@ -259,8 +282,79 @@ func (c *check) acknowledged() {
 		}
 		if t := c.h.Txns[w.Txn]; t != nil && t.Outcome == Done {
 			c.add(Torn, w.Partition, w.Offset, "%v was committed, and is not visible", w.Record)
-		} else if r := shown[w.Txn]; r != nil {
+		} else if r := c.shown[w.Txn]; r != nil {
 			c.add(Torn, w.Partition, w.Offset, "%v is not visible, and %v at %s-%d, offset %d, is", w.Record, r.Record, r.Topic, r.Index, r.Offset)
+		}
+	}
+}
+
+// keys looks at whether the readers of compacted topics were shown each key's newest record, or a later one than was
+// acknowledged. Whoever reads when all is over finds no key that was deleted; who reads along may have come by when its
+// tombstone was gone.
+func (c *check) keys() {
+	type key struct {
+		p   Partition
+		key string
+	}
+	newest := map[key]*Produce{}
+	deleted := map[key]int64{} // where a tombstone is or may be, the last one
+	for i := range c.h.Produces {
+		w := &c.h.Produces[i]
+		if !c.compacted[w.Topic] {
+			continue
+		}
+		k, happened := key{w.Partition, w.Key}, w.Outcome
+		if t := c.h.Txns[w.Txn]; t != nil && t.Outcome != Done && c.shown[w.Txn] == nil {
+			if happened = t.Outcome; t.Asked == 0 {
+				happened = Not
+			}
+		}
+		if n := newest[k]; happened == Done && (n == nil || n.Offset < w.Offset) {
+			newest[k] = w
+		}
+		if w.Tombstone && happened != Not {
+			o := w.Offset
+			if o < 0 {
+				o = math.MaxInt64
+			}
+			deleted[k] = max(deleted[k], o)
+		}
+	}
+	mayGo := func(k key) bool {
+		o, ok := deleted[k]
+		return ok && o >= newest[k].Offset
+	}
+	last := func(reader int) (of map[key]*Read, ends map[Partition]int64) {
+		of, ends = map[key]*Read{}, map[Partition]int64{}
+		for p, reads := range c.seen[reader] {
+			for _, r := range reads {
+				ends[p] = max(ends[p], r.Offset)
+				if t := c.h.Txns[r.Txn]; t != nil && t.Outcome == Not {
+					continue
+				}
+				if k := (key{p, r.Key}); of[k] == nil || of[k].Offset < r.Offset {
+					of[k] = r
+				}
+			}
+		}
+		return of, ends
+	}
+	there, _ := last(c.committed)
+	for i, who := range c.h.Readers {
+		if !who.Steady && !who.Final {
+			continue
+		}
+		shown, ends := last(i)
+		for k, w := range newest {
+			got := shown[k]
+			switch {
+			case got != nil && got.Offset >= w.Offset || got == nil && mayGo(k):
+			case !who.Final && (mayGo(k) || there[k] == nil || ends[k.p] < there[k].Offset):
+			case got == nil:
+				c.add(Lost, k.p, w.Offset, "%s was shown nothing of key %s, and %v was acknowledged", who.Name, k.key, w.Record)
+			default:
+				c.add(Outdated, k.p, got.Offset, "%s was shown %v last of key %s, and %v was acknowledged at %d", who.Name, got.Record, k.key, w.Record, w.Offset)
+			}
 		}
 	}
 }

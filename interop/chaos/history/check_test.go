@@ -89,12 +89,15 @@ func (s *story) change(p Partition, offset int64, f func(*Read), readers ...int)
 
 var everybody = []int{along, alongCommitted, finalAll, finalCommitted, otherAll, otherCommitted}
 
+// planted is what is wrong with a day that was well.
+type planted struct {
+	name string
+	do   func(*story)
+	want []string // kind: place
+}
+
 func TestCheck(t *testing.T) {
-	for _, c := range []struct {
-		name string
-		do   func(*story)
-		want []string // kind: place
-	}{
+	finds(t, well, []planted{
 		{"all is well", func(*story) {}, nil},
 		{"the last acknowledged record is gone", func(s *story) { s.drop(in, 3, everybody...) }, []string{"acknowledged record lost: in-0 3"}},
 		{"another record has its place", func(s *story) {
@@ -182,9 +185,13 @@ func TestCheck(t *testing.T) {
 		{"an input was passed over", func(s *story) {
 			s.put(in, 4, rec("a", 4, ""), true)
 		}, []string{"record not processed though its offset is committed: in-0 4"}},
-	} {
+	})
+}
+
+func finds(t *testing.T, day func() *story, list []planted) {
+	for _, c := range list {
 		t.Run(c.name, func(t *testing.T) {
-			s := well()
+			s := day()
 			c.do(s)
 			var got []string
 			for _, a := range Check(s.History) {
@@ -199,6 +206,114 @@ func TestCheck(t *testing.T) {
 			}
 		})
 	}
+}
+
+var (
+	kept   = Partition{"kept", 0}
+	finals = []int{finalAll, finalCommitted, otherAll, otherCommitted}
+)
+
+func keyed(number int64, key, txn string) Record {
+	r := rec("k", number, txn)
+	r.Key = key
+	return r
+}
+
+func tombstone(number int64, key, txn string) Record {
+	r := keyed(number, key, txn)
+	r.Tombstone = true
+	return r
+}
+
+// compacted is a day with a compacted topic: whoever reads along sees all of it, and in the end the older values are gone, on one
+// replica the tombstone too.
+func compacted() *story {
+	s := well()
+	s.Compacted = []string{"kept"}
+	s.put(kept, 0, keyed(0, "a", ""), true)
+	s.put(kept, 1, keyed(1, "b", ""), true)
+	s.put(kept, 2, keyed(2, "a", ""), true)
+	s.put(kept, 3, tombstone(3, "b", ""), true)
+	s.put(kept, 4, keyed(4, "c", "t1"), true)
+	s.put(kept, 5, keyed(5, "c", "t2"), false)
+	s.put(kept, 6, Record{Control: true, Sum: 9}, false)
+	s.drop(kept, 0, finals...)
+	s.drop(kept, 1, finals...)
+	s.drop(kept, 3, otherAll, otherCommitted)
+	s.drop(kept, 6, otherAll)
+	s.change(kept, 2, func(r *Read) { r.Batch = 1 }, otherAll)
+	return s
+}
+
+// first has a reader shown a record before all others.
+func (s *story) first(offset int64, r Record, reader int) {
+	s.Reads = slices.Insert(s.Reads, 0, Read{Partition: kept, Record: r, Reader: reader, At: 30, Offset: offset, Epoch: 3})
+}
+
+func TestCompacted(t *testing.T) {
+	lost := func(offset int) []string {
+		return repeat(4, "acknowledged record lost: kept-0 %d", offset, offset, offset, offset)
+	}
+	finds(t, compacted, []planted{
+		{"all is well", func(*story) {}, nil},
+		{"the newest value of a key is gone", func(s *story) { s.drop(kept, 2, finals...) }, lost(2)},
+		{"that of a transaction", func(s *story) { s.drop(kept, 4, finals...) }, lost(4)},
+		{"that of a transaction whose commit was not answered", func(s *story) {
+			s.put(kept, 7, keyed(6, "c", "t3"), true)
+			s.drop(kept, 7, finals...)
+		}, repeat(4, "older record of a key shown than was acknowledged: kept-0 %d", 4, 4, 4, 4)},
+		{"all of a partition", func(s *story) {
+			for o := range int64(7) {
+				s.drop(kept, o, finals...)
+			}
+		}, append(lost(2), lost(4)...)},
+		{"one replica has an older value", func(s *story) {
+			s.drop(kept, 2, otherAll)
+			s.first(0, keyed(0, "a", ""), otherAll)
+		}, []string{"older record of a key shown than was acknowledged: kept-0 0"}},
+		{"what was deleted is back", func(s *story) { s.first(1, keyed(1, "b", ""), otherAll) },
+			[]string{"older record of a key shown than was acknowledged: kept-0 1"}},
+		{"a tombstone that was not answered may be there", func(s *story) {
+			s.Produces = append(s.Produces, Produce{kept, tombstone(6, "a", ""), Unknown, -1})
+			s.drop(kept, 2, finals...)
+		}, nil},
+		{"that of a transaction whose commit was not answered may, too", func(s *story) {
+			s.Txns["t4"] = &Txn{Unknown, 20}
+			s.Produces = append(s.Produces, Produce{kept, tombstone(6, "a", "t4"), Done, 7})
+			s.drop(kept, 2, finals...)
+		}, nil},
+		{"not one that was written before the value", func(s *story) {
+			s.Txns["t4"] = &Txn{Unknown, 20}
+			s.Produces = append(s.Produces, Produce{kept, tombstone(6, "d", "t4"), Done, 7})
+			s.put(kept, 8, keyed(7, "d", ""), true)
+			s.drop(kept, 8, finals...)
+		}, lost(8)},
+		{"nor one of a transaction whose commit nobody has asked for", func(s *story) {
+			s.Txns["t4"] = &Txn{Unknown, 0}
+			s.Produces = append(s.Produces, Produce{kept, tombstone(6, "a", "t4"), Done, 7})
+			s.drop(kept, 2, finals...)
+		}, lost(2)},
+		{"nor an aborted one", func(s *story) {
+			s.Produces = append(s.Produces, Produce{kept, tombstone(6, "a", "t2"), Done, 7})
+			s.drop(kept, 2, finals...)
+		}, lost(2)},
+		{"an aborted record is not the newest of its key", func(s *story) { s.drop(kept, 4, finalAll) }, []string{"acknowledged record lost: kept-0 4"}},
+		{"who reads along was taken past the newest value", func(s *story) { s.drop(kept, 2, along) },
+			[]string{"older record of a key shown than was acknowledged: kept-0 0"}},
+		{"who reads along has not come to it", func(s *story) {
+			for o := int64(1); o < 7; o++ {
+				s.drop(kept, o, along)
+			}
+		}, nil},
+		{"who reads along came when the tombstone was gone", func(s *story) { s.drop(kept, 3, along, alongCommitted) }, nil},
+		{"another value", func(s *story) { s.change(kept, 2, func(r *Read) { r.Sum++ }, otherAll) },
+			[]string{"different records at one offset: kept-0 2"}},
+		{"another key", func(s *story) { s.change(kept, 2, func(r *Read) { r.Key = "d" }) },
+			append(lost(2), "acknowledged record lost: kept-0 2")},
+		{"the offsets do not ascend", func(s *story) {
+			s.Reads = append(s.Reads, Read{Partition: kept, Record: keyed(2, "a", ""), Reader: otherCommitted, At: 31, Offset: 2, Epoch: 3})
+		}, []string{"a reader was shown an offset again: kept-0 2"}},
+	})
 }
 
 func repeat(n int, format string, args ...any) (all []string) {

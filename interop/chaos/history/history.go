@@ -1,6 +1,7 @@
 // Package history is what clients of a cluster were told and shown, and the check of it against what the cluster
 // promises: nothing acknowledged is lost, nothing comes twice, everybody sees the same record at an offset for ever,
-// transactions are whole or not there, and the offsets of groups do not go back.
+// transactions are whole or not there, and the offsets of groups do not go back. Of a compacted topic each key's newest
+// record is there, and what was deleted does not come back.
 //
 // A check has no opinion on what a client was not told: a record whose fate is unknown may be there or not, and a
 // transaction whose commit was not answered may have happened, but then all of it has.
@@ -16,6 +17,8 @@ type History struct {
 	Commits  []Commit        `json:"commits"`
 	Offsets  []Offset        `json:"offsets"`
 	Derived  []Derived       `json:"derived"`
+	// Compacted topics lose records of a key that has newer ones, and tombstones some time later. Their batches are made anew.
+	Compacted []string `json:"compacted"`
 }
 
 // Partition is one of a topic.
@@ -28,11 +31,13 @@ type Partition struct {
 type Record struct {
 	// Producer and Number name it: the numbers of a producer count up in every partition. They are what is to come out
 	// once and in order, whichever transaction carries it there.
-	Producer string `json:"producer,omitempty"`
-	Number   int64  `json:"number"`
-	Txn      string `json:"txn,omitempty"`     // the transaction that it was sent in
-	Control  bool   `json:"control,omitempty"` // a transaction's marker, which nobody sent
-	Sum      uint32 `json:"sum"`               // checksum of all of it
+	Producer  string `json:"producer,omitempty"`
+	Number    int64  `json:"number"`
+	Txn       string `json:"txn,omitempty"`       // the transaction that it was sent in
+	Control   bool   `json:"control,omitempty"`   // a transaction's marker, which nobody sent
+	Key       string `json:"key,omitempty"`       // in a compacted topic
+	Tombstone bool   `json:"tombstone,omitempty"` // it deletes its key
+	Sum       uint32 `json:"sum"`                 // checksum of all of it
 }
 
 // Outcome is what a client knows of what it has asked for.
