@@ -53,6 +53,9 @@ var faults = []fault{
 	{name: "etcd-crash", pick: allMembers, do: killed},
 	{name: "s3-away", pick: bucket, do: paused},
 	{name: "s3-kill", pick: bucket, do: killed},
+	{name: "compactor-kill", pick: anyWorker, do: killed},
+	{name: "compactor-pause", pick: anyWorker, do: paused},
+	{name: "compactor-cut", net: true, pick: anyWorker, do: unlinked},
 	{name: "move", pick: nobody, do: moved},
 	{name: "elect", pick: nobody, do: elected},
 	{name: "drain", pick: anyReplica, do: drained},
@@ -90,20 +93,12 @@ type nemesis struct {
 
 // server is a process by its name.
 func (n *nemesis) server(name string) *cluster.Server {
-	for _, s := range n.servers() {
+	for _, s := range n.c.Servers() {
 		if s.Name == name {
 			return s
 		}
 	}
 	panic("chaos: there is no process " + name)
-}
-
-func (n *nemesis) servers() []*cluster.Server {
-	all := append(slices.Clone(n.c.Etcd), n.c.S3)
-	for _, b := range n.c.Brokers {
-		all = append(all, b.Server)
-	}
-	return all
 }
 
 // run has faults happen for a while, and returns when all of them are healed.
@@ -194,7 +189,7 @@ func (n *nemesis) give(names []string) {
 func (n *nemesis) fallen() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for _, s := range n.servers() {
+	for _, s := range n.c.Servers() {
 		if !n.busy[s.Name] && !s.Running() {
 			return fmt.Errorf("%s has ended by itself: %s", s.Name, s.Tail())
 		}
@@ -255,6 +250,10 @@ func controllerBroker(n *nemesis, ctx context.Context) ([]string, bool) {
 		return nil, false
 	}
 	return []string{n.c.Broker(meta.Controller).Name}, true
+}
+
+func anyWorker(n *nemesis, _ context.Context) ([]string, bool) {
+	return []string{n.c.Workers[n.rnd.IntN(len(n.c.Workers))].Name}, true
 }
 
 func anyMember(n *nemesis, _ context.Context) ([]string, bool) {
@@ -475,15 +474,18 @@ func grown(n *nemesis, ctx context.Context, _ []string, d time.Duration) error {
 // command runs a command of the command line, until it succeeds: it goes on where it was.
 func (n *nemesis) command(ctx context.Context, args ...string) error {
 	args = append(args, "--bootstrap-server", strings.Join(n.c.Bootstrap(), ","))
-	return child.Eventually(ctx, patience, func() error {
-		ctx, cancel := context.WithTimeout(ctx, patience)
-		defer cancel()
-		out, err := exec.CommandContext(ctx, n.varve, args...).CombinedOutput()
-		if err != nil {
-			err = fmt.Errorf("varve %s: %w: %s", strings.Join(args, " "), err, out)
-		}
-		return err
-	})
+	return child.Eventually(ctx, patience, func() error { return n.once(ctx, args...) })
+}
+
+// once runs a command of the command line.
+func (n *nemesis) once(ctx context.Context, args ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, n.varve, args...).CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("varve %s: %w: %s", strings.Join(args, " "), err, out)
+	}
+	return err
 }
 
 func slowed(n *nemesis, ctx context.Context, names []string, d time.Duration) error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -56,16 +57,24 @@ func (l *ledger) send(produce func(context.Context, *kgo.Record, func(*kgo.Recor
 	if txn == "" {
 		txn = "-"
 	}
-	value := fmt.Appendf(nil, "%s %d %s ", r.Producer, r.Number, txn)
+	says := fmt.Appendf(nil, "%s %d %s ", r.Producer, r.Number, txn)
+	value := slices.Clone(says)
 	for i := 0; len(value) < size; i++ {
 		value = append(value, byte('a'+(int(r.Number)+i)%26))
 	}
-	r.Sum = crc32.ChecksumIEEE(value)
+	k := &kgo.Record{Topic: p.Topic, Partition: p.Index, Value: value}
+	if r.Key != "" {
+		k.Key, k.Headers = []byte(r.Key), []kgo.RecordHeader{{Key: saysHeader, Value: says}}
+	}
+	if r.Tombstone {
+		k.Value = nil
+	}
+	r.Sum = checksum(k)
 	l.mu.Lock()
 	i := len(l.h.Produces)
 	l.h.Produces = append(l.h.Produces, history.Produce{Partition: p, Record: r, Offset: -1})
 	l.mu.Unlock()
-	produce(context.Background(), &kgo.Record{Topic: p.Topic, Partition: p.Index, Value: value}, func(k *kgo.Record, err error) {
+	produce(context.Background(), k, func(k *kgo.Record, err error) {
 		l.mu.Lock()
 		if err == nil {
 			w := &l.h.Produces[i]
@@ -83,15 +92,30 @@ func (l *ledger) send(produce func(context.Context, *kgo.Record, func(*kgo.Recor
 	})
 }
 
+// saysHeader is where a record with a key says what it is, for a tombstone has no value.
+const saysHeader = "says"
+
+func checksum(r *kgo.Record) uint32 {
+	s := crc32.Update(crc32.ChecksumIEEE(r.Value), crc32.IEEETable, r.Key)
+	for _, h := range r.Headers {
+		s = crc32.Update(s, crc32.IEEETable, h.Value)
+	}
+	return s
+}
+
 // parse is what a record says of itself.
 func parse(r *kgo.Record) history.Record {
-	rec := history.Record{Sum: crc32.ChecksumIEEE(r.Value)}
+	rec := history.Record{Sum: checksum(r)}
 	if r.Attrs.IsControl() {
 		rec.Control = true
-		rec.Sum = crc32.Update(rec.Sum, crc32.IEEETable, r.Key)
 		return rec
 	}
-	f := strings.SplitN(string(r.Value), " ", 4)
+	says := r.Value
+	if len(r.Headers) == 1 && r.Headers[0].Key == saysHeader {
+		says = r.Headers[0].Value
+		rec.Key, rec.Tombstone = string(r.Key), r.Value == nil
+	}
+	f := strings.SplitN(string(says), " ", 4)
 	if n, err := strconv.ParseInt(at(f, 1), 10, 64); err == nil && len(f) == 4 {
 		rec.Producer, rec.Number, rec.Txn = f[0], n, f[2]
 		if rec.Txn == "-" {
@@ -101,7 +125,6 @@ func parse(r *kgo.Record) history.Record {
 	}
 	// Nobody here has sent it: a record of a coordinator.
 	rec.Producer, rec.Number = "others", r.Offset
-	rec.Sum = crc32.Update(rec.Sum, crc32.IEEETable, r.Key)
 	return rec
 }
 
@@ -182,6 +205,18 @@ func (l *ledger) silent(since time.Time) error {
 		}
 	}
 	return nil
+}
+
+// acknowledged is how many records of a topic were.
+func (l *ledger) acknowledged(topic string) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range l.h.Produces {
+		if w := &l.h.Produces[i]; w.Topic == topic && w.Outcome == history.Done {
+			n++
+		}
+	}
+	return n
 }
 
 // figures are what is printed of a round.

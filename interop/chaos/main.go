@@ -1,6 +1,6 @@
 // Command chaos has faults happen to a cluster of processes under load, and then proves that clients were told and shown
-// nothing that the cluster promises not to do: three brokers with all replicas on each, a spare one, three members of etcd
-// and an S3 server, killed, stopped, cut off, emptied, without power. What is checked is in package history; README.md
+// nothing that the cluster promises not to do: three brokers with all replicas on each, a spare one, two compaction workers,
+// three members of etcd and an S3 server, killed, stopped, cut off, emptied, without power. What is checked is in package history; README.md
 // has the table of faults.
 package main
 
@@ -32,6 +32,7 @@ import (
 const (
 	brokers    = 3 // with replicas of all partitions
 	spare      = 4 // a broker that has none, but for what faults move to it
+	workers    = 2 // of compaction
 	partitions = 4 // of each topic
 	// patience bounds everything that has to come about when the faults are over. What takes longer hangs.
 	patience = 3 * time.Minute
@@ -83,7 +84,7 @@ func run(ctx context.Context, o options, names string) (code int, err error) {
 		return 2, err
 	}
 	if os.Getenv(insideNetwork) != "" {
-		o.network, err = newNetwork([]string{"broker-1", "broker-2", "broker-3", "broker-4", "etcd-1", "etcd-2", "etcd-3", "s3"})
+		o.network, err = newNetwork([]string{"broker-1", "broker-2", "broker-3", "broker-4", "compactor-1", "compactor-2", "etcd-1", "etcd-2", "etcd-3", "s3"})
 		if err != nil {
 			return 2, err
 		}
@@ -134,7 +135,7 @@ func (o *options) run(ctx context.Context, dir, names string) (done, anomalies i
 		return 0, 0, err
 	}
 	co := cluster.Options{
-		Dir: dir, FreePorts: true, Brokers: spare, Varve: []string{o.varve}, Servers: []string{self},
+		Dir: dir, FreePorts: true, Brokers: spare, Workers: workers, Varve: []string{o.varve}, Servers: []string{self},
 		Set: []string{
 			"default.replication.factor=3", "min.insync.replicas=2",
 			"offsets.topic.replication.factor=3", "offsets.topic.num.partitions=4",
@@ -144,6 +145,9 @@ func (o *options) run(ctx context.Context, dir, names string) (done, anomalies i
 			"group.consumer.min.session.timeout.ms=6000", "group.consumer.session.timeout.ms=6000",
 			"group.consumer.min.heartbeat.interval.ms=500", "group.consumer.heartbeat.interval.ms=500",
 			"group.initial.rebalance.delay.ms=0", "auto.create.topics.enable=false", "log.level=debug",
+			// A worker's claims end while it is stopped, and all that nothing names is gone soon after the last fault.
+			"log.cleaner.backoff.ms=500", "log.cleaner.session.timeout.ms=2000", "log.cleaner.dedupe.buffer.size=1048576",
+			"remote.delete.grace.ms=2000", "remote.sweep.interval.ms=3000",
 		},
 		SetOf: func(id int32) []string {
 			// What goes around the page cache is not lost with the power of such a disk, fsynced or not: one broker does so.
@@ -172,7 +176,7 @@ func (o *options) run(ctx context.Context, dir, names string) (done, anomalies i
 		return 0, 0, err
 	}
 	defer func() {
-		for _, s := range n.servers() {
+		for _, s := range n.c.Servers() {
 			if s.Running() {
 				s.Kill()
 			}
@@ -238,13 +242,21 @@ func (o *options) round(ctx context.Context, n *nemesis, l *ledger, cl *kgo.Clie
 	if round%2 == 0 {
 		config["local.retention.bytes"] = kadm.StringPtr("1")
 	}
+	// Those of the compacted topic always, for what is on a broker's disk is not compacted.
+	compact := map[string]*string{
+		"cleanup.policy": kadm.StringPtr("compact"), "local.retention.bytes": kadm.StringPtr("1"), "segment.bytes": kadm.StringPtr("1048576"),
+		"min.cleanable.dirty.ratio": kadm.StringPtr("0.01"), "delete.retention.ms": kadm.StringPtr("10000"), "file.delete.delay.ms": kadm.StringPtr("1000"),
+	}
 	err := child.Eventually(ctx, patience, func() error {
-		rs, err := adm.CreateTopics(ctx, partitions, brokers, config, w.topics()...)
-		if err != nil {
-			return err
-		}
-		if err := rs.Error(); err != nil && !errors.Is(err, kerr.TopicAlreadyExists) { // by an attempt that was not answered
-			return err
+		for _, t := range w.topics() {
+			c := config
+			if t == w.kept {
+				c = compact
+			}
+			// It may be there, by an attempt that was not answered.
+			if _, err := adm.CreateTopic(ctx, partitions, brokers, c, t); err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
+				return err
+			}
 		}
 		topics, err := adm.ListTopics(ctx, w.in)
 		w.inID = topics[w.in].ID
@@ -309,9 +321,17 @@ func (o *options) round(ctx context.Context, n *nemesis, l *ledger, cl *kgo.Clie
 		return nil, err
 	}
 	n.note("everything is processed, and no transaction is open, after %.1fs", time.Since(quiet).Seconds())
+	if err := w.compacted(ctx, cl, topics); err != nil {
+		return nil, fmt.Errorf("%s after the last record: %w", patience, err)
+	}
 	if err := l.readBack(ctx, cl, topics, slices.Concat(w.topics(), internal)); err != nil {
 		return nil, fmt.Errorf("reading back: %w", err)
 	}
+	read := time.Now()
+	if err := n.verify(ctx); err != nil {
+		return history.Check(&l.h), err
+	}
+	n.note("in the bucket is what the manifests name and nothing else, %.1fs after everything was read", time.Since(read).Seconds())
 	watched()
 	if err := <-fallen; err != nil {
 		return nil, err

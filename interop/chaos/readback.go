@@ -84,6 +84,37 @@ func (w *workload) settled(ctx context.Context, adm *kadm.Client, cl *kgo.Client
 	return ends, err
 }
 
+// compacted waits until more than half of what was acknowledged in the compacted topic is gone.
+func (w *workload) compacted(ctx context.Context, cl *kgo.Client, topics kadm.TopicDetails) error {
+	all := w.l.acknowledged(w.kept)
+	return child.Eventually(ctx, patience, func() error {
+		ends, err := kadm.NewClient(cl).ListEndOffsets(ctx, w.kept)
+		if err == nil {
+			err = ends.Error()
+		}
+		l := newLedger()
+		for p := int32(0); p < w.partitions && err == nil; p++ {
+			end, _ := ends.Lookup(w.kept, p)
+			err = l.readReplica(ctx, cl, 0, 1, topics[w.kept], p, end.Offset, true)
+		}
+		if left := len(l.h.Reads); err == nil && left > all/2 {
+			err = fmt.Errorf("%s: %d records are there of %d acknowledged ones: they were to be compacted", w.kept, left, all)
+		} else if err == nil {
+			w.note("%d records are left of %d acknowledged ones that have keys", left, all)
+		}
+		return err
+	})
+}
+
+// verify looks at the whole bucket: everything that is named is there as it was written, and, soon, nothing else.
+func (n *nemesis) verify(ctx context.Context) error {
+	args := []string{"tier", "verify", "-q", "--set", "etcd.endpoints=" + n.c.Describe().Etcd[0].Client, "--set", "remote.storage.url=" + n.c.BucketURL()}
+	if err := n.once(ctx, append(args, "--data")...); err != nil {
+		return err
+	}
+	return child.Eventually(ctx, patience, func() error { return n.once(ctx, append(args, "--unnamed")...) })
+}
+
 // readBack reads all partitions from every replica, at both isolation levels, and notes what was read.
 func (l *ledger) readBack(ctx context.Context, cl *kgo.Client, topics kadm.TopicDetails, names []string) error {
 	adm := kadm.NewClient(cl)

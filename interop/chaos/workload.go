@@ -20,7 +20,8 @@ import (
 //
 //	idempotent producers ------> in  --> two processors of the group "process" --> out
 //	                                 --> two members of the group "readers"
-//	transactional producers ---> txn
+//	transactional producers ---> txn, kept
+//	an idempotent producer ----> kept, which is compacted
 //
 // and readers in every rack, at both isolation levels, read all of it along. Clients are used as their makers want it:
 // what fails is begun again with a new client, and the old one's word for what became of it stands.
@@ -32,7 +33,7 @@ type workload struct {
 	breaks    string // what clients do wrong, for the check to find
 	note      func(format string, args ...any)
 
-	in, out, txn       string
+	in, out, txn, kept string
 	inID               [16]byte
 	partitions         int32
 	feeds, reads, ends atomic.Bool // whether producers, then the groups, then the readers are to end
@@ -49,22 +50,24 @@ const (
 
 const (
 	sessions    = 2 // of each kind
+	keys        = 60
 	recordsEach = 6 * time.Millisecond
 )
 
 func newWorkload(l *ledger, bootstrap []string, round int, seed uint64, partitions int32, note func(string, ...any)) *workload {
 	w := &workload{l: l, bootstrap: bootstrap, round: round, seed: seed, partitions: partitions, note: note}
-	w.in, w.out, w.txn = fmt.Sprintf("in-%d", round), fmt.Sprintf("out-%d", round), fmt.Sprintf("txn-%d", round)
+	w.in, w.out, w.txn, w.kept = fmt.Sprintf("in-%d", round), fmt.Sprintf("out-%d", round), fmt.Sprintf("txn-%d", round), fmt.Sprintf("kept-%d", round)
 	for _, t := range w.topics() {
 		for p := range partitions {
 			l.expect(history.Partition{Topic: t, Index: p})
 		}
 	}
 	l.h.Derived = []history.Derived{{In: w.in, Out: w.out, Producer: w.group("process")}}
+	l.h.Compacted = append([]string{w.kept}, internal...)
 	return w
 }
 
-func (w *workload) topics() []string         { return []string{w.in, w.out, w.txn} }
+func (w *workload) topics() []string         { return []string{w.in, w.out, w.txn, w.kept} }
 func (w *workload) group(kind string) string { return fmt.Sprintf("%s-%d", kind, w.round) }
 func (w *workload) rnd(n int) *rand.Rand     { return rand.New(rand.NewPCG(w.seed, uint64(w.round*100+n))) }
 func (w *workload) options(o ...kgo.Opt) []kgo.Opt {
@@ -76,11 +79,12 @@ func (w *workload) options(o ...kgo.Opt) []kgo.Opt {
 
 func (w *workload) start() {
 	for i := range sessions {
-		w.producers.Go(func() { w.produce(fmt.Sprintf("p%d", i)) })
+		w.producers.Go(func() { w.produce(fmt.Sprintf("p%d", i), nil) })
 		w.producers.Go(func() { w.transact(i) })
 		w.groups.Go(func() { w.process(i) })
 		w.groups.Go(func() { w.member(i) })
 	}
+	w.producers.Go(func() { w.produce("k", w.rnd(30)) })
 	for i := range 3 {
 		w.readers.Go(func() { w.readAlong(i) })
 	}
@@ -93,8 +97,16 @@ func (w *workload) pause(d time.Duration, over *atomic.Bool) bool {
 	return !over.Load()
 }
 
-// produce is an idempotent producer: it sends to every partition in turn, until its records are all answered.
-func (w *workload) produce(name string) {
+// keyed is a record with one of the keys of the compacted topic, each of which has one partition.
+func (w *workload) keyed(rnd *rand.Rand, r history.Record) (history.Partition, history.Record) {
+	k := rnd.Int32N(keys)
+	r.Key, r.Tombstone = fmt.Sprintf("key-%d", k), rnd.IntN(10) == 0
+	return history.Partition{Topic: w.kept, Index: k % w.partitions}, r
+}
+
+// produce is an idempotent producer: it sends to every partition of the input in turn, or, with rnd, to keys of the compacted
+// topic, until its records are all answered.
+func (w *workload) produce(name string, rnd *rand.Rand) {
 	next := make([]int64, w.partitions)
 	for session := 0; !w.feeds.Load(); session++ {
 		var failed atomic.Pointer[error]
@@ -108,16 +120,20 @@ func (w *workload) produce(name string) {
 		}
 		producer := fmt.Sprintf("%s.%d", name, session)
 		for i := 0; failed.Load() == nil && w.pause(recordsEach, &w.feeds); i++ {
-			p := int32(i) % w.partitions
 			if cl.BufferedProduceRecords() > 2000 {
 				continue
 			}
-			w.l.send(cl.Produce, history.Partition{Topic: w.in, Index: p}, history.Record{Producer: producer, Number: next[p]}, 100+i%700, func(err error) {
+			p, r := history.Partition{Topic: w.in, Index: int32(i) % w.partitions}, history.Record{Producer: producer}
+			if rnd != nil {
+				p, r = w.keyed(rnd, r)
+			}
+			r.Number = next[p.Index]
+			w.l.send(cl.Produce, p, r, 100+i%700, func(err error) {
 				if err != nil {
 					failed.CompareAndSwap(nil, &err)
 				}
 			})
-			next[p]++
+			next[p.Index]++
 		}
 		if e := failed.Load(); e != nil {
 			w.note("producer %s begins anew: %v", producer, *e)
@@ -173,13 +189,17 @@ func (w *workload) transaction(cl *kgo.Client, rnd *rand.Rand, id, txn string, n
 	w.l.begin(txn)
 	var failed atomic.Pointer[error]
 	for range 1 + rnd.IntN(20) {
-		p := rnd.Int32N(w.partitions)
-		w.l.send(cl.Produce, history.Partition{Topic: w.txn, Index: p}, history.Record{Producer: id, Number: next[p], Txn: txn}, 100+rnd.IntN(400), func(err error) {
+		p, r := history.Partition{Topic: w.txn, Index: rnd.Int32N(w.partitions)}, history.Record{Producer: id, Txn: txn}
+		if rnd.IntN(3) == 0 {
+			p, r = w.keyed(rnd, r)
+		}
+		r.Number = next[p.Index]
+		w.l.send(cl.Produce, p, r, 100+rnd.IntN(400), func(err error) {
 			if err != nil {
 				failed.CompareAndSwap(nil, &err)
 			}
 		})
-		next[p]++
+		next[p.Index]++
 		if rnd.IntN(4) == 0 {
 			time.Sleep(time.Duration(rnd.IntN(40)) * time.Millisecond)
 		}
