@@ -62,7 +62,7 @@ var faults = []fault{
 	{name: "grow", pick: nobody, do: grown},
 	{name: "power-loss", alone: true, disk: true, pick: allBrokers, do: powerLost},
 	{name: "power-loss-one", disk: true, pick: anyBroker, do: powerLost},
-	{name: "disk-gone", disk: true, pick: anyBroker, do: diskGone},
+	{name: "disk-gone", disk: true, pick: anyReplica, do: diskGone}, // who writes nothing does not learn of it
 	{name: "disk-full", disk: true, pick: anyBroker, do: diskFilled},
 	{name: "cut", net: true, pick: anyBroker, do: unlinked},
 	{name: "flap", net: true, pick: anyBroker, do: flapped},

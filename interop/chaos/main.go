@@ -147,7 +147,7 @@ func (o *options) run(ctx context.Context, dir, names string) (done, anomalies i
 			"group.initial.rebalance.delay.ms=0", "auto.create.topics.enable=false", "log.level=debug",
 			// A worker's claims end while it is stopped, and all that nothing names is gone soon after the last fault.
 			"log.cleaner.backoff.ms=500", "log.cleaner.session.timeout.ms=2000", "log.cleaner.dedupe.buffer.size=1048576",
-			"remote.delete.grace.ms=2000", "remote.sweep.interval.ms=3000",
+			"remote.delete.grace.ms=2000", "remote.sweep.interval.ms=3000", "log.segment.delete.delay.ms=1000",
 		},
 		SetOf: func(id int32) []string {
 			// What goes around the page cache is not lost with the power of such a disk, fsynced or not: one broker does so.
@@ -245,7 +245,7 @@ func (o *options) round(ctx context.Context, n *nemesis, l *ledger, cl *kgo.Clie
 	// Those of the compacted topic always, for what is on a broker's disk is not compacted.
 	compact := map[string]*string{
 		"cleanup.policy": kadm.StringPtr("compact"), "local.retention.bytes": kadm.StringPtr("1"), "segment.bytes": kadm.StringPtr("1048576"),
-		"min.cleanable.dirty.ratio": kadm.StringPtr("0.01"), "delete.retention.ms": kadm.StringPtr("10000"), "file.delete.delay.ms": kadm.StringPtr("1000"),
+		"min.cleanable.dirty.ratio": kadm.StringPtr("0.01"), "delete.retention.ms": kadm.StringPtr("10000"),
 	}
 	err := child.Eventually(ctx, patience, func() error {
 		for _, t := range w.topics() {
@@ -324,14 +324,19 @@ func (o *options) round(ctx context.Context, n *nemesis, l *ledger, cl *kgo.Clie
 	if err := w.compacted(ctx, cl, topics); err != nil {
 		return nil, fmt.Errorf("%s after the last record: %w", patience, err)
 	}
-	if err := l.readBack(ctx, cl, topics, slices.Concat(w.topics(), internal)); err != nil {
-		return nil, fmt.Errorf("reading back: %w", err)
+	reads := time.Now()
+	var audit sync.WaitGroup
+	var audited error
+	audit.Go(func() { audited = n.verify(ctx) })
+	err = l.readBack(ctx, cl, topics, slices.Concat(w.topics(), internal))
+	audit.Wait()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("reading back: %w", err), audited)
 	}
-	read := time.Now()
-	if err := n.verify(ctx); err != nil {
-		return history.Check(&l.h), err
+	if audited != nil {
+		return history.Check(&l.h), audited
 	}
-	n.note("in the bucket is what the manifests name and nothing else, %.1fs after everything was read", time.Since(read).Seconds())
+	n.note("everything is read, and in the bucket is what the manifests name and nothing else, after %.1fs", time.Since(reads).Seconds())
 	watched()
 	if err := <-fallen; err != nil {
 		return nil, err

@@ -84,7 +84,7 @@ func (w *workload) settled(ctx context.Context, adm *kadm.Client, cl *kgo.Client
 	return ends, err
 }
 
-// compacted waits until more than half of what was acknowledged in the compacted topic is gone.
+// compacted waits until no more than a quarter is left of what was acknowledged in the compacted topic.
 func (w *workload) compacted(ctx context.Context, cl *kgo.Client, topics kadm.TopicDetails) error {
 	all := w.l.acknowledged(w.kept)
 	return child.Eventually(ctx, patience, func() error {
@@ -97,7 +97,7 @@ func (w *workload) compacted(ctx context.Context, cl *kgo.Client, topics kadm.To
 			end, _ := ends.Lookup(w.kept, p)
 			err = l.readReplica(ctx, cl, 0, 1, topics[w.kept], p, end.Offset, true)
 		}
-		if left := len(l.h.Reads); err == nil && left > all/2 {
+		if left := len(l.h.Reads); err == nil && left > all/4 {
 			err = fmt.Errorf("%s: %d records are there of %d acknowledged ones: they were to be compacted", w.kept, left, all)
 		} else if err == nil {
 			w.note("%d records are left of %d acknowledged ones that have keys", left, all)
