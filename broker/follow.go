@@ -43,6 +43,7 @@ func (r *replica) tryFollow(ctx context.Context, leader int32) error {
 		if st, id, err = r.takeOver(ctx, rec, state); err != nil {
 			return err
 		}
+		r.seen(state) // consumers may read here from now on
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

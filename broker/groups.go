@@ -520,8 +520,9 @@ func (l topicLog) Read(ctx context.Context, index int32, offset int64, maxBytes 
 		return nil, offset, func() {}, nil
 	}
 	// What has been compacted is much less to read. While the bucket is away,
-	// what is here does as well.
-	if local := r.localStart(); offset < max(local, r.servedStart()) {
+	// what is here does as well; but then up to its end: of what was read here
+	// the bucket may have no tombstone any more.
+	if local := r.localStart(); offset < local || offset < r.servedStart() && (offset == 0 || offset != r.readHere.Load()) {
 		run, err := l.b.tier.Read(ctx, r.topicID, r.index, offset, maxBytes)
 		if err == nil {
 			return run.Chunks, run.Next, run.Release, nil
@@ -534,6 +535,7 @@ func (l topicLog) Read(ctx context.Context, index int32, offset int64, maxBytes 
 	if err != nil {
 		return nil, 0, nil, err
 	}
+	r.readHere.Store(run.Next)
 	return run.Chunks, run.Next, run.Release, nil
 }
 

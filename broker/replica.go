@@ -38,7 +38,8 @@ type replica struct {
 	config    atomic.Pointer[config.TopicConfig]
 	view      atomic.Pointer[partition.View] // what readers see; never nil
 	pid       atomic.Uint64                  // wal.PartitionID, 0 until there is a local log
-	compacted atomic.Int64                   // of a compacted topic: below it consumers are given what the bucket has
+	compacted atomic.Int64                   // below it consumers are given what the bucket has
+	readHere  atomic.Int64                   // where a coordinator that reads the log on this broker has come to; 0: none has
 
 	// working is held by who takes up a role or begins the local log anew, which
 	// reads and asks others: one at a time, and one that is not wanted any more
@@ -127,31 +128,30 @@ func (r *replica) localStart() int64 {
 }
 
 // servedStart is the first offset that consumers are given from the log on this
-// broker: of a compacted topic they get what is left of it, as soon as it is in
-// the bucket.
+// broker: of what has been compacted they get what is left of it.
 func (r *replica) servedStart() int64 { return max(r.localStart(), r.compacted.Load()) }
 
-// seen notes how far a compacted topic has been compacted.
+// seen notes how far the partition has been compacted. That does not depend on what cleanup.policy is now: what has
+// been compacted away, the values of deleted keys among it, does not come back as long as the log has it; and a
+// reader who went from the log to the bucket would have read a value of which the bucket has no tombstone any more.
 func (r *replica) seen(s tiering.State) {
-	if c := r.cfg(); c == nil || !c.Compact {
-		r.compacted.Store(0)
-		return
+	for to := min(s.Compacted, s.RemoteEnd); ; {
+		// Whoever read the head first may tell last.
+		if was := r.compacted.Load(); to <= was || r.compacted.CompareAndSwap(was, to) {
+			return
+		}
 	}
-	r.compacted.Store(min(s.Compacted, s.RemoteEnd))
 }
 
-// followCompaction looks now and then how far the compacted topics here have been
-// compacted: whoever leads a partition does not hear of what the compaction worker
+// followCompaction looks now and then how far the partitions here have been
+// compacted: whoever leads one does not hear of what the compaction worker
 // commits before its own next commit, and whoever follows does not at all.
 func (b *Broker) followCompaction(ctx context.Context) {
-	since, whole := int64(0), time.Now()
+	since := int64(0)
 	for {
-		if time.Since(whole) > lookAtAll {
-			since, whole = 0, time.Now() // of a topic that is compacted only now, the head may not move
-		}
 		rev, err := b.tier.Changed(ctx, since, func(id [16]byte, index int32, s tiering.State) {
 			if r := b.replicas.byKey(partitionKey{id: id, index: index}); r != nil {
-				r.seen(s)
+				r.seen(s) // one that is not here yet reads its head itself
 			}
 		})
 		if err == nil {
@@ -166,9 +166,6 @@ func (b *Broker) followCompaction(ctx context.Context) {
 		}
 	}
 }
-
-// lookAtAll is how often all manifests are looked at, not only those that changed.
-const lookAtAll = 5 * time.Minute
 
 // abortedHere lists the aborted transactions whose marker is in [from, to) of the
 // local log. The bucket's list says so, unless compaction has taken some away

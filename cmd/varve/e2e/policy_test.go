@@ -191,3 +191,60 @@ func TestCleanupPolicyChanges(t *testing.T) {
 		t.Errorf("scrubs have found %v things, the last in %v objects", m["varve_scrub_found_total"], m["varve_scrub_last_objects"])
 	}
 }
+
+// What has been compacted away does not come back when the topic's policy changes, though the local log still has it.
+func TestCompactedStaysSo(t *testing.T) {
+	b := servertest.Start(t, servertest.Options{Settings: compacting()})
+	b.CreateTopic("t", 1, "cleanup.policy", "compact", "min.cleanable.dirty.ratio", "0.01")
+	cl := b.Client()
+	const keys, rounds = 10, 5
+	for i := range keys * rounds {
+		r := &kgo.Record{Topic: "t", Key: []byte(fmt.Sprintf("k%d", i%keys)), Value: []byte(fmt.Sprint(i))}
+		if err := cl.ProduceSync(patience(t), r).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first := func() (offset int64) {
+		t.Helper()
+		run, err := fetchOnce(patience(t), cl, "t", 0, 0, 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		offset = -1
+		err = batch.Walk(run, func(_ batch.Header, raw []byte) error {
+			for r, err := range batch.Records(raw, 1<<20) {
+				if err != nil {
+					return err
+				}
+				if h, _ := batch.ParseHeader(raw); offset < 0 {
+					offset = h.BaseOffset + int64(r.OffsetDelta)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return offset
+	}
+	b.Remote("t", false)
+	servertest.Eventually(t, func() error {
+		if o := first(); o < keys*(rounds-1) {
+			return fmt.Errorf("the first record is at %d", o)
+		}
+		return nil
+	})
+	policy := "delete"
+	rs, err := kadm.NewClient(cl).AlterTopicConfigs(patience(t), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "cleanup.policy", Value: &policy}}, "t")
+	if err != nil || rs[0].Err != nil {
+		t.Fatalf("%v %v", err, rs)
+	}
+	// The leader hears of the head, and with it asks what the policy is, at its next commit.
+	if err := cl.ProduceSync(patience(t), &kgo.Record{Topic: "t", Key: []byte("k0"), Value: []byte("newer")}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	b.Remote("t", false)
+	if o := first(); o < keys*(rounds-1) {
+		t.Errorf("cleanup.policy=delete: the first record is at %d", o)
+	}
+}
