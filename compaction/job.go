@@ -190,7 +190,7 @@ func (r *run) filter(ctx context.Context, round *cleaner.Round, g []picker.Entry
 	}
 	defer o.Close()
 	end := g[len(g)-1].Last
-	list, _, err := r.open(ctx, plain(g))
+	list, footers, err := r.open(ctx, plain(g))
 	if err != nil {
 		return err
 	}
@@ -214,13 +214,13 @@ func (r *run) filter(ctx context.Context, round *cleaner.Round, g []picker.Entry
 	if len(g) == 1 && !sum.Changed() {
 		// The footer may have promised that something goes, and this pass could not tell that it may. What is
 		// expected now counts from here on, or the same would be tried for ever.
-		r.w.remember(g[0].Suffix, horizon{sum.Horizon, sum.HorizonBytes})
+		r.w.remember(g[0].Suffix, horizon{sum.Horizon, sum.HorizonBytes, footers[0].MinTimestamp})
 		if state == nil || !must {
 			return nil
 		}
 		return r.commit(ctx, nil, nil, state, horizon{})
 	}
-	return r.commit(ctx, g, &upload{o, sum.Aborted}, state, horizon{sum.Horizon, sum.HorizonBytes})
+	return r.commit(ctx, g, &upload{o, sum.Aborted}, state, horizon{at: sum.Horizon, bytes: sum.HorizonBytes, min: o.MinTimestamp()})
 }
 
 // merge makes one object of each group; every batch stays as it is.
@@ -252,6 +252,7 @@ func (r *run) mergeGroup(ctx context.Context, g []picker.Entry) error {
 	if err := r.read(ctx, list, 0, o.Add); err != nil {
 		return fmt.Errorf("copy %d-%d: %w", g[0].Base, g[len(g)-1].Last, err)
 	}
+	h.min = o.MinTimestamp()
 	return r.commit(ctx, g, &upload{o, aborted}, nil, h)
 }
 

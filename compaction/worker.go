@@ -174,7 +174,7 @@ type Worker struct {
 
 	mu       sync.Mutex
 	known    map[partitionKey]known
-	horizons map[manifest.Suffix]horizon    // of rewritten objects; their footers say so
+	horizons map[manifest.Suffix]horizon    // of rewritten objects: what their footers say
 	err      error                          // why the last look at all partitions failed
 	left     map[partitionKey]tiering.Claim // that could not be given back
 
@@ -192,7 +192,10 @@ type known struct {
 	err    error
 }
 
-type horizon struct{ at, bytes int64 }
+type horizon struct {
+	at, bytes int64
+	min       int64 // the smallest timestamp, -1 without one
+}
 
 const maxHorizons = 1 << 20
 
@@ -415,10 +418,10 @@ func (w *Worker) look(ctx context.Context, h tiering.StoredHead) (candidate, boo
 	if now.Before(k.retry) || k.rev == h.Rev && k.policy == topic && now.Before(k.again) {
 		return candidate{}, false
 	}
-	job, ok, dirty, err := picker.Job{}, false, 0.0, error(nil)
+	var found picked
 	r, err := w.o.Tier.RemoteOf(ctx, h)
 	if err == nil {
-		job, ok, dirty, err = w.pick(ctx, r, topic)
+		found, err = w.pick(ctx, r, topic)
 	}
 	if err != nil {
 		if ctx.Err() == nil {
@@ -426,8 +429,11 @@ func (w *Worker) look(ctx context.Context, h tiering.StoredHead) (candidate, boo
 		}
 		return candidate{}, false
 	}
-	next := known{rev: h.Rev, policy: topic, again: now.Add(w.o.Recheck), dirty: dirty, fails: k.fails, err: k.err}
-	if ok {
+	next := known{rev: h.Rev, policy: topic, again: now.Add(w.o.Recheck), dirty: found.dirty, fails: k.fails, err: k.err}
+	if due := found.due; due < next.again.UnixMilli() {
+		next.again = time.UnixMilli(due)
+	}
+	if found.ok {
 		next.again = now // until it is done
 	} else {
 		next.fails, next.err = 0, nil
@@ -435,14 +441,23 @@ func (w *Worker) look(ctx context.Context, h tiering.StoredHead) (candidate, boo
 	w.mu.Lock()
 	w.known[key] = next
 	w.mu.Unlock()
-	return candidate{key, topic, job}, ok
+	return candidate{key, topic, found.job}, found.ok
+}
+
+// picked is what there is to do in a partition.
+type picked struct {
+	job   picker.Job
+	ok    bool
+	dirty float64 // the share of its bytes
+	due   int64   // when there may be more to do, in ms
 }
 
 // pick says what is most worth doing in r, apart from what only the leader does. Footers are read only as far as the
 // answer depends on them.
-func (w *Worker) pick(ctx context.Context, r *tiering.Remote, topic Topic) (job picker.Job, ok bool, dirty float64, err error) {
+func (w *Worker) pick(ctx context.Context, r *tiering.Remote, topic Topic) (out picked, err error) {
+	out.due = math.MaxInt64
 	if len(r.Entries) == 0 {
-		return picker.Job{}, false, 0, nil
+		return out, nil
 	}
 	c := r.Head.Compaction
 	p := picker.Partition{LogStart: r.Head.LogStart, CleanEnd: c.CleanEnd, Round: picker.Round{End: c.End, Next: c.Next}, FirstUnstable: r.Head.RemoteEnd()}
@@ -455,37 +470,41 @@ func (w *Worker) pick(ctx context.Context, r *tiering.Remote, topic Topic) (job 
 		if topic.Policy.Compact && e.Kind == manifest.Rewritten {
 			h, err := w.horizonOf(ctx, r, e.Entry)
 			if err != nil {
-				return picker.Job{}, false, 0, err
+				return picked{}, err
 			}
-			x.Horizon, x.HorizonBytes = h.at, h.bytes
+			// It may have been made of objects of many days.
+			x.Horizon, x.HorizonBytes, x.MinTimestamp = h.at, h.bytes, h.min
 		}
 		p.Entries = append(p.Entries, x)
 	}
 	if topic.Policy.Compact && all > 0 {
-		dirty = float64(all-clean) / float64(all)
+		out.dirty = float64(all-clean) / float64(all)
 	}
 	now := w.o.Now().UnixMilli()
-	first := func() (picker.Job, bool) {
+	out.due = picker.Due(p, topic.Policy, w.o.Limits, now)
+	first := func() bool {
 		for _, j := range picker.Pick(p, topic.Policy, w.o.Limits, now) {
 			if j.Kind != picker.Expire {
-				return j, true
+				out.job, out.ok = j, true
+				return true
 			}
 		}
-		return picker.Job{}, false
+		out.job, out.ok = picker.Job{}, false
+		return false
 	}
-	if _, ok := first(); !ok {
-		return picker.Job{}, false, dirty, nil
+	if !first() {
+		return out, nil
 	}
 	newest := r.Entries[len(r.Entries)-1].Entry
 	f, err := w.o.Tier.EntryFooter(ctx, r.TopicID, r.Partition, newest, false)
 	if err != nil {
-		return picker.Job{}, false, 0, err
+		return picked{}, err
 	}
 	for _, o := range f.OpenEnd {
 		p.FirstUnstable = min(p.FirstUnstable, o.FirstOffset)
 	}
-	job, ok = first()
-	return job, ok, dirty, nil
+	first()
+	return out, nil
 }
 
 func (w *Worker) horizonOf(ctx context.Context, r *tiering.Remote, e manifest.Entry) (horizon, error) {
@@ -499,7 +518,7 @@ func (w *Worker) horizonOf(ctx context.Context, r *tiering.Remote, e manifest.En
 	if err != nil {
 		return horizon{}, err
 	}
-	h = horizon{f.Horizon, f.HorizonBytes}
+	h = horizon{f.Horizon, f.HorizonBytes, f.MinTimestamp}
 	w.remember(e.Suffix, h)
 	return h, nil
 }
@@ -536,11 +555,11 @@ func (w *Worker) work(ctx context.Context, lease int64, c candidate) (done int, 
 		if err != nil {
 			return done, false, err
 		}
-		job, ok, _, err := w.pick(ctx, r, c.topic)
-		if err != nil || !ok || done > 0 && !job.Urgent {
+		found, err := w.pick(ctx, r, c.topic)
+		if err != nil || !found.ok || done > 0 && !found.job.Urgent {
 			return done, false, err
 		}
-		if err := w.carry(ctx, r, c, claim, job); err != nil {
+		if err := w.carry(ctx, r, c, claim, found.job); err != nil {
 			if errors.Is(err, tiering.ErrFenced) || errors.Is(err, manifest.ErrReplaced) {
 				w.log.Info("work thrown away: the claim is gone, or the log start has passed", "topic", c.topic.Name, "partition", c.key.index, "err", err)
 				err = nil

@@ -871,6 +871,38 @@ func TestPurge(t *testing.T) {
 	})
 }
 
+// A partition whose head does not move is looked at again when a record reaches its lag, or a tombstone its horizon.
+func TestDue(t *testing.T) {
+	inScene(t, func(t *testing.T, s *scene) {
+		lag := compacted
+		lag.MinDirtyRatio, lag.MaxLag = 1, 10*time.Minute.Milliseconds()
+		p := s.lead(1, lag)
+		s.three(p)
+		k := s.worker(s.now, func(o *Options, _ *tiering.Options) {
+			o.Recheck = time.Hour
+			o.Lease = func(context.Context) (int64, <-chan struct{}, error) { return 1, nil, nil }
+		})
+		defer k.close()
+		ctx, cancel := context.WithCancel(bg)
+		over := make(chan struct{})
+		go func() { k.Run(ctx); close(over) }()
+		time.Sleep(5 * time.Minute)
+		if end := p.head().Compaction.CleanEnd; end != 0 {
+			t.Errorf("compacted up to %d before anything is due", end)
+		}
+		time.Sleep(6 * time.Minute)
+		if end := p.head().Compaction.CleanEnd; end != p.end() {
+			t.Errorf("compacted up to %d, want %d", end, p.end())
+		}
+		if n := len(p.fetch(s.leader, s.rnd, 0, p.end()).kept); n != 3 { // a=2, b1, b2; that b0 is deleted has gone
+			t.Errorf("%d records", n)
+		}
+		cancel()
+		<-over
+		s.settled()
+	})
+}
+
 // Without room on the local disk nothing is committed and nothing is lost.
 func TestNoSpoolDirectory(t *testing.T) {
 	inScene(t, func(t *testing.T, s *scene) {

@@ -287,6 +287,9 @@ func (w *Rewrite) Add(h batch.Header, raw []byte) error {
 // Size is how many bytes of batches have been added.
 func (w *Rewrite) Size() int64 { return w.s.f.Bytes }
 
+// MinTimestamp is the smallest timestamp of what has been added, -1 if nothing has one.
+func (w *Rewrite) MinTimestamp() int64 { return w.s.f.MinTimestamp }
+
 // Upload finishes the object and puts it into the bucket under a name that begins with the claim's tag. aborted are the
 // transactions whose abort marker is in it; horizon and bytes tell what goes once the delete horizon has passed. Until
 // Replace has named it, it is an orphan.

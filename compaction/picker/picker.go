@@ -28,7 +28,8 @@ type Entry struct {
 	manifest.Entry
 	// Page tells the lists of the manifest apart, tail and pages: an edit replaces a run in one of them.
 	Page int
-	// MinTimestamp is the smallest timestamp of its batches in ms, -1 if none has one or it is not known.
+	// MinTimestamp is the smallest timestamp of its batches in ms, -1 if none has one or it is not known: of what a
+	// broker has uploaded, where MaxTimestamp is little later, it need not be.
 	MinTimestamp int64
 	// HorizonBytes is about what goes when Horizon, a time in ms, has passed; 0: nothing will. Of objects that are
 	// merged, the latest horizon counts.
@@ -251,6 +252,14 @@ func before(now, ms int64) int64 {
 	return now - ms
 }
 
+// later is ms + wait; both may be as large as can be.
+func later(ms, wait int64) int64 {
+	if wait > math.MaxInt64-max(ms, 0) {
+		return math.MaxInt64
+	}
+	return ms + wait
+}
+
 // compact plans the next step of a round. Kafka begins one when more than min.cleanable.dirty.ratio of what it would go
 // over is dirty, or when something dirty is older than max.compaction.lag.ms.
 //
@@ -306,17 +315,36 @@ func compact(p *Partition, pol Policy, l Limits, now int64) []Job {
 	return []Job{j}
 }
 
+// Due is when, after now, there may be more to do although nothing was added: a record has reached its lag, a tombstone
+// or marker its horizon. math.MaxInt64: never.
+func Due(p Partition, pol Policy, l Limits, now int64) int64 {
+	l.defaults()
+	next := int64(math.MaxInt64)
+	at := func(ms, wait int64) {
+		if t := later(ms, wait); t > now {
+			next = min(next, t)
+		}
+	}
+	if !pol.Compact {
+		return next
+	}
+	for i := range p.Entries {
+		e := &p.Entries[i]
+		if e.Last >= p.CleanEnd {
+			at(e.since(), later(pol.MaxLag, 1))
+			at(e.time(), pol.MinLag)
+		} else if e.HorizonBytes > 0 {
+			at(e.Horizon, l.purgeWait(e, pol))
+		}
+	}
+	return next
+}
+
 // purge finds, in the clean range, objects of which enough has reached its horizon, or little for so long that it is
 // time: nothing that was deleted stays for more than about twice delete.retention.ms.
 func purge(p *Partition, pol Policy, l Limits, now int64) (jobs []Job) {
 	due := func(e Entry) bool {
-		if e.HorizonBytes == 0 || e.Last >= p.CleanEnd {
-			return false
-		}
-		if float64(e.HorizonBytes) >= l.Purge*float64(e.Bytes) {
-			return e.Horizon <= now
-		}
-		return e.Horizon <= before(now, pol.DeleteRetention)
+		return e.HorizonBytes > 0 && e.Last < p.CleanEnd && e.Horizon <= before(now, l.purgeWait(&e, pol))
 	}
 	for _, run := range runs(p.Entries, due) {
 		for groups := group(run, l.Target); len(groups) > 0; {
@@ -334,6 +362,14 @@ func purge(p *Partition, pol Policy, l Limits, now int64) (jobs []Job) {
 		}
 	}
 	return jobs
+}
+
+// purgeWait is how long after its horizon an entry is worth a purge.
+func (l *Limits) purgeWait(e *Entry, pol Policy) int64 {
+	if float64(e.HorizonBytes) >= l.Purge*float64(e.Bytes) {
+		return 0
+	}
+	return pol.DeleteRetention
 }
 
 // merge finds runs of small objects that are worth being one; sections of mixed objects are small. The new one is at

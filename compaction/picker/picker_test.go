@@ -20,6 +20,7 @@ const mib = 1 << 20
 //	partition [clean=] [start=] [unstable=] [local=] [round=end/next]
 //	<base>-<last> <MiB> [own|mixed|rewritten] [max=] [min=] [created=] [horizon=time/KiB] [page=]
 //	pick [policy] [limits] now=
+//	due [policy] [limits] now=
 func TestStories(t *testing.T) {
 	datadriven.Walk(t, "testdata/stories", func(t *testing.T, path string) {
 		var p Partition
@@ -30,6 +31,12 @@ func TestStories(t *testing.T) {
 				return ""
 			case "pick":
 				return show(Pick(p, policy(t, d), limits(t, d), arg(t, d, "now", int64(1000))))
+			case "due":
+				due := Due(p, policy(t, d), limits(t, d), arg(t, d, "now", int64(1000)))
+				if due == math.MaxInt64 {
+					return "never\n"
+				}
+				return fmt.Sprintf("%d\n", due)
 			}
 			t.Fatalf("%s: unknown command %s", d.Pos, d.Cmd)
 			return ""
