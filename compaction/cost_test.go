@@ -144,7 +144,7 @@ func TestMergingIsWorthItsRequests(t *testing.T) {
 					t.Fatal(err)
 				}
 				w, err := compaction.New(compaction.Options{
-					Tier: worker, Store: store, TableBytes: 1 << 16, Limits: picker.Limits{Fanin: fanin},
+					Tier: worker, Store: store, Settings: compaction.Settings{TableBytes: 1 << 16}, Limits: picker.Limits{Fanin: fanin},
 					Lease: func(context.Context) (int64, <-chan struct{}, error) { return 1, nil, nil },
 					Topic: func([16]byte) (compaction.Topic, bool) {
 						return compaction.Topic{Name: "slow", Codec: cleaner.KeepCodec, Policy: picker.Policy{Delete: true, RetentionMs: -1, RetentionBytes: -1}}, true

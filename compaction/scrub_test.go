@@ -87,7 +87,7 @@ func (s *scrubbed) run(name string) (stop func()) {
 		s.t.Fatal(err)
 	}
 	w, err := New(Options{
-		Tier: tier, Store: s.store, Name: name, TableBytes: 1 << 16, Scrubs: s.scrubs, ScrubInterval: time.Hour,
+		Tier: tier, Store: s.store, Name: name, Settings: Settings{TableBytes: 1 << 16}, Scrubs: s.scrubs, ScrubInterval: time.Hour,
 		Lease: func(context.Context) (int64, <-chan struct{}, error) { return 1, make(chan struct{}), nil },
 		Topic: func(id [16]byte) (Topic, bool) { return Topic{Name: "events"}, id == [16]byte{1} },
 		Events: Events{

@@ -29,6 +29,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -50,6 +51,28 @@ type Topic struct {
 	DeleteDelay time.Duration // file.delete.delay.ms
 }
 
+// Settings are what may change while a worker runs.
+type Settings struct {
+	Threads        int           // partitions at a time; 1
+	TableBytes     int64         // of all tables of keys together; 128 MiB
+	LoadFactor     float64       // of a table; 0.9
+	BytesPerSecond float64       // read and written; 0: no bound
+	Backoff        time.Duration // rest when there is nothing to do; 15 s
+}
+
+func (s *Settings) defaults() {
+	s.Threads = max(s.Threads, 1)
+	if s.TableBytes <= 0 {
+		s.TableBytes = 128 << 20
+	}
+	if s.LoadFactor <= 0 {
+		s.LoadFactor = 0.9
+	}
+	if s.Backoff <= 0 {
+		s.Backoff = 15 * time.Second
+	}
+}
+
 // Options are what a worker is made of. Those without a default are required.
 type Options struct {
 	Tier  *tiering.Tier // opened with Worker set
@@ -60,13 +83,12 @@ type Options struct {
 	Topic func(id [16]byte) (t Topic, ok bool)
 	Name  string // who this worker is, for people
 
-	Threads        int           // partitions at a time; 1
-	TableBytes     int64         // of all tables of keys together; 128 MiB
-	LoadFactor     float64       // of a table; 0.9
-	BytesPerSecond float64       // read and written; 0: no bound
-	Backoff        time.Duration // rest when there is nothing to do; 15 s
-	Recheck        time.Duration // how long a partition whose head has not moved is left alone; 5 minutes
-	Limits         picker.Limits
+	Settings
+	// Changed returns the settings as they stand. Nil: they stay. The rate counts at once, threads and tables from the
+	// next look at all partitions on.
+	Changed func() Settings
+	Recheck time.Duration // how long a partition whose head has not moved is left alone; 5 minutes
+	Limits  picker.Limits
 
 	Scrubs        Scrubs        // nil: there is no scrubbing
 	ScrubInterval time.Duration // from the end of a pass to the beginning of the next; 0: there is none
@@ -113,15 +135,9 @@ func (o *Options) defaults() error {
 	if o.Tier == nil || o.Store == nil || o.Lease == nil || o.Topic == nil {
 		return errors.New("compaction: Options need a Tier, a Store, a Lease and a Topic")
 	}
-	o.Threads = max(o.Threads, 1)
-	if o.TableBytes <= 0 {
-		o.TableBytes = 128 << 20
-	}
-	if o.LoadFactor <= 0 {
-		o.LoadFactor = 0.9
-	}
-	if o.Backoff <= 0 {
-		o.Backoff = 15 * time.Second
+	o.Settings.defaults()
+	if o.Changed == nil {
+		o.Changed = func() Settings { return o.Settings }
 	}
 	if o.Recheck <= 0 {
 		o.Recheck = 5 * time.Minute
@@ -168,9 +184,11 @@ type partitionKey struct {
 type Worker struct {
 	o     Options
 	log   *slog.Logger
-	limit *rate.Limiter
+	limit atomic.Pointer[limiter]
 
+	// Owned by the look at all partitions, between jobs.
 	tables chan *cleaner.Table // one for each thread
+	made   Settings            // that they were made by
 
 	mu       sync.Mutex
 	known    map[partitionKey]known
@@ -204,21 +222,37 @@ func New(o Options) (*Worker, error) {
 	if err := o.defaults(); err != nil {
 		return nil, err
 	}
-	w := &Worker{o: o, log: o.Logger, known: make(map[partitionKey]known), left: make(map[partitionKey]tiering.Claim), horizons: make(map[manifest.Suffix]horizon), tables: make(chan *cleaner.Table, o.Threads)}
-	w.limit = rate.NewLimiter(rate.Inf, 0)
-	if b := o.BytesPerSecond; b > 0 && b < 1<<50 {
-		w.limit = rate.NewLimiter(rate.Limit(b), int(max(b, 1)))
-	}
-	for range o.Threads {
-		var secret [16]byte
-		rand.Read(secret[:]) // never fails
-		t, err := cleaner.NewTable(o.TableBytes/int64(o.Threads), o.LoadFactor, secret)
-		if err != nil {
-			return nil, err
-		}
-		w.tables <- t
+	w := &Worker{o: o, log: o.Logger, known: make(map[partitionKey]known), left: make(map[partitionKey]tiering.Claim), horizons: make(map[manifest.Suffix]horizon)}
+	if err := w.makeTables(w.settings()); err != nil {
+		return nil, err
 	}
 	return w, nil
+}
+
+// settings are those that count now.
+func (w *Worker) settings() Settings {
+	s := w.o.Changed()
+	s.defaults()
+	return s
+}
+
+// makeTables makes the tables of keys, if they are not those already. No job may be under way.
+func (w *Worker) makeTables(s Settings) error {
+	if m := &w.made; m.Threads == s.Threads && m.TableBytes == s.TableBytes && m.LoadFactor == s.LoadFactor {
+		return nil
+	}
+	tables := make(chan *cleaner.Table, s.Threads)
+	for range s.Threads {
+		var secret [16]byte
+		rand.Read(secret[:]) // never fails
+		t, err := cleaner.NewTable(s.TableBytes/int64(s.Threads), s.LoadFactor, secret)
+		if err != nil {
+			return err
+		}
+		tables <- t
+	}
+	w.tables, w.made = tables, s
+	return nil
 }
 
 // Healthy is nil, or why compaction does not get on: of all partitions, or of one.
@@ -242,7 +276,7 @@ func (w *Worker) Run(ctx context.Context) {
 		if err := w.session(ctx); err != nil && ctx.Err() == nil {
 			w.log.Error("compaction worker does not get on and is tried again", "err", err)
 			w.fail(err)
-			sleep(ctx, min(w.o.Backoff, 5*time.Second))
+			sleep(ctx, min(w.settings().Backoff, 5*time.Second))
 		}
 	}
 }
@@ -285,7 +319,7 @@ func (w *Worker) session(ctx context.Context) error {
 			w.log.Error("partitions cannot be looked at", "err", err)
 		}
 		if jobs == 0 {
-			sleep(ctx, w.o.Backoff)
+			sleep(ctx, w.settings().Backoff)
 		}
 	}
 	return nil
@@ -312,6 +346,9 @@ type candidate struct {
 func (w *Worker) Round(ctx context.Context, lease int64) (jobs int, err error) {
 	began := time.Now()
 	w.giveBack(ctx)
+	if s := w.settings(); w.makeTables(s) != nil {
+		w.log.Error("table of keys too small: the last one stays", "log.cleaner.dedupe.buffer.size", s.TableBytes, "log.cleaner.threads", s.Threads)
+	}
 	var heads []tiering.StoredHead
 	if err := w.o.Store.Range(ctx, func(h tiering.StoredHead) error { heads = append(heads, h); return nil }); err != nil {
 		return 0, fmt.Errorf("read manifests: %w", err)
@@ -344,7 +381,7 @@ func (w *Worker) Round(ctx context.Context, lease int64) (jobs int, err error) {
 	stats.Jobs = len(found)
 	queue := make(chan candidate)
 	var wg sync.WaitGroup
-	for range w.o.Threads {
+	for range cap(w.tables) {
 		wg.Go(func() {
 			for c := range queue {
 				done, elsewhere, err := w.work(ctx, lease, c)
@@ -393,7 +430,7 @@ func (w *Worker) failed(key partitionKey, topic Topic, err error) {
 	w.mu.Lock()
 	k := w.known[key]
 	k.fails, k.err = k.fails+1, err
-	k.retry = w.o.Now().Add(min(w.o.Backoff<<min(k.fails-1, 8), 10*time.Minute))
+	k.retry = w.o.Now().Add(min(w.settings().Backoff<<min(k.fails-1, 8), 10*time.Minute))
 	w.known[key] = k
 	w.mu.Unlock()
 	w.log.Error("partition cannot be compacted and is tried again", "topic", topic.Name, "partition", key.index, "tries", k.fails, "err", err)
@@ -612,14 +649,29 @@ func (w *Worker) giveBack(ctx context.Context) {
 	}
 }
 
+// limiter is the bound of log.cleaner.io.max.bytes.per.second, as it was when it was made.
+type limiter struct {
+	bytesPerSecond float64
+	*rate.Limiter
+}
+
 // throttle waits until n bytes may be read or written.
 func (w *Worker) throttle(ctx context.Context, n int64) error {
-	if w.limit.Limit() == rate.Inf {
-		return nil
-	}
 	for n > 0 {
-		part := min(n, int64(w.limit.Burst()), math.MaxInt32)
-		if err := w.limit.WaitN(ctx, int(part)); err != nil {
+		l := w.limit.Load()
+		if b := w.settings().BytesPerSecond; l == nil || l.bytesPerSecond != b {
+			next := &limiter{b, rate.NewLimiter(rate.Inf, 0)}
+			if b > 0 && b < 1<<50 {
+				next.Limiter = rate.NewLimiter(rate.Limit(b), int(max(b, 1)))
+			}
+			w.limit.CompareAndSwap(l, next) // else another thread has
+			continue
+		}
+		if l.Limit() == rate.Inf {
+			return nil
+		}
+		part := min(n, int64(l.Burst()), math.MaxInt32)
+		if err := l.WaitN(ctx, int(part)); err != nil {
 			return err
 		}
 		n -= part

@@ -16,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/varve/varve/compaction/cleaner"
 	"github.com/varve/varve/compaction/picker"
 	"github.com/varve/varve/tiering"
 	"github.com/varve/varve/tiering/manifest"
@@ -953,6 +954,40 @@ func TestRate(t *testing.T) {
 		if d.Read < 18_000 || d.Written < 3000 || d.Took < want-10*time.Millisecond || d.Took > want+100*time.Millisecond {
 			t.Errorf("%+v, and not %v", d, want)
 		}
+	})
+}
+
+// Settings that change while a worker runs count: the rate at once, threads and tables from the next look on.
+func TestSettingsChange(t *testing.T) {
+	inScene(t, func(t *testing.T, s *scene) {
+		p := s.lead(1, compacted)
+		put := func() {
+			for i := range 3 {
+				s.put(p, "a="+strings.Repeat("x", 3000+i), fmt.Sprintf("b%d=x", i))
+				s.upload()
+			}
+		}
+		now := Settings{TableBytes: 1000 * cleaner.SlotSize}
+		k := s.worker(s.now, func(o *Options, _ *tiering.Options) { o.Changed = func() Settings { return now } })
+		defer k.close()
+		put()
+		s.round(k)
+		now.BytesPerSecond, now.Threads = 1000, 3
+		put()
+		s.round(k)
+		if len(k.done) != 2 || k.done[0].Took > time.Second || k.done[1].Took < 10*time.Second {
+			t.Fatalf("%+v", k.done)
+		}
+		if n := cap(k.tables); n != 3 {
+			t.Errorf("%d tables", n)
+		}
+		now.TableBytes = 1 // of no use
+		put()
+		s.round(k)
+		if n := len(k.tables); n != 3 || len(k.done) != 3 {
+			t.Errorf("%d tables, %+v", n, k.done)
+		}
+		s.settled()
 	})
 }
 

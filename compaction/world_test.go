@@ -497,7 +497,7 @@ func (w *world) worker(now func() time.Time, change func(*Options, *tiering.Opti
 	leases++
 	k.lease = leases
 	w.mu.Unlock()
-	o := Options{Name: "worker", Now: now, TableBytes: 1000 * cleaner.SlotSize, Topic: w.topic, Recheck: time.Nanosecond, Backoff: 15 * time.Second,
+	o := Options{Name: "worker", Now: now, Settings: Settings{TableBytes: 1000 * cleaner.SlotSize, Backoff: 15 * time.Second}, Topic: w.topic, Recheck: time.Nanosecond,
 		Store: processStore{w.store, k.p},
 		Lease: func(context.Context) (int64, <-chan struct{}, error) {
 			return 0, nil, errors.New("rounds are asked for")

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math"
 	"os"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -34,15 +35,51 @@ type compactor struct {
 	name   string
 	node   *metadata.Node
 	static map[string]string
+	log    *slog.Logger
 	tier   *tiering.Tier
 	worker *compaction.Worker
 	lost   <-chan struct{} // of the last lease; owned by run
-	// unseen is how long brokers may give readers what a worker has replaced: they look for that once in
-	// log.cleaner.backoff.ms. A reader that begins then has delete.retention.ms from there.
-	unseen time.Duration
+	alone  bool            // in a process of its own, whose memory is the worker's
 
 	mu     sync.Mutex
 	topics map[[16]byte]resolved
+	now    config.Cleaner // the settings as they stand
+	rev    int64          // of the settings of all brokers that they were made of
+}
+
+// unseen is how long brokers may give readers what a worker has replaced: they look for that once in
+// log.cleaner.backoff.ms. A reader that begins then has delete.retention.ms from there.
+func unseen(c config.Cleaner) time.Duration { return 2 * c.Backoff }
+
+// cleaner returns the settings as they stand: those of the worker's file, and what was changed for all brokers while
+// they run.
+func (k *compactor) cleaner() config.Cleaner {
+	var all map[string]string
+	rev := int64(0)
+	if e := k.node.Image().ConfigEntry(image.BrokerResource, ""); e != nil {
+		all, rev = e.Values, e.Revision
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if rev == k.rev {
+		return k.now
+	}
+	k.rev = rev
+	next, _, err := config.Build(config.Merge(config.FromMode("the worker's own configuration", k.static), config.FromMode("the cluster's dynamic configuration", all)),
+		config.Machine{Hostname: "localhost", NoBroker: true})
+	if err != nil {
+		k.log.Error("settings changed while the worker runs cannot be used: the last ones stay", "err", err)
+		return k.now
+	}
+	k.now = next.Cleaner
+	if k.alone {
+		debug.SetMemoryLimit(WorkerMemory(next))
+	}
+	return k.now
+}
+
+func settingsOf(c config.Cleaner) compaction.Settings {
+	return compaction.Settings{Threads: c.Threads, TableBytes: c.DedupeBytes, LoadFactor: c.LoadFactor, BytesPerSecond: c.BytesPerSecond, Backoff: c.Backoff}
 }
 
 // resolved is what a topic's settings came to, and what they were.
@@ -55,7 +92,7 @@ type resolved struct {
 func newCompactor(c *config.BrokerConfig, store *etcd.Store, node *metadata.Node, bucket objstore.Bucket, clusterID string, log *slog.Logger,
 	events tiering.Events, m *compactionMetrics) (*compactor, error) {
 	host, _ := os.Hostname()
-	k := &compactor{name: fmt.Sprintf("%s/%d", host, os.Getpid()), node: node, static: c.Static, unseen: 2 * c.Cleaner.Backoff, topics: make(map[[16]byte]resolved)}
+	k := &compactor{name: fmt.Sprintf("%s/%d", host, os.Getpid()), node: node, static: c.Static, log: log, now: c.Cleaner, topics: make(map[[16]byte]resolved)}
 	manifests := manifests{node.Manifests()}
 	grace := c.RemoteDeleteGrace
 	var err error
@@ -74,8 +111,7 @@ func newCompactor(c *config.BrokerConfig, store *etcd.Store, node *metadata.Node
 		Lease: func(ctx context.Context) (int64, <-chan struct{}, error) {
 			return store.Lease(ctx, c.Cleaner.SessionTimeout)
 		},
-		Threads: c.Cleaner.Threads, TableBytes: c.Cleaner.DedupeBytes, LoadFactor: c.Cleaner.LoadFactor, BytesPerSecond: c.Cleaner.BytesPerSecond,
-		Backoff: c.Cleaner.Backoff, Limits: picker.Limits{Bytes: c.Cleaner.JobBytes, Target: c.Cleaner.ObjectBytes},
+		Settings: settingsOf(c.Cleaner), Changed: func() compaction.Settings { return settingsOf(k.cleaner()) }, Limits: picker.Limits{Bytes: c.Cleaner.JobBytes, Target: c.Cleaner.ObjectBytes},
 		Scrubs: scrubs{store}, ScrubInterval: c.Cleaner.ScrubInterval, ScrubData: c.Cleaner.ScrubData,
 		Logger: log.With("part", "compaction"), Events: m.events(),
 	})
@@ -116,6 +152,7 @@ func (k *compactor) topic(id [16]byte) (compaction.Topic, bool) {
 	if e := im.ConfigEntry(image.BrokerResource, ""); e != nil {
 		all, cluster = e.Values, e.Revision
 	}
+	late := unseen(k.cleaner()).Milliseconds()
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if r, ok := k.topics[id]; ok && r.rev == t.Revision && r.cluster == cluster {
@@ -129,7 +166,7 @@ func (k *compactor) topic(id [16]byte) (compaction.Topic, bool) {
 		Name: t.Name, Codec: cleaner.KeepCodec, Level: batch.DefaultLevel, DeleteDelay: time.Duration(c.FileDeleteDelayMs) * time.Millisecond,
 		Policy: picker.Policy{
 			Compact: c.Compact, Delete: c.Delete, MinDirtyRatio: c.MinCleanableDirtyRatio, MinLag: c.MinCompactionLagMs, MaxLag: c.MaxCompactionLagMs,
-			DeleteRetention: addUpTo(c.DeleteRetentionMs, k.unseen.Milliseconds()), RetentionMs: c.RetentionMs, RetentionBytes: c.RetentionBytes, SegmentBytes: int64(c.SegmentBytes),
+			DeleteRetention: addUpTo(c.DeleteRetentionMs, late), RetentionMs: c.RetentionMs, RetentionBytes: c.RetentionBytes, SegmentBytes: int64(c.SegmentBytes),
 		},
 	}
 	if codec, ok := batch.ParseCodec(c.CompressionType); ok {
@@ -297,6 +334,7 @@ func OpenCompactor(ctx context.Context, c *config.BrokerConfig, log *slog.Logger
 	if w.k, err = newCompactor(c, store, s.node, s.bucket, clusterID, log, tierEvents(reg), newCompactionMetrics(reg)); err != nil {
 		return w, err
 	}
+	w.k.alone = true
 	s.compactor = w.k
 	s.up.Store(true)
 	return w, nil
