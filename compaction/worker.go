@@ -127,7 +127,7 @@ type Done struct {
 // Round is what a look at all partitions found.
 type Round struct {
 	Partitions, Claimed, Jobs, Failing int
-	MaxDirty                           float64 // the largest share of bytes that is dirty, of compacted partitions
+	MaxDirty                           float64 // the largest share of bytes that is dirty of what may be compacted of a partition
 	Took                               time.Duration
 }
 
@@ -498,12 +498,8 @@ func (w *Worker) pick(ctx context.Context, r *tiering.Remote, topic Topic) (out 
 	}
 	c := r.Head.Compaction
 	p := picker.Partition{LogStart: r.Head.LogStart, CleanEnd: c.CleanEnd, Round: picker.Round{End: c.End, Next: c.Next}, FirstUnstable: r.Head.RemoteEnd()}
-	var clean, all int64
 	for _, e := range r.Entries {
 		x := picker.Entry{Entry: e.Entry, Page: e.Page, MinTimestamp: -1}
-		if all += e.Bytes; e.Last < c.CleanEnd {
-			clean += e.Bytes
-		}
 		if topic.Policy.Compact && e.Kind == manifest.Rewritten {
 			h, err := w.horizonOf(ctx, r, e.Entry)
 			if err != nil {
@@ -514,10 +510,8 @@ func (w *Worker) pick(ctx context.Context, r *tiering.Remote, topic Topic) (out 
 		}
 		p.Entries = append(p.Entries, x)
 	}
-	if topic.Policy.Compact && all > 0 {
-		out.dirty = float64(all-clean) / float64(all)
-	}
 	now := w.o.Now().UnixMilli()
+	out.dirty = picker.Dirty(p, topic.Policy, now)
 	out.due = picker.Due(p, topic.Policy, w.o.Limits, now)
 	first := func() bool {
 		for _, j := range picker.Pick(p, topic.Policy, w.o.Limits, now) {
@@ -540,6 +534,7 @@ func (w *Worker) pick(ctx context.Context, r *tiering.Remote, topic Topic) (out 
 	for _, o := range f.OpenEnd {
 		p.FirstUnstable = min(p.FirstUnstable, o.FirstOffset)
 	}
+	out.dirty = picker.Dirty(p, topic.Policy, now)
 	first()
 	return out, nil
 }

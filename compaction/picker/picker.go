@@ -315,6 +315,18 @@ func compact(p *Partition, pol Policy, l Limits, now int64) []Job {
 	return []Job{j}
 }
 
+// Dirty is the share that is dirty of what may be compacted: what min.cleanable.dirty.ratio is compared with.
+func Dirty(p Partition, pol Policy, now int64) float64 {
+	entries := p.bounded(pol, now)
+	for len(entries) > 0 && entries[0].Last < p.LogStart {
+		entries = entries[1:]
+	}
+	if dirty := sum(entries[after(entries, p.CleanEnd):]); pol.Compact && dirty > 0 {
+		return float64(dirty) / float64(sum(entries))
+	}
+	return 0
+}
+
 // Due is when, after now, there may be more to do although nothing was added: a record has reached its lag, a tombstone
 // or marker its horizon. math.MaxInt64: never.
 func Due(p Partition, pol Policy, l Limits, now int64) int64 {

@@ -21,6 +21,7 @@ const mib = 1 << 20
 //	<base>-<last> <MiB> [own|mixed|rewritten] [max=] [min=] [created=] [horizon=time/KiB] [page=]
 //	pick [policy] [limits] now=
 //	due [policy] [limits] now=
+//	dirty [policy] now=
 func TestStories(t *testing.T) {
 	datadriven.Walk(t, "testdata/stories", func(t *testing.T, path string) {
 		var p Partition
@@ -31,6 +32,8 @@ func TestStories(t *testing.T) {
 				return ""
 			case "pick":
 				return show(Pick(p, policy(t, d), limits(t, d), arg(t, d, "now", int64(1000))))
+			case "dirty":
+				return fmt.Sprintf("%.2f\n", Dirty(p, policy(t, d), arg(t, d, "now", int64(1000))))
 			case "due":
 				due := Due(p, policy(t, d), limits(t, d), arg(t, d, "now", int64(1000)))
 				if due == math.MaxInt64 {

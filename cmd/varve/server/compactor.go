@@ -226,7 +226,7 @@ func newCompactionMetrics(reg *prometheus.Registry) *compactionMetrics {
 		lost:       prometheus.NewCounter(prometheus.CounterOpts{Name: "varve_compaction_leases_lost_total", Help: "Times that the worker's lease ran out and its work was thrown away."}),
 		pending:    gauge("varve_compaction_pending_partitions", "Partitions in which there was something to do when they were last looked at."),
 		failing:    gauge("varve_compaction_failing_partitions", "Partitions whose last job failed."),
-		dirty:      gauge("varve_compaction_max_dirty_ratio", "Largest share of a compacted partition's bytes in object storage that has not been compacted."),
+		dirty:      gauge("varve_compaction_max_dirty_ratio", "Largest share of a partition's bytes in object storage that could be compacted and has not been: what is younger than min.compaction.lag.ms does not count."),
 		partitions: gauge("varve_compaction_partitions", "Partitions that the worker knows of."),
 		lastRound:  gauge("varve_compaction_last_round_timestamp_seconds", "When all partitions were last looked at."),
 	}

@@ -260,7 +260,7 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 }
 
 // patiently tries again what etcd did not answer: it may be electing, or about to
-// be up. A broker that waits is of more use than one that somebody has to start
+// be up. A process that waits is of more use than one that somebody has to start
 // again.
 func (s *Server) patiently(ctx context.Context, f func() error) error {
 	for end, delay := time.Now().Add(s.o.Config.RegistrationTimeout), 100*time.Millisecond; ; delay = min(2*delay, 2*time.Second) {
@@ -269,7 +269,7 @@ func (s *Server) patiently(ctx context.Context, f func() error) error {
 		if err == nil || !away || time.Now().After(end) {
 			return err
 		}
-		s.log.Warn("etcd does not answer yet: the broker waits for it", "err", err, "retry_in", delay)
+		s.log.Warn("etcd does not answer yet and is waited for", "err", err, "retry_in", delay)
 		select {
 		case <-time.After(delay):
 		case <-ctx.Done():
