@@ -532,5 +532,12 @@ func TestCompactorsUnderFaults(t *testing.T) {
 		return nil
 	})
 	clean("after the topic was deleted")
+
+	// A worker makes no cluster where there is none.
+	r = varve(t, "", "compactor", "--set", "etcd.endpoints="+c.Describe().Etcd[0].Client, "--set", "etcd.prefix=/elsewhere", "--set", "remote.storage.url="+c.BucketURL(),
+		"--set", "admin.listener=", "--set", "initial.broker.registration.timeout.ms=500")
+	if r.code != 1 || !strings.Contains(r.errOut, "etcd holds no cluster under etcd.prefix=/elsewhere") {
+		t.Errorf("exit %d %s%s", r.code, r.out, r.errOut)
+	}
 	must(c.Workers[0].Stop(), c.Workers[1].Stop())
 }

@@ -317,7 +317,7 @@ func OpenCompactor(ctx context.Context, c *config.BrokerConfig, log *slog.Logger
 		return w, err
 	}
 	var clusterID string
-	if err := s.patiently(ctx, func() (err error) { clusterID, err = store.EnsureCluster(ctx, c.ClusterID); return err }); err != nil {
+	if err := s.patiently(ctx, func() (err error) { clusterID, err = s.existing(ctx, store); return err }); err != nil {
 		return w, fmt.Errorf("metadata: %w", err)
 	}
 	if s.bucket, err = s.openBucket(ctx, true, newStoreMetrics(reg).events()); err != nil {

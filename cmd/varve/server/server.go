@@ -259,17 +259,37 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	return s, nil
 }
 
+// errNoCluster says that no broker has ever started on this etcd.
+var errNoCluster = errors.New("etcd holds no cluster")
+
+// existing returns the id of the cluster that etcd holds. What is no broker makes none: with a wrong etcd.prefix it would
+// be well, and do nothing.
+func (s *Server) existing(ctx context.Context, store *etcd.Store) (id string, err error) {
+	im, err := store.Load(ctx)
+	if err != nil {
+		return "", err
+	}
+	if im.ClusterID == "" {
+		return "", fmt.Errorf("%w under etcd.prefix=%s", errNoCluster, s.o.Config.EtcdPrefix)
+	}
+	return store.EnsureCluster(ctx, s.o.Config.ClusterID)
+}
+
 // patiently tries again what etcd did not answer: it may be electing, or about to
 // be up. A process that waits is of more use than one that somebody has to start
 // again.
 func (s *Server) patiently(ctx context.Context, f func() error) error {
 	for end, delay := time.Now().Add(s.o.Config.RegistrationTimeout), 100*time.Millisecond; ; delay = min(2*delay, 2*time.Second) {
 		err := f()
-		away := errors.Is(err, etcd.ErrUnavailable) || errors.Is(err, etcd.ErrAmbiguous) || errors.Is(err, context.DeadlineExceeded)
+		away := errors.Is(err, errNoCluster) || errors.Is(err, etcd.ErrUnavailable) || errors.Is(err, etcd.ErrAmbiguous) || errors.Is(err, context.DeadlineExceeded)
 		if err == nil || !away || time.Now().After(end) {
 			return err
 		}
-		s.log.Warn("etcd does not answer yet and is waited for", "err", err, "retry_in", delay)
+		what := "etcd does not answer yet and is waited for"
+		if errors.Is(err, errNoCluster) {
+			what = "there is no cluster yet: a broker that starts is waited for"
+		}
+		s.log.Warn(what, "err", err, "retry_in", delay)
 		select {
 		case <-time.After(delay):
 		case <-ctx.Done():
