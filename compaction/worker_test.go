@@ -775,6 +775,43 @@ func TestLogStartPasses(t *testing.T) {
 	}
 }
 
+// etcd was restored from a backup that is older than what is published in the bucket: a worker commits nothing and deletes
+// nothing, and says so (F41).
+func TestRegressed(t *testing.T) {
+	inScene(t, func(t *testing.T, s *scene) {
+		p := s.lead(1, compacted)
+		s.three(p)
+		head := p.head().Encode()
+		s.put(p, "a=newer")
+		s.upload()
+		time.Sleep(time.Minute) // it is published
+		was := s.store
+		old := tiering.NewMemManifests()
+		old.SetEpoch(p.id, p.index, 1)
+		if _, err := old.Commit(bg, tiering.CommitRequest{TopicID: p.id, Partition: p.index, LeaderEpoch: 1, Head: head}); err != nil {
+			t.Fatal(err)
+		}
+		s.store = &ledger{old, s.world}
+		k := s.work(single)
+		defer k.close()
+		for range 3 {
+			if _, err := k.Round(bg, k.lease); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(10 * time.Minute)
+		}
+		if failed := k.failures(); len(failed) == 0 || !errors.Is(failed[0], tiering.ErrRegressed) || k.Healthy() == nil {
+			t.Errorf("%v, healthy: %v", failed, k.Healthy())
+		}
+		if !bytes.Equal(p.head().Encode(), head) || len(k.done) > 0 {
+			t.Errorf("something was committed: %+v", k.done)
+		}
+		s.store = was
+		s.verifyAll()
+		s.settled()
+	})
+}
+
 // What is uploaded stays as long as the claim does, even where the log start has gone into it, and however long the commit
 // takes: another broker's search for garbage must not take it for an orphan.
 func TestUncommittedObjectIsKept(t *testing.T) {
