@@ -182,6 +182,9 @@ func fill(ctx context.Context, cl *kgo.Client, o options, n int64, rate float64)
 	var mu sync.Mutex
 	var failed error
 	for i := range n {
+		if ctx.Err() != nil {
+			return 0, ctx.Err()
+		}
 		key := rng.IntN(o.keys)
 		if i < int64(o.keys) && rate == 0 {
 			key = int(i)
