@@ -196,7 +196,7 @@ func Pick(p Partition, pol Policy, l Limits, now int64) []Job {
 		all = append(all, compact(&rest, pol, l, now)...)
 		all = append(all, purge(&rest, pol, l, now)...)
 	}
-	all = append(all, merge(&rest, l)...)
+	all = append(all, merge(&rest, pol, l)...)
 	slices.SortStableFunc(all, Compare)
 	var jobs []Job
 	for _, j := range all {
@@ -387,8 +387,18 @@ func (l *Limits) purgeWait(e *Entry, pol Policy) int64 {
 // merge finds runs of small objects that are worth being one; sections of mixed objects are small. The new one is at
 // least twice as large as the largest that goes into it, so that a byte is rewritten at most as often as its object
 // doubles until it is full; and as long as it is less than half full, there must be many.
-func merge(p *Partition, l Limits) (jobs []Job) {
+//
+// In a compacted topic there must always be many, as long as one job can go over all of it: then the next round makes few
+// of them anyway, and what was merged for it would be written twice. Where a round is many jobs, larger objects let each
+// of them come further.
+func merge(p *Partition, pol Policy, l Limits) (jobs []Job) {
 	target := min(l.Target, l.Bytes/2)
+	clean := after(p.Entries, p.CleanEnd) // an object on both sides of it would count as dirty
+	round := rewrite(p.Entries, l)
+	for _, e := range p.Entries[clean:] {
+		round = round.add(read(e, l))
+	}
+	atOnce := pol.Compact && round.within(l)
 	small := func(e Entry) bool { return e.Bytes <= target/2 }
 	var split func(run []Entry)
 	split = func(run []Entry) {
@@ -407,7 +417,7 @@ func merge(p *Partition, l Limits) (jobs []Job) {
 			split(run[largest+1:])
 			return
 		}
-		if len(run) < l.Fanin && total < target/2 {
+		if len(run) < l.Fanin && (atOnce || total < target/2) {
 			return
 		}
 		j := Job{Kind: Merge, Worth: float64(len(run)-1) / (float64(total)/(1<<20) + 1)}
@@ -418,7 +428,6 @@ func merge(p *Partition, l Limits) (jobs []Job) {
 		}
 		jobs = append(jobs, j)
 	}
-	clean := after(p.Entries, p.CleanEnd) // an object on both sides of it would count as dirty
 	for _, side := range [][]Entry{p.Entries[:clean], p.Entries[clean:]} {
 		for _, run := range runs(side, small) {
 			for _, g := range group(run, target) {
