@@ -480,8 +480,10 @@ const minRecord = 7
 // noTimestampBound is Kafka's default of message.timestamp.before.max.ms.
 const noTimestampBound = 1<<63 - 1
 
-// maxInflated bounds what a batch may inflate to: 64 times what may be sent.
-func maxInflated(cfg *config.TopicConfig) int { return 64 * max(cfg.MaxMessageBytes, 1<<20) }
+func maxInflated(cfg *config.TopicConfig) int { return MaxInflated(cfg.MaxMessageBytes) }
+
+// MaxInflated bounds what a batch may inflate to where somebody has to look into it: 64 times what may be sent.
+func MaxInflated(maxMessageBytes int) int { return 64 * max(maxMessageBytes, 1<<20) }
 
 // appendCode says what to tell a client whose append the log refused.
 func (b *Broker) appendCode(err error) (int16, string) {

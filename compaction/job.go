@@ -1,6 +1,7 @@
 package compaction
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,8 +16,8 @@ import (
 	"github.com/varve/varve/wal/producer"
 )
 
-// maxInflated bounds what one batch may inflate to.
-const maxInflated = 1 << 30
+// defaultInflated bounds what one batch may inflate to, if the topic does not say.
+const defaultInflated = 64 << 20
 
 // run is one job under a claim.
 type run struct {
@@ -100,7 +101,7 @@ func (r *run) round(ctx context.Context, dirtyStart, end, base, to int64, record
 	}
 	o := cleaner.Options{
 		DirtyStart: dirtyStart, End: end, Now: r.w.o.Now().UnixMilli(), DeleteRetention: r.topic.Policy.DeleteRetention,
-		Codec: r.topic.Codec, Level: r.topic.Level, MaxInflated: maxInflated, Checked: true, Aborted: aborted, Producers: producers,
+		Codec: r.topic.Codec, Level: r.topic.Level, MaxInflated: cmp.Or(r.topic.MaxInflated, defaultInflated), Checked: true, Aborted: aborted, Producers: producers,
 	}
 	if first.Base > r.r.Entries[0].Base {
 		o.Open = first.OpenStart

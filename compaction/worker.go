@@ -49,6 +49,9 @@ type Topic struct {
 	Codec       batch.Codec // of compression.type; cleaner.KeepCodec for producer
 	Level       int
 	DeleteDelay time.Duration // file.delete.delay.ms
+	// MaxInflated is what a batch may inflate to, not less than what brokers let into a compacted topic; 0: 64 MiB. One
+	// from before it was compacted may be larger: then the partition is not compacted, and the worker lives.
+	MaxInflated int
 }
 
 // Settings are what may change while a worker runs.

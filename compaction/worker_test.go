@@ -660,6 +660,42 @@ func TestReadsFail(t *testing.T) {
 	}
 }
 
+// A batch from before the topic was compacted inflates to more than a compacted topic would have taken: its partition is
+// left as it is, and says why; others are compacted.
+func TestInflatesTooFar(t *testing.T) {
+	inScene(t, func(t *testing.T, s *scene) {
+		p, q := s.lead(1, compacted), s.lead(2, compacted)
+		p.topic.MaxInflated = 1000
+		b := batch.NewBuilder()
+		b.Codec = batch.Gzip
+		f := &fact{records: []record{{offset: p.end(), ts: time.Now().UnixMilli(), key: []byte("a"), value: make([]byte, 2000)}}}
+		b.Add(f.records[0].ts, f.records[0].key, f.records[0].value)
+		raw, err := b.Build()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.append(f, raw, s.now().UnixMilli())
+		for _, to := range []*partition{p, q} {
+			s.put(to, "a=1")
+			s.put(to, "a=2")
+		}
+		s.upload()
+		k := s.work(picker.Limits{Fanin: 3})
+		defer k.close()
+		n, err := k.Round(bg, k.lease)
+		heard := k.failures()
+		if n != 1 || err != nil || len(heard) != 1 || !errors.Is(heard[0], batch.ErrInflated) {
+			t.Errorf("%d jobs done, %v, %v", n, err, heard)
+		}
+		if clean := p.head().Compaction.CleanEnd; clean != 0 {
+			t.Errorf("clean up to %d", clean)
+		}
+		if clean, end := q.head().Compaction.CleanEnd, q.end(); clean != end {
+			t.Errorf("the other is clean up to %d of %d", clean, end)
+		}
+	})
+}
+
 // While a consumer at read_committed reads from a replica, an aborted transaction's records are taken away and then its
 // marker, and the replica learns of it. The old records are never shown with the new list, which lacks the transaction.
 func TestOneManifestForAReader(t *testing.T) {

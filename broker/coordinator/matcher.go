@@ -44,7 +44,7 @@ const (
 	// matchBudget and matchEach are the processor time that an expression may take: so much, and so much more for each
 	// topic.
 	matchBudget = 50 * time.Millisecond
-	matchEach   = 2 * time.Microsecond
+	matchEach   = 5 * time.Microsecond
 	// simpleCost is what expressions that people write do not reach.
 	simpleCost  = 500
 	keptMatches = 32

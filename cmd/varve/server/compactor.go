@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/varve/varve/broker"
 	"github.com/varve/varve/compaction"
 	"github.com/varve/varve/compaction/cleaner"
 	"github.com/varve/varve/compaction/picker"
@@ -163,7 +164,7 @@ func (k *compactor) topic(id [16]byte) (compaction.Topic, bool) {
 	}
 	c := config.Resolver{ClusterDynamic: all, Static: k.static}.Topic(t.Config)
 	out := compaction.Topic{
-		Name: t.Name, Codec: cleaner.KeepCodec, Level: batch.DefaultLevel, DeleteDelay: time.Duration(c.FileDeleteDelayMs) * time.Millisecond,
+		Name: t.Name, Codec: cleaner.KeepCodec, Level: batch.DefaultLevel, DeleteDelay: time.Duration(c.FileDeleteDelayMs) * time.Millisecond, MaxInflated: 2 * broker.MaxInflated(c.MaxMessageBytes),
 		Policy: picker.Policy{
 			Compact: c.Compact, Delete: c.Delete, MinDirtyRatio: c.MinCleanableDirtyRatio, MinLag: c.MinCompactionLagMs, MaxLag: c.MaxCompactionLagMs,
 			DeleteRetention: addUpTo(c.DeleteRetentionMs, late), RetentionMs: c.RetentionMs, RetentionBytes: c.RetentionBytes, SegmentBytes: int64(c.SegmentBytes),
