@@ -282,10 +282,14 @@ func (po *produce) one(r *request, topic string, index int32, records []byte, tr
 	}
 	acks := po.acks
 	out.LogStartOffset = v.LogStart
+	after := r.c.held.before(topic, index, h)
 	d := rep.append(&appendArgs{header: h, bytes: records, buf: buf, class: wal.ClassClient, acks: acks, to: slot, base: &out.BaseOffset,
-		verify: b.mustVerify(r.hdr.Version), guard: verdict.guard, after: r.c.held.before(topic, index, h)})
+		verify: b.mustVerify(r.hdr.Version), guard: verdict.guard, after: after})
 	switch d.Kind {
 	case partition.Append:
+		if after {
+			r.c.held.passed(topic, index, h)
+		}
 		b.ev.Produced(h.RecordCount, len(records))
 		if acks == 0 {
 			slot.settle(0)
@@ -480,6 +484,7 @@ const minRecord = 7
 // noTimestampBound is Kafka's default of message.timestamp.before.max.ms.
 const noTimestampBound = 1<<63 - 1
 
+// maxInflated is MaxInflated for a topic.
 func maxInflated(cfg *config.TopicConfig) int { return MaxInflated(cfg.MaxMessageBytes) }
 
 // MaxInflated bounds what a batch may inflate to where somebody has to look into it: 64 times what may be sent.

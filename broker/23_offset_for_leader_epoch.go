@@ -50,9 +50,10 @@ func (b *Broker) offsetForLeaderEpoch(_ context.Context, _ *request, in kmsg.Req
 // leaderEpochIn is the leader epoch of a partition as metadata shows it, -1 if
 // there is no such partition. Nobody leads before its metadata says so.
 func leaderEpochIn(im *image.Image, topic string, index int32) int32 {
-	t := im.Topic(topic)
-	if t == nil || index < 0 || int(index) >= len(t.Partitions) || t.Partitions[index] == nil {
-		return -1
+	if t := im.Topic(topic); t != nil {
+		if p := im.Partition(t.ID, index); p != nil {
+			return p.LeaderEpoch
+		}
 	}
-	return t.Partitions[index].LeaderEpoch
+	return -1
 }

@@ -108,8 +108,8 @@ func (r *replica) confirmOnce() int16 {
 		epoch, must := r.term.Epoch, r.st.Electable()
 		r.mu.Unlock()
 		ask := slices.Clone(must)
-		if t := r.b.meta.Image().TopicByID(r.topicID); t != nil && int(r.index) < len(t.Partitions) {
-			for _, id := range t.Partitions[r.index].ELR {
+		if p := r.b.meta.Image().Partition(r.topicID, r.index); p != nil {
+			for _, id := range p.ELR {
 				if id != r.b.opts.BrokerID && !slices.Contains(must, id) {
 					ask = append(ask, id) // the answer counts if it comes
 				}

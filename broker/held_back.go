@@ -69,7 +69,20 @@ func (k *heldBack) before(topic string, partition int32, h batch.Header) bool {
 	if !ok || low.epoch == h.ProducerEpoch && h.BaseSequence > low.sequence {
 		return ok
 	}
+	k.forget(at)
+	return false
+}
+
+// passed ends the wait of a batch for those before it: the partition knows its
+// producer, which has sent them to another leader meanwhile.
+func (k *heldBack) passed(topic string, partition int32, h batch.Header) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.forget(heldKey{topic, partition, h.ProducerID})
+}
+
+// forget is called with mu held.
+func (k *heldBack) forget(at heldKey) {
 	delete(k.low, at)
 	k.n.Store(int32(len(k.low)))
-	return false
 }

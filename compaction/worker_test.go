@@ -114,6 +114,21 @@ func (s *scene) end(p *partition, x *txn, commit bool) {
 	p.append(&fact{txn: x, commit: commit}, batch.Marker(x.pid, 0, commit, 1, time.Now().UnixMilli()), s.now().UnixMilli())
 }
 
+// aborted writes three objects: an aborted transaction begins in the first and ends in the second.
+func (s *scene) aborted(p *partition) {
+	x := s.begin(p, 7)
+	s.write(p, x, "a=aborted")
+	s.put(p, "b=1")
+	s.upload()
+	s.end(p, x, false)
+	s.put(p, "c=1")
+	s.upload()
+	y := s.begin(p, 7) // so that the producer is known from here
+	s.write(p, y, "d=1")
+	s.end(p, y, true)
+	s.upload()
+}
+
 // upload waits until everything is in the bucket.
 func (s *scene) upload() {
 	s.t.Helper()
@@ -701,17 +716,7 @@ func TestInflatesTooFar(t *testing.T) {
 func TestOneManifestForAReader(t *testing.T) {
 	inScene(t, func(t *testing.T, s *scene) {
 		p := s.lead(1, compacted)
-		x := s.begin(p, 7)
-		s.write(p, x, "a=aborted")
-		s.put(p, "b=1")
-		s.upload()
-		s.end(p, x, false)
-		s.put(p, "c=1")
-		s.upload()
-		y := s.begin(p, 7) // so that the producer is known from here
-		s.write(p, y, "d=1")
-		s.end(p, y, true)
-		s.upload()
+		s.aborted(p)
 		end := p.end()
 		k := s.work(picker.Limits{Fanin: 3})
 		defer k.close()
@@ -1169,17 +1174,7 @@ func TestClaimGivenBackLater(t *testing.T) {
 func TestPurgeOfNothing(t *testing.T) {
 	inScene(t, func(t *testing.T, s *scene) {
 		p := s.lead(1, compacted)
-		x := s.begin(p, 7)
-		s.write(p, x, "a=1")
-		s.put(p, "b=1")
-		s.upload()
-		s.end(p, x, false)
-		s.put(p, "c=1")
-		s.upload()
-		y := s.begin(p, 7) // so that the producer is known from here
-		s.write(p, y, "d=1")
-		s.end(p, y, true)
-		s.upload()
+		s.aborted(p)
 		k := s.work(single)
 		defer k.close()
 		s.finish(k)

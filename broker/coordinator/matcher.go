@@ -55,24 +55,21 @@ func newMatcher() *matcher {
 }
 
 // match finds what an expression matches, or waits for who is about to. An error: ctx has ended before.
-func (x *matcher) match(ctx context.Context, expr string, view group.Topics, visible func(string) bool) (*group.Matched, error) {
+func (x *matcher) match(ctx context.Context, expr string, view group.Topics) (*group.Matched, error) {
 	key := matchKey{expr, view.Version()}
-	shared := visible == nil
 	f := &matching{done: make(chan struct{})}
-	if shared {
-		x.mu.Lock()
-		if other := x.found[key]; other != nil {
-			x.mu.Unlock()
-			select {
-			case <-other.done:
-				return &other.m, other.err
-			case <-ctx.Done():
-				return nil, ctx.Err()
-			}
-		}
-		x.found[key] = f
+	x.mu.Lock()
+	if other := x.found[key]; other != nil {
 		x.mu.Unlock()
+		select {
+		case <-other.done:
+			return &other.m, other.err
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
+	x.found[key] = f
+	x.mu.Unlock()
 	lane := x.simple
 	if pattern.Cost(expr) > simpleCost {
 		lane = x.large
@@ -81,36 +78,32 @@ func (x *matcher) match(ctx context.Context, expr string, view group.Topics, vis
 	case lane <- struct{}{}:
 	case <-ctx.Done():
 		f.err = ctx.Err()
-		if shared {
-			x.mu.Lock()
-			delete(x.found, key)
-			x.mu.Unlock()
-		}
+		x.mu.Lock()
+		delete(x.found, key)
+		x.mu.Unlock()
 		close(f.done)
 		return nil, f.err
 	}
 	f.m = group.Matched{Expr: expr, Version: key.version}
-	f.m.Topics, f.m.Err = matchWithin(expr, view, visible)
+	f.m.Topics, f.m.Err = matchWithin(expr, view)
 	<-lane
 	close(f.done)
-	if shared {
-		x.mu.Lock()
-		if x.kept = append(x.kept, key); len(x.kept) > keptMatches {
-			delete(x.found, x.kept[0])
-			x.kept = slices.Delete(x.kept, 0, 1)
-		}
-		x.mu.Unlock()
+	x.mu.Lock()
+	if x.kept = append(x.kept, key); len(x.kept) > keptMatches {
+		delete(x.found, x.kept[0])
+		x.kept = slices.Delete(x.kept, 0, 1)
 	}
+	x.mu.Unlock()
 	return &f.m, nil
 }
 
 // matchWithin matches within the budget.
-func matchWithin(expr string, view group.Topics, visible func(string) bool) ([]string, error) {
+func matchWithin(expr string, view group.Topics) ([]string, error) {
 	runtime.LockOSThread() // whose time is measured
 	defer runtime.UnlockOSThread()
 	n := len(view.Names())
 	budget, began := matchBudget+time.Duration(n)*matchEach, threadTime()
-	return group.Match(expr, view, visible, func() error {
+	return group.Match(expr, view, func() error {
 		if threadTime()-began > budget {
 			return fmt.Errorf("it takes more than %v to match it against the names of %d topics", budget, n)
 		}
@@ -132,7 +125,7 @@ func (m *groupMachine) match(c *group.ConsumerHeartbeat, expr string) {
 	m.s.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(m.s.ctx, m.s.o.ReplyTimeout)
 		defer cancel()
-		found, err := m.matcher.match(ctx, expr, c.Topics, c.Visible)
+		found, err := m.matcher.match(ctx, expr, c.Topics)
 		if err != nil {
 			m.s.resume(c.Token, c, protocol.CodeCoordinatorNotAvailable) // clients ask again
 			return

@@ -39,7 +39,7 @@ func subscribe(c *Coordinator, g, expr string, epoch int32) *kmsg.ConsumerGroupH
 // topics.
 func TestMatchBudget(t *testing.T) {
 	began := threadTime()
-	if _, err := matchWithin(bomb, many(1, 1000), nil); err == nil || !strings.Contains(err.Error(), "the names of 1000 topics") {
+	if _, err := matchWithin(bomb, many(1, 1000)); err == nil || !strings.Contains(err.Error(), "the names of 1000 topics") {
 		t.Errorf("the bomb: %v", err)
 	}
 	// This thread's, and that may be another one now; then it is what that one did before.
@@ -51,7 +51,7 @@ func TestMatchBudget(t *testing.T) {
 		short = append(short, group.Topic{ID: [16]byte{2, byte(i), byte(i >> 8)}, Name: fmt.Sprint("orders-", i), Partitions: 1})
 	}
 	for expr, want := range map[string]int{"orders-1?": 1, "[a-z]+-[0-9]*": 1000, ".*[01]": 200, "b.*": 0} {
-		names, err := matchWithin(expr, group.NewTopics(1, short), nil)
+		names, err := matchWithin(expr, group.NewTopics(1, short))
 		if err != nil || len(names) != want {
 			t.Errorf("%s: %d topics, %v; want %d", expr, len(names), err, want)
 		}
@@ -123,7 +123,7 @@ func TestMatchShared(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		var errs [2]error
 		for i := range errs {
-			go func() { _, errs[i] = x.match(ctx, "a.*", view, nil) }()
+			go func() { _, errs[i] = x.match(ctx, "a.*", view) }()
 		}
 		synctest.Wait()
 		cancel()
@@ -133,11 +133,11 @@ func TestMatchShared(t *testing.T) {
 		}
 		<-x.simple
 		for range keptMatches + 5 {
-			m, err := x.match(t.Context(), "a.*", view, nil)
+			m, err := x.match(t.Context(), "a.*", view)
 			if err != nil || len(m.Topics) != 10 {
 				t.Fatal(m, err)
 			}
-			again, _ := x.match(t.Context(), "a.*", view, nil)
+			again, _ := x.match(t.Context(), "a.*", view)
 			if again != m {
 				t.Fatal("matched twice")
 			}

@@ -150,6 +150,18 @@ func (x *txnClient) state() string {
 	return s.State
 }
 
+// timesOut waits for the end of the second transaction, which has just begun: 10 s later, not earlier.
+func timesOut(t *testing.T, x *txnClient, k *marked) {
+	t.Helper()
+	time.Sleep(10*time.Second - time.Millisecond)
+	synctest.Wait()
+	expect(t, "state", x.state(), "Ongoing")
+	time.Sleep(time.Millisecond)
+	synctest.Wait()
+	expect(t, "state", x.state(), "CompleteAbort")
+	expect(t, "markers", fmt.Sprint(k.list()), "[t-0 1001/1 true t-0 1001/2 false t-1 1001/1 true t-1 1001/2 false]")
+}
+
 func TestTransactionLife(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &marked{}
@@ -167,13 +179,7 @@ func TestTransactionLife(t *testing.T) {
 
 		// One that takes too long is aborted when its time is over, not earlier.
 		expect(t, "add", x.add("t"), 0)
-		time.Sleep(10*time.Second - time.Millisecond)
-		synctest.Wait()
-		expect(t, "state", x.state(), "Ongoing")
-		time.Sleep(time.Millisecond)
-		synctest.Wait()
-		expect(t, "state", x.state(), "CompleteAbort")
-		expect(t, "markers", fmt.Sprint(k.list()), "[t-0 1001/1 true t-0 1001/2 false t-1 1001/1 true t-1 1001/2 false]")
+		timesOut(t, x, k)
 		expect(t, "commit", x.end(5, true), protocol.CodeProducerFenced)
 
 		// And an id that nobody uses is forgotten.
@@ -201,13 +207,7 @@ func TestTimeoutAfterRetry(t *testing.T) {
 		expect(t, "end", x.end(5, true), 0)
 		synctest.Wait()
 		expect(t, "add", x.add("t"), 0)
-		time.Sleep(10*time.Second - time.Millisecond)
-		synctest.Wait()
-		expect(t, "state", x.state(), "Ongoing")
-		time.Sleep(time.Millisecond)
-		synctest.Wait()
-		expect(t, "state", x.state(), "CompleteAbort")
-		expect(t, "markers", fmt.Sprint(k.list()), "[t-0 1001/1 true t-0 1001/2 false t-1 1001/1 true t-1 1001/2 false]")
+		timesOut(t, x, k)
 	})
 }
 

@@ -21,7 +21,6 @@ type ConsumerHeartbeat struct {
 	ClientID, ClientHost string
 	Suffix               string // unique: the member id, if version 0 asks for one
 	Topics               Topics
-	Visible              func(topic string) bool // whether a regular expression of this client may match the topic; nil: any
 
 	// Elsewhere: what takes time with expressions is done by the caller, beside the shard. It has looked whether the
 	// request's is one (BadRegex: what is wrong with it), and when Result.NeedMatch asks for it, finds what an

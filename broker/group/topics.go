@@ -102,7 +102,7 @@ type Matched struct {
 func (c *ConsumerHeartbeat) match(expr string) (names []string, known bool, err error) {
 	switch k := c.Matched; {
 	case !c.Elsewhere:
-		names, err = Match(expr, c.Topics, c.Visible, nil)
+		names, err = Match(expr, c.Topics, nil)
 		return names, true, err
 	case k == nil || k.Expr != expr || k.Version != c.Topics.Version():
 		return nil, false, nil
@@ -111,9 +111,9 @@ func (c *ConsumerHeartbeat) match(expr string) (names []string, known bool, err 
 	}
 }
 
-// Match are the topics that an expression matches and that its owner may see, in order. goOn is asked before every name,
+// Match are the topics that an expression matches, in order. goOn is asked before every name,
 // and its error ends the search; it may be nil.
-func Match(expr string, view Topics, visible func(string) bool, goOn func() error) ([]string, error) {
+func Match(expr string, view Topics, goOn func() error) ([]string, error) {
 	re, err := pattern.Compile(expr)
 	if err != nil {
 		return nil, fmt.Errorf("group: %.200q is no regular expression: %w", expr, err)
@@ -125,7 +125,7 @@ func Match(expr string, view Topics, visible func(string) bool, goOn func() erro
 				return nil, err
 			}
 		}
-		if re.MatchString(name) && (visible == nil || visible(name)) {
+		if re.MatchString(name) {
 			names = append(names, name)
 		}
 	}
