@@ -32,7 +32,8 @@ import (
 //     connection writer's timer.
 //   - At least one batch is returned if there is one, whatever the limits.
 //   - A consumer in a rack is sent to an in-sync replica of its rack (KIP-392);
-//     followers serve what is below the high watermark that they know of.
+//     followers serve what is below the high watermark that they know of, and
+//     send the consumer back when they are not in sync, or do not hear from the leader.
 //   - A fetch of another broker, which has proved to be one, is a follower's: it
 //     is sent what is not durable here yet, and its offset says what is durable
 //     there.
@@ -340,6 +341,13 @@ func (f *fetch) read(res *fetchResult, room int64) {
 		res.view = noView
 		return
 	}
+	if v.Role == partition.Follower && !r.fresh() {
+		// Clients that are refused here go on asking here, some of them: this they all understand.
+		if p := f.b.meta.Image().Partition(r.topicID, r.index); p != nil && p.Leader >= 0 && p.Leader != f.b.opts.BrokerID {
+			res.preferredReplica = p.Leader
+			return
+		}
+	}
 	if res.code = partition.CheckEpoch(v.Epoch, p.currentEpoch); res.code != 0 {
 		return
 	}
@@ -500,6 +508,9 @@ func (f *fetch) settle() {
 			s.mu.Unlock()
 			f.again(false)
 			continue
+		}
+		if now := time.Now(); now.Before(s.hastened) {
+			f.end = now.Add(min(f.end.Sub(now), hastenedWait))
 		}
 		s.parked = parked
 		// Under the lock: as soon as it is released the fetch may be woken and park

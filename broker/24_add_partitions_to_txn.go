@@ -152,7 +152,7 @@ func (b *Broker) inTransaction(ctx context.Context, t kmsg.AddPartitionsToTxnReq
 	if err != nil {
 		return all(protocol.CodeCoordinatorNotAvailable)
 	}
-	to := b.leaderElsewhere(txnTopic, index)
+	to, _ := b.leaderElsewhere(txnTopic, index)
 	if to == nil {
 		return read(b.addPartitions(ctx, version, []kmsg.AddPartitionsToTxnRequestTransaction{t})[0])
 	}
@@ -170,16 +170,16 @@ func (b *Broker) inTransaction(ctx context.Context, t kmsg.AddPartitionsToTxnReq
 	return read(resp.Transactions[0])
 }
 
-// leaderElsewhere is the broker that leads a partition, or nil if that is this
-// one or nobody.
-func (b *Broker) leaderElsewhere(topic string, index int32) *image.Broker {
+// leaderElsewhere is the broker that leads a partition, and the leader epoch in
+// which it does, or nil if that is this one or nobody.
+func (b *Broker) leaderElsewhere(topic string, index int32) (to *image.Broker, epoch int32) {
 	im := b.meta.Image()
 	t := im.Topic(topic)
 	if t == nil || index < 0 || int(index) >= len(t.Partitions) {
-		return nil
+		return nil, anyTerm
 	}
-	if leader := t.Partitions[index].Leader; leader != b.opts.BrokerID {
-		return im.Broker(leader)
+	if p := t.Partitions[index]; p.Leader != b.opts.BrokerID {
+		return im.Broker(p.Leader), p.LeaderEpoch
 	}
-	return nil
+	return nil, anyTerm
 }

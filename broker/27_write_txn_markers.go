@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"encoding/binary"
 	"sync/atomic"
 	"time"
 
@@ -29,6 +30,11 @@ import (
 // coordinator's, is refused: INVALID_PRODUCER_EPOCH,
 // TRANSACTION_COORDINATOR_FENCED.
 //
+// Among brokers, a marker names the leader epoch of the partition that its coordinator knows of. One that was on its
+// way to a process that stood still, and has been written by the next leader since, must not end a later
+// transaction of the producer when that process goes on and leads again: an epoch of its own has each
+// transaction of clients with transaction version 2 alone.
+//
 // Versions: 2 says the transaction version (KIP-1228), from which on a marker's
 // epoch lies above that of the records.
 
@@ -41,18 +47,27 @@ type txnMarker struct {
 	transactionVersion int8
 }
 
-// writeMarker appends a marker at the leader, which has to be this broker. done
-// is told once: when the marker is committed on all in-sync replicas, or with
+// anyTerm is the leader epoch of a marker that names none.
+const anyTerm int32 = -1
+
+// markerOf is a marker, and the leader epoch in which alone it may be written.
+type markerOf struct {
+	txnMarker
+	term int32
+}
+
+// writeMarker appends a marker at the leader, which has to be this broker, in
+// the leader epoch term. done is told once: when the marker is committed on all in-sync replicas, or with
 // the error for which it was not appended. Neither the call nor done waits for
 // anything.
-func (b *Broker) writeMarker(topic string, index int32, m txnMarker, done func(code int16)) {
+func (b *Broker) writeMarker(topic string, index, term int32, m txnMarker, done func(code int16)) {
 	rep := b.replicas.find(topic, index)
 	if rep == nil {
 		done(b.missingNamed(topic, index))
 		return
 	}
 	if topic == offsetsTopic {
-		b.offsetsMarker(rep, m, done)
+		b.offsetsMarker(rep, markerOf{m, term}, done)
 		return
 	}
 	// The log may have no room in its queue, and who calls may be the one that
@@ -60,13 +75,13 @@ func (b *Broker) writeMarker(topic string, index int32, m txnMarker, done func(c
 	go func() {
 		ctx, cancel := context.WithTimeout(b.ctx, internalAppendTimeout)
 		defer cancel()
-		rep.appendMarker(ctx, m, wal.ClassInternal, done)
+		rep.appendMarker(ctx, markerOf{m, term}, wal.ClassInternal, done)
 	}()
 }
 
 // appendMarker appends a marker. It waits for room in the log, and not for the
 // disk; done is told what became of it.
-func (r *replica) appendMarker(ctx context.Context, m txnMarker, class wal.Class, done func(code int16)) {
+func (r *replica) appendMarker(ctx context.Context, m markerOf, class wal.Class, done func(code int16)) {
 	if r.view.Load().Role != partition.Leader {
 		done(r.notServing())
 		return
@@ -79,7 +94,16 @@ func (r *replica) appendMarker(ctx context.Context, m txnMarker, class wal.Class
 			return
 		}
 	}
-	r.appendOwn(ctx, &appendArgs{bytes: run, marker: m.partition(), class: class}, func(_ int64, code int16) { done(code) })
+	a := &appendArgs{bytes: run, marker: m.partition(), class: class}
+	if m.term != anyTerm {
+		a.term = &m.term
+	}
+	r.appendOwn(ctx, a, func(_ int64, code int16) {
+		if code == protocol.CodeFencedLeaderEpoch {
+			code = protocol.CodeNotLeaderOrFollower // the coordinator looks who leads, and in which epoch
+		}
+		done(code)
+	})
 }
 
 func (m txnMarker) partition() *partition.Marker {
@@ -140,6 +164,10 @@ func (b *Broker) writeTxnMarkers(ctx context.Context, r *request, in kmsg.Reques
 			commit: m.Committed, transactionVersion: m.TransactionVersion}
 		for j := range m.Topics {
 			topic := m.Topics[j].Topic
+			var terms []int32
+			if r.c != nil && r.c.peer != nil {
+				terms = termsOf(&m.Topics[j])
+			}
 			for k, p := range m.Topics[j].Partitions {
 				op := &resp.Markers[i].Topics[j].Partitions[k]
 				switch {
@@ -157,8 +185,12 @@ func (b *Broker) writeTxnMarkers(ctx context.Context, r *request, in kmsg.Reques
 				left.Add(1)
 				write := b.writeClientMarker
 				if r.c != nil && r.c.peer != nil {
+					term := anyTerm
+					if k < len(terms) {
+						term = terms[k]
+					}
 					write = func(_ context.Context, topic string, index int32, m txnMarker, done func(int16)) {
-						b.writeMarker(topic, index, m, done)
+						b.writeMarker(topic, index, term, m, done)
 					}
 				}
 				write(ctx, topic, p, marker, func(code int16) {
@@ -188,8 +220,24 @@ func (b *Broker) writeTxnMarkers(ctx context.Context, r *request, in kmsg.Reques
 func (b *Broker) writeClientMarker(ctx context.Context, topic string, index int32, m txnMarker, done func(code int16)) {
 	rep := b.replicas.find(topic, index)
 	if rep == nil || topic == offsetsTopic {
-		b.writeMarker(topic, index, m, done)
+		b.writeMarker(topic, index, anyTerm, m, done)
 		return
 	}
-	rep.appendMarker(ctx, m, wal.ClassClient, done)
+	rep.appendMarker(ctx, markerOf{m, anyTerm}, wal.ClassClient, done)
+}
+
+// termsTag is the tagged field of a marker's topic in which a coordinator names the leader epochs of its partitions,
+// 4 bytes for each, in their order.
+const termsTag = 0x7661
+
+// termsOf reads that field; without it, it is empty.
+func termsOf(t *kmsg.WriteTxnMarkersRequestMarkerTopic) (terms []int32) {
+	t.UnknownTags.Each(func(tag uint32, v []byte) {
+		if tag == termsTag && len(v) == 4*len(t.Partitions) {
+			for ; len(v) > 0; v = v[4:] {
+				terms = append(terms, int32(binary.BigEndian.Uint32(v)))
+			}
+		}
+	})
+	return terms
 }

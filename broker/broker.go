@@ -182,9 +182,7 @@ func New(o Options) (*Broker, error) {
 	}
 	o.Events.fill()
 	if o.Dial == nil {
-		o.Dial = func(ctx context.Context, address string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "tcp", address)
-		}
+		o.Dial = dialPeer
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s := o.Settings
@@ -201,7 +199,7 @@ func New(o Options) (*Broker, error) {
 		ctx: ctx, cancel: cancel,
 		conns: map[*conn]struct{}{}, perIP: map[string]int{},
 	}
-	b.peers = peers{b: b, idle: map[peerKey][]*link{}, slots: map[int32]chan struct{}{}}
+	b.peers = peers{b: b, idle: map[peerKey][]*link{}, slots: map[int32]chan struct{}{}, lives: map[peerKey]*life{}}
 	b.cfg.Store(s)
 	b.sending.set(s.LeaderThrottledRate)
 	b.copying.set(s.FollowerThrottledRate)
@@ -224,6 +222,7 @@ func (b *Broker) Follow(prev, next *image.Image) {
 	if t := next.Topic(txnTopic); t != nil {
 		b.txns.SetPartitions(int32(len(t.Partitions)))
 	}
+	b.peers.follow(prev, next)
 	b.reconfigure(prev, next)
 	b.followTopics(prev, next)
 	b.replicas.apply(prev, next)

@@ -8,6 +8,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -48,8 +49,9 @@ type fetcher struct {
 	cancel context.CancelFunc
 	wake   chan struct{}
 
-	refused int      // connections in a row; of run alone
-	ended   [16]byte // the incarnation of the leader whose session was ended for that
+	heard   atomic.Int64 // when the leader last answered (Broker.uptimeMs), or the first partition was given
+	refused int          // connections in a row; of run alone
+	ended   [16]byte     // the incarnation of the leader whose session was ended for that
 
 	mu    sync.Mutex
 	moved []*copying // assigned or taken away since the last round
@@ -65,10 +67,11 @@ type copying struct {
 	gone bool // guarded by fetcher.mu
 
 	// Of the fetcher's goroutine.
-	at    partition.Position // that the leader's session knows
-	told  bool               // it knows the partition
-	due   bool               // it is to be told where the partition stands
-	rests time.Time          // nothing is asked of it until then
+	at       partition.Position // that the leader's session knows
+	told     bool               // it knows the partition
+	due      bool               // it is to be told where the partition stands
+	rests    time.Time          // nothing is asked of it until then
+	refusals int                // answers in a row that were errors of the leader's
 }
 
 // add has a partition copied from a leader, in a leader epoch. It takes the
@@ -92,8 +95,12 @@ func (fs *fetchers) add(r *replica, leader, epoch int32) {
 		}()
 	}
 	fs.of[r] = f
+	r.source.Store(f)
 	c := &copying{r: r, key: partitionKey{id: r.topicID, index: r.index}, epoch: epoch}
 	f.mu.Lock()
+	if len(f.parts) == 0 {
+		f.heard.Store(fs.b.uptimeMs())
+	}
 	f.parts[r] = c
 	f.moved = append(f.moved, c)
 	f.mu.Unlock()
@@ -114,6 +121,7 @@ func (fs *fetchers) drop(r *replica) {
 		return
 	}
 	delete(fs.of, r)
+	r.source.Store(nil)
 	f.mu.Lock()
 	if c := f.parts[r]; c != nil {
 		c.gone = true
@@ -203,7 +211,10 @@ func (f *fetcher) connected(ctx context.Context) error {
 	if to == nil {
 		return fmt.Errorf("broker %d is not known", f.leader)
 	}
-	k, err := f.b.dial(ctx, to)
+	// Who leads again is asked over a connection of its present life, and not over one on which nothing comes any more.
+	life, stop := f.b.peers.bind(ctx, to)
+	defer stop()
+	k, err := f.b.dial(life, to)
 	if err != nil {
 		f.suspect(ctx, to, err)
 		return err
@@ -211,7 +222,7 @@ func (f *fetcher) connected(ctx context.Context) error {
 	f.refused = 0
 	defer k.close()
 	s := &copySession{link: k}
-	for ctx.Err() == nil {
+	for life.Err() == nil {
 		f.gather(s)
 		if len(s.parts) == 0 {
 			return nil
@@ -219,16 +230,17 @@ func (f *fetcher) connected(ctx context.Context) error {
 		f.place(s, time.Now())
 		if s.epoch == 0 && len(s.due) == 0 {
 			// Nothing can be asked for yet.
-			if !f.rest(ctx, s) {
-				return ctx.Err()
-			}
+			f.rest(life, s)
 			continue
 		}
-		if err := f.round(ctx, s); err != nil {
+		if err := f.round(life, s); err != nil {
+			if life.Err() != nil {
+				break
+			}
 			return err
 		}
 	}
-	return ctx.Err()
+	return context.Cause(life)
 }
 
 // refusals is how many connections in a row have to be refused before the leader
@@ -357,8 +369,8 @@ func (s *copySession) leave(c *copying, now time.Time, d time.Duration) {
 	c.rests = now.Add(d)
 }
 
-// rest waits until something is due.
-func (f *fetcher) rest(ctx context.Context, s *copySession) bool {
+// rest waits until something is due, or ctx ends.
+func (f *fetcher) rest(ctx context.Context, s *copySession) {
 	d := time.Second
 	for _, c := range s.rests {
 		d = min(d, time.Until(c.rests))
@@ -367,9 +379,7 @@ func (f *fetcher) rest(ctx context.Context, s *copySession) bool {
 	case <-time.After(max(d, time.Millisecond)):
 	case <-f.wake:
 	case <-ctx.Done():
-		return false
 	}
-	return true
 }
 
 // round is one Fetch, and what comes of it.
@@ -403,6 +413,7 @@ func (f *fetcher) round(ctx context.Context, s *copySession) error {
 	if resp.ErrorCode != 0 {
 		return fmt.Errorf("fetch from broker %d: %s", f.leader, protocol.Name(resp.ErrorCode))
 	}
+	f.heard.Store(f.b.uptimeMs())
 	s.id = resp.SessionID
 	if s.id != 0 {
 		s.epoch = max(1, (s.epoch+1)&math.MaxInt32)
@@ -504,6 +515,9 @@ func (f *fetcher) take(ctx context.Context, s *copySession, buf *slab.Buf, resp 
 					run.remoteEnd = int64(binary.BigEndian.Uint64(v))
 				}
 			})
+			if p.ErrorCode == 0 {
+				c.refusals = 0
+			}
 			var err error
 			switch {
 			case p.ErrorCode == 0 && p.DivergingEpoch.EndOffset >= 0:
@@ -527,7 +541,8 @@ func (f *fetcher) take(ctx context.Context, s *copySession, buf *slab.Buf, resp 
 			default:
 				// Another leader, another epoch, or a partition that does not
 				// serve yet: metadata tells, or it passes.
-				s.leave(c, now, refusedBackoff)
+				s.leave(c, now, min(refusedBackoff<<c.refusals, maxRefusedBackoff))
+				c.refusals = min(c.refusals+1, 10)
 				continue
 			}
 			if err != nil && ctx.Err() == nil {
@@ -553,5 +568,9 @@ func (f *fetcher) take(ctx context.Context, s *copySession, buf *slab.Buf, resp 
 const throttledRest = 100 * time.Millisecond
 
 // refusedBackoff is how long a partition is left alone whose leader did not
-// answer for it. Leaderships that have just moved come up within this.
-const refusedBackoff = 50 * time.Millisecond
+// answer for it, and then twice as long each time. Leaderships that have just
+// moved come up within a few milliseconds.
+const (
+	refusedBackoff    = 5 * time.Millisecond
+	maxRefusedBackoff = 80 * time.Millisecond
+)

@@ -54,8 +54,8 @@ func (r *replica) tryFollow(ctx context.Context, leader int32) error {
 		return err
 	}
 	r.following = true
-	r.publish()
 	r.b.fetchers.add(r, leader, r.term.Epoch)
+	r.publish()
 	return nil
 }
 
@@ -99,6 +99,19 @@ func (r *replica) inSync() bool {
 	self := r.b.opts.BrokerID
 	return p != nil && (slices.Contains(p.ISR, self) || slices.Contains(p.ELR, self))
 }
+
+// fresh says whether consumers are served by this follower: while it hears from
+// its leader, and counts as in sync. A consumer that the leader has sent here
+// (KIP-392) asks nobody else for minutes, and would be told again and again that
+// there is nothing new.
+func (r *replica) fresh() bool {
+	f := r.source.Load()
+	return f != nil && r.b.uptimeMs()-f.heard.Load() <= r.b.staleAfter().Milliseconds() && r.inSync()
+}
+
+// staleAfter is how long a follower and its leader hear nothing of each other
+// while neither polls nor answers are late.
+func (b *Broker) staleAfter() time.Duration { return 2*b.conf().ReplicaFetchWait + time.Second }
 
 // position is where the replica's next fetch begins; false while something that
 // it has is not durable yet, or if it does not follow in that epoch.

@@ -25,7 +25,7 @@ import (
 // offsetsMarker ends a transaction in a partition of the offsets topic: the
 // offsets that were committed in it count from then on, or never. done is told
 // when the marker is committed and the group coordinator has taken it over.
-func (b *Broker) offsetsMarker(r *replica, m txnMarker, done func(code int16)) {
+func (b *Broker) offsetsMarker(r *replica, m markerOf, done func(code int16)) {
 	b.groups.WriteMarker(r.index, &group.EndTxn{
 		By:               group.Txn{ProducerID: m.producerID, ProducerEpoch: m.producerEpoch},
 		CoordinatorEpoch: m.coordinatorEpoch, Commit: m.commit, Ticket: m,
@@ -45,7 +45,11 @@ var _ coordinator.TicketLog = topicLog{}
 func (l topicLog) AppendWith(index, leaderEpoch int32, run []byte, ticket any, done func(base int64, err error)) {
 	a := &appendArgs{bytes: run, class: wal.ClassInternal}
 	switch t := ticket.(type) {
-	case txnMarker:
+	case markerOf:
+		if t.term != anyTerm && t.term != leaderEpoch {
+			done(-1, codeError(protocol.CodeNotLeaderOrFollower))
+			return
+		}
 		a.marker = t.partition()
 	case verifiedOffsets:
 		a.verify, a.guard = t.verify, t.guard

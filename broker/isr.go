@@ -15,6 +15,10 @@ import (
 // The in-sync replicas of the partitions led here: what followers' fetches say
 // is noted, and another set is proposed to the controller where it is due.
 
+// uptimeMs is the clock of lags: no step of the machine's clock makes a follower
+// late, or keeps one in sync that is. It is above 0.
+func (b *Broker) uptimeMs() int64 { return 1 + time.Since(b.start).Milliseconds() }
+
 // copier is the follower whose fetch is answered: a broker, and the epoch of its
 // registration.
 type copier struct {
@@ -31,7 +35,7 @@ func (r *replica) fetched(c *copier, epoch int32, offset int64) bool {
 		return false
 	}
 	before := r.view.Load()
-	if !r.st.Fetched(c.id, c.epoch, offset, time.Now().UnixMilli()) {
+	if !r.st.Fetched(c.id, c.epoch, offset, r.b.uptimeMs()) {
 		r.mu.Unlock()
 		return false
 	}
@@ -84,7 +88,7 @@ func (b *Broker) proposeISRs(ctx context.Context) {
 	if b.replicas.multi.Load() == 0 {
 		return
 	}
-	im, now, lag := b.meta.Image(), time.Now().UnixMilli(), b.conf().ReplicaLagMax.Milliseconds()
+	im, now, lag := b.meta.Image(), b.uptimeMs(), b.conf().ReplicaLagMax.Milliseconds()
 	epochOf := func(id int32) int64 {
 		if im.Active(id) {
 			return im.Broker(id).Epoch

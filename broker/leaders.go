@@ -53,8 +53,8 @@ func (n *newLeaders) of(code int16, topic string, id [16]byte, index int32) *pro
 }
 
 // nearest is the follower that a consumer in a rack is to read from instead of
-// this leader, or -1: one in its rack that is in sync and has what is asked for,
-// the furthest of them (KIP-392). There is none while the leader is in the rack.
+// this leader, or -1: one in its rack that is in sync, asks for more, and has what
+// is asked for, the furthest of them (KIP-392). There is none while the leader is in the rack.
 func (r *replica) nearest(rack string, offset int64) int32 {
 	self := r.b.opts.BrokerID
 	if c := r.b.conf(); rack == "" || rack == c.Rack || c.ReadFromLeader {
@@ -62,14 +62,16 @@ func (r *replica) nearest(rack string, offset int64) int32 {
 	}
 	im := r.b.meta.Image()
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !r.started || len(r.term.Replicas) < 2 {
-		return -1
+	var all []partition.Lag
+	if r.started && len(r.term.Replicas) > 1 {
+		all = r.st.Progress(0)
 	}
+	r.mu.Unlock()
 	best := partition.Lag{Broker: -1, End: -1}
-	for _, l := range r.st.Progress(0) {
+	for _, l := range all {
 		br := im.Broker(l.Broker)
-		if l.Broker != self && l.InSync && l.End >= offset && l.End > best.End && br != nil && !br.Fenced && br.Rack == rack {
+		if l.Broker != self && l.InSync && l.End >= offset && l.End > best.End && br != nil && !br.Fenced && br.Rack == rack &&
+			r.b.sessions.asked(l.Broker, r.b.staleAfter()) {
 			best = l
 		}
 	}

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"encoding/binary"
 	"sync"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -31,6 +32,7 @@ type sentMarker struct {
 	txnMarker
 	topic string
 	index int32
+	term  int32 // leader epoch of the partition
 	done  func(code int16)
 }
 
@@ -103,6 +105,7 @@ func (b *Broker) sendMarkers(to *image.Broker, batch []sentMarker) {
 	done := make(map[spot][]func(int16), len(batch))
 	entries := map[txnMarker]int{}
 	topics := map[txnMarker]map[string]int{}
+	terms := map[[2]int][]byte{} // by marker and topic
 	for _, m := range batch {
 		i, ok := entries[m.txnMarker]
 		if !ok {
@@ -125,8 +128,12 @@ func (b *Broker) sendMarkers(to *image.Broker, batch []sentMarker) {
 		at := spot{i, j, m.index}
 		if done[at] == nil {
 			e.Topics[j].Partitions = append(e.Topics[j].Partitions, m.index)
+			terms[[2]int{i, j}] = binary.BigEndian.AppendUint32(terms[[2]int{i, j}], uint32(m.term))
 		}
 		done[at] = append(done[at], m.done)
+	}
+	for at, list := range terms {
+		req.Markers[at[0]].Topics[at[1]].UnknownTags.Set(termsTag, list)
 	}
 	tell := func(at spot, code int16) {
 		for _, f := range done[at] {

@@ -304,7 +304,63 @@ type peers struct {
 	// idle are the connections that nobody uses, by broker and its incarnation.
 	idle  map[peerKey][]*link
 	slots map[int32]chan struct{} // a token for each request under way to a broker
+	lives map[peerKey]*life
 	over  bool
+}
+
+// life is a process as the metadata shows it: its context ends when it is fenced, or another has its place. What is asked of
+// it by then is not waited for: a machine that went silent does not say that it will not answer, and who waits out
+// a timeout of his own, half a minute, does so while another broker could answer.
+type life struct {
+	ctx context.Context
+	end context.CancelFunc
+}
+
+var errFenced = errors.New("the broker is fenced, or has another process by now")
+
+// bind gives a context for what is asked of a broker that was found in the metadata: it ends with the broker's life, with
+// cause errFenced. stop gives it back.
+func (p *peers) bind(ctx context.Context, to *image.Broker) (bound context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	key := peerKey{to.ID, to.Incarnation}
+	p.mu.Lock()
+	l := p.lives[key]
+	if l == nil {
+		l = &life{}
+		l.ctx, l.end = context.WithCancel(context.Background())
+		p.lives[key] = l
+	}
+	p.mu.Unlock()
+	// Metadata that came before the look here is seen now; what comes after finds the life.
+	if !to.Fenced && !lives(p.b.meta.Image(), key) {
+		cancel(errFenced)
+	}
+	unhook := context.AfterFunc(l.ctx, func() { cancel(errFenced) })
+	return ctx, func() { unhook(); cancel(nil) }
+}
+
+// lives says whether a process may be expected to answer.
+func lives(im *image.Image, key peerKey) bool {
+	br := im.Broker(key.id)
+	return br != nil && !br.Fenced && br.Incarnation == key.incarnation
+}
+
+// follow ends the lives that are over.
+func (p *peers) follow(prev, next *image.Image) {
+	p.mu.Lock()
+	var over []*life
+	for key, l := range p.lives {
+		br := next.Broker(key.id)
+		gone := br == nil || br.Incarnation != key.incarnation
+		if gone || !lives(next, key) && (prev == nil || lives(prev, key)) {
+			over = append(over, l)
+			delete(p.lives, key)
+		}
+	}
+	p.mu.Unlock()
+	for _, l := range over {
+		l.end()
+	}
 }
 
 type peerKey struct {
@@ -322,13 +378,18 @@ const (
 // ask sends a request to another broker. With again, a connection that was idle
 // and turns out to be broken is replaced once: for requests that may be carried
 // out twice.
+//
+// It is given up when the metadata does not show that process of the broker any more: then, as after every error
+// once it was sent, it may have been carried out, or be so later.
 func (p *peers) ask(ctx context.Context, to *image.Broker, req kmsg.Request, resp kmsg.Response, timeout time.Duration, again bool) error {
+	ctx, stop := p.bind(ctx, to)
+	defer stop()
 	slot := p.slot(to.ID)
 	select {
 	case slot <- struct{}{}:
 		defer func() { <-slot }()
 	case <-ctx.Done():
-		return fmt.Errorf("%s to broker %d: %w", kmsg.NameForKey(req.Key()), to.ID, ctx.Err())
+		return fmt.Errorf("%s to broker %d: %w", kmsg.NameForKey(req.Key()), to.ID, context.Cause(ctx))
 	}
 	key := peerKey{to.ID, to.Incarnation}
 	for {
@@ -345,7 +406,11 @@ func (p *peers) ask(ctx context.Context, to *image.Broker, req kmsg.Request, res
 			return nil
 		}
 		k.close()
-		if !kept || !again || ctx.Err() != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+			again = false
+		}
+		if !kept || !again {
 			return fmt.Errorf("%s to broker %d: %w", kmsg.NameForKey(req.Key()), to.ID, err)
 		}
 	}

@@ -39,6 +39,7 @@ type replica struct {
 	view      atomic.Pointer[partition.View] // what readers see; never nil
 	pid       atomic.Uint64                  // wal.PartitionID, 0 until there is a local log
 	compacted atomic.Int64                   // below it consumers are given what the bucket has
+	source    atomic.Pointer[fetcher]        // that copies the partition, or nil
 	readHere  atomic.Int64                   // where a coordinator that reads the log on this broker has come to; 0: none has
 
 	// working is held by who takes up a role or begins the local log anew, which
@@ -222,7 +223,7 @@ func (r *replica) keepTrying(ctx context.Context, role string, err error, try fu
 		case <-ctx.Done():
 			return
 		}
-		backoff = min(2*backoff, 5*time.Second)
+		backoff = min(2*backoff, 2*time.Second)
 		if err = try(ctx); err == nil {
 			return
 		}
@@ -330,7 +331,7 @@ func (r *replica) tryLead(ctx context.Context) error {
 	}
 	st.LiftTo(state.RemoteEnd, state.LogStart)
 	t := r.term
-	began, err := st.Lead(t, time.Now().UnixMilli())
+	began, err := st.Lead(t, r.b.uptimeMs())
 	if err != nil {
 		r.mu.Unlock()
 		return err
@@ -348,6 +349,7 @@ func (r *replica) tryLead(ctx context.Context) error {
 	r.mu.Unlock()
 	r.b.log_.SetReclaimable(r.localID(), max(state.RemoteEnd, state.LogStart))
 	r.changed()
+	r.b.sessions.hasten(t.Replicas, time.Now())
 	return nil
 }
 

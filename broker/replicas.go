@@ -5,7 +5,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/varve/varve/broker/partition"
 	"github.com/varve/varve/broker/protocol"
@@ -225,7 +224,7 @@ func (rs *replicas) follow(r *replica, p *image.Partition, minISR int) {
 		r.term = term
 		if leads && r.started {
 			before := r.view.Load()
-			if _, err := r.st.Lead(term, time.Now().UnixMilli()); err == nil {
+			if _, err := r.st.Lead(term, b.uptimeMs()); err == nil {
 				r.advanced(before)
 				return
 			}

@@ -95,6 +95,19 @@ func (c *sessions) create(s *session, now time.Time) bool {
 	}
 }
 
+// asked says whether a broker that copies from this one has asked for more within d, or waits for an answer.
+func (c *sessions) asked(broker int32, d time.Duration) bool {
+	c.mu.Lock()
+	s := c.followers[broker]
+	c.mu.Unlock()
+	if s == nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.busy || s.parked != nil || time.Since(time.UnixMilli(s.lastUsed)) <= d
+}
+
 func (c *sessions) remove(id int32) {
 	c.mu.Lock()
 	s := c.byID[id]
@@ -105,6 +118,38 @@ func (c *sessions) remove(id int32) {
 	c.mu.Unlock()
 	if s != nil {
 		c.end(s)
+	}
+}
+
+// A broker that has begun to lead a partition does not leave the others that have a replica of it in long polls: only what
+// they ask next names the partition, and until then nothing of it that is appended is acknowledged. hastened is how long
+// their fetches are answered within hastenedWait: long enough for metadata that a follower sees late.
+const (
+	hastened     = time.Second
+	hastenedWait = 10 * time.Millisecond
+)
+
+// hasten has the followers among brokers ask again soon. One without a session names all that it copies anyway.
+func (c *sessions) hasten(brokers []int32, now time.Time) {
+	for _, id := range brokers {
+		c.mu.Lock()
+		s := c.followers[id]
+		c.mu.Unlock()
+		if s == nil {
+			continue
+		}
+		s.mu.Lock()
+		s.hastened = now.Add(hastened)
+		wake := s.parked
+		if wake != nil && wake.f.end.Sub(now) > hastenedWait {
+			s.parked = nil
+		} else {
+			wake = nil
+		}
+		s.mu.Unlock()
+		if wake != nil {
+			go wake.f.p.c.guard(wake.f.p, wake.f.finish)
+		}
 	}
 }
 

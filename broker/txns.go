@@ -73,11 +73,11 @@ type markers struct{ b *Broker }
 func (m markers) Write(topic string, index int32, k *txn.Markers, done func(code int16)) {
 	marker := txnMarker{producerID: k.ProducerID, producerEpoch: k.ProducerEpoch, coordinatorEpoch: k.CoordinatorEpoch,
 		commit: k.Commit, transactionVersion: k.TransactionVersion}
-	if to := m.b.leaderElsewhere(topic, index); to != nil {
-		m.b.outbox.add(to, sentMarker{marker, topic, index, done})
+	if to, term := m.b.leaderElsewhere(topic, index); to != nil {
+		m.b.outbox.add(to, sentMarker{marker, topic, index, term, done})
 		return
 	}
-	m.b.writeMarker(topic, index, marker, done)
+	m.b.writeMarker(topic, index, anyTerm, marker, done)
 }
 
 func (m markers) Send() { m.b.outbox.send(m.b) }

@@ -1,6 +1,9 @@
 package broker
 
-import "sync"
+import (
+	"sync"
+	"time"
+)
 
 // A watch ties one partition of a fetch session to its replica. When the
 // partition changes (more below the high watermark, another log start, another
@@ -126,8 +129,9 @@ type session struct {
 	order    []*watch // of a full request: the client's order
 	dirty    []*watch // to look at, oldest first
 	parked   *parkedFetch
-	lastUsed int64 // ms
-	busy     bool  // a request is being answered
+	lastUsed int64     // ms
+	busy     bool      // a request is being answered
+	hastened time.Time // of a follower: until then no fetch is held for long
 }
 
 // partitionKey names a partition as the request did: by id from version 13 on.

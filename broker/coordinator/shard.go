@@ -768,7 +768,7 @@ func (s *shard[M, C, R]) count(now time.Time) {
 
 // load replays the partition. It goes on trying until it succeeds or the shard is stopped: nobody else can.
 func (s *shard[M, C, R]) load() bool {
-	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 10*time.Second) {
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		began := time.Now()
 		records, bytes, err := s.replay()
 		if err == nil {

@@ -141,7 +141,8 @@ type Began struct {
 
 // Lead begins (or, for the same epoch, adjusts) a leadership of this broker.
 // A term older than the current one is refused: metadata arrives in order, so
-// it can only be a repeat. At nowMs, the in-sync replicas are taken to have all
+// it can only be a repeat. At nowMs (of a clock above 0 that does not go back or
+// jump, as Fetched's and ProposeISR's), the in-sync replicas are taken to have all
 // there is: they get the time of replica.lag.time.max.ms to show it.
 func (s *State) Lead(t Term, nowMs int64) (Began, error) {
 	if t.Epoch < s.term.Epoch {
