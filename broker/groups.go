@@ -549,6 +549,38 @@ func (l topicLog) Extent(index int32) (start, end int64) {
 	return v.LogStart, v.LogEnd
 }
 
+// Committed waits until everything below end is committed: the followers that
+// are in sync have it, and there are enough of them (coordinator.CommittedLog).
+// After an election that takes a round of their fetches.
+func (l topicLog) Committed(ctx context.Context, index int32, end int64) error {
+	for again := committedSoon; ; again = min(2*again, committedLater) {
+		r := l.find(index)
+		if r == nil {
+			return codeError(protocol.CodeNotCoordinator)
+		}
+		switch v := r.view.Load(); {
+		case v.Role != partition.Leader:
+			return codeError(protocol.CodeNotCoordinator)
+		case v.HighWatermark >= end:
+			return nil
+		}
+		select {
+		case <-time.After(again):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// How often the high watermark is looked at: soon at first, later while the
+// partition has fewer replicas in sync than min.insync.replicas.
+const (
+	committedSoon  = time.Millisecond
+	committedLater = 100 * time.Millisecond
+)
+
+var _ coordinator.CommittedLog = topicLog{}
+
 // codeError is a Kafka error code as an error.
 type codeError int16
 

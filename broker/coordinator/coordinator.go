@@ -56,6 +56,14 @@ type ConfirmLog interface {
 	Confirm(ctx context.Context, partition int32) (code int16)
 }
 
+// CommittedLog is a Log of partitions that have other replicas. What a new leader finds above its high watermark it has from a leader
+// that did not live to see it committed, and it may die before that as well; then the next one does not have it. So nothing of it is
+// told before it is committed, and no marker is written for a decision that is found there: the next leader could decide otherwise.
+type CommittedLog interface {
+	// Committed returns when everything below end is committed. An error: this broker does not lead, or ctx has ended.
+	Committed(ctx context.Context, partition int32, end int64) error
+}
+
 // Coder is what an error that Append reports may be: one that carries a Kafka error code, from which what the client
 // is told follows. Other errors are told as COORDINATOR_NOT_AVAILABLE.
 type Coder interface{ Code() int16 }

@@ -770,7 +770,12 @@ func (s *shard[M, C, R]) count(now time.Time) {
 func (s *shard[M, C, R]) load() bool {
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		began := time.Now()
-		records, bytes, err := s.replay()
+		records, bytes, end, err := s.replay()
+		if log, ok := s.o.Log.(CommittedLog); ok && err == nil {
+			if err = log.Committed(s.ctx, s.partition, end); err != nil {
+				err = fmt.Errorf("coordinator: partition %d is not committed up to %d: %w", s.partition, end, err)
+			}
+		}
 		if err == nil {
 			s.activate(records, bytes, began)
 			return true
@@ -788,13 +793,14 @@ func (s *shard[M, C, R]) load() bool {
 	}
 }
 
-func (s *shard[M, C, R]) replay() (records, bytes int64, err error) {
+// replay returns the offset up to which it has read, too.
+func (s *shard[M, C, R]) replay() (records, bytes, end int64, err error) {
 	s.m = s.k.machine(s)
 	at, end := s.o.Log.Extent(s.partition)
 	for at < end {
 		runs, next, release, err := s.o.Log.Read(s.ctx, s.partition, at, s.o.LoadBytes)
 		if err != nil {
-			return 0, 0, fmt.Errorf("coordinator: read partition %d at %d: %w", s.partition, at, err)
+			return 0, 0, 0, fmt.Errorf("coordinator: read partition %d at %d: %w", s.partition, at, err)
 		}
 		for _, run := range runs {
 			bytes += int64(len(run))
@@ -807,16 +813,16 @@ func (s *shard[M, C, R]) replay() (records, bytes int64, err error) {
 		}
 		switch {
 		case err != nil:
-			return 0, 0, fmt.Errorf("coordinator: replay partition %d after %d: %w", s.partition, at, err)
+			return 0, 0, 0, fmt.Errorf("coordinator: replay partition %d after %d: %w", s.partition, at, err)
 		case next <= at:
-			return 0, 0, fmt.Errorf("coordinator: read partition %d at %d: no progress", s.partition, at)
+			return 0, 0, 0, fmt.Errorf("coordinator: read partition %d at %d: no progress", s.partition, at)
 		case s.ctx.Err() != nil:
-			return 0, 0, s.ctx.Err()
+			return 0, 0, 0, s.ctx.Err()
 		}
 		at = next
 		s.bytes.Store(s.m.Bytes())
 	}
-	return records, bytes, nil
+	return records, bytes, at, nil
 }
 
 // replayBatch applies the records of a batch. Those that cannot be read are passed over, loudly: any client with
