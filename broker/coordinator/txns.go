@@ -71,6 +71,10 @@ type txnMachine struct {
 }
 
 func (m *txnMachine) Handle(now time.Time, c txn.Command) (txn.Result, outcome) {
+	l, confirmed := c.(leading)
+	if confirmed {
+		c = l.Command
+	}
 	p, again := c.(*patient)
 	if again {
 		c = p.Command
@@ -89,7 +93,56 @@ func (m *txnMachine) Handle(now time.Time, c txn.Command) (txn.Result, outcome) 
 		m.supply(c)
 		return r, outcome{key: r.ID, later: true}
 	}
+	if !confirmed && assures(c, r) && m.confirm(c) {
+		return r, outcome{key: r.ID, later: true}
+	}
 	return r, outcome{key: r.ID, records: len(r.Records), moves: r.Moves()}
+}
+
+// leading is a command that comes back after it was confirmed that this broker leads.
+type leading struct{ txn.Command }
+
+// assures says whether a result tells a client from memory alone that something is done: there is no append that would fail if
+// another broker leads by now. A producer that keeps its epoch and asks for the end of its transaction would be told by a
+// coordinator that has been replaced, and does not know it, that the transaction has ended, which is the one before.
+func assures(c txn.Command, r txn.Result) bool {
+	if len(r.Records) > 0 || len(r.Replies) == 0 || txn.AccessOf(c) == txn.Free {
+		return false
+	}
+	switch resp := r.Replies[0].Response.(type) {
+	case *kmsg.EndTxnResponse:
+		return resp.ErrorCode == protocol.CodeNone
+	case *kmsg.AddOffsetsToTxnResponse:
+		return resp.ErrorCode == protocol.CodeNone
+	case *kmsg.AddPartitionsToTxnResponse:
+		if resp.Version < 4 {
+			return len(resp.Topics) > 0 && len(resp.Topics[0].Partitions) > 0 && resp.Topics[0].Partitions[0].ErrorCode == protocol.CodeNone
+		}
+		t := resp.Transactions[0].Topics
+		return len(t) > 0 && len(t[0].Partitions) > 0 && t[0].Partitions[0].ErrorCode == protocol.CodeNone
+	}
+	return false
+}
+
+// confirm finds out whether this broker leads, and brings the command back. It is false where there is nobody to ask.
+func (m *txnMachine) confirm(c txn.Command) bool {
+	log, ok := m.s.o.Log.(ConfirmLog)
+	if !ok {
+		return false
+	}
+	if s, ok := c.(*txn.Supplied); ok {
+		c = s.Command // the producer id was not needed
+	}
+	token := tokenOf(c)
+	if token == 0 {
+		return false // requests that waited for markers: they would be lost
+	}
+	m.s.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(m.s.ctx, m.s.o.ReplyTimeout)
+		defer cancel()
+		m.s.resume(token, leading{c}, log.Confirm(ctx, m.s.partition))
+	})
+	return true
 }
 
 // supplyTimeout bounds the wait for a producer id.
