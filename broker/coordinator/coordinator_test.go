@@ -657,6 +657,28 @@ func TestTopicDeletedUnheard(t *testing.T) {
 	})
 }
 
+// TestTopicDeletedInVain: the log takes nothing while a topic is deleted. What had been committed of it goes all the same; what is
+// committed of the next topic of that name stays.
+func TestTopicDeletedInVain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newMemLog()
+		c := one(t, log, Options{})
+		expect(t, "commit", commit(c, "g", "", -1, 0, 7), 0)
+		expect(t, "commit", commit(c, "g", "", -1, 1, 7), 0)
+		log.failWith(func(int32) error { return AppendFailed(protocol.CodeNotEnoughReplicas) })
+		c.TopicDeleted("t")
+		synctest.Wait()
+		log.failWith(nil)
+		expect(t, "commit of the new topic", commit(c, "g", "", -1, 0, 1), 0)
+		time.Sleep(2 * retryAfter)
+		synctest.Wait()
+		off, _ := fetch(c, "g", 0, false)
+		expect(t, "its offset", off, 1)
+		off, _ = fetch(c, "g", 1, false)
+		expect(t, "offset of the old topic", off, -1)
+	})
+}
+
 // TestTopicComesAgain deletes a topic and creates another of its name while the log is busy: what a group commits of the
 // new one stays, what it had committed of the old goes.
 func TestTopicComesAgain(t *testing.T) {

@@ -34,6 +34,7 @@ func New(o Options, partitions int32) *Coordinator {
 		},
 		tick:   func(key string) group.Command { return &group.Tick{Group: key} },
 		expire: func(key string) group.Command { return &group.Expire{Group: key} },
+		once:   func(c group.Command) bool { _, drops := c.(*group.DropTopic); return drops },
 	}, partitions)}
 }
 
@@ -50,6 +51,9 @@ type groupMachine struct {
 var _ = [1]int{}[int(exclusive)-int(group.Exclusive)]
 
 func (m *groupMachine) Handle(now time.Time, c group.Command) (group.Result, outcome) {
+	if d, ok := c.(*group.DropTopic); ok && d.Until == 0 {
+		d.Until = m.Position() // should it come again, what was committed meanwhile is of the next topic of that name
+	}
 	r := m.Shard.Handle(now, c)
 	if r.NeedMatch != "" {
 		m.match(c.(*group.ConsumerHeartbeat), r.NeedMatch)

@@ -86,6 +86,9 @@ type kind[M machine[C, R], C, R any] struct {
 	expire  func(key string) C // the regular search comes to a key
 	// refused answers for the requests that a command of the shard's own has taken along, if it is not handled. nil: none does.
 	refused func(m M, c C, code int16)
+	// once says of a command of the shard's own that nothing but itself brings about what it does: if it could not be appended, it
+	// is repeated, and no tick does instead. nil: there is none.
+	once func(c C) bool
 }
 
 // subject is what a shard has to know of a command.
@@ -540,9 +543,13 @@ func (h *header) with(other *header) bool {
 // recordOverhead is at least what a batch adds to a key and a value.
 const recordOverhead = 40
 
-// again lets a command of the shard's own come back later, as a tick.
+// again lets a command of the shard's own come back later, as a tick where that does as well.
 func (s *shard[M, C, R]) again(o op[M, C], now time.Time) {
-	if o.call == nil {
+	switch {
+	case o.call != nil:
+	case s.k.once != nil && s.k.once(o.cmd):
+		time.AfterFunc(retryAfter, func() { s.own(o.cmd) })
+	default:
 		s.arm(deadline{now.Add(retryAfter), s.k.of(o.cmd).key, true})
 	}
 }

@@ -64,8 +64,12 @@ type (
 		Token uint64
 		Group string
 	}
-	// DropTopic says that a topic was deleted: its offsets go.
-	DropTopic struct{ Group, Topic string }
+	// DropTopic says that a topic was deleted: its offsets go. Those stay that are later than Until, the Position of the shard when
+	// it was heard: they are of another topic of that name. 0: all go.
+	DropTopic struct {
+		Group, Topic string
+		Until        int64
+	}
 	// Expire is the regular search for offsets whose retention is over.
 	Expire struct{ Group string }
 	// Tick is due at the group's Deadline.

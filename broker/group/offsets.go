@@ -253,8 +253,19 @@ func (t *turn) dropTopic(c *DropTopic) {
 		return
 	}
 	for _, p := range t.e.known(c.Topic) {
-		t.r.Records = append(t.r.Records, offsetTombstone(t.id, c.Topic, p))
+		if c.Until == 0 || t.newest(c.Topic, p) <= c.Until {
+			t.r.Records = append(t.r.Records, offsetTombstone(t.id, c.Topic, p))
+		}
 	}
+}
+
+// newest is the place of the last record of an offset of the partition, committed or pending.
+func (t *turn) newest(topic string, p int32) int64 {
+	at := t.e.offsets[topic][p].at
+	for _, id := range t.e.open[topic][p] {
+		at = max(at, t.txns[id].groups[t.id][topic][p].at)
+	}
+	return at
 }
 
 // eachOffset visits the group's offsets in order until f says no.

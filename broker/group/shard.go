@@ -247,6 +247,9 @@ func (s *Shard) GroupsOf(topic string) (ids []string) {
 	return ids
 }
 
+// Position is how many records of offsets the shard has applied: the place of the last one.
+func (s *Shard) Position() int64 { return s.position }
+
 // Has says whether the shard knows the group.
 func (s *Shard) Has(id string) bool { return s.groups[id] != nil }
 
