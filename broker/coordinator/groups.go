@@ -145,9 +145,17 @@ func (m *groupMachine) Grows(c group.Command) growth {
 	news := false
 	switch c := c.(type) {
 	case *group.Join:
-		news = c.Req.MemberID == ""
+		if news = c.Req.MemberID == ""; !news && m.Swells(c) {
+			return further
+		}
+	case *group.Sync:
+		if m.Swells(c) {
+			return further
+		}
 	case *group.ConsumerHeartbeat:
-		news = c.Req.MemberEpoch == 0 // joins; what members say later is bounded by their number
+		if news = c.Req.MemberEpoch == 0; !news && m.Swells(c) {
+			return further
+		}
 	case *group.Commit:
 		news = c.Txn != nil || !m.Has(c.Req.Group)
 		if !news && m.Adds(c.Req) {

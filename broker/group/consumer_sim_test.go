@@ -826,7 +826,7 @@ func (s *csim) check() {
 		s.epochs = [3]int32{}
 		return
 	}
-	if want := g.measured() + e.group.size(); e.bytes != want {
+	if want := int64(e.name) + g.measured() + e.group.size(); e.bytes != want {
 		s.failf("%d bytes counted, %d found", e.bytes, want)
 	}
 	if s.epochs[2] == 1 && (g.epoch < s.epochs[0] || g.targetEpoch < s.epochs[1]) || g.targetEpoch > g.epoch {

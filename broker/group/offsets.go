@@ -153,6 +153,70 @@ func (s *Shard) Adds(req *kmsg.OffsetCommitRequest) bool {
 	return false
 }
 
+// Swells says whether a command of a member, or of one that was handed its id, takes more memory than what it replaces: what
+// members offer or subscribe to, and what leaders assign, may be a thousand times as large as it was.
+func (s *Shard) Swells(c Command) bool {
+	e := s.groups[c.GroupID()]
+	if e == nil {
+		return false
+	}
+	switch c := c.(type) {
+	case *Join:
+		n := 0
+		for _, p := range c.Req.Protocols {
+			n += len(p.Name) + len(p.Metadata)
+		}
+		return n > e.offered(c.Req.MemberID)
+	case *Sync:
+		n := 0
+		for _, a := range c.Req.GroupAssignment {
+			n += len(a.MemberAssignment)
+		}
+		if n == 0 || e.consumer != nil {
+			return false // of one that does not lead, or is not asked what others may have
+		}
+		for _, m := range e.group.members {
+			n -= len(m.assignment)
+		}
+		return n > 0
+	case *ConsumerHeartbeat:
+		if c.Req.MemberEpoch < 0 || e.consumer == nil || c.Req.SubscribedTopicNames == nil && c.Req.SubscribedTopicRegex == nil {
+			return false
+		}
+		n := 0
+		for _, name := range c.Req.SubscribedTopicNames {
+			n += len(name)
+		}
+		if c.Req.SubscribedTopicRegex != nil {
+			n += len(*c.Req.SubscribedTopicRegex)
+		}
+		if m := e.consumer.members[c.Req.MemberID]; m != nil {
+			n -= len(m.regex)
+			for _, name := range m.topics {
+				n -= len(name)
+			}
+		}
+		return n > 0
+	}
+	return false
+}
+
+// offered is how many bytes a member offers; 0 if it is none.
+func (e *entry) offered(member string) (n int) {
+	var ps []protocol
+	if m := e.group.members[member]; m != nil {
+		ps = m.protocols
+	} else if e.consumer != nil {
+		if m := e.consumer.members[member]; m != nil && m.classic != nil {
+			ps = m.classic.protocols
+		}
+	}
+	for _, p := range ps {
+		n += len(p.name) + len(p.metadata)
+	}
+	return n
+}
+
 // longer says whether s has more than max characters. The setting speaks of bytes, but what Kafka counts are Java's
 // characters; a record's string field holds 32,767 bytes whatever the setting says.
 func longer(s string, max int) bool {

@@ -111,6 +111,7 @@ type entry struct {
 	group   *classic
 	saved   bool // the log has a record of the group, not only of its offsets
 	version int  // counts Settle, to catch results that were overtaken
+	name    int  // length of its name, which may be 32 KiB
 	bytes   int64
 	offsets map[string]map[int32]Offset
 	open    map[string]map[int32][]int64 // partitions with pending offsets, and the producers whose they are
@@ -256,10 +257,9 @@ func (s *Shard) Has(id string) bool { return s.groups[id] != nil }
 func (s *Shard) entry(id string) *entry {
 	e := s.groups[id]
 	if e == nil {
-		e = &entry{group: newClassic(-1), offsets: map[string]map[int32]Offset{}, open: map[string]map[int32][]int64{}, sessions: map[string]time.Time{}}
+		e = &entry{name: len(id), group: newClassic(-1), offsets: map[string]map[int32]Offset{}, open: map[string]map[int32][]int64{}, sessions: map[string]time.Time{}}
 		s.groups[id] = e
-		e.bytes = e.group.size()
-		s.bytes += e.bytes
+		s.weigh(e)
 	}
 	return e
 }
@@ -270,7 +270,7 @@ func (s *Shard) put(e *entry, g *classic) {
 }
 
 func (s *Shard) weigh(e *entry) {
-	n := e.group.size()
+	n := int64(e.name) + e.group.size()
 	if e.consumer != nil {
 		n += e.consumer.bytes
 	}

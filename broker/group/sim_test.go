@@ -472,7 +472,7 @@ func (s *sim) check() {
 	for _, id := range s.shard.GroupIDs() {
 		e := s.shard.groups[id]
 		g := e.group
-		size += g.size()
+		size += int64(e.name) + g.size()
 		for _, ps := range e.offsets {
 			for _, o := range ps {
 				size += offsetBytes + int64(len(o.Metadata))
