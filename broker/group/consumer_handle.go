@@ -172,9 +172,11 @@ func (t *turn) unknownMember(id string) *refusal {
 }
 
 // checkEpoch fences a member whose epoch is not the one that it was told. The one before will do if it has nothing but
-// what it may have: then it did not get the last answer.
+// what it may have: then it did not get the last answer. With epochJoin it has given everything up and begins anew, as who is fenced
+// has to, or one whose request to leave was lost (KIP-848): it is told what it may have, which it may not have known of.
 func checkEpoch(m *consumerMember, epoch int32, owned []kmsg.ConsumerGroupHeartbeatRequestTopic) *refusal {
 	switch {
+	case epoch == epochJoin:
 	case epoch > m.epoch:
 		return refuse(codeFencedMemberEpoch, "The consumer group member has a greater member epoch (%d) than the one known by the group coordinator (%d). The member must abandon all its partitions and rejoin.", epoch, m.epoch)
 	case epoch < m.epoch && (epoch != m.previous || !ownsOnly(owned, m.assigned)):

@@ -117,6 +117,11 @@ beat b g member=B epoch=1
 ----
 -> b: beat FENCED_MEMBER_EPOCH: The consumer group member has a smaller member epoch (1) than the one known by the group coordinator (3). The member must abandon all its partitions and rejoin.
 
+# It does so, and does not have to wait until its session is over.
+beat b g member=B topics=t
+----
+-> b: beat member=B epoch=3 assignment t:[0 1 2 3]
+
 # A new coordinator knows all of it.
 reload
 ----
