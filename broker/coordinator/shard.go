@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -571,6 +572,8 @@ func (s *shard[M, C, R]) settle(r R, out outcome, now time.Time) {
 	if out.moves {
 		if at, ok := s.m.Deadline(out.key); ok {
 			s.arm(deadline{at, out.key, false})
+		} else {
+			s.disarm(out.key)
 		}
 	}
 }
@@ -710,6 +713,26 @@ func (s *shard[M, C, R]) arm(d deadline) {
 	s.armed[d.key] = d
 	heap.Push(&s.deadlines, d)
 }
+
+// disarm forgets a key that needs no tick any more. Its entry in the heap, which may be due in half an hour, goes when more are stale
+// than count: else whoever makes groups and drops them again would have memory kept for them all that long.
+func (s *shard[M, C, R]) disarm(key string) {
+	if d, ok := s.armed[key]; !ok || d.retry {
+		return
+	}
+	delete(s.armed, key)
+	if len(s.deadlines) < 2*len(s.armed)+fewDeadlines {
+		return
+	}
+	s.deadlines = slices.DeleteFunc(s.deadlines, func(d deadline) bool {
+		armed, ok := s.armed[d.key]
+		return !ok || !armed.at.Equal(d.at)
+	})
+	heap.Init(&s.deadlines)
+}
+
+// fewDeadlines are too few to look for stale ones among them.
+const fewDeadlines = 64
 
 func (s *shard[M, C, R]) fire(now time.Time) {
 	for len(s.deadlines) > 0 && !s.deadlines[0].at.After(now) {
