@@ -148,3 +148,56 @@ func TestGroupMetrics(t *testing.T) {
 		return nil
 	})
 }
+
+// TestGroupLagOfACluster: the lag of a partition is shown by who coordinates the group, whoever leads it.
+func TestGroupLagOfACluster(t *testing.T) {
+	brokers := servertest.StartCluster(t, 2, servertest.Options{})
+	brokers[0].CreateTopic("t", 4)
+	cl := brokers[0].Client(kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	adm := kadm.NewClient(cl)
+	leaders := map[int32]bool{}
+	servertest.Eventually(t, func() error {
+		ts, err := adm.ListTopics(t.Context(), "t")
+		if err != nil {
+			return err
+		}
+		for _, p := range ts["t"].Partitions {
+			leaders[p.Leader] = p.Leader >= 0
+		}
+		if len(ts["t"].Partitions) < 4 {
+			return fmt.Errorf("%+v", ts["t"])
+		}
+		return nil
+	})
+	if len(leaders) != 2 {
+		t.Fatalf("the leaders are %v: there is nothing to ask", leaders)
+	}
+	var os kadm.Offsets
+	want := map[string]float64{"group_lag_partitions shown": 4}
+	for p := range int32(4) {
+		for range p + 1 {
+			if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: "t", Partition: p, Value: []byte("v")}).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		os.AddOffset("t", p, 1, -1)
+		want[fmt.Sprintf("group_lag_records g,%d,t", p)] = float64(p)
+	}
+	if err := adm.CommitAllOffsets(t.Context(), "g", os); err != nil {
+		t.Fatal(err)
+	}
+	servertest.Eventually(t, func() error {
+		got := map[string]float64{}
+		for _, b := range brokers {
+			for series, v := range groupSeries(t, b) {
+				if strings.HasPrefix(series, "group_lag") {
+					got[series] += v
+				}
+			}
+		}
+		if !maps.Equal(got, want) {
+			return fmt.Errorf("%v\nwant %v", got, want)
+		}
+		return nil
+	})
+}

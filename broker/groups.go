@@ -3,6 +3,8 @@ package broker
 import (
 	"context"
 	"fmt"
+	"maps"
+	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -442,7 +444,7 @@ type GroupLag struct {
 // GroupLags are the lags of the groups that this broker coordinates.
 type GroupLags struct {
 	Known   []GroupLag // in order of group, topic, partition
-	Unknown int        // partitions that another broker leads, or that are gone
+	Unknown int        // partitions that have no leader, whose leader did not answer, or that are gone
 	Beyond  int        // partitions that were not looked at
 }
 
@@ -451,25 +453,97 @@ type GroupLags struct {
 const maxLagGroupName = 249
 
 // GroupLags looks at the first committed offsets, as many as metrics.group.lag.max.partitions says; the order is always
-// the same, so that it is the same partitions every time.
+// the same, so that it is the same partitions every time. Of partitions that are led elsewhere their leaders are asked, each
+// once.
 func (b *Broker) GroupLags(ctx context.Context) GroupLags {
 	committed, total := b.groups.Committed(ctx, b.conf().GroupLagMaxPartitions, maxLagGroupName)
 	l := GroupLags{Known: make([]GroupLag, 0, len(committed)), Beyond: total - len(committed)}
+	ends, elsewhere := map[partitionNamed]int64{}, map[int32]map[partitionNamed]struct{}{}
 	for _, c := range committed {
-		r := b.replicas.find(c.Topic, c.Partition)
-		if r == nil {
+		at := partitionNamed{c.Topic, c.Partition}
+		if _, known := ends[at]; known {
+			continue
+		}
+		if r := b.replicas.find(c.Topic, c.Partition); r != nil {
+			if v := r.view.Load(); v.Role == partition.Leader {
+				ends[at] = v.HighWatermark
+				continue
+			}
+		}
+		if to := b.leaderElsewhere(c.Topic, c.Partition); to != nil {
+			if elsewhere[to.ID] == nil {
+				elsewhere[to.ID] = map[partitionNamed]struct{}{}
+			}
+			elsewhere[to.ID][at] = struct{}{}
+		}
+	}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	for id, of := range elsewhere {
+		wg.Go(func() {
+			got := b.endsElsewhere(ctx, id, of)
+			mu.Lock()
+			defer mu.Unlock()
+			maps.Copy(ends, got)
+		})
+	}
+	wg.Wait()
+	for _, c := range committed {
+		end, known := ends[partitionNamed{c.Topic, c.Partition}]
+		if !known {
 			l.Unknown++
 			continue
 		}
-		v := r.view.Load()
-		if v.Role != partition.Leader {
-			l.Unknown++ // what a follower has heard of the high watermark is of a while ago
-			continue
-		}
 		// The commit may be beyond it for a moment after an election.
-		l.Known = append(l.Known, GroupLag{c.Group, c.Topic, c.Partition, max(0, v.HighWatermark-c.Offset)})
+		l.Known = append(l.Known, GroupLag{c.Group, c.Topic, c.Partition, max(0, end-c.Offset)})
 	}
 	return l
+}
+
+// partitionNamed is a partition by its topic's name.
+type partitionNamed struct {
+	topic string
+	index int32
+}
+
+// endsAskTimeout is how long a leader may take to tell its high watermarks: a
+// scrape waits for it.
+const endsAskTimeout = time.Second
+
+// endsElsewhere are the high watermarks of partitions that another broker leads,
+// as far as it tells them.
+func (b *Broker) endsElsewhere(ctx context.Context, id int32, of map[partitionNamed]struct{}) map[partitionNamed]int64 {
+	to := b.meta.Image().Broker(id)
+	if to == nil || to.Fenced {
+		return nil
+	}
+	byTopic := map[string][]kmsg.ListOffsetsRequestTopicPartition{}
+	for at := range of {
+		p := kmsg.NewListOffsetsRequestTopicPartition()
+		p.Partition, p.CurrentLeaderEpoch, p.Timestamp = at.index, -1, latestOffset
+		byTopic[at.topic] = append(byTopic[at.topic], p)
+	}
+	req := kmsg.NewPtrListOffsetsRequest()
+	req.Version, req.ReplicaID = 7, -1
+	for topic, ps := range byTopic {
+		t := kmsg.NewListOffsetsRequestTopic()
+		t.Topic, t.Partitions = topic, ps
+		req.Topics = append(req.Topics, t)
+	}
+	resp := req.ResponseKind().(*kmsg.ListOffsetsResponse)
+	if err := b.peers.ask(ctx, to, req, resp, endsAskTimeout, true); err != nil {
+		b.log.Debug("a leader did not tell the ends of partitions that groups read", "broker", id, "err", err)
+		return nil
+	}
+	ends := map[partitionNamed]int64{}
+	for _, t := range resp.Topics {
+		for _, p := range t.Partitions {
+			if p.ErrorCode == protocol.CodeNone && p.Offset >= 0 {
+				ends[partitionNamed{t.Topic, p.Partition}] = p.Offset
+			}
+		}
+	}
+	return ends
 }
 
 // topicLog is the topic of a coordinator's state as it sees it (coordinator.Log).

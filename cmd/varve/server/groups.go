@@ -38,10 +38,10 @@ func newGroupMetrics(stats func() coordinator.Stats, lags func(context.Context) 
 	return &groupMetrics{
 		stats: stats, lags: lags,
 		groups: prometheus.NewDesc("varve_groups", "Groups coordinated here, by protocol and state.", []string{"protocol", "state"}, nil),
-		lag: prometheus.NewDesc("varve_group_lag_records", "Offsets from a group's commit to the partition's high watermark. Of groups coordinated here and partitions led here, "+
+		lag: prometheus.NewDesc("varve_group_lag_records", "Offsets from a group's commit to the partition's high watermark. Of groups coordinated here, "+
 			"as many as metrics.group.lag.max.partitions says.", []string{"group", "topic", "partition"}, nil),
 		partitions: prometheus.NewDesc("varve_group_lag_partitions", "Committed offsets of groups coordinated here, by what became of their lag: shown; unknown, "+
-			"as the partition is not led here; beyond metrics.group.lag.max.partitions.", []string{"lag"}, nil),
+			"as the partition is gone or its leader did not answer; beyond metrics.group.lag.max.partitions.", []string{"lag"}, nil),
 	}
 }
 
