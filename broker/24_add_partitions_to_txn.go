@@ -94,7 +94,7 @@ func (b *Broker) unwritable(topics []kmsg.AddPartitionsToTxnRequestTransactionTo
 	one := func(topic string, partition int32) int16 {
 		t := im.Topic(topic)
 		switch {
-		case client && isInternal(topic):
+		case client && isInternal(topic), topic == txnTopic: // no marker is written there, so it would never end
 			return protocol.CodeTopicAuthorizationFailed
 		case t == nil, partition < 0, int(partition) >= len(t.Partitions):
 			return protocol.CodeUnknownTopicOrPartition

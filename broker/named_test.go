@@ -189,3 +189,27 @@ func TestHeavyRequests(t *testing.T) {
 	}
 	y.unharmed("heavy requests")
 }
+
+// TestTransactionOfTransactionState: no partition of __transaction_state gets a marker, and so none may be in a transaction, whoever
+// asks for it and in whatever version.
+func TestTransactionOfTransactionState(t *testing.T) {
+	y := newBystander(t, startQuiet(t))
+	find := kmsg.NewPtrFindCoordinatorRequest()
+	find.CoordinatorType, find.CoordinatorKeys = 1, []string{"x"}
+	if c := y.do(at(4, find)).(*kmsg.FindCoordinatorResponse).Coordinators[0]; c.ErrorCode != 0 {
+		t.Fatal(protocol.Name(c.ErrorCode))
+	}
+	const topic = "__transaction_state"
+	old := kmsg.NewPtrAddPartitionsToTxnRequest()
+	old.TransactionalID, old.ProducerID = "x", 1
+	old.Topics = []kmsg.AddPartitionsToTxnRequestTopic{{Topic: topic, Partitions: []int32{0}}}
+	if code := y.do(at(3, old)).(*kmsg.AddPartitionsToTxnResponse).Topics[0].Partitions[0].ErrorCode; code != protocol.CodeTopicAuthorizationFailed {
+		t.Errorf("version 3: %s", protocol.Name(code))
+	}
+	add := kmsg.NewPtrAddPartitionsToTxnRequest()
+	add.Transactions = []kmsg.AddPartitionsToTxnRequestTransaction{{TransactionalID: "x", ProducerID: 1,
+		Topics: []kmsg.AddPartitionsToTxnRequestTransactionTopic{{Topic: topic, Partitions: []int32{0}}}}}
+	if code := y.do(at(5, add)).(*kmsg.AddPartitionsToTxnResponse).Transactions[0].Topics[0].Partitions[0].ErrorCode; code != protocol.CodeTopicAuthorizationFailed {
+		t.Errorf("version 5: %s", protocol.Name(code))
+	}
+}
