@@ -470,7 +470,7 @@ func (b *Broker) GroupLags(ctx context.Context) GroupLags {
 				continue
 			}
 		}
-		if to := b.leaderElsewhere(c.Topic, c.Partition); to != nil {
+		if to, _ := b.leaderElsewhere(c.Topic, c.Partition); to != nil {
 			if elsewhere[to.ID] == nil {
 				elsewhere[to.ID] = map[partitionNamed]struct{}{}
 			}

@@ -100,6 +100,12 @@ func (m *groupMachine) Apply(h batch.Header, _ int64, key, value []byte) error {
 
 func (m *groupMachine) Loaded(now time.Time) []group.Command {
 	m.live = true
+	// A topic that was deleted while nobody led this partition: nobody could hear of it. Whoever was elected has seen, in the
+	// metadata, all topics that its predecessors took commits of.
+	if m.s.o.Topics != nil {
+		topics := m.s.o.Topics()
+		m.s.sweep = append(m.s.sweep, m.Orphaned(func(name string) bool { _, ok := topics.ByName(name); return ok })...)
+	}
 	return m.Shard.Loaded(now)
 }
 

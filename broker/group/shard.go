@@ -248,6 +248,33 @@ func (s *Shard) GroupsOf(topic string) (ids []string) {
 	return ids
 }
 
+// Orphaned are the commands that drop offsets of topics that do not exist, committed or pending.
+func (s *Shard) Orphaned(exists func(topic string) bool) (drops []Command) {
+	known := map[string]bool{}
+	gone := func(topic string) bool {
+		there, ok := known[topic]
+		if !ok {
+			there = exists(topic)
+			known[topic] = there
+		}
+		return !there
+	}
+	for _, id := range s.GroupIDs() {
+		e := s.groups[id]
+		for _, topic := range slices.Sorted(maps.Keys(e.offsets)) {
+			if gone(topic) {
+				drops = append(drops, &DropTopic{Group: id, Topic: topic})
+			}
+		}
+		for _, topic := range slices.Sorted(maps.Keys(e.open)) {
+			if e.offsets[topic] == nil && gone(topic) {
+				drops = append(drops, &DropTopic{Group: id, Topic: topic})
+			}
+		}
+	}
+	return drops
+}
+
 // Position is how many records of offsets the shard has applied: the place of the last one.
 func (s *Shard) Position() int64 { return s.position }
 

@@ -171,6 +171,17 @@ func (m *Manifests) Range(ctx context.Context, f func(Head) error) error {
 
 // Changed calls f for every head that was written after revision since, all as of the revision that it returns.
 func (m *Manifests) Changed(ctx context.Context, since int64, f func(Head) error) (revision int64, err error) {
+	if since > 0 {
+		// There is no such key. The answer says how far the store is: of one in which nothing was written there is nothing to
+		// read, and it would go through all heads to find that out.
+		resp, err := m.s.get(ctx, m.s.keys.allManifests())
+		if err != nil {
+			return 0, fmt.Errorf("read the store's revision: %w", err)
+		}
+		if resp.Header.Revision <= since {
+			return since, nil
+		}
+	}
 	err = m.s.scanSince(ctx, m.s.keys.allManifests(), since, m.each(f), &revision)
 	return revision, err
 }
