@@ -341,15 +341,15 @@ func (f *fetch) read(res *fetchResult, room int64) {
 		res.view = noView
 		return
 	}
+	if res.code = partition.CheckEpoch(v.Epoch, p.currentEpoch); res.code != 0 {
+		return
+	}
 	if v.Role == partition.Follower && !r.fresh() {
 		// Clients that are refused here go on asking here, some of them: this they all understand.
 		if p := f.b.meta.Image().Partition(r.topicID, r.index); p != nil && p.Leader >= 0 && p.Leader != f.b.opts.BrokerID {
-			res.preferredReplica = p.Leader
+			res.preferredReplica, res.view = p.Leader, noView
 			return
 		}
-	}
-	if res.code = partition.CheckEpoch(v.Epoch, p.currentEpoch); res.code != 0 {
-		return
 	}
 	// Before the range: a client that is ahead of a log that has lost records
 	// is to go on where they part, and not where its reset policy sends it.
