@@ -274,6 +274,9 @@ func (b *Broker) Run(ctx context.Context) {
 		if expire {
 			expired = now
 		}
+		if b.replicas.trimming.Load() == 0 && !expire {
+			continue
+		}
 		for _, r := range b.replicas.all() {
 			r.retainLocally(now.UnixMilli())
 			if expire {

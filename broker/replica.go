@@ -912,6 +912,9 @@ func (r *replica) stop() {
 	epoch := r.lastSeen
 	r.mu.Unlock()
 	r.b.replicas.countMulti(r, false)
+	if trims(r.config.Load()) {
+		r.b.replicas.trimming.Add(-1)
+	}
 	r.resign(epoch, protocol.CodeUnknownTopicOrPartition)
 	r.b.fetchers.remove(r)
 	if id := r.localID(); id != 0 {
@@ -965,7 +968,7 @@ func (r *replica) aborted(from, to int64) (list []producer.Aborted, remoteEnd in
 func (r *replica) retainLocally(nowMs int64) {
 	v := r.view.Load()
 	cfg := r.cfg()
-	if v.Role == partition.Offline || cfg == nil || cfg.LocalRetentionBytes < 0 && cfg.LocalRetentionMs < 0 {
+	if v.Role == partition.Offline || !trims(cfg) {
 		return
 	}
 	id := r.localID()

@@ -27,7 +27,8 @@ type replicas struct {
 	byName    map[string][]*replica
 	recovered map[logKey]*wal.Recovered // local logs found at start that nobody has claimed yet
 
-	multi atomic.Int64 // how many have other replicas: while none has, nobody looks after ISRs
+	multi    atomic.Int64 // how many have other replicas: while none has, nobody looks after ISRs
+	trimming atomic.Int64 // how many have local.retention.*: while none has, nobody looks for what may leave the log
 
 	admitted bool          // as of the last image; used by apply alone
 	leading  chan struct{} // a token per role being taken up
@@ -153,7 +154,7 @@ func (rs *replicas) apply(prev, next *image.Image) {
 			if r == nil {
 				r = rs.open(t, index)
 			}
-			r.config.Store(cfg)
+			rs.configure(r, cfg)
 			rs.follow(r, p, cfg.MinInsyncReplicas)
 		}
 	}
@@ -168,7 +169,7 @@ func (rs *replicas) apply(prev, next *image.Image) {
 			if resolved[t.ID] == nil {
 				resolved[t.ID] = rs.b.resolveTopic(next, t)
 			}
-			r.config.Store(resolved[t.ID])
+			rs.configure(r, resolved[t.ID])
 			if int(r.index) < len(t.Partitions) && t.Partitions[r.index] != nil {
 				rs.follow(r, t.Partitions[r.index], resolved[t.ID].MinInsyncReplicas)
 			}
@@ -273,6 +274,23 @@ func (rs *replicas) follow(r *replica, p *image.Partition, minISR int) {
 			r.keepTrying(ctx, what, first, try)
 		}
 	}()
+}
+
+// configure gives a replica its topic's settings.
+func (rs *replicas) configure(r *replica, cfg *config.TopicConfig) {
+	was := r.config.Swap(cfg)
+	if trims(was) != trims(cfg) {
+		if trims(cfg) {
+			rs.trimming.Add(1)
+		} else {
+			rs.trimming.Add(-1)
+		}
+	}
+}
+
+// trims says whether records that the bucket has may leave the log before it needs the room.
+func trims(c *config.TopicConfig) bool {
+	return c != nil && (c.LocalRetentionBytes >= 0 || c.LocalRetentionMs >= 0)
 }
 
 // countMulti notes whether a replica has others beside it.
