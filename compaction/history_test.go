@@ -123,6 +123,7 @@ type history struct {
 	worker *workers
 	table  int64
 	limits picker.Limits
+	window int
 
 	consumers []*consumer
 }
@@ -139,6 +140,9 @@ func newHistory(t *testing.T, seed uint64, all made) *history {
 	h.label = fmt.Sprintf("seed %d", seed)
 	h.table = cleaner.SlotSize * int64(2+h.rnd.IntN(20))
 	h.limits = picker.Limits{Bytes: 300 << h.rnd.IntN(6), Target: 200 << h.rnd.IntN(5), Fanin: 2 + h.rnd.IntN(3)}
+	if h.chance(50) {
+		h.window = 1 // the smallest: many batches are not held inflated
+	}
 	if h.chance(50) {
 		h.world.limits = manifest.Limits{Tail: 2 + h.rnd.IntN(3), Keep: 1 + h.rnd.IntN(2), Page: 2 + h.rnd.IntN(4), Pages: 1 + h.rnd.IntN(2), Index: 1000}
 	}
@@ -184,7 +188,7 @@ func (h *history) openLeader() {
 }
 
 func (h *history) openWorker() *workers {
-	return h.world.worker(h.now, func(o *Options, _ *tiering.Options) { o.TableBytes, o.Limits = h.table, h.limits })
+	return h.world.worker(h.now, func(o *Options, _ *tiering.Options) { o.TableBytes, o.Limits, o.Window = h.table, h.limits, h.window })
 }
 
 func (h *history) run() {

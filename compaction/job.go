@@ -1,7 +1,6 @@
 package compaction
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,9 +14,6 @@ import (
 	"github.com/varve/varve/wal/batch"
 	"github.com/varve/varve/wal/producer"
 )
-
-// defaultInflated bounds what one batch may inflate to, if the topic does not say.
-const defaultInflated = 64 << 20
 
 // run is one job under a claim.
 type run struct {
@@ -101,7 +97,8 @@ func (r *run) round(ctx context.Context, dirtyStart, end, base, to int64, record
 	}
 	o := cleaner.Options{
 		DirtyStart: dirtyStart, End: end, Now: r.w.o.Now().UnixMilli(), DeleteRetention: r.topic.Policy.DeleteRetention,
-		Codec: r.topic.Codec, Level: r.topic.Level, MaxInflated: cmp.Or(r.topic.MaxInflated, defaultInflated), Checked: true, Aborted: aborted, Producers: producers,
+		Codec: r.topic.Codec, Level: r.topic.Level, Window: r.w.o.Window, Checked: true, Aborted: aborted, Producers: producers,
+		Hold: func(n int64) (func(), error) { return r.w.hold(ctx, n) }, Check: func() error { return context.Cause(ctx) },
 	}
 	if first.Base > r.r.Entries[0].Base {
 		o.Open = first.OpenStart

@@ -33,6 +33,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 
 	"github.com/varve/varve/compaction/cleaner"
@@ -49,9 +50,6 @@ type Topic struct {
 	Codec       batch.Codec // of compression.type; cleaner.KeepCodec for producer
 	Level       int
 	DeleteDelay time.Duration // file.delete.delay.ms
-	// MaxInflated is what a batch may inflate to, not less than what brokers let into a compacted topic; 0: 64 MiB. One
-	// from before it was compacted may be larger: then the partition is not compacted, and the worker lives.
-	MaxInflated int
 }
 
 // Settings are what may change while a worker runs.
@@ -92,6 +90,7 @@ type Options struct {
 	Changed func() Settings
 	Recheck time.Duration // how long a partition whose head has not moved is left alone; 5 minutes
 	Limits  picker.Limits
+	Window  int // how much of one inflated batch each thread holds at one time; 0: 16 MiB
 
 	Scrubs        Scrubs        // nil: there is no scrubbing
 	ScrubInterval time.Duration // from the end of a pass to the beginning of the next; 0: there is none
@@ -193,6 +192,8 @@ type Worker struct {
 	tables chan *cleaner.Table // one for each thread
 	made   Settings            // that they were made by
 
+	held *semaphore.Weighted // bytes of batches that cannot be opened piece by piece
+
 	mu       sync.Mutex
 	known    map[partitionKey]known
 	horizons map[manifest.Suffix]horizon    // of rewritten objects: what their footers say
@@ -220,12 +221,17 @@ type horizon struct {
 
 const maxHorizons = 1 << 20
 
+// heldBytes bounds what batches that cannot be opened piece by piece take of all threads together. It is what one zstd
+// frame may ask for; what needs more, a raw snappy block, has all of it.
+const heldBytes = 128 << 20
+
 // New makes a worker.
 func New(o Options) (*Worker, error) {
 	if err := o.defaults(); err != nil {
 		return nil, err
 	}
-	w := &Worker{o: o, log: o.Logger, known: make(map[partitionKey]known), left: make(map[partitionKey]tiering.Claim), horizons: make(map[manifest.Suffix]horizon)}
+	w := &Worker{o: o, log: o.Logger, known: make(map[partitionKey]known), left: make(map[partitionKey]tiering.Claim), horizons: make(map[manifest.Suffix]horizon),
+		held: semaphore.NewWeighted(heldBytes)}
 	if err := w.makeTables(w.settings()); err != nil {
 		return nil, err
 	}
@@ -675,4 +681,13 @@ func (w *Worker) throttle(ctx context.Context, n int64) error {
 		n -= part
 	}
 	return nil
+}
+
+// hold waits until a batch may take n bytes beside the window of its thread.
+func (w *Worker) hold(ctx context.Context, n int64) (release func(), err error) {
+	n = min(n, heldBytes)
+	if err := w.held.Acquire(ctx, n); err != nil {
+		return nil, err
+	}
+	return func() { w.held.Release(n) }, nil
 }

@@ -16,6 +16,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/varve/varve/compaction/cleaner"
 	"github.com/varve/varve/compaction/picker"
 	"github.com/varve/varve/tiering"
@@ -675,40 +677,57 @@ func TestReadsFail(t *testing.T) {
 	}
 }
 
-// A batch from before the topic was compacted inflates to more than a compacted topic would have taken: its partition is
-// left as it is, and says why; others are compacted.
-func TestInflatesTooFar(t *testing.T) {
+// A batch inflates to much more than is held at one time. It is compacted like others, whether it stays as it is or not.
+func TestInflatesFar(t *testing.T) {
 	inScene(t, func(t *testing.T, s *scene) {
-		p, q := s.lead(1, compacted), s.lead(2, compacted)
-		p.topic.MaxInflated = 1000
-		b := batch.NewBuilder()
-		b.Codec = batch.Gzip
-		f := &fact{records: []record{{offset: p.end(), ts: time.Now().UnixMilli(), key: []byte("a"), value: make([]byte, 2000)}}}
-		b.Add(f.records[0].ts, f.records[0].key, f.records[0].value)
-		raw, err := b.Build()
-		if err != nil {
-			t.Fatal(err)
-		}
-		p.append(f, raw, s.now().UnixMilli())
-		for _, to := range []*partition{p, q} {
-			s.put(to, "a=1")
-			s.put(to, "a=2")
-		}
-		s.upload()
-		k := s.work(picker.Limits{Fanin: 3})
+		p := s.lead(1, compacted)
+		k := s.worker(s.now, func(o *Options, _ *tiering.Options) { o.Limits, o.Window = picker.Limits{Fanin: 3}, 200 })
 		defer k.close()
-		n, err := k.Round(bg, k.lease)
-		heard := k.failures()
-		if n != 1 || err != nil || len(heard) != 1 || !errors.Is(heard[0], batch.ErrInflated) {
-			t.Errorf("%d jobs done, %v, %v", n, err, heard)
+		for i := range 3 {
+			for c := batch.None; c <= batch.Zstd; c++ {
+				b, f := batch.NewBuilder(), &fact{}
+				b.Codec = c
+				for j, key := range []string{"a", fmt.Sprint("b", c), fmt.Sprint("c", c, i)} {
+					f.records = append(f.records, record{offset: p.end() + int64(j), ts: time.Now().UnixMilli(), key: []byte(key), value: make([]byte, 3000)})
+					b.Add(f.records[j].ts, f.records[j].key, f.records[j].value)
+				}
+				raw, err := b.Build()
+				if err != nil {
+					t.Fatal(err)
+				}
+				p.append(f, raw, s.now().UnixMilli())
+			}
+			s.upload()
 		}
-		if clean := p.head().Compaction.CleanEnd; clean != 0 {
-			t.Errorf("clean up to %d", clean)
+		s.finish(k)
+		if clean := p.head().Compaction.CleanEnd; clean != p.end() {
+			t.Errorf("clean up to %d of %d", clean, p.end())
 		}
-		if clean, end := q.head().Compaction.CleanEnd, q.end(); clean != end {
-			t.Errorf("the other is clean up to %d of %d", clean, end)
+		s.settled()
+		if n := len(p.fetch(s.leader, s.rnd, 0, p.end()).kept); n != 1+5+15 {
+			t.Errorf("%d records", n)
 		}
 	})
+}
+
+// What batches that cannot be opened piece by piece take of all threads is bounded; one that needs more than that has all
+// of it, alone.
+func TestHold(t *testing.T) {
+	w := &Worker{held: semaphore.NewWeighted(heldBytes)}
+	ctx, cancel := context.WithCancel(bg)
+	release, err := w.hold(ctx, 1<<40)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if _, err := w.hold(ctx, 1); !errors.Is(err, context.Canceled) {
+		t.Errorf("beside one that has all: %v", err)
+	}
+	release()
+	if release, err = w.hold(bg, heldBytes); err != nil {
+		t.Error(err)
+	}
+	release()
 }
 
 // While a consumer at read_committed reads from a replica, an aborted transaction's records are taken away and then its

@@ -38,7 +38,7 @@ func BenchmarkScan(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				tab.Reset(6400)
-				scanAll(b, NewRound(Options{End: 1 << 40, Codec: KeepCodec, MaxInflated: 1 << 20}, tab), log)
+				scanAll(b, NewRound(Options{End: 1 << 40, Codec: KeepCodec, Window: 1 << 20}, tab), log)
 			}
 		})
 	}
@@ -65,7 +65,7 @@ func BenchmarkFilter(b *testing.B) {
 					log = half
 				}
 				tab := newTable(b, 10_000, 0.9)
-				r := NewRound(Options{End: 1 << 40, Codec: KeepCodec, MaxInflated: 1 << 20}, tab)
+				r := NewRound(Options{End: 1 << 40, Codec: KeepCodec, Window: 1 << 20}, tab)
 				scanAll(b, r, log)
 				if repeats == 2 {
 					for i := 0; i < 6400; i += 2 {

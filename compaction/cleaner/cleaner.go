@@ -33,6 +33,7 @@
 package cleaner
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -47,6 +48,9 @@ var (
 	// ErrTransactions says that the log contradicts the list of aborted transactions.
 	ErrTransactions = errors.New("cleaner: the aborted transactions are not those of the log")
 )
+
+// DefaultWindow is the Window of Options that do not say.
+const DefaultWindow = 16 << 20
 
 // KeepCodec is compression.type=producer: every batch keeps its codec.
 const KeepCodec batch.Codec = -1
@@ -68,8 +72,15 @@ type Options struct {
 	// Checked says that whoever read the batches has held all their bytes against a checksum. Otherwise Scan and Filter
 	// do: what is written anew would hide that it was damaged.
 	Checked bool
-	// MaxInflated bounds what one batch may inflate to, in bytes.
-	MaxInflated int
+	// Window is how much of one inflated batch is held at one time, in bytes; 0: 16 MiB. What inflates to more is gone over
+	// piece by piece, twice if it has to be made anew, and then keeps its codec: under a weaker one it might become
+	// enormous.
+	Window int
+	// Hold, if not nil, is asked for leave to hold so many bytes beside that, for one batch whose codec cannot do with
+	// less. release gives them back.
+	Hold func(bytes int64) (release func(), err error)
+	// Check, if not nil, is asked now and then while a batch that inflates to much is gone over. Its error ends that.
+	Check func() error
 
 	// Aborted lists the aborted transactions with an offset in what is scanned or filtered, also those whose marker is
 	// above that.
@@ -101,6 +112,13 @@ type Round struct {
 	txns    transactions
 	next    int64 // what has been filtered ends here
 	sum     Summary
+
+	// Of the batch that is filtered. What is counted counts as it is when the sieve has opened the batch: to build it, it
+	// may ask again.
+	passed            bool  // its horizon
+	tombstones, nulls int64 // bytes of tombstones that stay; records without a key
+
+	note, stay func(batch.Header, *batch.Record) bool // noteKey, stays
 }
 
 // Summary is what a section is made of: what came in and what remained.
@@ -126,6 +144,9 @@ func (s *Summary) Changed() bool { return s.Rewritten > 0 || s.Batches < s.Batch
 func NewRound(o Options, t *Table) *Round {
 	r := &Round{o: o, table: t, end: min(o.DirtyStart, o.End), last: make(map[int64]int64),
 		scanned: follow(o.Aborted, nil), txns: follow(o.Aborted, o.Open)}
+	r.o.Window = cmp.Or(o.Window, DefaultWindow)
+	r.sieve.Check = o.Check
+	r.note, r.stay = r.noteKey, r.stays
 	if o.Producers != nil {
 		for p := range o.Producers.Producers() {
 			r.last[p.ID] = p.StateOffset
@@ -175,16 +196,24 @@ func (r *Round) scan(h batch.Header, b []byte) error {
 	if r.scanned.data(h) {
 		return nil
 	}
-	return r.sieve.Open(b, r.o.MaxInflated, func(h batch.Header, rec *batch.Record) bool {
-		offset := h.BaseOffset + int64(rec.OffsetDelta)
-		if r.full || rec.Key == nil || offset < r.o.DirtyStart || offset >= r.o.End {
-			return true
-		}
-		if !r.table.Put(rec.Key, offset) {
-			r.full, r.end = true, offset
-		}
+	release, err := r.hold(b)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return r.sieve.Open(b, r.o.Window, r.note)
+}
+
+// noteKey is what Scan does with a record.
+func (r *Round) noteKey(h batch.Header, rec *batch.Record) bool {
+	offset := h.BaseOffset + int64(rec.OffsetDelta)
+	if r.full || rec.Key == nil || offset < r.o.DirtyStart || offset >= r.o.End {
 		return true
-	})
+	}
+	if !r.table.Put(rec.Key, offset) {
+		r.full, r.end = true, offset
+	}
+	return true
 }
 
 // Filter returns what remains of b, which is exactly one batch, h its header: b itself, other bytes that are valid
@@ -255,29 +284,17 @@ func (r *Round) data(h batch.Header, b []byte, aborted, stay bool) ([]byte, erro
 	if aborted || h.RecordCount == 0 {
 		return emptied(h, b, stay), nil
 	}
-	passed := h.HasDeleteHorizon() && r.o.Now >= h.BaseTimestamp
-	tombstones := int64(0)
-	err := r.sieve.Open(b, r.o.MaxInflated, func(h batch.Header, rec *batch.Record) bool {
-		offset := h.BaseOffset + int64(rec.OffsetDelta)
-		switch {
-		case offset >= r.end:
-			return true
-		case rec.Key == nil:
-			r.sum.NullKeys++
-			return false
-		case offset < r.table.Newest(rec.Key):
-			return false
-		case rec.Value != nil:
-			return true
-		case passed:
-			return false
-		}
-		tombstones += int64(len(rec.Key)) + recordOverhead
-		return true
-	})
+	release, err := r.hold(b)
 	if err != nil {
 		return nil, err
 	}
+	defer release()
+	r.passed, r.tombstones, r.nulls = h.HasDeleteHorizon() && r.o.Now >= h.BaseTimestamp, 0, 0
+	if err := r.sieve.Open(b, r.o.Window, r.stay); err != nil {
+		return nil, err
+	}
+	tombstones := r.tombstones
+	r.sum.NullKeys += r.nulls
 	set := tombstones > 0 && whole && !h.HasDeleteHorizon()
 	if tombstones > 0 && whole {
 		r.expect(h, tombstones)
@@ -289,13 +306,33 @@ func (r *Round) data(h batch.Header, b []byte, aborted, stay bool) ([]byte, erro
 		return b, nil
 	}
 	codec, level := r.o.Codec, r.o.Level
-	if codec == KeepCodec {
+	if codec == KeepCodec || r.sieve.Large() && h.Codec() != batch.None && h.Codec() != codec {
 		codec, level = h.Codec(), batch.DefaultLevel
 	}
 	if set {
 		return r.sieve.BuildHorizon(codec, level, r.horizon())
 	}
 	return r.sieve.Build(codec, level)
+}
+
+// stays is what Filter does with a record of data.
+func (r *Round) stays(h batch.Header, rec *batch.Record) bool {
+	offset := h.BaseOffset + int64(rec.OffsetDelta)
+	switch {
+	case offset >= r.end:
+		return true
+	case rec.Key == nil:
+		r.nulls++
+		return false
+	case offset < r.table.Newest(rec.Key):
+		return false
+	case rec.Value != nil:
+		return true
+	case r.passed:
+		return false
+	}
+	r.tombstones += int64(len(rec.Key)) + recordOverhead
+	return true
 }
 
 // recordOverhead is about what a tombstone takes beside its key.
@@ -326,13 +363,23 @@ func (r *Round) marker(h batch.Header, b []byte, stay bool) ([]byte, error) {
 			r.expect(h, int64(len(b)))
 		}
 		if !h.HasDeleteHorizon() {
-			if err := r.sieve.Open(b, r.o.MaxInflated, func(batch.Header, *batch.Record) bool { return true }); err != nil {
+			if err := r.sieve.Open(b, r.o.Window, func(batch.Header, *batch.Record) bool { return true }); err != nil {
 				return nil, err
 			}
 			return r.sieve.BuildHorizon(h.Codec(), batch.DefaultLevel, r.horizon())
 		}
 	}
 	return b, nil
+}
+
+// hold asks for leave to hold what b needs beside the window.
+func (r *Round) hold(b []byte) (release func(), err error) {
+	if r.o.Hold != nil {
+		if n := batch.Held(b); n > 0 {
+			return r.o.Hold(n)
+		}
+	}
+	return func() {}, nil
 }
 
 // expect notes what goes when the horizon of h has passed: the one it has, or the one that it gets.

@@ -3,6 +3,7 @@ package cleaner
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"slices"
 	"testing"
 
@@ -48,7 +49,11 @@ func FuzzFilter(f *testing.F) {
 
 	f.Fuzz(func(t *testing.T, in []byte, end, now int64, codec uint8) {
 		const limit = 256 << 10
-		o := Options{End: end, Now: now, DeleteRetention: 5, Codec: batch.Codec(codec%6) - 1, Level: batch.DefaultLevel, MaxInflated: limit,
+		window := limit
+		if codec&64 != 0 {
+			window = 0 // the smallest
+		}
+		o := Options{End: end, Now: now, DeleteRetention: 5, Codec: batch.Codec(codec%6) - 1, Level: batch.DefaultLevel, Window: max(window, 1),
 			Aborted: []producer.Aborted{{ProducerID: 1, FirstOffset: 3, LastOffset: 9}}}
 		r := NewRound(o, newTable(t, 2, 0.9))
 		each := func(do func(h batch.Header, b []byte)) {
@@ -84,6 +89,9 @@ func FuzzFilter(f *testing.F) {
 			}
 			var left []batch.Record
 			for rec, err := range batch.Records(b, limit) {
+				if errors.Is(err, batch.ErrInflated) {
+					return // it was not held, and cannot be here
+				}
 				if err != nil && got.RecordCount > 0 {
 					t.Fatalf("rewritten from a batch that does not parse: %v", err)
 				}

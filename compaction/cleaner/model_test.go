@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/varve/varve/wal/batch"
@@ -52,7 +53,7 @@ func TestHistories(t *testing.T) {
 	// A generator that stopped making what the rules are about would make the test pass for nothing.
 	for what, n := range map[string]int{"rounds": all.rounds, "full tables": all.full, "broken off": all.broken, "resumed": all.resumed, "passes without a scan": all.passes,
 		"tombstones gone": all.tombstones, "aborted records gone": all.aborted, "markers gone": all.markers, "null keys gone": all.nulls,
-		"batches emptied": all.emptied, "batches cut by the end": all.cut, "consumers": all.consumers, "producers": all.producers, "read committed": all.readers} {
+		"batches emptied": all.emptied, "batches cut by the end": all.cut, "large batches made anew": all.large, "consumers": all.consumers, "producers": all.producers, "read committed": all.readers} {
 		if n == 0 {
 			t.Errorf("%s: none in %d histories", what, all.rounds)
 		}
@@ -61,7 +62,7 @@ func TestHistories(t *testing.T) {
 }
 
 type seen struct {
-	rounds, full, broken, resumed, passes, tombstones, aborted, markers, nulls, emptied, cut, consumers, producers, readers int
+	rounds, full, broken, resumed, passes, tombstones, aborted, markers, nulls, emptied, cut, large, consumers, producers, readers int
 }
 
 func (s *seen) add(o seen) {
@@ -76,6 +77,7 @@ func (s *seen) add(o seen) {
 	s.nulls += o.nulls
 	s.emptied += o.emptied
 	s.cut += o.cut
+	s.large += o.large
 	s.consumers += o.consumers
 	s.producers += o.producers
 	s.readers += o.readers
@@ -140,6 +142,7 @@ type history struct {
 	forgetful bool // some rounds are told nothing of the producers
 	forgotten bool // a round was told nothing of the producers
 	keys      int
+	key       string // that all begin with
 	clients   []*client
 	pids      int64
 
@@ -169,6 +172,7 @@ func newHistory(t *testing.T, seed uint64) *history {
 	rnd := rand.New(rand.NewPCG(seed, 0x76617276))
 	h := &history{t: t, seed: seed, rnd: rnd, now: 1_000_000, retention: []int64{0, 10, 100, 1000}[rnd.IntN(4)], keys: 1 + rnd.IntN(12), known: producer.New()}
 	h.forgetful = rnd.IntN(5) == 0
+	h.key = strings.Repeat("key", []int{1, 1, 21, 50}[rnd.IntN(4)]) // with the smallest window, one of more than 64 bytes is long
 	if rnd.IntN(4) == 0 {
 		h.known.SetLimit(1 + rnd.IntN(4))
 	}
@@ -254,7 +258,7 @@ func (h *history) data(c *client) {
 			r.ts += h.rnd.Int64N(50)
 		}
 		if k := h.rnd.IntN(h.keys); k > 0 {
-			r.key = []byte(fmt.Sprint("key", k))
+			r.key = []byte(fmt.Sprint(h.key, k))
 		}
 		if h.chance(5) {
 			r.key = nil
@@ -351,11 +355,14 @@ func (h *history) open(at int64) (open []producer.OpenTxn) {
 }
 
 func (h *history) options(end int64) Options {
-	o := Options{DirtyStart: h.clean, End: end, Now: h.now, DeleteRetention: h.retention, Codec: KeepCodec, MaxInflated: 1 << 20}
+	o := Options{DirtyStart: h.clean, End: end, Now: h.now, DeleteRetention: h.retention, Codec: KeepCodec, Window: 1 << 20}
 	if h.forgetful && h.chance(50) {
 		h.forgotten = true
 	} else {
 		o.Producers = h.known
+	}
+	if h.chance(50) {
+		o.Window = 1 // the smallest
 	}
 	if h.chance(30) {
 		o.Codec, o.Level = batch.Codec(h.rnd.IntN(5)), batch.DefaultLevel
@@ -579,11 +586,32 @@ func (h *history) model(o Options, end, base, last int64) {
 			if tombstones && whole && f.horizon == 0 {
 				f.horizon, changed = horizon, true
 			}
-			if changed && o.Codec != KeepCodec {
+			large := h.inflated(f) > max(o.Window, 128)
+			if changed && large {
+				h.seen.large++
+			}
+			if changed && o.Codec != KeepCodec && (!large || f.codec == batch.None) {
 				f.codec = o.Codec
 			}
 		}
 	}
+}
+
+// inflated is how many bytes the records of a batch take now.
+func (h *history) inflated(f *fact) int {
+	for _, o := range h.objects {
+		for _, b := range o.batches {
+			if hdr, err := batch.ParseHeader(b); err == nil && hdr.BaseOffset == f.base {
+				plain, err := batch.Recompress(b, batch.None, 0, 1<<20)
+				if err != nil {
+					h.fatalf("%v", err)
+				}
+				return len(plain) - batch.HeaderSize
+			}
+		}
+	}
+	h.fatalf("no batch at %d", f.base)
+	return 0
 }
 
 // newer tells whether a record of the same key was committed after r, below end.
@@ -941,7 +969,7 @@ func TestRefused(t *testing.T) {
 	}
 	hdr := func(i int) batch.Header { h, _ := batch.ParseHeader(s.log[i]); return h }
 	fresh := func() *Round {
-		return NewRound(Options{End: 2, MaxInflated: 1 << 20, Codec: KeepCodec}, newTable(t, 10, 0.9))
+		return NewRound(Options{End: 2, Window: 1 << 20, Codec: KeepCodec}, newTable(t, 10, 0.9))
 	}
 
 	r := fresh()
@@ -963,7 +991,7 @@ func TestRefused(t *testing.T) {
 	if sum := r.Cut(); sum.BatchesIn != 0 {
 		t.Errorf("a refused batch is counted: %+v", sum)
 	}
-	r = NewRound(Options{End: 2, MaxInflated: 10, Codec: KeepCodec}, newTable(t, 10, 0.9))
+	r = NewRound(Options{End: 2, Window: 10, Codec: KeepCodec}, newTable(t, 10, 0.9))
 	packed, err := batch.Recompress(s.log[0], batch.Zstd, batch.DefaultLevel, 1<<20)
 	if err != nil {
 		t.Fatal(err)

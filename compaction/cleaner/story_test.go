@@ -178,7 +178,7 @@ func (s *story) clean(t *testing.T, d *datadriven.TestData) string {
 		codec, _ = batch.ParseCodec(arg(t, d, "codec", ""))
 	}
 	o := Options{DirtyStart: arg(t, d, "dirty", s.dirty), End: end, Now: arg(t, d, "now", int64(1000)), DeleteRetention: arg(t, d, "retention", int64(500)),
-		Codec: codec, Level: batch.DefaultLevel, MaxInflated: 1 << 20, Aborted: s.aborted, Producers: s.state}
+		Codec: codec, Level: batch.DefaultLevel, Window: 1 << 20, Aborted: s.aborted, Producers: s.state}
 	if d.HasArg("expired") { // all producers
 		o.Producers = nil
 	}

@@ -130,6 +130,11 @@ func assemble(buf []byte, h Header, c Codec, level int, section []byte) ([]byte,
 	if err != nil {
 		return nil, err
 	}
+	return seal(b, h)
+}
+
+// seal puts the header before the records of b, which has room for it.
+func seal(b []byte, h Header) ([]byte, error) {
 	if len(b)-overhead > math.MaxInt32 {
 		return nil, fmt.Errorf("batch: build: %d bytes are too many for one batch", len(b))
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/snappy"
@@ -215,13 +216,9 @@ type zstdReader struct {
 }
 
 func openZstd(section []byte, limit int) (inflater, error) {
-	var h zstd.Header
-	if err := h.Decode(section); err != nil {
+	window, err := zstdWindow(section)
+	if err != nil {
 		return nil, codecError(Zstd, err)
-	}
-	window := h.WindowSize
-	if h.SingleSegment {
-		window = h.FrameContentSize
 	}
 	if window > streamWindow {
 		return openZstdWhole(section, limit)
@@ -245,6 +242,18 @@ func openZstd(section []byte, limit int) (inflater, error) {
 		return nil, codecError(Zstd, err)
 	}
 	return r, nil
+}
+
+// zstdWindow is what the first frame of a section asks for.
+func zstdWindow(section []byte) (uint64, error) {
+	var h zstd.Header
+	if err := h.Decode(section); err != nil {
+		return 0, err
+	}
+	if h.SingleSegment {
+		return h.FrameContentSize, nil
+	}
+	return h.WindowSize, nil
 }
 
 func (r *zstdReader) Read(p []byte) (int, error) {
@@ -374,15 +383,8 @@ func Whole(b []byte) int64 {
 }
 
 func wholeZstd(section []byte) int64 {
-	var z zstd.Header
-	if z.Decode(section) != nil {
-		return 0
-	}
-	window := z.WindowSize
-	if z.SingleSegment {
-		window = z.FrameContentSize
-	}
-	if window <= streamWindow {
+	window, err := zstdWindow(section)
+	if err != nil || window <= streamWindow {
 		return 0
 	}
 	n, err := zstdBound(section)
@@ -542,12 +544,25 @@ func inflateAll(buf []byte, c Codec, section []byte, limit int) ([]byte, error) 
 		return nil, err
 	}
 	defer r.close()
-	// One byte above the limit shows that there is more.
-	out := buf[:0]
-	if cap(out) == 0 {
-		out = make([]byte, 0, min(limit+1, max(512, 4*len(section))))
+	out, _, err := readTo(r, buf, 4*len(section), limit)
+	if err != nil {
+		return nil, err
 	}
-	for {
+	if len(out) > limit {
+		return nil, fmt.Errorf("%w: %v: more than %d bytes", ErrInflated, c, limit)
+	}
+	return out, nil
+}
+
+// readTo reads r to its end, or more than limit bytes of it, into the memory of buf as far as that goes; guess is how many
+// there may be. ended tells that it came to the end.
+func readTo(r io.Reader, buf []byte, guess, limit int) (out []byte, ended bool, err error) {
+	// One byte above the limit shows that there is more.
+	out = buf[:0]
+	if cap(out) == 0 {
+		out = make([]byte, 0, min(limit+1, max(512, guess)))
+	}
+	for len(out) <= limit {
 		if len(out) == cap(out) {
 			more := make([]byte, len(out), max(len(out)+1, min(limit+1, 2*cap(out))))
 			copy(more, out)
@@ -555,16 +570,14 @@ func inflateAll(buf []byte, c Codec, section []byte, limit int) ([]byte, error) 
 		}
 		n, err := r.Read(out[len(out):cap(out)])
 		out = out[:len(out)+n]
-		if len(out) > limit {
-			return nil, fmt.Errorf("%w: %v: more than %d bytes", ErrInflated, c, limit)
-		}
 		if err == io.EOF {
-			return out, nil
+			return out, true, nil
 		}
 		if err != nil {
-			return nil, err
+			return out, false, err
 		}
 	}
+	return out, false, nil
 }
 
 // Encoders, by codec and level; a level is a small number, so there are few.
@@ -615,20 +628,10 @@ func deflate(dst []byte, c Codec, level int, section []byte) ([]byte, error) {
 }
 
 func deflateGzip(dst []byte, level int, section []byte) ([]byte, error) {
-	if level == DefaultLevel || level == 0 {
-		level = gzip.DefaultCompression
-	}
-	level = min(max(level, gzip.DefaultCompression), gzip.BestCompression)
-	free := gzipWriters[level+1]
 	out := bytes.NewBuffer(dst)
-	w, ok := free.get()
-	if !ok {
-		var err error
-		if w, err = gzip.NewWriterLevel(out, level); err != nil {
-			return nil, fmt.Errorf("batch: gzip level %d: %w", level, err)
-		}
-	} else {
-		w.Reset(out)
+	w, free, err := gzipTo(out, level)
+	if err != nil {
+		return nil, err
 	}
 	if _, err := w.Write(section); err != nil {
 		return nil, fmt.Errorf("batch: gzip: %w", err)
@@ -641,27 +644,68 @@ func deflateGzip(dst []byte, level int, section []byte) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
+func gzipTo(out io.Writer, level int) (w *gzipWriter, free freeList[*gzipWriter], err error) {
+	if level == DefaultLevel || level == 0 {
+		level = gzip.DefaultCompression
+	}
+	level = min(max(level, gzip.DefaultCompression), gzip.BestCompression)
+	free = gzipWriters[level+1]
+	w, ok := free.get()
+	if !ok {
+		if w, err = gzip.NewWriterLevel(out, level); err != nil {
+			return nil, nil, fmt.Errorf("batch: gzip level %d: %w", level, err)
+		}
+		return w, free, nil
+	}
+	w.Reset(out)
+	return w, free, nil
+}
+
 // deflateSnappy writes the chunked shape, which every client reads: those that send the raw shape try this
 // one first, and the oldest Java clients read no other.
 func deflateSnappy(dst []byte, section []byte) []byte {
-	dst = append(dst, xerialMagic...)
-	dst = append(dst, 0, 0, 0, 1, 0, 0, 0, 1) // version, and the oldest version that can read it
+	dst = append(dst, snappyHead...)
 	for len(section) > 0 {
 		n := min(len(section), xerialChunk)
-		at := len(dst)
-		need := 4 + snappy.MaxEncodedLen(n)
-		if cap(dst)-at < need {
-			dst = append(dst, make([]byte, need)...)[:at]
-		}
-		block := snappy.Encode(dst[at+4:at+need], section[:n])
-		binary.BigEndian.PutUint32(dst[at:at+4], uint32(len(block)))
-		dst = dst[:at+4+len(block)]
+		dst = appendSnappy(dst, section[:n])
 		section = section[n:]
 	}
 	return dst
 }
 
+// snappyHead is what the chunked shape begins with: the magic, its version, and the oldest version that can read it.
+var snappyHead = slices.Concat(xerialMagic, []byte{0, 0, 0, 1, 0, 0, 0, 1})
+
+// appendSnappy appends one chunk.
+func appendSnappy(dst, chunk []byte) []byte {
+	at := len(dst)
+	need := 4 + snappy.MaxEncodedLen(len(chunk))
+	if cap(dst)-at < need {
+		dst = append(dst, make([]byte, need)...)[:at]
+	}
+	block := snappy.Encode(dst[at+4:at+need], chunk)
+	binary.BigEndian.PutUint32(dst[at:at+4], uint32(len(block)))
+	return dst[:at+4+len(block)]
+}
+
 func deflateLZ4(dst []byte, level int, section []byte) ([]byte, error) {
+	out := bytes.NewBuffer(dst)
+	w, free, err := lz4To(out, level)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := w.Write(section); err != nil {
+		return nil, fmt.Errorf("batch: lz4: %w", err)
+	}
+	if err := w.Close(); err != nil {
+		return nil, fmt.Errorf("batch: lz4: %w", err)
+	}
+	w.Reset(nil)
+	free.put(w)
+	return out.Bytes(), nil
+}
+
+func lz4To(out io.Writer, level int) (*lz4.Writer, freeList[*lz4.Writer], error) {
 	// Kafka's default of 9 stands for the fast compressor; every other number for the thorough one, whose
 	// levels above 9 try longer than ours can.
 	i := 0
@@ -669,33 +713,21 @@ func deflateLZ4(dst []byte, level int, section []byte) ([]byte, error) {
 		i = min(max(level, 1), lz4Levels-1)
 	}
 	free := lz4Writers[i]
-	out := bytes.NewBuffer(dst)
 	w, ok := free.get()
 	if !ok {
 		w = lz4.NewWriter(nil)
 		// Blocks of 64 KiB, independent, with no content checksum: what Kafka's clients write and can read.
 		if err := w.Apply(lz4.BlockSizeOption(lz4.Block64Kb), lz4.ChecksumOption(false),
 			lz4.CompressionLevelOption(lz4LevelOf[i]), lz4.ConcurrencyOption(1)); err != nil {
-			return nil, fmt.Errorf("batch: lz4 level %d: %w", level, err)
+			return nil, nil, fmt.Errorf("batch: lz4 level %d: %w", level, err)
 		}
 	}
 	w.Reset(out)
-	if _, err := w.Write(section); err != nil {
-		return nil, fmt.Errorf("batch: lz4: %w", err)
-	}
-	if err := w.Close(); err != nil {
-		return nil, fmt.Errorf("batch: lz4: %w", err)
-	}
-	w.Reset(nil)
-	free.put(w)
-	return out.Bytes(), nil
+	return w, free, nil
 }
 
 func deflateZstd(dst []byte, level int, section []byte) ([]byte, error) {
-	if level == DefaultLevel {
-		level = 3
-	}
-	speed := zstd.EncoderLevelFromZstd(level)
+	speed := zstdSpeed(level)
 	free := zstdWriters[speed]
 	w, ok := free.get()
 	if !ok {
@@ -714,4 +746,11 @@ func deflateZstd(dst []byte, level int, section []byte) ([]byte, error) {
 	dst = w.EncodeAll(section, dst)
 	free.put(w)
 	return dst, nil
+}
+
+func zstdSpeed(level int) zstd.EncoderLevel {
+	if level == DefaultLevel {
+		level = 3
+	}
+	return zstd.EncoderLevelFromZstd(level)
 }

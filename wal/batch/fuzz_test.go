@@ -2,6 +2,7 @@ package batch
 
 import (
 	"bytes"
+	"errors"
 	"math"
 	"testing"
 )
@@ -62,6 +63,25 @@ func fuzzRecords(f *testing.F, c Codec) {
 		}
 		if c != None && size > limit {
 			t.Fatalf("%d bytes of keys and values with a limit of %d", size, limit)
+		}
+		// What a Sieve makes of it does not depend on how much it holds.
+		var held, not Sieve
+		odd := func(_ Header, r *Record) bool { return r.OffsetDelta%2 == 1 }
+		herr, nerr := held.Open(b, limit, odd), not.Open(b, 0, odd)
+		if (herr == nil) != (nerr == nil) || held.Kept() != not.Kept() && herr == nil {
+			t.Fatalf("held: %d, %v; not held: %d, %v", held.Kept(), herr, not.Kept(), nerr)
+		}
+		if herr == nil && held.Kept() > 0 {
+			one, err := held.Build(None, 0)
+			two, err2 := not.Build(None, 0)
+			if errors.Is(err2, ErrGrown) {
+				err, err2 = nil, nil
+			} else if !bytes.Equal(one, two) {
+				t.Fatalf("held: %x, not held: %x", one, two)
+			}
+			if err != nil || err2 != nil {
+				t.Fatal(err, err2)
+			}
 		}
 		rep, err := Inspect(b, limit, CheckOptions{})
 		if (err == nil) != (iterErr == nil) {

@@ -164,6 +164,37 @@ func (c *cursor) close() {
 	}
 }
 
+// ahead returns what is unread in the window, at least n bytes unless the section ends before; the window is not smaller.
+func (c *cursor) ahead(n int) ([]byte, error) {
+	for c.w-c.r < n && !c.eof {
+		if err := c.fill(); err != nil {
+			return nil, err
+		}
+	}
+	return c.win[c.r:c.w], nil
+}
+
+// each passes over n bytes and gives them to f piece by piece.
+func (c *cursor) each(n int, f func(piece []byte) error) error {
+	for n > 0 {
+		if c.r == c.w {
+			if c.eof {
+				return errEnds
+			}
+			if err := c.fill(); err != nil {
+				return err
+			}
+			continue
+		}
+		k := min(n, c.w-c.r)
+		if err := f(c.win[c.r : c.r+k]); err != nil {
+			return err
+		}
+		c.r, c.pos, n = c.r+k, c.pos+int64(k), n-k
+	}
+	return nil
+}
+
 // fill reads more into the window, which has room because what is unread is less than any caller needs at once.
 func (c *cursor) fill() error {
 	if c.r > 0 {
@@ -333,6 +364,11 @@ func (c *cursor) next(r *Record, a *arena) error {
 	if r.Key, err = c.bytes("key", end, a); err != nil {
 		return err
 	}
+	return c.rest(r, end, a)
+}
+
+// rest reads what a record that ends at end has behind its key.
+func (c *cursor) rest(r *Record, end int64, a *arena) (err error) {
 	if r.Value, err = c.bytes("value", end, a); err != nil {
 		return err
 	}

@@ -14,7 +14,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
-	"github.com/varve/varve/broker"
 	"github.com/varve/varve/compaction"
 	"github.com/varve/varve/compaction/cleaner"
 	"github.com/varve/varve/compaction/picker"
@@ -164,7 +163,7 @@ func (k *compactor) topic(id [16]byte) (compaction.Topic, bool) {
 	}
 	c := config.Resolver{ClusterDynamic: all, Static: k.static}.Topic(t.Config)
 	out := compaction.Topic{
-		Name: t.Name, Codec: cleaner.KeepCodec, Level: batch.DefaultLevel, DeleteDelay: time.Duration(c.FileDeleteDelayMs) * time.Millisecond, MaxInflated: 2 * broker.MaxInflated(c.MaxMessageBytes),
+		Name: t.Name, Codec: cleaner.KeepCodec, Level: batch.DefaultLevel, DeleteDelay: time.Duration(c.FileDeleteDelayMs) * time.Millisecond,
 		Policy: picker.Policy{
 			Compact: c.Compact, Delete: c.Delete, MinDirtyRatio: c.MinCleanableDirtyRatio, MinLag: c.MinCompactionLagMs, MaxLag: c.MaxCompactionLagMs,
 			DeleteRetention: addUpTo(c.DeleteRetentionMs, late), RetentionMs: c.RetentionMs, RetentionBytes: c.RetentionBytes, SegmentBytes: int64(c.SegmentBytes),
@@ -291,7 +290,8 @@ type Compactor struct {
 }
 
 // WorkerMemory is what a compaction worker should stay below: its tables, and beside them footers, pages and metadata, and
-// for each thread what it reads, inflates and uploads.
+// for each thread what it reads, inflates and uploads. Rare batches take up to 128 MiB more, of all threads together, while
+// they are open (compaction/README.md says which).
 func WorkerMemory(c *config.BrokerConfig) int64 {
 	return c.Cleaner.DedupeBytes + 128<<20 + int64(max(c.Cleaner.Threads, 1))*(96<<20)
 }
