@@ -487,8 +487,8 @@ func (h *history) meanwhile() {
 		h.made["zombies"]++
 	case 3: // another worker comes by
 		other := h.openWorker()
-		other.o.Events.Round = func(r Round) { h.made["claimed elsewhere"] += r.Claimed }
 		other.Round(bg, other.lease)
+		h.made["claimed elsewhere"] += other.crew.others
 		h.count(other)
 		other.close()
 	case 4:

@@ -22,6 +22,7 @@ type run struct {
 	topic Topic
 	claim tiering.Claim
 	job   picker.Job
+	table *cleaner.Table // of the thread that is at it
 	stats Done
 }
 
@@ -77,23 +78,23 @@ func plain(g []picker.Entry) (out []manifest.Entry) {
 }
 
 // round begins a round of the cleaner that filters [base, to) and scans [dirtyStart, end).
-func (r *run) round(ctx context.Context, dirtyStart, end, base, to int64, records int64) (*cleaner.Round, func(), error) {
+func (r *run) round(ctx context.Context, dirtyStart, end, base, to int64, records int64) (*cleaner.Round, error) {
 	newest := r.r.Entries[len(r.r.Entries)-1].Entry
 	last, err := r.footer(ctx, newest, true)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	producers, at, err := producer.Decode(last.Producers)
 	if err != nil || at != newest.Next() {
-		return nil, nil, fmt.Errorf("producer state at %d, found that of %d: %w", newest.Next(), at, errors.Join(tiering.ErrCorrupt, err))
+		return nil, fmt.Errorf("producer state at %d, found that of %d: %w", newest.Next(), at, errors.Join(tiering.ErrCorrupt, err))
 	}
 	aborted, err := r.w.o.Tier.AbortedIn(ctx, r.r, min(base, dirtyStart), max(to, end))
 	if err != nil {
-		return nil, nil, fmt.Errorf("aborted transactions: %w", err)
+		return nil, fmt.Errorf("aborted transactions: %w", err)
 	}
 	first, err := r.footer(ctx, r.job.Groups[0][0].Entry, false)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	o := cleaner.Options{
 		DirtyStart: dirtyStart, End: end, Now: r.w.o.Now().UnixMilli(), DeleteRetention: r.topic.Policy.DeleteRetention,
@@ -103,9 +104,8 @@ func (r *run) round(ctx context.Context, dirtyStart, end, base, to int64, record
 	if first.Base > r.r.Entries[0].Base {
 		o.Open = first.OpenStart
 	}
-	table := <-r.w.tables
-	table.Reset(records)
-	return cleaner.NewRound(o, table), func() { r.w.tables <- table }, nil
+	r.table.Reset(records)
+	return cleaner.NewRound(o, r.table), nil
 }
 
 var errEnough = errors.New("enough")
@@ -127,11 +127,10 @@ func (r *run) compact(ctx context.Context) error {
 	for _, f := range footers {
 		records += f.Records
 	}
-	round, done, err := r.round(ctx, j.DirtyStart, j.TableEnd, j.Base, j.End, records)
+	round, err := r.round(ctx, j.DirtyStart, j.TableEnd, j.Base, j.End, records)
 	if err != nil {
 		return err
 	}
-	defer done()
 	err = r.read(ctx, dirty, j.DirtyStart, func(h batch.Header, raw []byte) error {
 		more, err := round.Scan(h, raw)
 		if err == nil && !more {
@@ -167,11 +166,10 @@ func (r *run) compact(ctx context.Context) error {
 // purge takes from the groups, which are in the clean range, what has reached its horizon.
 func (r *run) purge(ctx context.Context) error {
 	clean := r.r.Head.Compaction.CleanEnd
-	round, done, err := r.round(ctx, clean, clean, r.job.Base, r.job.End, 0)
+	round, err := r.round(ctx, clean, clean, r.job.Base, r.job.End, 0)
 	if err != nil {
 		return err
 	}
-	defer done()
 	for _, g := range r.job.Groups {
 		if err := r.filter(ctx, round, g, nil, false); err != nil {
 			return err

@@ -86,7 +86,7 @@ type Options struct {
 
 	Settings
 	// Changed returns the settings as they stand. Nil: they stay. The rate counts at once, threads and tables from the
-	// next look at all partitions on.
+	// next look at all partitions on, as far as jobs that are under way leave memory for other tables.
 	Changed func() Settings
 	Recheck time.Duration // how long a partition whose head has not moved is left alone; 5 minutes
 	Limits  picker.Limits
@@ -128,9 +128,13 @@ type Done struct {
 
 // Round is what a look at all partitions found.
 type Round struct {
-	Partitions, Claimed, Jobs, Failing int
-	MaxDirty                           float64 // the largest share of bytes that is dirty of what may be compacted of a partition
-	Took                               time.Duration
+	Partitions int
+	Jobs       int // partitions in which there is something to do
+	Working    int // of them, those that somebody here works on
+	Failing    int
+	Claimed    int     // partitions that others were found to work on, since the last look
+	MaxDirty   float64 // the largest share of bytes that is dirty of what may be compacted of a partition
+	Took       time.Duration
 }
 
 func (o *Options) defaults() error {
@@ -188,10 +192,6 @@ type Worker struct {
 	log   *slog.Logger
 	limit atomic.Pointer[limiter]
 
-	// Owned by the look at all partitions, between jobs.
-	tables chan *cleaner.Table // one for each thread
-	made   Settings            // that they were made by
-
 	held *semaphore.Weighted // bytes of batches that cannot be opened piece by piece
 
 	mu       sync.Mutex
@@ -199,6 +199,7 @@ type Worker struct {
 	horizons map[manifest.Suffix]horizon    // of rewritten objects: what their footers say
 	err      error                          // why the last look at all partitions failed
 	left     map[partitionKey]tiering.Claim // that could not be given back
+	crew     crew
 
 	unnamed map[manifest.Suffix]time.Time // objects that nobody named, since which pass; owned by the scrub
 }
@@ -232,7 +233,7 @@ func New(o Options) (*Worker, error) {
 	}
 	w := &Worker{o: o, log: o.Logger, known: make(map[partitionKey]known), left: make(map[partitionKey]tiering.Claim), horizons: make(map[manifest.Suffix]horizon),
 		held: semaphore.NewWeighted(heldBytes)}
-	if err := w.makeTables(w.settings()); err != nil {
+	if err := w.crew.set(w.settings()); err != nil {
 		return nil, err
 	}
 	return w, nil
@@ -243,25 +244,6 @@ func (w *Worker) settings() Settings {
 	s := w.o.Changed()
 	s.defaults()
 	return s
-}
-
-// makeTables makes the tables of keys, if they are not those already. No job may be under way.
-func (w *Worker) makeTables(s Settings) error {
-	if m := &w.made; m.Threads == s.Threads && m.TableBytes == s.TableBytes && m.LoadFactor == s.LoadFactor {
-		return nil
-	}
-	tables := make(chan *cleaner.Table, s.Threads)
-	for range s.Threads {
-		var secret [16]byte
-		rand.Read(secret[:]) // never fails
-		t, err := cleaner.NewTable(s.TableBytes/int64(s.Threads), s.LoadFactor, secret)
-		if err != nil {
-			return err
-		}
-		tables <- t
-	}
-	w.tables, w.made = tables, s
-	return nil
 }
 
 // Healthy is nil, or why compaction does not get on: of all partitions, or of one.
@@ -318,20 +300,8 @@ func (w *Worker) session(ctx context.Context) error {
 		defer wg.Wait()
 		defer cancel()
 	}
-	for ctx.Err() == nil {
-		jobs, err := w.Round(ctx, lease)
-		if ctx.Err() != nil {
-			return nil // the lease was lost, or it is over
-		}
-		w.fail(err)
-		if err != nil {
-			w.log.Error("partitions cannot be looked at", "err", err)
-		}
-		if jobs == 0 {
-			sleep(ctx, w.settings().Backoff)
-		}
-	}
-	return nil
+	w.rounds(ctx, lease)
+	return nil // the lease was lost, or it is over
 }
 
 func sleep(ctx context.Context, d time.Duration) {
@@ -343,27 +313,24 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// candidate is a partition in which there is something to do.
-type candidate struct {
-	key   partitionKey
-	topic Topic
-	job   picker.Job
-}
-
-// Round looks at every partition, and does in each the job that is most worthwhile, most worthwhile partitions first. It
-// returns how many jobs were done.
-func (w *Worker) Round(ctx context.Context, lease int64) (jobs int, err error) {
+// look looks at every partition, apart from those that somebody works on, and queues those in which there is something to
+// do, the most worthwhile first.
+func (w *Worker) look(ctx context.Context) (err error) {
 	began := time.Now()
 	w.giveBack(ctx)
-	if s := w.settings(); w.makeTables(s) != nil {
+	s := w.settings()
+	w.mu.Lock()
+	small := w.crew.set(s)
+	queued := w.crew.look()
+	w.mu.Unlock()
+	if small != nil {
 		w.log.Error("table of keys too small: the last one stays", "log.cleaner.dedupe.buffer.size", s.TableBytes, "log.cleaner.threads", s.Threads)
 	}
 	var heads []tiering.StoredHead
 	if err := w.o.Store.Range(ctx, func(h tiering.StoredHead) error { heads = append(heads, h); return nil }); err != nil {
-		return 0, fmt.Errorf("read manifests: %w", err)
+		return fmt.Errorf("read manifests: %w", err)
 	}
 	present := make(map[partitionKey]bool, len(heads))
-	stats := Round{Partitions: len(heads)}
 	var found []candidate
 	var mu sync.Mutex
 	var g errgroup.Group
@@ -374,7 +341,7 @@ func (w *Worker) Round(ctx context.Context, lease int64) (jobs int, err error) {
 			break
 		}
 		g.Go(func() error {
-			if c, ok := w.look(ctx, h); ok {
+			if c, ok := w.lookAt(ctx, h, queued); ok {
 				mu.Lock()
 				found = append(found, c)
 				mu.Unlock()
@@ -384,40 +351,12 @@ func (w *Worker) Round(ctx context.Context, lease int64) (jobs int, err error) {
 	}
 	g.Wait()
 	if ctx.Err() != nil {
-		return 0, ctx.Err()
+		return ctx.Err()
 	}
 	slices.SortStableFunc(found, func(a, b candidate) int { return picker.Compare(a.job, b.job) })
-	stats.Jobs = len(found)
-	queue := make(chan candidate)
-	var wg sync.WaitGroup
-	for range cap(w.tables) {
-		wg.Go(func() {
-			for c := range queue {
-				done, elsewhere, err := w.work(ctx, lease, c)
-				mu.Lock()
-				jobs += done
-				if elsewhere {
-					stats.Claimed++
-				}
-				mu.Unlock()
-				if err != nil && ctx.Err() == nil {
-					w.failed(c.key, c.topic, fmt.Errorf("%s-%d: %w", c.topic.Name, c.key.index, err))
-				} else if !elsewhere {
-					w.mu.Lock()
-					k := w.known[c.key]
-					k.fails, k.err = 0, nil
-					w.known[c.key] = k
-					w.mu.Unlock()
-				}
-			}
-		})
-	}
-	for _, c := range found {
-		queue <- c
-	}
-	close(queue)
-	wg.Wait()
+	stats := Round{Partitions: len(heads)}
 	w.mu.Lock()
+	stats.Jobs, stats.Working, stats.Claimed = w.crew.found(found)
 	for key, k := range w.known {
 		if !present[key] {
 			delete(w.known, key)
@@ -431,7 +370,7 @@ func (w *Worker) Round(ctx context.Context, lease int64) (jobs int, err error) {
 	w.mu.Unlock()
 	stats.Took = time.Since(began)
 	w.o.Events.Round(stats)
-	return jobs, ctx.Err()
+	return nil
 }
 
 // failed leaves a partition alone for a while.
@@ -449,18 +388,24 @@ func (w *Worker) failed(key partitionKey, topic Topic, err error) {
 // looksAtOnce is how many partitions are looked at side by side, each of which may read pages and footers.
 const looksAtOnce = 8
 
-// look says what is most worth doing with a partition, by a head that was read. One that has not moved is left alone for
-// a while, and so is one that failed.
-func (w *Worker) look(ctx context.Context, h tiering.StoredHead) (candidate, bool) {
+// lookAt says what is most worth doing with a partition, by a head that was read. One that has not moved is left alone for
+// a while, and so is one that failed, or that somebody works on. One that was queued already, and has not moved, stays so.
+func (w *Worker) lookAt(ctx context.Context, h tiering.StoredHead, queued map[partitionKey]candidate) (candidate, bool) {
 	key := partitionKey{h.TopicID, h.Partition}
 	topic, ok := w.o.Topic(h.TopicID)
 	if !ok {
 		return candidate{}, false // deleted; its objects are the collector's
 	}
 	w.mu.Lock()
-	k := w.known[key]
+	k, taken := w.known[key], w.crew.taken(key)
 	w.mu.Unlock()
+	if taken {
+		return candidate{}, false
+	}
 	now := w.o.Now()
+	if c, ok := queued[key]; ok && c.rev == h.Rev && c.topic == topic && now.Before(c.until) {
+		return c, true
+	}
 	if now.Before(k.retry) || k.rev == h.Rev && k.policy == topic && now.Before(k.again) {
 		return candidate{}, false
 	}
@@ -476,8 +421,12 @@ func (w *Worker) look(ctx context.Context, h tiering.StoredHead) (candidate, boo
 		return candidate{}, false
 	}
 	next := known{rev: h.Rev, policy: topic, again: now.Add(w.o.Recheck), dirty: found.dirty, fails: k.fails, err: k.err}
-	if due := found.due; due < next.again.UnixMilli() {
-		next.again = time.UnixMilli(due)
+	until := next.again
+	if due := time.UnixMilli(found.due); due.Before(next.again) {
+		next.again = due
+		if due.After(now) {
+			until = due
+		}
 	}
 	if found.ok {
 		next.again = now // until it is done
@@ -485,9 +434,12 @@ func (w *Worker) look(ctx context.Context, h tiering.StoredHead) (candidate, boo
 		next.fails, next.err = 0, nil
 	}
 	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.crew.taken(key) {
+		return candidate{}, false // meanwhile
+	}
 	w.known[key] = next
-	w.mu.Unlock()
-	return candidate{key, topic, found.job}, found.ok
+	return candidate{key: key, rev: h.Rev, until: until, topic: topic, job: found.job}, found.ok
 }
 
 // picked is what there is to do in a partition.
@@ -577,7 +529,7 @@ func (w *Worker) remember(s manifest.Suffix, h horizon) {
 const maxSteps = 64
 
 // work claims a partition, looks again, and does what is most worthwhile.
-func (w *Worker) work(ctx context.Context, lease int64, c candidate) (done int, elsewhere bool, err error) {
+func (w *Worker) work(ctx context.Context, lease int64, c candidate, table *cleaner.Table) (done int, elsewhere bool, err error) {
 	claim := tiering.Claim{Worker: w.o.Name, Lease: lease}
 	rand.Read(claim.Tag[:])
 	switch err := w.o.Store.Claim(ctx, c.key.topic, c.key.index, claim); {
@@ -600,7 +552,7 @@ func (w *Worker) work(ctx context.Context, lease int64, c candidate) (done int, 
 		if err != nil || !found.ok || done > 0 && !found.job.Urgent {
 			return done, false, err
 		}
-		if err := w.carry(ctx, r, c, claim, found.job); err != nil {
+		if err := w.carry(ctx, r, c, claim, found.job, table); err != nil {
 			if errors.Is(err, tiering.ErrFenced) || errors.Is(err, manifest.ErrReplaced) {
 				w.log.Info("work thrown away: the claim is gone, or the log start has passed", "topic", c.topic.Name, "partition", c.key.index, "err", err)
 				err = nil
@@ -613,9 +565,9 @@ func (w *Worker) work(ctx context.Context, lease int64, c candidate) (done int, 
 }
 
 // carry carries out one job.
-func (w *Worker) carry(ctx context.Context, r *tiering.Remote, c candidate, claim tiering.Claim, job picker.Job) error {
+func (w *Worker) carry(ctx context.Context, r *tiering.Remote, c candidate, claim tiering.Claim, job picker.Job, table *cleaner.Table) error {
 	began := time.Now()
-	run := &run{w: w, r: r, topic: c.topic, claim: claim, job: job,
+	run := &run{w: w, r: r, topic: c.topic, claim: claim, job: job, table: table,
 		stats: Done{Topic: c.topic.Name, Partition: c.key.index, Kind: job.Kind}}
 	err := run.do(ctx)
 	if s := &run.stats; err == nil || s.Made > 0 {
@@ -627,7 +579,7 @@ func (w *Worker) carry(ctx context.Context, r *tiering.Remote, c candidate, clai
 	return err
 }
 
-// unclaim gives a claim back, also when the work was called off. If that fails, the next round tries again: until the
+// unclaim gives a claim back, also when the work was called off. If that fails, the next look tries again: until the
 // lease ends, which may be never, nobody else could take the partition.
 func (w *Worker) unclaim(ctx context.Context, key partitionKey, c tiering.Claim) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)

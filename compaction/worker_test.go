@@ -413,15 +413,13 @@ func TestClaimedElsewhere(t *testing.T) {
 		k, other := s.work(single), s.work(single)
 		defer k.close()
 		defer other.close()
-		claimed := 0
-		other.o.Events.Round = func(r Round) { claimed += r.Claimed }
 		k.pauseAt("put data", func() {
 			if n := s.round(other); n != 1 {
 				t.Errorf("%d jobs, one partition is free", n)
 			}
 		})
-		if n := s.round(k); n != 1 || claimed != 1 {
-			t.Errorf("%d jobs, %d found claimed", n, claimed)
+		if n := s.round(k); n != 1 || other.crew.others != 1 {
+			t.Errorf("%d jobs, %d found claimed", n, other.crew.others)
 		}
 		s.finish(k)
 		s.settled()
@@ -1075,14 +1073,14 @@ func TestSettingsChange(t *testing.T) {
 		if len(k.done) != 2 || k.done[0].Took > time.Second || k.done[1].Took < 10*time.Second {
 			t.Fatalf("%+v", k.done)
 		}
-		if n := cap(k.tables); n != 3 {
-			t.Errorf("%d tables", n)
+		if n, bytes := k.crew.s.Threads, k.crew.bytes; n != 3 || bytes != 333*cleaner.SlotSize {
+			t.Errorf("%d threads, tables of %d bytes", n, bytes)
 		}
 		now.TableBytes = 1 // of no use
 		put()
 		s.round(k)
-		if n := len(k.tables); n != 3 || len(k.done) != 3 {
-			t.Errorf("%d tables, %+v", n, k.done)
+		if bytes := k.crew.bytes; bytes != 333*cleaner.SlotSize || len(k.done) != 3 {
+			t.Errorf("tables of %d bytes, %+v", bytes, k.done)
 		}
 		s.settled()
 	})

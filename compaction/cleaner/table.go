@@ -39,13 +39,28 @@ type slot struct {
 // NewTable returns a table that takes the given number of bytes and is filled up to load, a share of it between 0 and
 // 1. The secret is random and stays here.
 func NewTable(bytes int64, load float64, secret [16]byte) (*Table, error) {
-	n := bytes / SlotSize
-	if n < 2 || !(load > 0) || load > 1 || int(float64(n)*load) < 1 {
-		return nil, fmt.Errorf("cleaner: a table of %d bytes filled up to %v has no room for a key: a key takes %d bytes", bytes, load, SlotSize)
+	if err := CheckTable(bytes, load); err != nil {
+		return nil, err
 	}
-	t := &Table{secret: secret, all: make([]slot, n), load: load}
+	t := &Table{secret: secret, all: make([]slot, bytes/SlotSize), load: load}
 	t.Reset(math.MaxInt64)
 	return t, nil
+}
+
+// CheckTable says why there is no table of so many bytes, if so.
+func CheckTable(bytes int64, load float64) error {
+	if n := bytes / SlotSize; n < 2 || !(load > 0) || load > 1 || int(float64(n)*load) < 1 {
+		return fmt.Errorf("cleaner: a table of %d bytes filled up to %v has no room for a key: a key takes %d bytes", bytes, load, SlotSize)
+	}
+	return nil
+}
+
+// Bytes is the memory that the table takes.
+func (t *Table) Bytes() int64 { return int64(len(t.all)) * SlotSize }
+
+// Fits tells whether NewTable would make a table like this one.
+func (t *Table) Fits(bytes int64, load float64) bool {
+	return int64(len(t.all)) == bytes/SlotSize && t.load == load
 }
 
 // Reset empties the table. It then has room for records different keys, as far as its memory allows: what a small

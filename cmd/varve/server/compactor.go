@@ -189,10 +189,10 @@ func addUpTo(a, b int64) int64 {
 
 // compactionMetrics are those of a worker.
 type compactionMetrics struct {
-	jobs, failed, read, written, records, kept, nulls *prometheus.CounterVec
-	seconds                                           *prometheus.CounterVec
-	lost                                              prometheus.Counter
-	pending, failing, dirty, partitions, lastRound    prometheus.Gauge
+	jobs, failed, read, written, records, kept, nulls       *prometheus.CounterVec
+	seconds                                                 *prometheus.CounterVec
+	lost                                                    prometheus.Counter
+	pending, working, failing, dirty, partitions, lastRound prometheus.Gauge
 
 	scrubFound                                               *prometheus.CounterVec
 	scrubFindings                                            *prometheus.GaugeVec
@@ -224,7 +224,8 @@ func newCompactionMetrics(reg *prometheus.Registry) *compactionMetrics {
 		kept:       counters("varve_compaction_kept_records_total", "Records that were left of those."),
 		nulls:      counters("varve_compaction_null_keys_total", "Records without a key that were dropped from compacted topics."),
 		lost:       prometheus.NewCounter(prometheus.CounterOpts{Name: "varve_compaction_leases_lost_total", Help: "Times that the worker's lease ran out and its work was thrown away."}),
-		pending:    gauge("varve_compaction_pending_partitions", "Partitions in which there was something to do when they were last looked at."),
+		pending:    gauge("varve_compaction_pending_partitions", "Partitions in which there was something to do when all were last looked at."),
+		working:    gauge("varve_compaction_working_partitions", "Those of them that the worker's threads were at."),
 		failing:    gauge("varve_compaction_failing_partitions", "Partitions whose last job failed."),
 		dirty:      gauge("varve_compaction_max_dirty_ratio", "Largest share of a partition's bytes in object storage that could be compacted and has not been: what is younger than min.compaction.lag.ms does not count."),
 		partitions: gauge("varve_compaction_partitions", "Partitions that the worker knows of."),
@@ -264,6 +265,7 @@ func (m *compactionMetrics) events() compaction.Events {
 		Lost:   m.lost.Inc,
 		Round: func(r compaction.Round) {
 			m.pending.Set(float64(r.Jobs))
+			m.working.Set(float64(r.Working))
 			m.failing.Set(float64(r.Failing))
 			m.dirty.Set(r.MaxDirty)
 			m.partitions.Set(float64(r.Partitions))
