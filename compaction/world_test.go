@@ -432,9 +432,9 @@ func (s processStore) Unclaim(ctx context.Context, id [16]byte, i int32, c tieri
 	return s.p.do("unclaim", func() error { return s.ledger.Unclaim(ctx, id, i, c) })
 }
 
-func (s processStore) Claimed(ctx context.Context, id [16]byte, i int32) (c tiering.Claim, exists bool, err error) {
-	err = s.p.do("claimed", func() error { c, exists, err = s.ledger.Claimed(ctx, id, i); return err })
-	return c, exists, err
+func (s processStore) Standing(ctx context.Context, ids []tiering.PartitionID) (l []tiering.Standing, err error) {
+	err = s.p.do("standing", func() error { l, err = s.ledger.Standing(ctx, ids); return err })
+	return l, err
 }
 
 func (s processStore) Range(ctx context.Context, f func(tiering.StoredHead) error) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -123,63 +124,81 @@ const (
 	dead
 )
 
-// bench is what one round of collecting knows: heads and epochs read in this
-// round, after the grace of what is judged was over.
+// bench is what one round of collecting knows: heads, epochs and claims read in
+// this round, after the grace of what is judged was over.
 type bench struct {
 	t     *Tier
-	views map[partitionKey]*view
-	epoch map[partitionKey]int32   // -1: no such partition
-	claim map[partitionKey][4]byte // tag of the present claim, if there is one
+	known map[partitionKey]standing
 }
 
-func (b *bench) look(ctx context.Context, key partitionKey) (*view, int32, error) {
-	if v := b.views[key]; v != nil {
-		return v, b.epoch[key], nil
+// standing is what decides about the objects of a partition, all as of one
+// revision: once an epoch or a claim is dead, a head that lacks an object of
+// theirs will lack it for ever.
+type standing struct {
+	view  *view
+	epoch int32    // -1: no such partition
+	claim *[4]byte // tag of the present claim, if there is one
+	err   error    // what stands there cannot be read
+}
+
+func (b *bench) look(ctx context.Context, key partitionKey) (standing, error) {
+	if _, ok := b.known[key]; !ok {
+		if err := b.read(ctx, []partitionKey{key}); err != nil {
+			return standing{}, err
+		}
 	}
-	// The epoch first: once it is dead, a head read later that lacks the object
-	// will lack it for ever.
+	s := b.known[key]
+	return s, s.err
+}
+
+// read reads how partitions stand, in one request.
+func (b *bench) read(ctx context.Context, keys []partitionKey) error {
+	ids := make([]PartitionID, len(keys))
+	for i, k := range keys {
+		ids[i] = PartitionID{k.topic, k.index}
+	}
 	c, cancel := context.WithTimeout(ctx, b.t.o.RequestTimeout)
-	epoch, exists, err := b.t.store.LeaderEpoch(c, key.topic, key.index)
+	list, err := b.t.store.Standing(c, ids)
 	cancel()
 	if err != nil {
-		return nil, 0, fmt.Errorf("leader epoch of %s: %w", key, err)
+		return fmt.Errorf("read how %s and %d others stand: %w", keys[0], len(keys)-1, err)
 	}
-	if !exists {
-		epoch = -1
+	for i, key := range keys {
+		b.known[key] = b.standing(key, list[i])
 	}
-	// So with the claim.
-	c, cancel = context.WithTimeout(ctx, b.t.o.RequestTimeout)
-	claim, claimed, err := b.t.store.Claimed(c, key.topic, key.index)
-	cancel()
-	if err != nil {
-		return nil, 0, fmt.Errorf("claim of %s: %w", key, err)
+	return nil
+}
+
+func (b *bench) standing(key partitionKey, s Standing) standing {
+	out := standing{epoch: -1}
+	if s.Exists {
+		out.epoch = s.LeaderEpoch
 	}
-	v, err := b.t.load(ctx, key)
-	if err != nil {
-		return nil, 0, err
+	if s.Claim != nil {
+		out.claim = &s.Claim.Tag
+	}
+	if out.view, out.err = b.t.viewOf(key, s.Head, s.Rev); out.err != nil {
+		return out
 	}
 	b.t.mu.Lock()
 	seen := b.t.seen[key]
 	b.t.mu.Unlock()
-	if v.rev < seen {
+	if s.Rev < seen {
 		// Also where there is no head and no partition, as long as no tombstone
 		// said so: a metadata store that was wiped knows nothing, and everything
 		// would look like garbage.
-		return nil, 0, fmt.Errorf("manifest of %s: %w: revision %d, seen %d", key, ErrRegressed, v.rev, seen)
+		out.err = fmt.Errorf("manifest of %s: %w: revision %d, seen %d", key, ErrRegressed, s.Rev, seen)
 	}
-	b.views[key], b.epoch[key] = v, epoch
-	if claimed {
-		b.claim[key] = claim.Tag
-	}
-	return v, epoch, nil
+	return out
 }
 
 // judge decides about a section, or an object of its own.
 func (b *bench) judge(ctx context.Context, key partitionKey, base int64, epoch int32, kind manifest.Kind, suffix manifest.Suffix) (fate, error) {
-	v, current, err := b.look(ctx, key)
+	s, err := b.look(ctx, key)
 	if err != nil {
 		return undecided, err
 	}
+	v, current := s.view, s.epoch
 	is, err := b.t.names(ctx, key, v.head, base, suffix)
 	switch {
 	case err != nil:
@@ -191,7 +210,7 @@ func (b *bench) judge(ctx context.Context, key partitionKey, base int64, epoch i
 	case kind == manifest.Rewritten:
 		// The claim under which it was written decides, neither a leader's epoch nor the log start: it may be about
 		// to take the place of an entry that the log start lies in.
-		if tag, claimed := b.claim[key]; !claimed || tag != [4]byte(suffix[:4]) {
+		if s.claim == nil || *s.claim != [4]byte(suffix[:4]) {
 			return dead, nil
 		}
 		return undecided, nil
@@ -207,10 +226,11 @@ func (b *bench) judge(ctx context.Context, key partitionKey, base int64, epoch i
 // the head of one revision.
 func (b *bench) judgePage(ctx context.Context, n manifest.Name) (fate, error) {
 	key := partitionKey{n.TopicID, n.Partition}
-	v, current, err := b.look(ctx, key)
+	s, err := b.look(ctx, key)
 	if err != nil {
 		return undecided, err
 	}
+	v, current := s.view, s.epoch
 	is, err := b.t.namesPage(ctx, key, v.head, n.Suffix)
 	switch {
 	case err != nil:
@@ -274,7 +294,7 @@ func (t *Tier) collect(ctx context.Context) error {
 			return err
 		}
 	}
-	b := &bench{t: t, views: make(map[partitionKey]*view), epoch: make(map[partitionKey]int32), claim: make(map[partitionKey][4]byte)}
+	b := &bench{t: t, known: make(map[partitionKey]standing)}
 	var failed error
 	var keys []string
 	for k, c := range due {
@@ -428,8 +448,16 @@ func (t *Tier) judgeMixed(ctx context.Context, b *bench, c condemned) (res fate,
 		return undecided, false, err
 	}
 	res = dead
-	for _, s := range list {
+	ahead := 1
+	for i, s := range list {
 		k := partitionKey{s.TopicID, s.Partition}
+		if _, ok := b.known[k]; !ok {
+			// The more are passed, the more likely all are: then a request answers for many.
+			if err := b.readAhead(ctx, list[i:], ahead); err != nil {
+				return undecided, false, err
+			}
+			ahead = min(2*ahead, maxStandings)
+		}
 		f, err := b.judge(ctx, k, s.Base, s.Epoch, manifest.Mixed, c.name.Suffix)
 		if err != nil {
 			return undecided, false, err
@@ -446,13 +474,32 @@ func (t *Tier) judgeMixed(ctx context.Context, b *bench, c condemned) (res fate,
 		case undecided:
 			res = undecided
 		case dead:
-			elsewhere = elsewhere || b.epoch[k] >= 0
+			elsewhere = elsewhere || b.known[k].epoch >= 0
 		}
 	}
 	t.gc.mu.Lock()
 	delete(t.gc.mixed, c.name.Suffix)
 	t.gc.mu.Unlock()
 	return res, elsewhere, nil
+}
+
+// maxStandings is of how many partitions one request asks: three keys of each, of
+// which etcd reads 128 at a time.
+const maxStandings = 32
+
+// readAhead reads how the partitions of the first sections stand, as far as that is not known.
+func (b *bench) readAhead(ctx context.Context, list []Section, n int) error {
+	var keys []partitionKey
+	for _, s := range list {
+		k := partitionKey{s.TopicID, s.Partition}
+		if _, ok := b.known[k]; ok || slices.Contains(keys, k) {
+			continue
+		}
+		if keys = append(keys, k); len(keys) == n {
+			break
+		}
+	}
+	return b.read(ctx, keys)
 }
 
 // bury deletes the objects of deleted topics, then their heads, then the

@@ -241,3 +241,44 @@ func TestMixedObjectOfTwoBrokers(t *testing.T) {
 		w.check(y, g)
 	})
 }
+
+// Whether a mixed object of many partitions is garbage is asked of many of them in one request.
+func TestMixedObjectIsJudgedInFewRequests(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		var asked atomic.Int64
+		w.store.Hook = func(op string, _ [16]byte, _ int32, after bool) error {
+			if op == "standing" && !after {
+				asked.Add(1)
+			}
+			return nil
+		}
+		x := w.open()
+		var logs []*fakeLog
+		for i := range int32(100) {
+			logs = append(logs, newLog(byte(1+i/50), i%50))
+		}
+		w.lead(x, logs...)
+		for range 2 {
+			for _, f := range logs {
+				f.plain(t, 1, 1, 10)
+			}
+			w.drained(x, logs...)
+		}
+		if n := w.objects(); n != 2 {
+			t.Fatalf("%d objects, of which each was to have a section of every partition", n)
+		}
+		for _, f := range logs {
+			if _, err := x.AdvanceLogStart(bg, f.id, f.index, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		asked.Store(0)
+		time.Sleep(5 * time.Minute)
+		synctest.Wait()
+		// It is judged twice, before and after the grace of others; 1 + 2 + 4 + ... + 32 + 32 + 5.
+		if n := asked.Load(); w.objects() != 1 || n < 8 || n > 24 {
+			t.Errorf("%d objects are left, %d requests", w.objects(), n)
+		}
+		w.clean(x, logs...)
+	})
+}

@@ -32,6 +32,11 @@ func (t *Tier) load(ctx context.Context, key partitionKey) (*view, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load manifest of %s: %w", key, err)
 	}
+	return t.viewOf(key, raw, rev)
+}
+
+// viewOf makes a view of a stored head; rev is 0 if there is none.
+func (t *Tier) viewOf(key partitionKey, raw []byte, rev int64) (v *view, err error) {
 	head := &manifest.Head{}
 	if rev != 0 {
 		if head, err = manifest.DecodeHead(raw); err != nil {

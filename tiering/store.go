@@ -27,9 +27,10 @@ type ManifestStore interface {
 	Claim(ctx context.Context, topicID [16]byte, partition int32, c Claim) error
 	// Unclaim gives a claim back; one that is gone is no error.
 	Unclaim(ctx context.Context, topicID [16]byte, partition int32, c Claim) error
-	// Claimed reads who has a partition. A claim that is not the answer cannot
-	// commit from the moment the answer was given.
-	Claimed(ctx context.Context, topicID [16]byte, partition int32) (c Claim, exists bool, err error)
+	// Standing reads what decides about the objects of partitions, in their order;
+	// that of one partition is as of one revision. A claim that is not the answer,
+	// and an epoch below it, cannot commit to a head after the one in the answer.
+	Standing(ctx context.Context, partitions []PartitionID) ([]Standing, error)
 	// Delete removes the head of a partition of a deleted topic.
 	Delete(ctx context.Context, topicID [16]byte, partition int32, rev int64) error
 	// Range calls f for every head there is, as of one revision.
@@ -59,6 +60,21 @@ type Claim struct {
 	Worker string
 	Tag    [4]byte // random; the suffix of every object written under the claim begins with it
 	Lease  int64
+}
+
+// PartitionID names a partition.
+type PartitionID struct {
+	TopicID   [16]byte
+	Partition int32
+}
+
+// Standing is a partition's head, who leads it, and which worker has it.
+type Standing struct {
+	Head        []byte
+	Rev         int64 // 0: there is no head
+	LeaderEpoch int32
+	Exists      bool // the partition does
+	Claim       *Claim
 }
 
 // StoredHead is a head as Range finds it.
@@ -191,14 +207,17 @@ func (m *MemManifests) Commit(ctx context.Context, r CommitRequest) (rev int64, 
 func (m *MemManifests) LeaderEpoch(ctx context.Context, topicID [16]byte, partition int32) (epoch int32, exists bool, err error) {
 	key := partitionKey{topicID, partition}
 	err = m.do(ctx, "epoch", key, func() error {
-		epoch = m.epochs[key]
-		_, dead := m.dead[topicID]
-		_, known := m.epochs[key]
-		_, used := m.heads[key]
-		exists = !dead && (known || used)
+		epoch, exists = m.leaderEpoch(key)
 		return nil
 	})
 	return epoch, exists && err == nil, err
+}
+
+func (m *MemManifests) leaderEpoch(key partitionKey) (epoch int32, exists bool) {
+	epoch, known := m.epochs[key]
+	_, dead := m.dead[key.topic]
+	_, used := m.heads[key]
+	return epoch, !dead && (known || used)
 }
 
 // Claim implements ManifestStore.
@@ -229,7 +248,25 @@ func (m *MemManifests) Unclaim(ctx context.Context, topicID [16]byte, partition 
 	})
 }
 
-// Claimed implements ManifestStore.
+// Standing implements ManifestStore.
+func (m *MemManifests) Standing(ctx context.Context, partitions []PartitionID) (list []Standing, err error) {
+	err = m.do(ctx, "standing", partitionKey{}, func() error {
+		for _, p := range partitions {
+			key := partitionKey{p.TopicID, p.Partition}
+			h := m.heads[key]
+			s := Standing{Head: slices.Clone(h.Head), Rev: h.Rev}
+			s.LeaderEpoch, s.Exists = m.leaderEpoch(key)
+			if c, ok := m.claims[key]; ok {
+				s.Claim = &c
+			}
+			list = append(list, s)
+		}
+		return nil
+	})
+	return list, err
+}
+
+// Claimed tells who has a partition.
 func (m *MemManifests) Claimed(ctx context.Context, topicID [16]byte, partition int32) (c Claim, exists bool, err error) {
 	key := partitionKey{topicID, partition}
 	err = m.do(ctx, "claimed", key, func() error {

@@ -113,21 +113,6 @@ func (m *Manifests) Unclaim(ctx context.Context, topicID [16]byte, partition int
 	return nil
 }
 
-// Claimed reads who has a partition. The read is linearizable: a claim that is not
-// the answer cannot commit from then on, unless it is taken later.
-func (m *Manifests) Claimed(ctx context.Context, topicID [16]byte, partition int32) (c Claim, exists bool, err error) {
-	key := m.s.keys.claim(topicID, partition)
-	resp, err := m.s.get(ctx, key)
-	if err != nil {
-		return Claim{}, false, fmt.Errorf("read claim: %w", err)
-	}
-	if len(resp.Kvs) == 0 {
-		return Claim{}, false, nil
-	}
-	c, err = decodeClaim(key, resp.Kvs[0].Value)
-	return c, err == nil, err
-}
-
 // Claims calls f for every claim there is.
 func (m *Manifests) Claims(ctx context.Context, f func(topicID [16]byte, partition int32, c Claim) error) error {
 	prefix := m.s.keys.claims()

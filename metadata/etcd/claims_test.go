@@ -2,10 +2,13 @@ package etcd
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/varve/varve/metadata/image"
 )
 
 // A claim is taken once, read back, compared by commits, and goes with the lease, when it is given back, or with the topic.
@@ -31,7 +34,7 @@ func TestClaims(t *testing.T) {
 	if err := m.Claim(bg, id(77), 0, claim); !errors.Is(err, ErrFenced) {
 		t.Errorf("a partition that does not exist: %v", err)
 	}
-	if c, ok, err := m.Claimed(bg, id(1), 1); err != nil || !ok || c.Worker != claim.Worker || c.Tag != claim.Tag {
+	if c, ok, err := claimed(m, id(1), 1); err != nil || !ok || c.Worker != claim.Worker || c.Tag != claim.Tag {
 		t.Fatalf("read back: %+v %v %v", c, ok, err)
 	}
 	n := 0
@@ -58,13 +61,13 @@ func TestClaims(t *testing.T) {
 	if err := m.Unclaim(bg, id(1), 1, other); err != nil {
 		t.Fatal(err)
 	}
-	if _, ok, _ := m.Claimed(bg, id(1), 1); !ok {
+	if _, ok, _ := claimed(m, id(1), 1); !ok {
 		t.Error("given back by somebody else")
 	}
 	if err := s.Revoke(bg, lease); err != nil {
 		t.Fatal(err)
 	}
-	if _, ok, err := m.Claimed(bg, id(1), 1); ok || err != nil {
+	if _, ok, err := claimed(m, id(1), 1); ok || err != nil {
 		t.Errorf("the claim outlives its lease (%v)", err)
 	}
 	if _, err := m.Commit(bg, CommitRequest{TopicID: id(1), Partition: 1, Rev: rev, Claim: &claim, Head: []byte("y")}); !errors.Is(err, ErrFenced) {
@@ -86,7 +89,7 @@ func TestClaims(t *testing.T) {
 	if err := m.DropTombstone(bg, id(1)); err != nil {
 		t.Fatal(err)
 	}
-	if _, ok, err := m.Claimed(bg, id(1), 1); ok || err != nil {
+	if _, ok, err := claimed(m, id(1), 1); ok || err != nil {
 		t.Errorf("the claim outlives its topic (%v)", err)
 	}
 }
@@ -139,4 +142,55 @@ func TestScrubs(t *testing.T) {
 		t.Fatalf("after a pass that was not completed: %+v %v", p, err)
 	}
 	begin("b", b, true)
+}
+
+// claimed tells who has a partition.
+func claimed(m *Manifests, topicID [16]byte, partition int32) (c Claim, ok bool, err error) {
+	list, err := m.Standing(bg, []image.PartitionRef{{TopicID: topicID, Index: partition}})
+	if err != nil || list[0].Claim == nil {
+		return Claim{}, false, err
+	}
+	return *list[0].Claim, true, nil
+}
+
+// Of many partitions, some of which lack a head, a leader or a claim, each answer is the right one's.
+func TestStanding(t *testing.T) {
+	s := newStore(t)
+	must[string](t)(s.EnsureCluster(bg, ""))
+	must[*image.Image](t)(s.Commit(bg, elect(t, s), must[*image.Image](t)(s.Load(bg)), topic(1, "a", 90, nil)))
+	m := s.Manifests()
+	lease, _, err := s.Grant(bg, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var refs []image.PartitionRef
+	for i := range int32(100) { // more than one request
+		refs = append(refs, image.PartitionRef{TopicID: id(1), Index: i})
+	}
+	for _, i := range []int32{0, 1, 41, 42, 89} {
+		must[int64](t)(m.Commit(bg, CommitRequest{TopicID: id(1), Partition: i, LeaderEpoch: 5, Head: fmt.Appendf(nil, "head %d", i)}))
+	}
+	if err := m.Claim(bg, id(1), 1, Claim{Worker: "host/1", Tag: [4]byte{1, 2, 3, 4}, Lease: lease}); err != nil {
+		t.Fatal(err)
+	}
+	list, err := m.Standing(bg, refs)
+	if err != nil || len(list) != len(refs) {
+		t.Fatal(len(list), err)
+	}
+	for i, got := range list {
+		head, rev, err := m.Load(bg, id(1), int32(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		epoch, exists, err := m.LeaderEpoch(bg, id(1), int32(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(got.Head) != string(head) || got.Rev != rev || got.LeaderEpoch != epoch || got.Exists != exists || (got.Claim != nil) != (i == 1) || exists != (i < 90) {
+			t.Errorf("%d: %+v, want %q %d %d %v", i, got, head, rev, epoch, exists)
+		}
+	}
+	if c := list[1].Claim; c == nil || c.Worker != "host/1" || c.Tag != [4]byte{1, 2, 3, 4} {
+		t.Errorf("%+v", c)
+	}
 }

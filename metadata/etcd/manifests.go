@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -237,6 +238,63 @@ func (m *Manifests) DropTombstone(ctx context.Context, topicID [16]byte) error {
 		return fmt.Errorf("drop tombstone: %w", err)
 	}
 	return nil
+}
+
+// Standing is what decides about the objects of one partition, as of one revision.
+type Standing struct {
+	Head        []byte
+	Rev         int64 // 0: there is no head
+	LeaderEpoch int32
+	Exists      bool // the partition does, and was not deleted
+	Claim       *Claim
+}
+
+// standingsAtOnce is of how many partitions one request reads three keys: etcd takes 128 operations.
+const standingsAtOnce = 128 / 3
+
+// Standing reads how partitions stand, in their order. The reads are linearizable: a leader epoch below the answer and a
+// claim that is not the answer cannot commit to a head after the one in the answer.
+func (m *Manifests) Standing(ctx context.Context, parts []image.PartitionRef) (out []Standing, err error) {
+	for len(parts) > 0 {
+		n := min(len(parts), standingsAtOnce)
+		if out, err = m.standing(ctx, out, parts[:n]); err != nil {
+			return nil, fmt.Errorf("read how partitions stand: %w", err)
+		}
+		parts = parts[n:]
+	}
+	return out, nil
+}
+
+func (m *Manifests) standing(ctx context.Context, out []Standing, parts []image.PartitionRef) ([]Standing, error) {
+	k := m.s.keys
+	var keys []string
+	for _, p := range parts {
+		keys = append(keys, k.manifest(p.TopicID, p.Index), k.epoch(p.TopicID, p.Index), k.claim(p.TopicID, p.Index))
+	}
+	found, err := m.s.gets(ctx, keys)
+	if err != nil {
+		return nil, err
+	}
+	for f := range slices.Chunk(found, 3) {
+		head, epoch, claim := f[0], f[1], f[2]
+		s := Standing{Head: head.value, Rev: head.revision}
+		if epoch.revision != 0 {
+			v, err := decode[epochRecord](epoch.key, epoch.value)
+			if err != nil {
+				return nil, err
+			}
+			s.LeaderEpoch, s.Exists = v.Epoch, true
+		}
+		if claim.revision != 0 {
+			c, err := decodeClaim(claim.key, claim.value)
+			if err != nil {
+				return nil, err
+			}
+			s.Claim = &c
+		}
+		out = append(out, s)
+	}
+	return out, nil
 }
 
 // LeaderEpoch reads the leader epoch that Commit compares with; exists is false

@@ -182,6 +182,31 @@ func (s *Store) get(ctx context.Context, key string, opts ...clientv3.OpOption) 
 	return resp, nil
 }
 
+// gets reads keys at one revision, the latest, linearizably, in their order; the revision of one that is not there is 0.
+func (s *Store) gets(ctx context.Context, keys []string) ([]entry, error) {
+	floor := s.seen.Load()
+	tctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	ops := make([]clientv3.Op, len(keys))
+	for i, k := range keys {
+		ops[i] = clientv3.OpGet(k)
+	}
+	resp, err := s.client.Txn(tctx).Then(ops...).Commit()
+	if err != nil {
+		return nil, fmt.Errorf("%w: read of %q and %d more: %w", ErrUnavailable, keys[0], len(keys)-1, err)
+	}
+	if err := s.observe(floor, resp.Header.Revision); err != nil {
+		return nil, err
+	}
+	out := make([]entry, len(keys))
+	for i, r := range resp.Responses {
+		for _, kv := range r.GetResponseRange().Kvs {
+			out[i] = entry{key: keys[i], value: kv.Value, created: kv.CreateRevision, revision: kv.ModRevision}
+		}
+	}
+	return out, nil
+}
+
 // refused are the errors that etcd gives without applying the request. Every
 // other error leaves the outcome open.
 var refused = []error{

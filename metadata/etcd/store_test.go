@@ -437,7 +437,7 @@ func TestClaimAnswersLost(t *testing.T) {
 	if err := m.Claim(bg, id(1), 0, b); !errors.Is(err, ErrClaimed) || !strings.Contains(err.Error(), ": a") {
 		t.Fatal(err)
 	}
-	if c, ok, err := m.Claimed(bg, id(1), 0); !ok || err != nil || c.Worker != "a" || c.Tag != a.Tag {
+	if c, ok, err := claimed(m, id(1), 0); !ok || err != nil || c.Worker != "a" || c.Tag != a.Tag {
 		t.Fatal(c, ok, err)
 	}
 	n := 0
@@ -459,7 +459,7 @@ func TestClaimAnswersLost(t *testing.T) {
 	if err := errors.Join(m.Unclaim(bg, id(1), 0, b), m.Claim(bg, id(1), 0, a), m.Unclaim(bg, id(1), 0, a)); err != nil {
 		t.Fatal(err)
 	}
-	if c, ok, err := m.Claimed(bg, id(1), 0); ok || err != nil {
+	if c, ok, err := claimed(m, id(1), 0); ok || err != nil {
 		t.Fatal(c, ok, err)
 	}
 	if _, err := m.Commit(bg, CommitRequest{TopicID: id(1), Rev: rev, Claim: &a, Head: []byte("late")}); !errors.Is(err, ErrFenced) {
@@ -474,7 +474,7 @@ func TestClaimAnswersLost(t *testing.T) {
 	if err := s.Revoke(bg, b.Lease); err != nil {
 		t.Fatal(err)
 	}
-	if c, ok, err := m.Claimed(bg, id(1), 0); ok || err != nil {
+	if c, ok, err := claimed(m, id(1), 0); ok || err != nil {
 		t.Fatal(c, ok, err)
 	}
 	if err := m.Claim(bg, id(1), 0, b); !errors.Is(err, ErrLeaseGone) {

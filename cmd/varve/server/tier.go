@@ -10,6 +10,7 @@ import (
 	"github.com/varve/varve/compaction"
 	"github.com/varve/varve/config"
 	"github.com/varve/varve/metadata/etcd"
+	"github.com/varve/varve/metadata/image"
 	"github.com/varve/varve/tiering"
 	"github.com/varve/varve/tiering/cache"
 )
@@ -113,9 +114,17 @@ func (a manifests) Unclaim(ctx context.Context, topicID [16]byte, partition int3
 	return a.m.Unclaim(ctx, topicID, partition, etcd.Claim(c))
 }
 
-func (a manifests) Claimed(ctx context.Context, topicID [16]byte, partition int32) (tiering.Claim, bool, error) {
-	c, exists, err := a.m.Claimed(ctx, topicID, partition)
-	return tiering.Claim(c), exists, err
+func (a manifests) Standing(ctx context.Context, partitions []tiering.PartitionID) ([]tiering.Standing, error) {
+	refs := make([]image.PartitionRef, len(partitions))
+	for i, p := range partitions {
+		refs[i] = image.PartitionRef{TopicID: p.TopicID, Index: p.Partition}
+	}
+	list, err := a.m.Standing(ctx, refs)
+	out := make([]tiering.Standing, len(list))
+	for i, s := range list {
+		out[i] = tiering.Standing{Head: s.Head, Rev: s.Rev, LeaderEpoch: s.LeaderEpoch, Exists: s.Exists, Claim: (*tiering.Claim)(s.Claim)}
+	}
+	return out, err
 }
 
 func (a manifests) LeaderEpoch(ctx context.Context, topicID [16]byte, partition int32) (int32, bool, error) {
