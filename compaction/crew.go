@@ -80,6 +80,13 @@ func (c *crew) found(list []candidate) (jobs, working, others int) {
 		}
 	}
 	others, c.others = c.others, 0
+	if len(c.queue)+len(c.at) == 0 {
+		// A worker that has nothing to do keeps no tables: it may be inside a broker, whose heap may grow to double of what is held.
+		for _, t := range c.idle {
+			c.bytes -= t.Bytes()
+		}
+		c.idle = nil
+	}
 	jobs = len(c.queue) + len(c.at)
 	for key := range c.left {
 		if !c.at[key] {

@@ -324,3 +324,32 @@ func TestCrew(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestIdleCrew: who has nothing to do keeps no tables, and gets one when there is something again.
+func TestIdleCrew(t *testing.T) {
+	s := Settings{Threads: 2, TableBytes: 100 * cleaner.SlotSize}
+	s.defaults()
+	c := crew{}
+	if err := c.set(s); err != nil {
+		t.Fatal(err)
+	}
+	job := candidate{key: partitionKey{index: 1}}
+	for range 2 {
+		c.look()
+		c.found([]candidate{job})
+		q, table, ok := c.take()
+		if !ok || c.bytes != 50*cleaner.SlotSize {
+			t.Fatalf("%v, %d bytes", ok, c.bytes)
+		}
+		c.found(nil)
+		if c.bytes != 50*cleaner.SlotSize {
+			t.Errorf("a job is under way, and the tables are of %d bytes", c.bytes)
+		}
+		c.give(q, table, 1, false)
+		c.look()
+		c.found(nil)
+		if c.bytes != 0 || len(c.idle) != 0 {
+			t.Errorf("nothing to do: %d tables, %d bytes", len(c.idle), c.bytes)
+		}
+	}
+}
