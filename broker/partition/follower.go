@@ -24,7 +24,7 @@ func (s *State) Follow(t Term) error {
 		return fmt.Errorf("partition: following in epoch %d refused: already in epoch %d", t.Epoch, s.term.Epoch)
 	}
 	if s.role != Follower || t.Epoch > s.term.Epoch {
-		clear(s.verifying)
+		s.voidGuards()
 		clear(s.followers)
 		s.proposed = nil
 		s.leaderHW = 0

@@ -109,6 +109,7 @@ type State struct {
 	// verifying holds, by producer, the transactions that are about to begin.
 	verifying map[int64]*verification
 	guards    uint64 // handed out
+	void      uint64 // of them, those up to here were handed out in earlier leaderships
 }
 
 // New returns the partition as it was recovered, led by nobody.
@@ -160,7 +161,7 @@ func (s *State) Lead(t Term, nowMs int64) (Began, error) {
 	var b Began
 	if fresh {
 		clear(s.followers)
-		clear(s.verifying)
+		s.voidGuards()
 		for _, id := range t.ISR {
 			if id != s.self {
 				s.follower(id).caughtUp = nowMs
@@ -180,7 +181,7 @@ func (s *State) Resign(epoch int32) {
 	s.role = Offline
 	s.proposed = nil
 	clear(s.followers)
-	clear(s.verifying)
+	s.voidGuards()
 	if epoch > s.term.Epoch {
 		s.term = Term{Epoch: epoch, PartitionEpoch: noEpoch}
 	}

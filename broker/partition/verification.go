@@ -15,9 +15,12 @@ import (
 //	Decide(batch, guard)      Append: the guard is spent, the transaction is open
 //	marker in between         the guard is gone: INVALID_TXN_STATE; unless it can
 //	                          only be of an earlier transaction
+//	leadership in between     NOT_LEADER_OR_FOLLOWER, and the batch comes again
 //
 // Guards live in memory alone. What begins again (a leadership, a process) asks
-// again.
+// again: a batch that nobody asked about, since this broker did not lead the
+// partition yet when it came, or whose guard is of another leadership, has done
+// nothing wrong, and INVALID_TXN_STATE would end its transaction.
 type verification struct {
 	guard uint64
 	epoch int16
@@ -32,6 +35,7 @@ type verification struct {
 }
 
 // Guard is what BeginVerification hands out; the zero value verifies nothing.
+// They count up.
 type Guard struct{ id uint64 }
 
 // VerificationKind is what a batch needs before it may be appended.
@@ -91,6 +95,12 @@ func (s *State) EndVerification(h batch.Header, g Guard) {
 	}
 }
 
+// voidGuards ends all verifications, as a leadership begins or ends.
+func (s *State) voidGuards() {
+	clear(s.verifying)
+	s.void = s.guards
+}
+
 // inTransaction says that the batch goes on with a transaction that has begun
 // here: it was verified then.
 func (s *State) inTransaction(h batch.Header) bool {
@@ -109,6 +119,9 @@ func (s *State) ofEarlier(h batch.Header) bool {
 
 // verified checks what Decide was given against what is being verified.
 func (s *State) verified(h batch.Header, g Guard) (code int16, message string) {
+	if g.id <= s.void {
+		return codeNotLeader, "the partition was not led here when the transaction was to be verified"
+	}
 	v := s.verifying[h.ProducerID]
 	if v == nil || v.guard != g.id {
 		return codeInvalidTxnState, "the batch is not part of an ongoing transaction"

@@ -43,7 +43,7 @@ func (s *State) try(h batch.Header, g Guard) int16 {
 func TestGuards(t *testing.T) {
 	s := leading(t, 10)
 	h := first(7, 3, 0)
-	if code := s.try(h, Guard{}); code != codeInvalidTxnState {
+	if code := s.try(h, Guard{}); code != codeNotLeader {
 		t.Errorf("without a guard: %d", code)
 	}
 	g := s.BeginVerification(h, false)
@@ -102,8 +102,15 @@ func TestGuards(t *testing.T) {
 	if _, err := s.Lead(Term{Epoch: 3, Replicas: []int32{1}, ISR: []int32{1}, MinISR: 1}, 0); err != nil {
 		t.Fatal(err)
 	}
-	if code := s.try(first(11, 1, 0), g); code != codeInvalidTxnState {
+	h = first(11, 1, 0)
+	if code := s.try(h, g); code != codeNotLeader {
 		t.Errorf("with a guard of the leadership before: %d", code)
+	}
+	if s.Verification(h, 0) != Needed {
+		t.Error("not asked again in the new leadership")
+	}
+	if code := s.try(h, s.BeginVerification(h, false)); code != 0 {
+		t.Errorf("with a guard of this leadership: %d", code)
 	}
 }
 
