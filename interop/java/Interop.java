@@ -1,18 +1,27 @@
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.File;
+import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
 import java.time.Duration;
 import java.util.*;
 import java.util.concurrent.*;
+import java.util.function.BiFunction;
+import java.util.function.Function;
 import org.apache.kafka.clients.admin.*;
 import org.apache.kafka.clients.consumer.*;
+import org.apache.kafka.clients.consumer.internals.ConsumerProtocol;
 import org.apache.kafka.clients.producer.*;
 import org.apache.kafka.common.*;
 import org.apache.kafka.common.config.ConfigResource;
 import org.apache.kafka.common.errors.*;
 import org.apache.kafka.common.header.Header;
+import org.apache.kafka.common.protocol.ApiMessage;
 import org.apache.kafka.common.serialization.*;
+import org.apache.kafka.coordinator.common.runtime.CoordinatorRecord;
+import org.apache.kafka.coordinator.common.runtime.CoordinatorRecordSerde;
+import org.apache.kafka.coordinator.group.GroupCoordinatorRecordSerde;
+import org.apache.kafka.coordinator.transaction.TransactionCoordinatorRecordSerde;
 
 /**
  * The Java client: `java -cp 'jars/*' Interop.java PLAN.json PHASES`. Phases and the lines printed are
@@ -551,6 +560,7 @@ public class Interop {
             for (boolean cooperative : new boolean[] {false, true})
                 check("a group moves between protocols while it reads / " + (cooperative ? "cooperative" : "eager"), () -> moves(a, cooperative));
             transactions(a);
+            state(a);
         }
     }
 
@@ -977,5 +987,214 @@ public class Interop {
                 for (String v : values(out, 0, "read_committed")) got.merge(v, 1, Integer::sum);
                 same("output", once(0, 200), got);
             });
+    }
+
+    /** A key of a coordinator's topic and its newest value as JSON; null: a tombstone. type: the key's version. */
+    record Kept(short type, JsonNode key, JsonNode value) { }
+
+    /**
+     * Reads a coordinator's topic to its end with the serde of Kafka's coordinator, which fails on a record that it cannot read. What it
+     * makes of a record has to be written as the same bytes again, and nothing left unread. Offsets of aborted transactions are among what is returned.
+     */
+    static Map<String, Kept> replay(String topic, CoordinatorRecordSerde serde, Function<ApiMessage, JsonNode> key, BiFunction<ApiMessage, Short, JsonNode> value) throws Exception {
+        Map<String, Kept> newest = new LinkedHashMap<>();
+        try (var c = consumer()) {
+            List<TopicPartition> parts = c.partitionsFor(topic).stream().map(p -> new TopicPartition(topic, p.partition())).toList();
+            c.assign(parts);
+            c.seekToBeginning(parts);
+            Map<TopicPartition, Long> ends = c.endOffsets(parts);
+            await("the end of " + topic, () -> {
+                for (var r : c.poll(Duration.ofMillis(200))) {
+                    String at = topic + "-" + r.partition() + "@" + r.offset() + " ";
+                    ByteBuffer k = ByteBuffer.wrap(r.key()), v = r.value() == null ? null : ByteBuffer.wrap(r.value());
+                    CoordinatorRecord read;
+                    try {
+                        read = serde.deserialize(k, v);
+                    } catch (RuntimeException e) {
+                        throw new AssertionError(at + e, e);
+                    }
+                    short type = read.key().apiKey();
+                    at += "of type " + type + ": ";
+                    same(at + "bytes after the key", 0, k.remaining());
+                    same(at + "bytes after the value", 0, v == null ? 0 : v.remaining());
+                    same(at + "the key, written again", hex(r.key()), hex(serde.serializeKey(read)));
+                    same(at + "the value, written again", hex(r.value()), hex(serde.serializeValue(read)));
+                    JsonNode name = key.apply(read.key());
+                    newest.put(type + " " + name, new Kept(type, name, read.value() == null ? null : value.apply(read.value().message(), read.value().version())));
+                }
+                return parts.stream().allMatch(tp -> c.position(tp) >= ends.get(tp));
+            });
+        }
+        return newest;
+    }
+
+    static String hex(byte[] b) { return b == null ? null : HexFormat.of().formatHex(b); }
+
+    /** The newest value of the only key of this type that has these names in this order; the others of its fields are not looked at. */
+    static JsonNode kept(Map<String, Kept> log, int type, String... names) {
+        List<JsonNode> found = new ArrayList<>();
+        for (Kept k : log.values()) {
+            List<String> of = new ArrayList<>();
+            k.key.forEach(n -> of.add(n.asText()));
+            if (k.type == type && k.value != null && of.size() >= names.length && of.subList(0, names.length).equals(List.of(names))) found.add(k.value);
+        }
+        if (found.size() != 1) throw new AssertionError(found.size() + " records of type " + type + " of " + List.of(names) + ": " + found);
+        return found.get(0);
+    }
+
+    static void field(String what, JsonNode of, String name, Object want) {
+        JsonNode n = of.get(name);
+        if (n == null) throw new AssertionError(what + ": no " + name + " in " + of);
+        same(what + ": " + name + " in " + of, want == null ? null : want.toString(), n.isNull() ? null : n.asText());
+    }
+
+    static Set<String> texts(JsonNode list) {
+        Set<String> out = new TreeSet<>();
+        list.forEach(n -> out.add(n.asText()));
+        return out;
+    }
+
+    /** Partitions by topic id, as records of the consumer protocol have them. */
+    static Set<TopicPartition> partitions(JsonNode list, Map<String, String> names) {
+        Set<TopicPartition> out = new HashSet<>();
+        for (JsonNode t : list) for (JsonNode p : t.get("partitions")) out.add(new TopicPartition(names.get(t.get("topicId").asText()), p.asInt()));
+        return out;
+    }
+
+    /** What is in the coordinators' topics, read by Kafka's own classes, against what the groups' members and an admin know. */
+    static void state(Admin a) throws Exception {
+        Duration moment = Duration.ofMillis(100);
+        check("__consumer_offsets as Kafka's own coordinator reads it: every record, groups of both protocols, expressions, offsets", () -> {
+            create(a, "java-state", 4);
+            create(a, "java-state-2", 2);
+            create(a, "java-mixed", 2);
+            Map<String, String> names = new HashMap<>();
+            for (var t : a.describeTopics(List.of("java-state", "java-state-2", "java-mixed")).allTopicNames().get().values()) names.put(t.topicId().toString(), t.name());
+            String classic = "java-state-classic", next = "java-state-848", expression = "java-state.*";
+            Reader old = null, other = null;
+            try (var c = consumer("group.id", classic, "group.protocol", "classic", "group.instance.id", "static", "client.id", "java-state-client", "enable.auto.commit", "false",
+                        "session.timeout.ms", "12000", "max.poll.interval.ms", "123000", "partition.assignment.strategy", RangeAssignor.class.getName());
+                    var x = next(next, "group.instance.id", "static", "client.id", "java-state-x", "client.rack", "somewhere", "group.remote.assignor", "range", "max.poll.interval.ms", "234000");
+                    var y = next(next, "client.id", "java-state-y")) {
+                c.subscribe(List.of("java-state"));
+                x.subscribe(List.of("java-state"));
+                y.subscribe(new SubscriptionPattern(expression));
+                await("the classic member's partitions", () -> { c.poll(moment); return c.assignment().size() == 4; });
+                await("the partitions of two members", () -> {
+                    x.poll(moment);
+                    y.poll(moment);
+                    return !x.assignment().isEmpty() && x.assignment().size() + y.assignment().size() == 6 && Collections.disjoint(x.assignment(), y.assignment());
+                });
+                old = new Reader("java-mixed", "classic", null, false, ConcurrentHashMap.newKeySet());
+                Reader before = old;
+                await("the partitions of a classic member", () -> { Thread.sleep(20); return before.has.size() == 2; });
+                Reader after = other = new Reader("java-mixed", "consumer", null, false, ConcurrentHashMap.newKeySet());
+                await("a partition for each of two protocols", () -> { Thread.sleep(20); return before.has.size() == 1 && after.has.size() == 1; });
+                c.commitSync(Map.of(new TopicPartition("java-state", 1), new OffsetAndMetadata(0, Optional.of(3), "a note")));
+                TopicPartition had = x.assignment().iterator().next();
+                x.commitSync(Map.of(had, new OffsetAndMetadata(0, Optional.empty(), "")));
+
+                Map<String, ConsumerGroupDescription> groups = new HashMap<>();
+                for (String g : List.of(next, "java-mixed"))
+                    await("a stable " + g, () -> {
+                        for (var r : List.of(c, x, y)) r.poll(moment);
+                        var d = described(a, g);
+                        groups.put(g, d);
+                        return d.groupState() == GroupState.STABLE && d.members().size() == 2 && d.members().stream().allMatch(m -> m.memberEpoch().equals(d.groupEpoch()));
+                    });
+                long now = System.currentTimeMillis();
+                Map<String, Kept> log = replay("__consumer_offsets", new GroupCoordinatorRecordSerde(),
+                    org.apache.kafka.coordinator.group.generated.CoordinatorRecordJsonConverters::writeRecordKeyAsJson,
+                    org.apache.kafka.coordinator.group.generated.CoordinatorRecordJsonConverters::writeRecordValueAsJson);
+
+                Set<Short> types = new TreeSet<>();
+                for (Kept k : log.values()) {
+                    if (k.value != null) types.add(k.type);
+                    // An admin has deleted that group.
+                    if (k.value != null && k.key.iterator().next().asText().equals("java-848")) throw new AssertionError("left of a deleted group: " + k);
+                }
+                // Offsets, the classic group; of KIP-848: group, member, target, the member's target, what it has, expression.
+                same("the types of records that are not tombstones", new TreeSet<>(List.of((short) 1, (short) 2, (short) 3, (short) 5, (short) 6, (short) 7, (short) 8, (short) 16)), types);
+
+                var member = described(a, classic).members().iterator().next();
+                JsonNode g = kept(log, 2, classic), m = g.get("members").get(0);
+                field(classic, g, "protocolType", "consumer");
+                field(classic, g, "protocol", "range");
+                field(classic, g, "leader", member.consumerId());
+                field(classic, g, "generation", c.groupMetadata().generationId());
+                if (g.get("currentStateTimestamp").asLong() > now || g.get("currentStateTimestamp").asLong() < plan.get("started").asLong()) throw new AssertionError("time of " + g);
+                same(classic + ": members", 1, g.get("members").size());
+                field(classic, m, "memberId", member.consumerId());
+                field(classic, m, "groupInstanceId", "static");
+                field(classic, m, "clientId", "java-state-client");
+                field(classic, m, "clientHost", member.host());
+                field(classic, m, "sessionTimeout", 12000);
+                field(classic, m, "rebalanceTimeout", 123000);
+                same(classic + ": subscription", List.of("java-state"), ConsumerProtocol.deserializeSubscription(ByteBuffer.wrap(m.get("subscription").binaryValue())).topics());
+                same(classic + ": assignment", c.assignment(), new HashSet<>(ConsumerProtocol.deserializeAssignment(ByteBuffer.wrap(m.get("assignment").binaryValue())).partitions()));
+
+                JsonNode o = kept(log, 1, classic, "java-state", "1");
+                field("commit", o, "offset", 0);
+                field("commit", o, "leaderEpoch", 3);
+                field("commit", o, "metadata", "a note");
+                if (Math.abs(o.get("commitTimestamp").asLong() - now) > 120_000) throw new AssertionError("time of " + o);
+                field("commit without an epoch", kept(log, 1, next, had.topic(), "" + had.partition()), "leaderEpoch", -1);
+
+                for (var d : groups.values()) {
+                    String of = d.groupId();
+                    field(of, kept(log, 3, of), "epoch", d.groupEpoch().get());
+                    field(of, kept(log, 6, of), "assignmentEpoch", d.targetAssignmentEpoch().get());
+                    for (var who : d.members()) {
+                        String id = who.consumerId();
+                        boolean upgraded = who.upgraded().get();
+                        JsonNode is = kept(log, 5, of, id), classicPart = is.get("classicMemberMetadata");
+                        field(of, is, "instanceId", who.groupInstanceId().orElse(null));
+                        field(of, is, "rackId", who.clientId().equals("java-state-x") ? "somewhere" : null);
+                        field(of, is, "clientId", who.clientId());
+                        field(of, is, "clientHost", who.host());
+                        same(of + ": what only a member of the classic protocol has in " + is, !upgraded, classicPart != null && !classicPart.isNull());
+                        same(of + ": target of " + id, who.targetAssignment().get().topicPartitions(), partitions(kept(log, 7, of, id).get("topicPartitions"), names));
+                        JsonNode has = kept(log, 8, of, id);
+                        field(of, has, "memberEpoch", who.memberEpoch().get());
+                        field(of, has, "state", 0); // stable
+                        same(of + ": partitions of " + id, who.assignment().topicPartitions(), partitions(has.get("assignedPartitions"), names));
+                        same(of + ": partitions to give up", 0, has.get("partitionsPendingRevocation").size());
+                        if (of.equals("java-mixed")) {
+                            same("topics", Set.of("java-mixed"), texts(is.get("subscribedTopicNames")));
+                            if (!upgraded) {
+                                field(of, classicPart, "sessionTimeoutMs", 10000);
+                                JsonNode offers = classicPart.get("supportedProtocols").get(0);
+                                field(of, offers, "name", "range");
+                                same("topics offered", List.of("java-mixed"), ConsumerProtocol.deserializeSubscription(ByteBuffer.wrap(offers.get("metadata").binaryValue())).topics());
+                            }
+                            continue;
+                        }
+                        boolean isX = who.clientId().equals("java-state-x");
+                        same(id + "'s topics", isX ? Set.of("java-state") : Set.of(), texts(is.get("subscribedTopicNames")));
+                        if (isX) {
+                            field(of, is, "serverAssignor", "range");
+                            field(of, is, "rebalanceTimeoutMs", 234000);
+                        } else {
+                            field(of, is, "subscribedTopicRegex", expression);
+                        }
+                    }
+                }
+                JsonNode matches = kept(log, 16, next, expression);
+                same("topics that match", Set.of("java-state", "java-state-2"), texts(matches.get("topics")));
+                if (Math.abs(matches.get("timestamp").asLong() - now) > 120_000) throw new AssertionError("time of " + matches);
+            } finally {
+                for (Reader r : Arrays.asList(old, other)) if (r != null) r.end();
+            }
+        });
+        check("__transaction_state as Kafka's own coordinator reads it: every record", () -> {
+            Map<String, Kept> log = replay("__transaction_state", new TransactionCoordinatorRecordSerde(),
+                org.apache.kafka.coordinator.transaction.generated.CoordinatorRecordJsonConverters::writeRecordKeyAsJson,
+                org.apache.kafka.coordinator.transaction.generated.CoordinatorRecordJsonConverters::writeRecordValueAsJson);
+            var d = a.describeTransactions(List.of("java-txn")).description("java-txn").get();
+            JsonNode t = kept(log, 0, "java-txn");
+            field("java-txn", t, "producerId", d.producerId());
+            field("java-txn", t, "producerEpoch", d.producerEpoch());
+            field("java-txn", t, "transactionTimeoutMs", d.transactionTimeoutMs());
+        });
     }
 }
