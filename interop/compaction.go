@@ -5,13 +5,10 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	mrand "math/rand/v2"
 	"net/http"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -169,10 +166,6 @@ func (h *harness) sweep(ctx context.Context, v *compacter) error {
 // compactingKafka is a broker of Apache Kafka that rolls a segment with every record that is a second younger, and cleans
 // whatever is dirty.
 func (h *harness) compactingKafka(ctx context.Context, dir, _ string) (*compacter, error) {
-	dir = filepath.Join(dir, "kafka")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, err
-	}
 	addr, err := child.FreeAddr()
 	if err != nil {
 		return nil, err
@@ -181,45 +174,9 @@ func (h *harness) compactingKafka(ctx context.Context, dir, _ string) (*compacte
 	if err != nil {
 		return nil, err
 	}
-	config := filepath.Join(dir, "server.properties")
-	if err := os.WriteFile(config, []byte(strings.Join([]string{
-		"process.roles=broker,controller", "node.id=1", "listeners=PLAINTEXT://" + addr + ",CONTROLLER://" + controller,
-		"advertised.listeners=PLAINTEXT://" + addr, "controller.listener.names=CONTROLLER",
-		"listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT", "controller.quorum.bootstrap.servers=" + controller,
-		"log.dirs=" + filepath.Join(dir, "data"), "offsets.topic.replication.factor=1", "transaction.state.log.replication.factor=1",
-		"transaction.state.log.min.isr=1", "transaction.state.log.num.partitions=1", "offsets.topic.num.partitions=1",
-		"log.cleaner.backoff.ms=100", "log.cleaner.dedupe.buffer.size=8388608", "log.initial.task.delay.ms=100",
-	}, "\n")+"\n"), 0o644); err != nil {
-		return nil, err
-	}
-	java := func(args ...string) *exec.Cmd {
-		cmd := exec.Command("java", slices.Concat(javaOptions, []string{"-cp", h.installed.jars + "/*"}, args)...)
-		cmd.Dir = dir
-		return cmd
-	}
-	id := make([]byte, 16)
-	rand.Read(id)
-	id[0] &= 0x7f // a leading dash would be read as an option
-	if out, err := java("kafka.tools.StorageTool", "format", "-t", base64.RawURLEncoding.EncodeToString(id), "-c", config, "--standalone").CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("format Kafka's directory: %w\n%s", err, out)
-	}
-	p, err := child.Start(ctx, &child.Process{Name: "Kafka", Log: filepath.Join(dir, "kafka.log"), Patience: 3 * time.Minute}, java("kafka.Kafka", config), func() error {
-		if err := child.Dialled(addr); err != nil {
-			return err
-		}
-		cl, err := kgo.NewClient(kgo.SeedBrokers(addr), kgo.RetryTimeout(time.Second))
-		if err != nil {
-			return err
-		}
-		defer cl.Close()
-		c, cancel := context.WithTimeout(ctx, 2*time.Second)
-		defer cancel()
-		brokers, err := kadm.NewClient(cl).ListBrokers(c)
-		if err == nil && len(brokers) == 0 {
-			err = errors.New("it knows no broker yet")
-		}
-		return err
-	})
+	p, err := child.StartKafkaAt(ctx, h.installed.jars, filepath.Join(dir, "kafka"), addr, controller,
+		"transaction.state.log.num.partitions=1", "offsets.topic.num.partitions=1",
+		"log.cleaner.backoff.ms=100", "log.cleaner.dedupe.buffer.size=8388608", "log.initial.task.delay.ms=100")
 	if err != nil {
 		return nil, err
 	}

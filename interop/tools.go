@@ -16,10 +16,11 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/varve/varve/internal/child"
 )
 
-// A JVM that lives for a second: no second compiler, no parallel collector.
-var javaOptions = []string{"-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-Xmx512m"}
+var javaOptions = child.JavaOptions
 
 // The classes behind the shell scripts of the distribution, which only set the class path.
 var toolClasses = map[string]string{
