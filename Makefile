@@ -11,7 +11,7 @@ SEEDS ?= 200
 FROM ?= 1
 CHAOS_ROUNDS ?= $(if $(filter command line environment,$(origin ROUNDS)),$(ROUNDS),5)
 
-.PHONY: help build run test test-long race lint fuzz bench bench-kafka bench-cluster cluster-up cluster-down image demo interop test-crash chaos sim ci clean
+.PHONY: help build run test test-long race lint fuzz bench bench-kafka bench-cluster cluster-up cluster-down image demo interop test-franzgo test-crash chaos sim ci clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -71,6 +71,10 @@ demo: build ## a real data set in, sealed to objects, replayed and compared
 
 interop: build ## clients and tools of others against a broker (installs them)
 	$(GO) run ./interop --varve $(BIN)
+
+test-franzgo: build ## franz-go's own integration tests (ARGS="--against cluster|kafka --kill-every 10s --records 50000 --count 10")
+	$(GO) build -o bin/varve-franzgo ./interop/franzgo
+	bin/varve-franzgo --varve $(BIN) $(ARGS)
 
 test-crash: build ## kill -9 in a loop under load, and of processes that read, process and write: ROUNDS rounds of each (50)
 	$(GO) run ./interop/crash --varve $(BIN) --rounds $(ROUNDS)

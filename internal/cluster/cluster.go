@@ -54,6 +54,9 @@ type Options struct {
 
 	WorkerConfig string // the workers' configuration file; empty: none
 
+	// Advertised is the address that clients are told of a broker, where it is not the one that it listens at. May be nil.
+	Advertised func(id int32) string
+
 	// Stays lets the processes go on when this program has ended.
 	Stays bool
 }
@@ -270,9 +273,13 @@ func (c *Cluster) describe() {
 					"listener.security.protocol.map=HOST:PLAINTEXT,INTERNAL:PLAINTEXT", "inter.broker.listener.name=INTERNAL",
 				}
 			}
-			listeners := "HOST://" + a.Host + ",INTERNAL://" + a.Internal
+			listens := func(host string) string { return "HOST://" + host + ",INTERNAL://" + a.Internal }
+			advertised := a.Host
+			if c.o.Advertised != nil {
+				advertised = c.o.Advertised(id)
+			}
 			settings = append(settings,
-				"listeners="+listeners, "advertised.listeners="+listeners, "admin.listener="+a.Admin, "log.dirs="+s.Dir,
+				"listeners="+listens(a.Host), "advertised.listeners="+listens(advertised), "admin.listener="+a.Admin, "log.dirs="+s.Dir,
 				"etcd.endpoints="+strings.Join(endpoints, ","), "remote.storage.url="+c.BucketURL())
 			settings = append(settings, c.o.Set...)
 			if c.o.SetOf != nil {
