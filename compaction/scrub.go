@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/varve/varve/tiering"
@@ -17,8 +18,10 @@ import (
 
 // Scrubs is what workers share about their passes.
 type Scrubs interface {
-	// Last is the last pass that was completed; the zero Pass if there was none.
+	// Last is the last pass that was completed, without its Unnamed; the zero Pass if there was none.
 	Last(ctx context.Context) (Pass, error)
+	// Unnamed is that of the last pass that was completed.
+	Unnamed(ctx context.Context) (map[manifest.Suffix]time.Time, error)
 	// Begin makes worker the one that makes a pass until End, or until its lease ends; false if another is.
 	Begin(ctx context.Context, worker string, lease int64) (bool, error)
 	// End notes what a pass came to; nil: it was not completed.
@@ -32,11 +35,16 @@ type Pass struct {
 	Partitions, Objects int
 	Bytes               int64 // of record batches that the objects hold
 	Findings            map[tiering.Fault]int
+	// Unnamed are objects that no manifest named, and since which pass; at most MaxUnnamed, those of the earliest
+	// passes. The next pass needs it, whoever makes it.
+	Unnamed map[manifest.Suffix]time.Time
 }
 
+// MaxUnnamed is how many unnamed objects a pass remembers for the next.
+const MaxUnnamed = 10_000
+
 const (
-	maxOrphans  = 100_000 // that are remembered from pass to pass
-	maxScrubLog = 100     // findings of one pass that are written to the log
+	maxScrubLog = 100 // findings of one pass that are written to the log
 	scrubPoll   = time.Minute
 )
 
@@ -88,6 +96,10 @@ func (w *Worker) scrubIfDue(ctx context.Context, lease int64) (wait time.Duratio
 // scrub makes one pass.
 func (w *Worker) scrub(ctx context.Context) (*Pass, error) {
 	p := &Pass{Worker: w.o.Name, Began: w.o.Now()}
+	before, err := w.o.Scrubs.Unnamed(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("scrub: %w", err)
+	}
 	logged := 0
 	found := func(f tiering.Finding) {
 		w.o.Events.ScrubFound(f)
@@ -107,7 +119,9 @@ func (w *Worker) scrub(ctx context.Context) (*Pass, error) {
 		return nil, fmt.Errorf("scrub: %w", err)
 	}
 	p.Partitions, p.Objects, p.Bytes, p.Findings = a.Partitions, a.Entries+a.Pages, a.Bytes, maps.Clone(a.Counts)
-	for _, f := range w.orphans(a.Unnamed, p.Began) {
+	unnamed, orphans := w.orphans(a.Unnamed, before, p.Began)
+	p.Unnamed = unnamed
+	for _, f := range orphans {
 		p.Findings[tiering.FaultOrphan]++
 		found(f)
 	}
@@ -121,28 +135,36 @@ func (w *Worker) scrub(ctx context.Context) (*Pass, error) {
 	return p, nil
 }
 
-// orphans are the objects that nobody named at a look OrphanAge ago and that nobody names now. One look does not tell:
-// an object may be on its way into a manifest, or have left one a moment ago.
-func (w *Worker) orphans(unnamed []tiering.UnnamedInfo, began time.Time) (list []tiering.Finding) {
-	since := make(map[manifest.Suffix]time.Time)
-	for _, u := range unnamed {
+// orphans are the objects that nobody named at a pass OrphanAge ago and that nobody names now. One look does not tell: an
+// object may be on its way into a manifest, or have left one a moment ago. What the passes saw is shared, so that it does
+// not matter whether a worker lives for so long.
+func (w *Worker) orphans(list []tiering.UnnamedInfo, before map[manifest.Suffix]time.Time, began time.Time) (unnamed map[manifest.Suffix]time.Time, orphans []tiering.Finding) {
+	type seen struct {
+		suffix manifest.Suffix
+		since  time.Time
+	}
+	var all []seen
+	for _, u := range list {
 		n, ok := manifest.ParseKey(u.Key)
 		// Younger ones may be on their way.
 		if !ok || began.Sub(u.Modified) < w.o.OrphanAge/24 {
 			continue
 		}
-		first, ok := w.unnamed[n.Suffix]
+		first, ok := before[n.Suffix]
 		if !ok {
 			first = began
 		}
-		if len(since) < maxOrphans {
-			since[n.Suffix] = first
-		}
+		all = append(all, seen{n.Suffix, first})
 		if age := began.Sub(first); age >= w.o.OrphanAge {
-			list = append(list, tiering.Finding{Fault: tiering.FaultOrphan, Topic: u.Topic, Partition: u.Partition, Base: -1, Last: -1, Object: u.Key,
+			orphans = append(orphans, tiering.Finding{Fault: tiering.FaultOrphan, Topic: u.Topic, Partition: u.Partition, Base: -1, Last: -1, Object: u.Key,
 				What: fmt.Sprintf("no manifest has named it for %s, and it is still there", age.Round(time.Second))})
 		}
 	}
-	w.unnamed = since
-	return list
+	// Where there are too many, most of them wait for their deletion, and are gone at the next pass.
+	slices.SortStableFunc(all, func(a, b seen) int { return a.since.Compare(b.since) })
+	unnamed = make(map[manifest.Suffix]time.Time)
+	for _, s := range all[:min(len(all), MaxUnnamed)] {
+		unnamed[s.suffix] = s.since
+	}
+	return unnamed, orphans
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -29,6 +30,12 @@ func (m *memScrubs) Last(context.Context) (Pass, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.last, nil
+}
+
+func (m *memScrubs) Unnamed(context.Context) (map[manifest.Suffix]time.Time, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.last.Unnamed, nil
 }
 
 func (m *memScrubs) Begin(_ context.Context, worker string, _ int64) (bool, error) {
@@ -189,16 +196,22 @@ func TestScrub(t *testing.T) {
 	})
 }
 
-// What nobody names is a finding only when it has been so for a day.
+// What nobody names is a finding only when it has been so for a day, and then it is one, however short the workers live.
 func TestScrubOrphans(t *testing.T) {
+	for _, lives := range []int{1000, 1, 7} {
+		t.Run(fmt.Sprintf("workers live for %d hours", lives), func(t *testing.T) { scrubOrphans(t, lives) })
+	}
+}
+
+func scrubOrphans(t *testing.T, lives int) {
 	inScrub(t, func(t *testing.T, s *scrubbed) {
 		time.Sleep(48 * time.Hour) // objects have an age
 		e := lostEntry
 		e.Suffix = manifest.Suffix{8}
 		old := s.put(e)
-		stop := s.run("a")
-		defer stop()
-		var times []string
+		stop := s.run("0")
+		defer func() { stop() }()
+		found := map[bool][]int{} // in which hours; the first, the second
 		for hour := range 52 {
 			if hour == 24 {
 				e.Suffix = manifest.Suffix{9}
@@ -207,24 +220,49 @@ func TestScrubOrphans(t *testing.T) {
 			if hour == 40 {
 				s.mem.Delete(t.Context(), []string{old})
 			}
-			found, _ := s.after(time.Hour)
-			for _, f := range found {
+			if hour%lives == lives-1 {
+				stop()
+				stop = s.run(fmt.Sprint(hour))
+			}
+			list, _ := s.after(time.Hour)
+			for _, f := range list {
 				if f.Fault != tiering.FaultOrphan || f.Topic != "events" || f.Base != -1 {
 					t.Errorf("%+v", f)
 				}
-				times = append(times, fmt.Sprintf("%d:%v", hour, f.Object == old))
+				found[f.Object == old] = append(found[f.Object == old], hour)
 			}
 		}
-		if len(times) == 0 {
-			t.Fatal("none was found")
+		// The first is seen by the pass of its second hour, for it is too young for that of its first.
+		if first := found[true]; len(first) < 12 || slices.Min(first) < 24 || slices.Max(first) >= 41 {
+			t.Errorf("the first is found in the hours %v", first)
 		}
-		for _, at := range times {
-			var hour int
-			var first bool
-			fmt.Sscanf(at, "%d:%t", &hour, &first)
-			if first && (hour < 24 || hour >= 41) || !first && hour < 48 {
-				t.Errorf("found in hour %d (the first: %v)", hour, first)
-			}
+		if second := found[false]; len(second) == 0 || slices.Min(second) < 48 {
+			t.Errorf("the second is found in the hours %v", second)
 		}
 	})
+}
+
+// As many are remembered as can be noted, those that were there first.
+func TestScrubRemembersTheFirst(t *testing.T) {
+	w := &Worker{o: Options{OrphanAge: 24 * time.Hour}}
+	began := time.Unix(1_000_000, 0)
+	var list []tiering.UnnamedInfo
+	before := map[manifest.Suffix]time.Time{}
+	for i := range MaxUnnamed + 10 {
+		e := lostEntry
+		e.Suffix = manifest.Suffix{byte(i), byte(i >> 8), byte(i >> 16)}
+		list = append(list, tiering.UnnamedInfo{Info: objstore.Info{Key: e.Key([16]byte{1}, 0), Modified: began.Add(-48 * time.Hour)}})
+		if i >= MaxUnnamed {
+			before[e.Suffix] = began.Add(-time.Duration(i-MaxUnnamed+1) * 5 * time.Hour)
+		}
+	}
+	unnamed, orphans := w.orphans(list, before, began)
+	if len(unnamed) != MaxUnnamed || len(orphans) != 6 { // since 25, 30, 35, 40, 45 and 50 hours
+		t.Errorf("%d unnamed, %d orphans", len(unnamed), len(orphans))
+	}
+	for s, since := range before {
+		if !unnamed[s].Equal(since) {
+			t.Errorf("%x is unnamed since %v, noted is %v", s, since, unnamed[s])
+		}
+	}
 }

@@ -200,8 +200,6 @@ type Worker struct {
 	err      error                          // why the last look at all partitions failed
 	left     map[partitionKey]tiering.Claim // that could not be given back
 	crew     crew
-
-	unnamed map[manifest.Suffix]time.Time // objects that nobody named, since which pass; owned by the scrub
 }
 
 // known is what is remembered of a partition between two looks.

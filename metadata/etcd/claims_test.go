@@ -3,6 +3,7 @@ package etcd
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"testing"
 	"time"
 
@@ -142,6 +143,34 @@ func TestScrubs(t *testing.T) {
 		t.Fatalf("after a pass that was not completed: %+v %v", p, err)
 	}
 	begin("b", b, true)
+
+	// What it found unnamed is everybody's, too, and the next pass decides what is left of it.
+	if u, err := s.Unnamed(bg); err != nil || len(u) != 0 {
+		t.Fatalf("unnamed before any was: %v %v", u, err)
+	}
+	unnamed := map[[12]byte]int64{{1}: 1_700_000_000_000, {0xfe, 11: 0xff}: 1_700_000_000_000, {2}: 5}
+	for i := range MaxUnnamed - 3 {
+		unnamed[[12]byte{3, byte(i), byte(i >> 8)}] = 1_700_000_000_000
+	}
+	pass.Unnamed = unnamed
+	if err := s.EndScrub(bg, "b", b, pass); err != nil {
+		t.Fatal(err)
+	}
+	if u, err := s.Unnamed(bg); err != nil || !maps.Equal(u, unnamed) {
+		t.Fatalf("%d of %d unnamed objects are read back, %v", len(u), len(unnamed), err)
+	}
+	begin("b", b, true)
+	unnamed[[12]byte{4}] = 6
+	if err := s.EndScrub(bg, "b", b, pass); err == nil {
+		t.Error("more than can be noted")
+	}
+	pass.Unnamed = map[[12]byte]int64{{2}: 5}
+	if err := s.EndScrub(bg, "b", b, pass); err != nil {
+		t.Fatal(err)
+	}
+	if u, err := s.Unnamed(bg); err != nil || !maps.Equal(u, pass.Unnamed) {
+		t.Fatalf("%v %v", u, err)
+	}
 }
 
 // claimed tells who has a partition.

@@ -39,6 +39,7 @@ const (
 	claimPart     = "claim/"
 	scrubbingPart = "scrub/running"
 	scrubbedPart  = "scrub/last"
+	unnamedPart   = "scrub/unnamed"
 	producerPart  = "producer-ids"
 	secretPart    = "secret"
 )
@@ -79,6 +80,7 @@ func (k keys) claims() string               { return k.prefix + claimPart }
 func (k keys) claimsOf(id [16]byte) string  { return k.below(claimPart, id) }
 func (k keys) scrubbing() string            { return k.prefix + scrubbingPart }
 func (k keys) scrubbed() string             { return k.prefix + scrubbedPart }
+func (k keys) unnamed() string              { return k.prefix + unnamedPart }
 func (k keys) manifests(id [16]byte) string { return k.below(manifestPart, id) }
 func (k keys) allManifests() string         { return k.prefix + manifestPart }
 
@@ -215,6 +217,8 @@ func version(v any) int {
 	case claimValue:
 		return v.V
 	case ScrubPass:
+		return v.V
+	case unnamedValue:
 		return v.V
 	case secretValue:
 		return v.V

@@ -13,6 +13,7 @@ import (
 	"github.com/varve/varve/metadata/image"
 	"github.com/varve/varve/tiering"
 	"github.com/varve/varve/tiering/cache"
+	"github.com/varve/varve/tiering/manifest"
 )
 
 // openTier opens the object storage part over the bucket and the manifest
@@ -166,6 +167,9 @@ func (a manifests) DropTombstone(ctx context.Context, topicID [16]byte) error {
 // scrubs are the passes of the compaction workers, in etcd.
 type scrubs struct{ s *etcd.Store }
 
+// What a pass remembers can be noted.
+var _ [etcd.MaxUnnamed - compaction.MaxUnnamed]struct{}
+
 func (a scrubs) Last(ctx context.Context) (compaction.Pass, error) {
 	p, err := a.s.LastScrub(ctx)
 	if err != nil || p == nil {
@@ -179,6 +183,18 @@ func (a scrubs) Last(ctx context.Context) (compaction.Pass, error) {
 	return out, nil
 }
 
+func (a scrubs) Unnamed(ctx context.Context) (map[manifest.Suffix]time.Time, error) {
+	list, err := a.s.Unnamed(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[manifest.Suffix]time.Time, len(list))
+	for s, since := range list {
+		out[s] = time.UnixMilli(since)
+	}
+	return out, nil
+}
+
 func (a scrubs) Begin(ctx context.Context, worker string, lease int64) (bool, error) {
 	return a.s.BeginScrub(ctx, worker, lease)
 }
@@ -188,9 +204,12 @@ func (a scrubs) End(ctx context.Context, worker string, lease int64, p *compacti
 		return a.s.EndScrub(ctx, worker, lease, nil)
 	}
 	out := &etcd.ScrubPass{Worker: p.Worker, Began: p.Began.UnixMilli(), Ended: p.Ended.UnixMilli(), Partitions: p.Partitions, Objects: p.Objects, Bytes: p.Bytes,
-		Findings: make(map[string]int)}
+		Findings: make(map[string]int), Unnamed: make(map[[12]byte]int64, len(p.Unnamed))}
 	for f, n := range p.Findings {
 		out.Findings[string(f)] = n
+	}
+	for s, since := range p.Unnamed {
+		out.Unnamed[s] = since.UnixMilli()
 	}
 	return a.s.EndScrub(ctx, worker, lease, out)
 }
