@@ -153,6 +153,8 @@ func TestUsageErrors(t *testing.T) {
 		{"tier status a b", `unexpected argument "b"`},
 		{"tier retired a", `unexpected argument "a"`},
 		{"tier verify a b", `unexpected argument "b"`},
+		{"tier verify", "which cluster? --config FILE names the server.properties of one of its brokers, --data-dir DIR the directory of a varve dev"},
+		{"tier verify --data-dir d --config f", "give one of them"},
 		{"tier verify ..", `".." cannot be a topic name`},
 		{"version now", `unexpected argument "now"`},
 	} {

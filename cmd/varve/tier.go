@@ -9,14 +9,18 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/varve/varve/cmd/varve/server"
+	"github.com/varve/varve/config"
 	"github.com/varve/varve/internal/admin"
 	"github.com/varve/varve/tiering"
 )
@@ -121,11 +125,13 @@ of it is read and compared with its checksums, which costs as much as reading th
 Each finding is a line on standard output; with any the exit code is 1. Objects that nothing names are counted: they wait to be
 deleted, or are on their way into a manifest. With --unnamed each of them is a finding, which makes sense for a cluster at rest.
 
-It reads the settings of a broker's server.properties file: etcd.*, remote.*.`,
+Which cluster it is say the settings of a broker's server.properties file, etcd.* and remote.*, or --data-dir, the directory of a varve dev, which
+may run or not.`,
 		Args: arguments("the topic's name", 0, 1),
 	}
 	file := cmd.Flags().String("config", "", "the server.properties file")
 	set := cmd.Flags().StringArray("set", nil, "a setting, as name=value; may be repeated")
+	dataDir := cmd.Flags().String("data-dir", "", "what varve dev was given as --data-dir")
 	data := cmd.Flags().Bool("data", false, "read every record batch, not only what describes the objects")
 	unnamed := cmd.Flags().Bool("unnamed", false, "every object that no manifest names is a finding")
 	quiet := cmd.Flags().BoolP("quiet", "q", false, "no progress on stderr")
@@ -139,11 +145,11 @@ It reads the settings of a broker's server.properties file: etcd.*, remote.*.`,
 			}
 		}
 		stderr := cmd.ErrOrStderr()
-		cfg, err := loadConfig(stderr, nil, *file, *set, []string{"etcd.endpoints", "remote.storage.url"})
+		cfg, err := auditedConfig(stderr, *file, *dataDir, *set)
 		if err != nil {
 			return err
 		}
-		a, err := server.OpenAuditor(cmd.Context(), cfg, newLogger(stderr, "error", cfg.LogFormat))
+		a, err := server.OpenAuditor(cmd.Context(), cfg, *dataDir, newLogger(stderr, "error", cfg.LogFormat))
 		if err != nil {
 			return err
 		}
@@ -198,6 +204,23 @@ It reads the settings of a broker's server.properties file: etcd.*, remote.*.`,
 		return nil
 	}
 	return cmd
+}
+
+// auditedConfig is the configuration of the cluster that is to be looked at.
+func auditedConfig(stderr io.Writer, file, dataDir string, set []string) (*config.BrokerConfig, error) {
+	if dataDir != "" {
+		if file != "" {
+			return nil, usagef("--config is of a cluster, --data-dir of a varve dev: give one of them")
+		}
+		defaults := config.DevDefaults()
+		defaults["log.dirs"] = filepath.Join(dataDir, "wal")
+		return loadConfig(stderr, config.FromMode("varve dev", defaults), "", set, nil)
+	}
+	named := func(s string) bool { return strings.HasPrefix(s, "etcd.endpoints=") }
+	if _, env := os.LookupEnv(config.EnvName("etcd.endpoints")); file == "" && !env && !slices.ContainsFunc(set, named) {
+		return nil, usagef("which cluster? --config FILE names the server.properties of one of its brokers, --data-dir DIR the directory of a varve dev")
+	}
+	return loadConfig(stderr, nil, file, set, []string{"etcd.endpoints", "remote.storage.url"})
 }
 
 func tierRetired() *cobra.Command {

@@ -33,10 +33,15 @@ type Server struct {
 	etcd   *embed.Etcd
 	client *clientv3.Client
 	lock   *os.File
+	dir    string
 	once   sync.Once
 
-	closing *atomic.Bool
+	closing    *atomic.Bool
+	endReaders func() // nil: there are none
 }
+
+// dataDir is where etcd keeps what it keeps, below the directory that Embedded is given.
+const dataDir = "data"
 
 // Embedded starts etcd in dir and returns when it serves. Every write is
 // fsynced before it is acknowledged.
@@ -69,7 +74,7 @@ func embedded(dir string, logger *slog.Logger, tune func(*embed.Config)) (*Serve
 	cfg := embed.NewConfig()
 	cfg.Name = "varve"
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
-	cfg.Dir = filepath.Join(dir, "data")
+	cfg.Dir = filepath.Join(dir, dataDir)
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls, cfg.ListenPeerUrls = nil, nil, nil
 	// A single member elects itself; there is nobody whose heartbeat could be
 	// late.
@@ -96,7 +101,7 @@ func embedded(dir string, logger *slog.Logger, tune func(*embed.Config)) (*Serve
 		lock.Close()
 		return nil, fmt.Errorf("start etcd in %s: not ready after a minute", dir)
 	}
-	return &Server{etcd: e, client: v3client.New(e.Server), lock: lock, closing: closing}, nil
+	return &Server{etcd: e, client: v3client.New(e.Server), lock: lock, dir: dir, closing: closing}, nil
 }
 
 // Client returns the in-process client. It ends with the server.
@@ -106,6 +111,9 @@ func (s *Server) Client() *clientv3.Client { return s.client }
 func (s *Server) Close() error {
 	s.once.Do(func() {
 		s.closing.Store(true)
+		if s.endReaders != nil {
+			s.endReaders()
+		}
 		s.client.Close()
 		s.etcd.Close()
 		s.lock.Close()
@@ -152,6 +160,9 @@ func Dial(ctx context.Context, o DialOptions) (*clientv3.Client, error) {
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
 			MinConnectTimeout: o.Timeout,
 		})},
+	}
+	if strings.HasPrefix(o.Endpoints[0], "unix:") {
+		cfg.DialOptions = append(cfg.DialOptions, grpc.WithAuthority("localhost")) // else it is the path
 	}
 	tls, err := loadTLS(o)
 	if err != nil {

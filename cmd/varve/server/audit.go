@@ -4,25 +4,41 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"path/filepath"
 
 	"github.com/prometheus/client_golang/prometheus"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/varve/varve/config"
 	"github.com/varve/varve/metadata/etcd"
 	"github.com/varve/varve/metadata/image"
 	"github.com/varve/varve/tiering"
+	"github.com/varve/varve/tiering/objstore"
 )
 
 // Auditor looks at a cluster's bucket by what etcd says should be there. It needs no broker and changes nothing.
 type Auditor struct {
 	s     *Server // of which it has the connections
 	store *etcd.Store
+	close func() error // the metadata of a directory; nil: there is none
 	im    *image.Image
 }
 
-// OpenAuditor connects to the metadata and the bucket of a cluster that exists.
-func OpenAuditor(ctx context.Context, c *config.BrokerConfig, log *slog.Logger) (a *Auditor, err error) {
+// OpenAuditor connects to the metadata and the bucket of a cluster that exists. With dataDir, it is what varve dev has
+// there, whether it runs or not, but for what the configuration says otherwise.
+func OpenAuditor(ctx context.Context, c *config.BrokerConfig, dataDir string, log *slog.Logger) (a *Auditor, err error) {
+	ownBucket := dataDir != "" && c.RemoteStorageURL == ""
+	if ownBucket {
+		dir, err := filepath.Abs(filepath.Join(dataDir, "objects"))
+		if err != nil {
+			return nil, err
+		}
+		of := *c
+		of.RemoteStorageURL = "file://" + dir
+		c = &of
+	}
 	s := &Server{o: Options{Config: c, Logger: log}, log: log}
 	a = &Auditor{s: s}
 	defer func() {
@@ -31,7 +47,19 @@ func OpenAuditor(ctx context.Context, c *config.BrokerConfig, log *slog.Logger) 
 			a = nil
 		}
 	}()
-	if a.store, err = s.openStore(ctx, false); err != nil {
+	if dataDir != "" && len(c.EtcdEndpoints) == 0 {
+		var client *clientv3.Client
+		client, a.close, err = etcd.OpenReader(ctx, filepath.Join(dataDir, "etcd"), etcd.DialOptions{Prefix: c.EtcdPrefix, Timeout: c.EtcdDialTimeout, Logger: log.With("part", "etcd")})
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return a, fmt.Errorf("%s holds no metadata of a varve dev: name what its --data-dir is", dataDir)
+		case errors.Is(err, etcd.ErrNoReaders):
+			return a, fmt.Errorf("a process has %s open and lets nobody look; it has logged why (%w): stop it first", dataDir, err)
+		case err != nil:
+			return a, err
+		}
+		a.store = etcd.New(etcd.Options{Client: client, Prefix: c.EtcdPrefix, RequestTimeout: c.EtcdRequestTimeout, Logger: log.With("part", "metadata")})
+	} else if a.store, err = s.openStore(ctx, false); err != nil {
 		return a, err
 	}
 	if a.im, err = a.store.Load(ctx); err != nil {
@@ -41,6 +69,9 @@ func OpenAuditor(ctx context.Context, c *config.BrokerConfig, log *slog.Logger) 
 		return a, fmt.Errorf("etcd holds no cluster under etcd.prefix=%s", c.EtcdPrefix)
 	}
 	if s.bucket, err = s.openBucket(ctx, false, newStoreMetrics(prometheus.NewRegistry()).events()); err != nil {
+		if ownBucket && errors.Is(err, objstore.ErrNoBucket) {
+			err = fmt.Errorf("%w; if varve dev was given another remote.storage.url, give it here with --set", err)
+		}
 		return a, err
 	}
 	owner, err := tiering.Owner(ctx, s.bucket)
@@ -76,6 +107,9 @@ func (a *Auditor) Close() error {
 	}
 	if a.s.client != nil {
 		errs = append(errs, a.s.client.Close())
+	}
+	if a.close != nil {
+		errs = append(errs, a.close())
 	}
 	return errors.Join(errs...)
 }

@@ -349,6 +349,9 @@ func (s *Server) openStore(ctx context.Context, before bool) (*etcd.Store, error
 			return nil, err
 		}
 		s.etcd = e
+		if err := e.ServeReaders(); err != nil {
+			s.log.Warn("varve tier verify --data-dir can look at this directory only while no process has it open", "err", err)
+		}
 		return etcd.New(etcd.Options{Client: e.Client(), Prefix: c.EtcdPrefix, RequestTimeout: c.EtcdRequestTimeout, Logger: s.log.With("part", "metadata")}), nil
 	}
 	password := c.EtcdPassword
