@@ -178,6 +178,7 @@ func (w *Worker) do(ctx context.Context, lease int64, c candidate, t *cleaner.Ta
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.alive()
 	if k, known := w.known[c.key]; known && err == nil && !elsewhere {
 		k.fails, k.err = 0, nil
 		w.known[c.key] = k
@@ -205,6 +206,7 @@ func (w *Worker) rounds(ctx context.Context, lease int64) {
 	}
 	for ctx.Err() == nil {
 		began := time.Now()
+		w.looked()
 		err := w.look(ctx)
 		if ctx.Err() != nil {
 			return

@@ -109,7 +109,7 @@ func (w *Worker) scrub(ctx context.Context) (*Pass, error) {
 		}
 	}
 	a, err := w.o.Tier.Check(ctx, tiering.AuditOptions{
-		Data: w.o.ScrubData, Rate: w.throttle, Found: found,
+		Data: w.o.ScrubData, Rate: func(ctx context.Context, n int64) error { return w.paced(ctx, n, func() {}) }, Found: found,
 		Topic: func(id [16]byte) (string, bool) {
 			t, ok := w.o.Topic(id)
 			return t.Name, ok // deleted ones are the collector's

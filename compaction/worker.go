@@ -194,6 +194,8 @@ type Worker struct {
 
 	held *semaphore.Weighted // bytes of batches that cannot be opened piece by piece
 
+	lively atomic.Pointer[time.Time] // when work last got on; nil: Run does not run
+
 	mu       sync.Mutex
 	known    map[partitionKey]known
 	horizons map[manifest.Suffix]horizon    // of rewritten objects: what their footers say
@@ -208,7 +210,11 @@ type known struct {
 	policy Topic
 	again  time.Time // not before, if the head has not moved
 	dirty  float64
+	behind picker.Behind
+	round  manifest.Compaction // of the head that was looked at
+	waits  time.Time           // since when a round is due and has come no further; zero: none is
 	fails  int
+	failed time.Time // first of fails
 	retry  time.Time // not before, after a failure
 	err    error
 }
@@ -261,7 +267,9 @@ func (w *Worker) Healthy() error {
 
 // Run works until ctx ends.
 func (w *Worker) Run(ctx context.Context) {
+	defer w.lively.Store(nil)
 	for ctx.Err() == nil {
+		w.alive()
 		if err := w.session(ctx); err != nil && ctx.Err() == nil {
 			w.log.Error("compaction worker does not get on and is tried again", "err", err)
 			w.fail(err)
@@ -375,6 +383,12 @@ func (w *Worker) look(ctx context.Context) (err error) {
 func (w *Worker) failed(key partitionKey, topic Topic, err error) {
 	w.mu.Lock()
 	k := w.known[key]
+	if k.policy.Name == "" {
+		k.policy.Name = topic.Name // it was never looked at
+	}
+	if k.fails == 0 {
+		k.failed = w.o.Now()
+	}
 	k.fails, k.err = k.fails+1, err
 	k.retry = w.o.Now().Add(min(w.settings().Backoff<<min(k.fails-1, 8), 10*time.Minute))
 	w.known[key] = k
@@ -389,6 +403,7 @@ const looksAtOnce = 8
 // lookAt says what is most worth doing with a partition, by a head that was read. One that has not moved is left alone for
 // a while, and so is one that failed, or that somebody works on. One that was queued already, and has not moved, stays so.
 func (w *Worker) lookAt(ctx context.Context, h tiering.StoredHead, queued map[partitionKey]candidate) (candidate, bool) {
+	w.looked()
 	key := partitionKey{h.TopicID, h.Partition}
 	topic, ok := w.o.Topic(h.TopicID)
 	if !ok {
@@ -414,11 +429,24 @@ func (w *Worker) lookAt(ctx context.Context, h tiering.StoredHead, queued map[pa
 	}
 	if err != nil {
 		if ctx.Err() == nil {
+			if found.behind.Bytes > 0 {
+				w.mu.Lock()
+				k := w.known[key]
+				k.behind = found.behind
+				w.known[key] = k
+				w.mu.Unlock()
+			}
 			w.failed(key, topic, fmt.Errorf("look at %s-%d: %w", topic.Name, key.index, err))
 		}
 		return candidate{}, false
 	}
-	next := known{rev: h.Rev, policy: topic, again: now.Add(w.o.Recheck), dirty: found.dirty, fails: k.fails, err: k.err}
+	next := known{rev: h.Rev, policy: topic, again: now.Add(w.o.Recheck), dirty: found.dirty, behind: found.behind, round: found.round,
+		fails: k.fails, failed: k.failed, err: k.err}
+	if found.ok && found.job.Kind == picker.Compact {
+		if next.waits = k.waits; next.waits.IsZero() || found.round != k.round {
+			next.waits = now
+		}
+	}
 	until := next.again
 	if due := time.UnixMilli(found.due); due.Before(next.again) {
 		next.again = due
@@ -442,10 +470,12 @@ func (w *Worker) lookAt(ctx context.Context, h tiering.StoredHead, queued map[pa
 
 // picked is what there is to do in a partition.
 type picked struct {
-	job   picker.Job
-	ok    bool
-	dirty float64 // the share of its bytes
-	due   int64   // when there may be more to do, in ms
+	job    picker.Job
+	ok     bool
+	dirty  float64 // the share of its bytes
+	round  manifest.Compaction
+	behind picker.Behind
+	due    int64 // when there may be more to do, in ms
 }
 
 // pick says what is most worth doing in r, apart from what only the leader does. Footers are read only as far as the
@@ -471,6 +501,7 @@ func (w *Worker) pick(ctx context.Context, r *tiering.Remote, topic Topic) (out 
 	}
 	now := w.o.Now().UnixMilli()
 	out.dirty = picker.Dirty(p, topic.Policy, now)
+	out.round, out.behind = c, picker.BehindOf(p, topic.Policy)
 	out.due = picker.Due(p, topic.Policy, w.o.Limits, now)
 	first := func() bool {
 		for _, j := range picker.Pick(p, topic.Policy, w.o.Limits, now) {
@@ -488,7 +519,7 @@ func (w *Worker) pick(ctx context.Context, r *tiering.Remote, topic Topic) (out 
 	newest := r.Entries[len(r.Entries)-1].Entry
 	f, err := w.o.Tier.EntryFooter(ctx, r.TopicID, r.Partition, newest, false)
 	if err != nil {
-		return picked{}, err
+		return out, err // what is behind is known all the same
 	}
 	for _, o := range f.OpenEnd {
 		p.FirstUnstable = min(p.FirstUnstable, o.FirstOffset)
@@ -609,9 +640,13 @@ type limiter struct {
 	*rate.Limiter
 }
 
-// throttle waits until n bytes may be read or written.
-func (w *Worker) throttle(ctx context.Context, n int64) error {
+// throttle waits until a job may read or write n bytes.
+func (w *Worker) throttle(ctx context.Context, n int64) error { return w.paced(ctx, n, w.alive) }
+
+// paced waits until n bytes may be read or written, and calls alive again and again meanwhile.
+func (w *Worker) paced(ctx context.Context, n int64, alive func()) error {
 	for n > 0 {
+		alive()
 		l := w.limit.Load()
 		if b := w.settings().BytesPerSecond; l == nil || l.bytesPerSecond != b {
 			next := &limiter{b, rate.NewLimiter(rate.Inf, 0)}

@@ -247,6 +247,9 @@ func TestRetired(t *testing.T) {
 		if list := x.Retired(); len(list) != 0 {
 			t.Fatalf("%+v", list)
 		}
+		if got := x.Waiting(); got != (Waiting{}) {
+			t.Errorf("nothing waits: %+v", got)
+		}
 		f.set(func(p *Policy) { p.RetentionMs = 1000 })
 		time.Sleep(10 * time.Second)
 		list := x.Retired()
@@ -258,7 +261,17 @@ func TestRetired(t *testing.T) {
 				t.Errorf("%+v, %d bytes, %v", r, size, err)
 			}
 		}
+		sum := Waiting{Objects: 2, Bytes: list[0].Bytes + list[1].Bytes, Oldest: list[0].Since}
+		if list[1].Since.Before(sum.Oldest) {
+			sum.Oldest = list[1].Since
+		}
+		if got := x.Waiting(); got != sum {
+			t.Errorf("%+v, want %+v", got, sum)
+		}
 		time.Sleep(2 * time.Minute)
+		if got := x.Waiting(); got != (Waiting{}) {
+			t.Errorf("afterwards: %+v", got)
+		}
 		if list := x.Retired(); len(list) != 0 || w.objects() != 1 {
 			t.Errorf("afterwards: %+v, %d objects", list, w.objects())
 		}

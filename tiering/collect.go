@@ -415,6 +415,28 @@ func (t *Tier) Retired() []Retired {
 	return out
 }
 
+// Waiting is what this process has let go of or found, and not deleted yet, in sum.
+type Waiting struct {
+	Objects int
+	Bytes   int64     // as far as they are known
+	Oldest  time.Time // when the first of them was let go, or found; zero: there is none
+	Topics  int       // deleted ones of which not all is gone yet
+}
+
+// Waiting is Retired in sum.
+func (t *Tier) Waiting() Waiting {
+	t.gc.mu.Lock()
+	defer t.gc.mu.Unlock()
+	w := Waiting{Objects: len(t.gc.list), Topics: len(t.gc.tombs)}
+	for _, c := range t.gc.list {
+		w.Bytes += c.bytes
+		if w.Oldest.IsZero() || c.since.Before(w.Oldest) {
+			w.Oldest = c.since
+		}
+	}
+	return w
+}
+
 // elsewhere is how long an object waits that partitions led by other brokers may
 // have named: they publish on their own.
 func (t *Tier) elsewhere(c condemned) time.Duration {

@@ -587,12 +587,18 @@ u      0          -        2026-03-01T12:00:00Z  2026-03-01T13:30:00Z  data/c
 
 func TestHealth(t *testing.T) {
 	ready := errors.Join(errors.New("starting"), errors.New("etcd has no leader"))
-	srv := httptest.NewServer(admin.Handler(admin.Options{Ready: func() error { return ready }}, true))
+	var warn error
+	srv := httptest.NewServer(admin.Handler(admin.Options{Ready: func() error { return ready }, Warn: func() error { return warn }}, true))
 	defer srv.Close()
 	u := "--admin-url=" + srv.URL
 	varve(t, "", "health", u).want(t, 1, "", "not ready: starting; etcd has no leader")
 	ready = nil
 	varve(t, "", "health", u).want(t, 0, "ready\n", "")
+	warn = errors.Join(errors.New("compaction fails"), errors.New("etcd is away"))
+	if r := varve(t, "", "health", u); r.code != 0 || r.out != "ready\n" || r.errOut != "warning: compaction fails\nwarning: etcd is away\n" {
+		t.Errorf("with warnings: %+v", r)
+	}
+	warn = nil
 	varve(t, "", "health", u+"/nowhere").want(t, 1, "", "answered 404 Not Found; is that the admin listener of a varve broker or compaction worker?")
 	varve(t, "", "health", "--admin-url=localhost").want(t, 2, "", "must be a URL like http://127.0.0.1:9644")
 	srv.Close()

@@ -19,7 +19,9 @@ func healthCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "health",
 		Short: "Whether a broker serves clients, or a compaction worker works: exit 0 if it does, 1 and the reasons if not",
-		Args:  arguments("", 0, 0),
+		Long: `Asks the admin listener of a broker, or of a compaction worker, for /readyz. What is not well although clients are served, as when
+etcd or the bucket is away or when the compaction worker in varve dev has been failing for five minutes, is a warning on stderr and leaves the exit code 0.`,
+		Args: arguments("", 0, 0),
 	}
 	wait := 5 * time.Second
 	adminURL := cmd.Flags().String("admin-url", "http://"+admin.DefaultListen, "admin listener of the broker or compaction worker")
@@ -31,17 +33,22 @@ func healthCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		switch status {
-		case http.StatusOK:
+		var answer struct {
+			Status   string   `json:"status"`
+			Reasons  []string `json:"reasons"`
+			Warnings []string `json:"warnings"`
+		}
+		if err := json.Unmarshal(body, &answer); err == nil {
+			for _, w := range answer.Warnings {
+				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", visible(w))
+			}
+		}
+		switch {
+		case status == http.StatusOK && answer.Status == "ok":
 			_, err := fmt.Fprintln(cmd.OutOrStdout(), "ready")
 			return err
-		case http.StatusServiceUnavailable:
-			var answer struct {
-				Reasons []string `json:"reasons"`
-			}
-			if json.Unmarshal(body, &answer) == nil && len(answer.Reasons) > 0 {
-				return errors.New("not ready: " + visible(strings.Join(answer.Reasons, "; ")))
-			}
+		case status == http.StatusServiceUnavailable && len(answer.Reasons) > 0:
+			return errors.New("not ready: " + visible(strings.Join(answer.Reasons, "; ")))
 		}
 		return fmt.Errorf("%s answered %d %s; is that the admin listener of a varve broker or compaction worker?", *adminURL, status, http.StatusText(status))
 	}

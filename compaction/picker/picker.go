@@ -327,6 +327,32 @@ func Dirty(p Partition, pol Policy, now int64) float64 {
 	return 0
 }
 
+// Behind is what compaction has not gone over yet of a partition, whether or not it may.
+type Behind struct {
+	Bytes  int64 // above the clean end
+	Oldest int64 // about how old the oldest of it is, in ms; math.MaxInt64: there is none
+	Late   int64 // by when max.compaction.lag.ms promises that it is gone over, in ms; math.MaxInt64: it does not
+}
+
+// BehindOf tells how far compaction is behind. What is too young for min.compaction.lag.ms or held up by an open
+// transaction counts as well: the promise is broken all the same.
+func BehindOf(p Partition, pol Policy) Behind {
+	b := Behind{Oldest: math.MaxInt64, Late: math.MaxInt64}
+	if !pol.Compact {
+		return b
+	}
+	for i := range p.Entries {
+		if e := &p.Entries[i]; e.Last >= p.CleanEnd && e.Last >= p.LogStart {
+			b.Bytes += e.Bytes
+			b.Oldest = min(b.Oldest, e.since())
+		}
+	}
+	if b.Bytes > 0 {
+		b.Late = later(b.Oldest, pol.MaxLag)
+	}
+	return b
+}
+
 // Due is when, after now, there may be more to do although nothing was added: a record has reached its lag, a tombstone
 // or marker its horizon. math.MaxInt64: never.
 func Due(p Partition, pol Policy, l Limits, now int64) int64 {

@@ -22,6 +22,7 @@ const mib = 1 << 20
 //	pick [policy] [limits] now=
 //	due [policy] [limits] now=
 //	dirty [policy] now=
+//	behind [policy]
 func TestStories(t *testing.T) {
 	datadriven.Walk(t, "testdata/stories", func(t *testing.T, path string) {
 		var p Partition
@@ -34,6 +35,15 @@ func TestStories(t *testing.T) {
 				return show(Pick(p, policy(t, d), limits(t, d), arg(t, d, "now", int64(1000))))
 			case "dirty":
 				return fmt.Sprintf("%.2f\n", Dirty(p, policy(t, d), arg(t, d, "now", int64(1000))))
+			case "behind":
+				b := BehindOf(p, policy(t, d))
+				ms := func(t int64) string {
+					if t == math.MaxInt64 {
+						return "never"
+					}
+					return fmt.Sprint(t)
+				}
+				return fmt.Sprintf("%.1f MiB, the oldest of %s, late from %s\n", float64(b.Bytes)/mib, ms(b.Oldest), ms(b.Late))
 			case "due":
 				due := Due(p, policy(t, d), limits(t, d), arg(t, d, "now", int64(1000)))
 				if due == math.MaxInt64 {

@@ -71,6 +71,7 @@ type Options struct {
 	Registry prometheus.Gatherer // the process's own registry; never Prometheus's default one
 	Health   func() error        // nil: alive. An errors.Join becomes several reasons
 	Ready    func() error        // nil: able to do what it is for
+	Warn     func() error        // what is not well although it is ready: told beside the answer of both, whose status it does not change
 	Tier     func(topic string) ([]TierStatus, error)
 	Retired  func() ([]Retired, error)
 	Logger   *slog.Logger
@@ -161,8 +162,8 @@ func Handler(o Options, loopback bool) http.Handler {
 	quick := func(h http.HandlerFunc) http.Handler {
 		return http.TimeoutHandler(h, answerTimeout, `{"error":"no answer within `+answerTimeout.String()+`"}`)
 	}
-	mux.Handle("GET /healthz", quick(probe(o.Health)))
-	mux.Handle("GET /readyz", quick(probe(o.Ready)))
+	mux.Handle("GET /healthz", quick(probe(o.Health, o.Warn)))
+	mux.Handle("GET /readyz", quick(probe(o.Ready, o.Warn)))
 	if o.Tier != nil {
 		mux.Handle("GET /v1/tier", quick(tier(o.Tier)))
 	}
@@ -227,26 +228,31 @@ func bounded(next http.Handler, loopback bool) http.Handler {
 }
 
 type probeAnswer struct {
-	Status  string   `json:"status"` // "ok" or "unavailable"
-	Reasons []string `json:"reasons,omitempty"`
+	Status   string   `json:"status"` // "ok" or "unavailable"
+	Reasons  []string `json:"reasons,omitempty"`
+	Warnings []string `json:"warnings,omitempty"`
 }
 
-func probe(check func() error) http.HandlerFunc {
+func probe(check, warn func() error) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
-		var err error
+		a, code := probeAnswer{Status: "ok"}, http.StatusOK
 		if check != nil {
-			err = check()
+			if a.Reasons = reasons(check()); a.Reasons != nil {
+				a.Status, code = "unavailable", http.StatusServiceUnavailable
+			}
 		}
-		if err != nil {
-			answer(w, http.StatusServiceUnavailable, probeAnswer{Status: "unavailable", Reasons: reasons(err)})
-			return
+		if warn != nil {
+			a.Warnings = reasons(warn())
 		}
-		answer(w, http.StatusOK, probeAnswer{Status: "ok"})
+		answer(w, code, a)
 	}
 }
 
-// reasons takes a joined error apart, so that each failed check is a reason of its own.
+// reasons takes a joined error apart, so that each failed check is a reason of its own; nil for no error.
 func reasons(err error) []string {
+	if err == nil {
+		return nil
+	}
 	joined, ok := err.(interface{ Unwrap() []error })
 	if !ok {
 		return []string{err.Error()}

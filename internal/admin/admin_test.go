@@ -107,6 +107,27 @@ func TestJoinedReasons(t *testing.T) {
 	}
 }
 
+// What is not well is told beside the answer, and is no reason to say no.
+func TestWarnings(t *testing.T) {
+	var ready error
+	h := Handler(Options{Ready: func() error { return ready }, Warn: func() error { return errors.Join(errors.New("compaction: stuck"), errors.New("etcd: away")) }}, true)
+	for _, c := range []struct {
+		path string
+		err  error
+		code int
+		want string
+	}{
+		{"/readyz", nil, 200, `{"status":"ok","warnings":["compaction: stuck","etcd: away"]}`},
+		{"/healthz", nil, 200, `{"status":"ok","warnings":["compaction: stuck","etcd: away"]}`},
+		{"/readyz", errors.New("starting"), 503, `{"status":"unavailable","reasons":["starting"],"warnings":["compaction: stuck","etcd: away"]}`},
+	} {
+		ready = c.err
+		if w := get(t, h, "GET", "http://127.0.0.1"+c.path, nil); w.Code != c.code || strings.TrimSpace(w.Body.String()) != c.want {
+			t.Errorf("%s: %d %s, want %d %s", c.path, w.Code, w.Body, c.code, c.want)
+		}
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	h := Handler(testOptions(), true)
 	for _, c := range []struct {

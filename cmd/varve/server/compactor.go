@@ -32,14 +32,15 @@ const workerID = math.MaxInt32
 
 // compactor is a compaction worker over a cluster's metadata and bucket.
 type compactor struct {
-	name   string
-	node   *metadata.Node
-	static map[string]string
-	log    *slog.Logger
-	tier   *tiering.Tier
-	worker *compaction.Worker
-	lost   <-chan struct{} // of the last lease; owned by run
-	alone  bool            // in a process of its own, whose memory is the worker's
+	name    string
+	node    *metadata.Node
+	static  map[string]string
+	log     *slog.Logger
+	tier    *tiering.Tier
+	worker  *compaction.Worker
+	lost    <-chan struct{} // of the last lease; owned by run
+	alone   bool            // in a process of its own, whose memory is the worker's
+	trouble trouble
 
 	mu     sync.Mutex
 	topics map[[16]byte]resolved
@@ -119,12 +120,16 @@ func newCompactor(c *config.BrokerConfig, store *etcd.Store, node *metadata.Node
 		k.tier.Close()
 		return nil, fmt.Errorf("compaction worker: %w", err)
 	}
+	m.reg.MustRegister(newLagMetrics(k.worker.Lag))
 	return k, nil
 }
 
 // run works until ctx ends, and gives the lease back.
 func (k *compactor) run(ctx context.Context) {
+	var wg sync.WaitGroup
+	wg.Go(func() { k.watch(ctx) })
 	k.worker.Run(ctx)
+	wg.Wait()
 	if k.lost != nil {
 		<-k.lost
 	}
@@ -189,6 +194,8 @@ func addUpTo(a, b int64) int64 {
 
 // compactionMetrics are those of a worker.
 type compactionMetrics struct {
+	reg *prometheus.Registry
+
 	jobs, failed, read, written, records, kept, nulls       *prometheus.CounterVec
 	seconds                                                 *prometheus.CounterVec
 	lost                                                    prometheus.Counter
@@ -216,6 +223,7 @@ func newCompactionMetrics(reg *prometheus.Registry) *compactionMetrics {
 		return g
 	}
 	m := &compactionMetrics{
+		reg:        reg,
 		jobs:       counters("varve_compaction_jobs_total", "Jobs that the compaction worker carried out, by kind."),
 		seconds:    counters("varve_compaction_seconds_total", "Time spent on them."),
 		read:       counters("varve_compaction_read_bytes_total", "Bytes of record batches read by them; what is scanned and filtered counts twice."),
@@ -311,7 +319,7 @@ func OpenCompactor(ctx context.Context, c *config.BrokerConfig, log *slog.Logger
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if c.AdminListener != "" {
-		if s.admin, err = admin.Open(admin.Options{Listen: c.AdminListener, Registry: reg, Ready: w.ready, Retired: s.retired, Logger: log}); err != nil {
+		if s.admin, err = admin.Open(admin.Options{Listen: c.AdminListener, Registry: reg, Health: w.health, Ready: w.ready, Retired: s.retired, Logger: log}); err != nil {
 			return w, err
 		}
 	}
@@ -339,16 +347,25 @@ func OpenCompactor(ctx context.Context, c *config.BrokerConfig, log *slog.Logger
 	}
 	w.k.alone = true
 	s.compactor = w.k
+	waitingMetrics(reg, w.k.tier)
 	s.up.Store(true)
 	return w, nil
 }
 
-// ready says why no work gets done, or that it does.
+// health says that only a new process would get on, or nothing.
+func (w *Compactor) health() error {
+	if w.s.usable() != nil {
+		return nil // it starts, or ends
+	}
+	return w.k.stuck()
+}
+
+// ready says for how long and why no work gets done, or that it does.
 func (w *Compactor) ready() error {
 	if err := w.s.usable(); err != nil {
 		return err
 	}
-	return errors.Join(w.k.worker.Healthy(), w.k.tier.Healthy(), w.s.node.Healthy())
+	return errors.Join(w.k.stuck(), w.k.failing())
 }
 
 // Name is what claims name the worker by.

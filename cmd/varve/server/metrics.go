@@ -277,6 +277,11 @@ func (m *metrics) watch(s *Server) {
 		return float64(lag) / 1000
 	})
 	m.reg.MustRegister(newReplicationMetrics(s))
+	tiers := []*tiering.Tier{s.tier}
+	if t := s.compactor.parts(); t != nil {
+		tiers = append(tiers, t)
+	}
+	waitingMetrics(m.reg, tiers...)
 	m.gauge("varve_group_members", "Members of the groups coordinated here.", func() float64 { return float64(s.broker.GroupStats().Members) })
 	m.gauge("varve_group_committed_offsets", "Offsets that groups coordinated here have committed.", func() float64 { return float64(s.broker.GroupStats().Offsets) })
 	m.reg.MustRegister(newGroupMetrics(s.broker.GroupStats, s.broker.GroupLags))

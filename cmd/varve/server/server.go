@@ -143,7 +143,7 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	// directories below says more: it is often the same broker twice.
 	var adminErr error
 	if c.AdminListener != "" {
-		s.admin, adminErr = admin.Open(admin.Options{Listen: c.AdminListener, Registry: s.metrics.reg, Health: s.health, Ready: s.ready, Tier: s.TierStatus, Retired: s.retired, Logger: s.log})
+		s.admin, adminErr = admin.Open(admin.Options{Listen: c.AdminListener, Registry: s.metrics.reg, Health: s.health, Ready: s.ready, Warn: s.warn, Tier: s.TierStatus, Retired: s.retired, Logger: s.log})
 	}
 	seenFile := filepath.Join(c.LogDir, "metadata.seen")
 	seen, err := metadata.ReadSeen(seenFile)
@@ -529,6 +529,24 @@ func (s *Server) ready() error {
 		return err
 	}
 	return errors.Join(s.wal.Failed(), s.broker.Ready())
+}
+
+// warn says what is not well while clients are served.
+func (s *Server) warn() error {
+	if s.usable() != nil {
+		return nil
+	}
+	var errs []error
+	if err := s.node.Healthy(); err != nil {
+		errs = append(errs, fmt.Errorf("metadata cannot be changed: %w", err))
+	}
+	if err := s.tier.Healthy(); err != nil {
+		errs = append(errs, fmt.Errorf("object storage: %w", err))
+	}
+	if k := s.compactor; k != nil {
+		errs = append(errs, k.stuck(), k.failing())
+	}
+	return errors.Join(errs...)
 }
 
 // TierStatus describes the partitions that this broker leads.
