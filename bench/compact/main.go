@@ -280,7 +280,7 @@ func (w *worker) idle(ctx context.Context, before figures) (m figures, err error
 		if m, err = w.figures(); err != nil {
 			return nil, fmt.Errorf("%w\n%s", err, w.Tail())
 		}
-		if m["varve_compaction_failing_partitions"] > 0 || time.Since(began) > 10*time.Minute {
+		if m["varve_compaction_failing_partitions"] > 0 || time.Since(began) > time.Hour {
 			return nil, fmt.Errorf("the worker does not get on\n%s", w.Tail())
 		}
 		if at := m["varve_compaction_last_round_timestamp_seconds"]; at != last {
@@ -325,6 +325,9 @@ func (w *worker) tell(now, before figures) error {
 		requests = append(requests, fmt.Sprintf("%s %.0f (%.0f a GB)", op, n, n/gb))
 	}
 	fmt.Println("requests:", strings.Join(requests, ", "))
+	if b, err := os.ReadFile("/proc/loadavg"); err == nil { // with what else the machine does
+		fmt.Println("load of the machine in 1, 5 and 15 minutes:", strings.Join(strings.Fields(string(b))[:3], ", "))
+	}
 	return nil
 }
 

@@ -1,7 +1,9 @@
 package e2e_test
 
 import (
+	"cmp"
 	"context"
+	"flag"
 	"fmt"
 	"io"
 	"net/http"
@@ -19,6 +21,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/varve/varve/cmd/varve/servertest"
+	"github.com/varve/varve/tiering/objstore"
 )
 
 // compacting are settings by which everything is in the bucket at once and is compacted at once.
@@ -48,14 +51,39 @@ func compacted(t testing.TB, b *servertest.Broker) {
 	})
 }
 
+var (
+	offsetCommits = flag.Int("offset-commits", 0, "offsets that TestCoordinatorLoadsCompactedState commits; 0: 30,000, or 10,000,000 with VARVE_LONG=1")
+	takeovers     = flag.Int("takeovers", 0, "times that it takes a transactional id over; 0: 300, or 1,000,000 with VARVE_LONG=1")
+)
+
 // A coordinator that is loaded reads what compaction has left of what was written to its topic, whether or not the local
-// log still has all of it.
+// log still has all of it. With VARVE_LONG=1 it is a day of a busy cluster, and how long loading takes is told:
+//
+//	VARVE_LONG=1 go test -v -timeout 2h -run TestCoordinatorLoadsCompactedState ./cmd/varve/e2e [-args -offset-commits N -takeovers N]
 func TestCoordinatorLoadsCompactedState(t *testing.T) {
-	const keys, times = 100, 300 // committed partitions; how often
-	b := servertest.Start(t, servertest.Options{Settings: compacting()})
-	b.CreateTopic("busy", keys)
-	cl := b.Client(eager...)
+	total := func(set, small, large int) int {
+		if set == 0 && long {
+			return large
+		}
+		return cmp.Or(set, small)
+	}
+	all, allTakeovers := total(*offsetCommits, 30_000, 10_000_000), total(*takeovers, 300, 1_000_000)
+	keys, ids := max(1, min(1000, all/300)), max(1, min(1000, allTakeovers/300))
+	commits, takeovers := all/keys, allTakeovers/ids // of each
+	settings := compacting("log.cleaner.enable", "false")
 	ctx := patience(t)
+	var bucket objstore.Bucket
+	if long {
+		ctx = t.Context() // as long as it takes
+		settings["wal.max.bytes"] = "8589934592"
+		var err error
+		if bucket, err = objstore.OpenFile(filepath.Join(t.TempDir(), "objects"), true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := servertest.Start(t, servertest.Options{Settings: settings, Bucket: bucket})
+	b.CreateTopic("busy", int32(keys))
+	cl := b.Client(eager...)
 	servertest.Eventually(t, func() error {
 		find := kmsg.NewPtrFindCoordinatorRequest()
 		find.CoordinatorKey = "busy"
@@ -87,38 +115,48 @@ func TestCoordinatorLoadsCompactedState(t *testing.T) {
 		}
 		return nil
 	}
+	takeOver := func(cl *kgo.Client, id int) error {
+		init := kmsg.NewPtrInitProducerIDRequest()
+		init.TransactionalID, init.TransactionTimeoutMillis = kmsg.StringPtr(fmt.Sprintf("busy-%d", id)), 60_000
+		resp, err := init.RequestWith(ctx, cl)
+		if err == nil {
+			err = kerr.ErrorForCode(resp.ErrorCode)
+		}
+		return err
+	}
 	servertest.Eventually(t, func() error { return commit(0) })
+	began := time.Now()
 	var wg sync.WaitGroup
 	for w := range 4 {
 		wg.Go(func() {
-			for i := w + 1; i < times; i += 4 {
+			for i := w + 1; i < commits && !t.Failed(); i += 4 {
 				if err := commit(int64(i)); err != nil {
 					t.Error(err)
 				}
 			}
 		})
 	}
-	// And a transactional id that is taken over again and again.
-	for range times {
-		init := kmsg.NewPtrInitProducerIDRequest()
-		init.TransactionalID, init.TransactionTimeoutMillis = kmsg.StringPtr("busy"), 60_000
-		resp, err := init.RequestWith(ctx, cl)
-		if err == nil {
-			err = kerr.ErrorForCode(resp.ErrorCode)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+	// And transactional ids that are taken over again and again; a connection has one such request at a time.
+	for w := range min(ids, 64) {
+		own := b.Client(eager...)
+		wg.Go(func() {
+			for i := range takeovers {
+				for id := w; id < ids; id += 64 {
+					if err := takeOver(own, id); err != nil {
+						t.Errorf("%d is taken over for the %dth time: %v", id, i, err)
+						return
+					}
+				}
+			}
+		})
 	}
 	wg.Wait()
-	if err := commit(times); err != nil {
+	if err := commit(int64(commits)); err != nil {
 		t.Fatal(err)
 	}
-	written := map[string]float64{"group": keys * (times + 1), "transaction": times} // records, by coordinator
-	for _, wiped := range []bool{false, true} {
-		b.Remote("__consumer_offsets", false)
-		b.Remote("__transaction_state", false)
-		compacted(t, b)
+	t.Logf("%d offset commits over %d keys, and %d transactional ids taken over %d times each, in %v", keys*(commits+1), keys, ids, takeovers, time.Since(began).Round(time.Second))
+	restart := func(wiped bool) {
+		t.Helper()
 		if err := b.Restart(func() {
 			if !wiped {
 				return
@@ -129,18 +167,23 @@ func TestCoordinatorLoadsCompactedState(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
-		for which, n := range written {
-			servertest.Eventually(t, func() error {
-				if metric(t, b, "varve_coordinator_partition_load_seconds_count", "coordinator", which) == 0 {
-					return fmt.Errorf("the state of the %s coordinator is not loaded", which)
-				}
-				return nil
-			})
-			records, bytes := metric(t, b, "varve_coordinator_load_records_total", "coordinator", which), metric(t, b, "varve_coordinator_load_bytes_total", "coordinator", which)
-			if records == 0 || records > n/20 || bytes > n/20*200 { // a record has less than 200 bytes, and its batch
-				t.Errorf("log wiped %v: to load the state of the %s coordinator, %v records in %v bytes were read of %v that were written", wiped, which, records, bytes, n)
+	}
+	type figures struct{ records, bytes float64 }
+	loaded := func(when, which string) figures {
+		t.Helper()
+		of := func(name string) float64 { return metric(t, b, name, "coordinator", which) }
+		servertest.Eventually(t, func() error {
+			if of("varve_coordinator_partition_load_seconds_count") == 0 {
+				return fmt.Errorf("%s: the state of the %s coordinator is not loaded", when, which)
 			}
-		}
+			return nil
+		})
+		f := figures{of("varve_coordinator_load_records_total"), of("varve_coordinator_load_bytes_total")}
+		t.Logf("%s, the %s coordinator has loaded %.0f records in %.0f bytes in %.1f ms", when, which, f.records, f.bytes, 1000*of("varve_coordinator_partition_load_seconds_sum"))
+		return f
+	}
+	kept := func(when string) {
+		t.Helper()
 		fetch := kmsg.NewPtrOffsetFetchRequest()
 		fetch.Group = "busy"
 		group := kmsg.NewOffsetFetchRequestGroup()
@@ -153,14 +196,40 @@ func TestCoordinatorLoadsCompactedState(t *testing.T) {
 		seen := 0
 		for _, topic := range resp.Groups[0].Topics {
 			for _, p := range topic.Partitions {
-				if seen++; p.Offset != times {
-					t.Errorf("partition %d is at %d, want %d", p.Partition, p.Offset, times)
+				if seen++; p.Offset != int64(commits) {
+					t.Errorf("%s: partition %d is at %d, want %d", when, p.Partition, p.Offset, commits)
 				}
 			}
 		}
 		if seen != keys {
-			t.Errorf("%d offsets, want %d", seen, keys)
+			t.Errorf("%s: %d offsets, want %d", when, seen, keys)
 		}
+	}
+	coordinators := map[string]struct{ written, keys int }{"group": {keys * (commits + 1), keys}, "transaction": {ids * takeovers, ids}}
+
+	when := "before the worker has begun"
+	restart(false)
+	for which, c := range coordinators {
+		if f := loaded(when, which); f.records < float64(c.written) {
+			t.Errorf("%s: %v records of the %s coordinator were loaded of %d", when, f.records, which, c.written)
+		}
+	}
+	kept(when)
+	settings["log.cleaner.enable"] = "true"
+	restart(false)
+	for _, wiped := range []bool{false, true} {
+		b.Remote("__consumer_offsets", false)
+		b.Remote("__transaction_state", false)
+		compacted(t, b)
+		restart(wiped)
+		when := map[bool]string{false: "compacted", true: "compacted, and the log wiped"}[wiped]
+		for which, c := range coordinators {
+			most := float64(15 * c.keys)
+			if f := loaded(when, which); f.records == 0 || f.records > most || f.bytes > most*200 { // a record has less than 200 bytes, and its batch
+				t.Errorf("%s: to load the state of the %s coordinator, %v records in %v bytes were read of %d that were written", when, which, f.records, f.bytes, c.written)
+			}
+		}
+		kept(when)
 	}
 }
 

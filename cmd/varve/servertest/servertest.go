@@ -270,18 +270,22 @@ func (b *Broker) CreateReplicated(name string, partitions int32, replicas int16,
 	}
 }
 
-// Eventually waits until f reports no error; after a minute it fails the test
-// with the last one.
+// Eventually waits until f reports no error; after a minute, or 20 with
+// VARVE_LONG=1, it fails the test with the last one.
 func Eventually(tb testing.TB, f func() error) {
 	tb.Helper()
-	deadline := time.Now().Add(time.Minute)
+	patience := time.Minute
+	if os.Getenv("VARVE_LONG") == "1" {
+		patience = 20 * time.Minute
+	}
+	deadline := time.Now().Add(patience)
 	for {
 		err := f()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			tb.Fatalf("still, after a minute: %v", err)
+			tb.Fatalf("still, after %s: %v", patience, err)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
