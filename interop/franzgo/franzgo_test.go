@@ -25,6 +25,7 @@ const said = `
 {"Time":"2026-01-01T00:00:04Z","Action":"output","Package":"kgo","Test":"TestA/two","Output":"    testConsumer sendErr group=g: saw double offset t x p1o2\n"}
 {"Time":"2026-01-01T00:00:04Z","Action":"output","Package":"kgo","Test":"TestA/two","Output":"    helpers_test.go:2: saw double offset t x p1o2\n"}
 {"Time":"2026-01-01T00:00:04Z","Action":"output","Package":"kgo","Test":"TestA/two","Output":"    helpers_test.go:3: TestA/two completed in 1s\n"}
+{"Time":"2026-01-01T00:00:04Z","Action":"output","Package":"kgo","Test":"TestA/two","Output":"    testConsumer sendErr group=g: poll got unexpected errs: [topic x partition 0 lost records; the client consumed to offset 7\n"}
 {"Time":"2026-01-01T00:00:04Z","Action":"fail","Package":"kgo","Test":"TestA/two","Elapsed":1}
 {"Time":"2026-01-01T00:00:05Z","Action":"run","Package":"kgo","Test":"TestB"}
 {"Time":"2026-01-01T00:00:05Z","Action":"output","Package":"kgo","Test":"TestB","Output":"panic: OUT_OF_ORDER_SEQUENCE_NUMBER: The broker received an out of order sequence number.\n"}
@@ -54,7 +55,7 @@ func TestResults(t *testing.T) {
 	if begun != 4 {
 		t.Errorf("%d tests began", begun)
 	}
-	if want := []string{"saw double offset t x p1o2"}; !reflect.DeepEqual(s.anomalies, want) {
+	if want := []string{"saw double offset t x p1o2", "lost records; the client consumed to offset 7"}; !reflect.DeepEqual(s.anomalies, want) {
 		t.Errorf("about records: %q, want %q", s.anomalies, want)
 	}
 	if want := []string{"saw double offset t x p1o2"}; !reflect.DeepEqual(s.tests["TestA/two"].messages, want) {
@@ -66,7 +67,7 @@ func TestResults(t *testing.T) {
 		"pass      TestA/one: 20.0 s, 2 kills, and did not compare what it read\n",
 		"fail      TestA/two: 1.0 s, 1 kills\n          saw double offset t x p1o2\n",
 		"\nnot ended TestB: ",
-		"3 kills, 0.0 s without a broker; 1 fail, 2 not ended, 1 pass, 1 of those that passed did not compare what they read; 1 reports of records",
+		"3 kills, 0.0 s without a broker; 1 fail, 2 not ended, 1 pass, 1 of those that passed did not compare what they read; 2 reports of records",
 		"go test: FAIL\tkgo\t6s\n",
 	} {
 		if !strings.Contains("\n"+out.String(), want) {

@@ -58,7 +58,7 @@ var (
 	// remark is one that is not a failure.
 	remark = regexp.MustCompile(`completed in |deleting (topic|group) |FAILED TESTING`)
 	// anomaly is what the tests say of records that are not there, there twice, in another order or others than were sent.
-	anomaly = regexp.MustCompile(`saw double offset.*|got \d+ keys != exp.*|got key \d+ != exp \d+|unexpected out of order key.*|produced offsets out of order.*|expected first produced record.*|consumed too much.*|body not what was expected`)
+	anomaly = regexp.MustCompile(`saw double offset.*|got \d+ keys != exp.*|got key \d+ != exp \d+|unexpected out of order key.*|produced offsets out of order.*|expected first produced record.*|consumed too much.*|lost records; .*|body not what was expected`)
 	// unchecked is said by a test that gives up comparing what it read, and passes.
 	unchecked = regexp.MustCompile(`skipping validation`)
 )
