@@ -147,6 +147,12 @@ func (r *replica) copy(ctx context.Context, c *copyRun, done func(error)) (appen
 			return false, err
 		}
 	}
+	if len(pieces) > 0 && pieces[0].base < c.from.Offset && c.from.Offset < pieces[0].next {
+		if err := r.beginInside(ctx, c, pieces[0].base); err != nil {
+			r.unreserve(pieces)
+			return false, err
+		}
+	}
 	r.mu.Lock()
 	if !r.current(c.epoch, c.from) {
 		r.mu.Unlock()
@@ -164,6 +170,43 @@ func (r *replica) copy(ctx context.Context, c *copyRun, done func(error)) (appen
 	r.mu.Unlock()
 	r.moved(before, now)
 	return len(pieces) > 0, nil
+}
+
+// beginInside begins the local log anew at base, from where the leader has sent a batch that the log's start lies in: records were
+// deleted up to there, and the bucket had none of the batch. Only a log that has nothing yet can begin elsewhere; of any other
+// it is said below that the batch does not follow. What was sent has to be appended then: from base, the leader gives nothing.
+func (r *replica) beginInside(ctx context.Context, c *copyRun, base int64) error {
+	if err := r.work(ctx); err != nil {
+		return err
+	}
+	defer r.worked()
+	old := r.localID()
+	if start, end := r.b.log_.Bounds(old); start != end || end != c.from.Offset {
+		return nil
+	}
+	if err := r.b.log_.AdmitPartition(nil); err != nil {
+		return err
+	}
+	id := r.b.log_.Create(r.topicID, r.index, base, nil, nil, nil)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.current(c.epoch, c.from) || r.localID() != old {
+		r.b.log_.Drop(id, nil)
+		return nil
+	}
+	v := r.st.View()
+	st := partition.New(r.b.opts.BrokerID, partition.Recovered{LogStart: v.LogStart, LogEnd: base, HighWatermark: base, RemoteEnd: v.RemoteEnd})
+	st.Producers().SetLimit(r.b.conf().MaxProducersPerPartition)
+	r.b.log_.Drop(old, nil)
+	r.ages, r.savedAt, r.unsaved = nil, -1, true
+	if !r.keep(ctx, st, id) {
+		return ctx.Err()
+	}
+	if err := st.Follow(r.term); err != nil {
+		return err
+	}
+	c.from, _ = st.Position()
+	return nil
 }
 
 func (r *replica) unreserve(pieces []copyPiece) {
@@ -369,8 +412,11 @@ func (r *replica) producersAt(ctx context.Context, to int64) (*producer.State, e
 		if err != nil {
 			return nil, fmt.Errorf("read the newest object's footer: %w", err)
 		}
-		if end < start || end > to {
+		if end > to {
 			return nil, errNotHere
+		}
+		if end < start {
+			break // what was between was deleted before the bucket had it; see startLocal
 		}
 		if len(snap) > 0 {
 			if producers, _, err = producer.Decode(snap); err != nil {

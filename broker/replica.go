@@ -270,9 +270,11 @@ func (r *replica) tryLead(ctx context.Context) error {
 	rec, st, id, epoch := r.recov, r.st, r.localID(), r.term.Epoch
 	r.mu.Unlock()
 
-	if st != nil && st.View().LogEnd < state.RemoteEnd {
+	// Where what is appended next has its offset at least: what is below is in the bucket, or deleted.
+	least := max(state.RemoteEnd, state.LogStart)
+	if st != nil && st.View().LogEnd < least {
 		// It was not in sync, and is elected all the same: an operator's word.
-		r.b.log.Warn("local log dropped: it ends below the remote end", "partition", r.String(), "local_end", st.View().LogEnd, "remote_end", state.RemoteEnd)
+		r.b.log.Warn("local log dropped: it ends below the remote end", "partition", r.String(), "local_end", st.View().LogEnd, "remote_end", state.RemoteEnd, "log_start", state.LogStart)
 		r.dropLocal(r.localID())
 		st = nil
 	}
@@ -306,11 +308,11 @@ func (r *replica) tryLead(ctx context.Context) error {
 	}
 	if st == nil && rec != nil {
 		switch {
-		case rec.End < state.RemoteEnd:
-			// Everything that was committed is in the bucket; what this log
-			// holds is older than that, or of a lost history.
+		case rec.End < least:
+			// Everything that was committed is in the bucket or deleted; what
+			// this log holds is older than that, or of a lost history.
 			r.b.log.Warn("local log dropped: it ends below the remote end", "partition", r.String(),
-				"local_end", rec.End, "remote_end", state.RemoteEnd)
+				"local_end", rec.End, "remote_end", state.RemoteEnd, "log_start", state.LogStart)
 			r.dropLocal(rec.ID)
 		default:
 			if st, err = r.restore(ctx, rec, state); err != nil {
@@ -347,7 +349,7 @@ func (r *replica) tryLead(ctx context.Context) error {
 	// its name nothing.
 	r.b.leaderStarted(r, t.Epoch)
 	r.mu.Unlock()
-	r.b.log_.SetReclaimable(r.localID(), max(state.RemoteEnd, state.LogStart))
+	r.b.log_.SetReclaimable(r.localID(), least)
 	r.changed()
 	r.b.sessions.hasten(t.Replicas, time.Now())
 	return nil
@@ -457,6 +459,9 @@ func (r *replica) restore(ctx context.Context, rec *wal.Recovered, state tiering
 			}
 		}
 	}
+	if from < rec.Start {
+		producers = producer.New() // what was between was deleted before the bucket had it; see startLocal
+	}
 	maxTS, err := r.replay(ctx, rec.ID, producers, max(from, rec.Start), rec.End)
 	if err != nil {
 		return nil, err
@@ -528,9 +533,17 @@ func (r *replica) startLocal(ctx context.Context, state tiering.State) (*partiti
 		if err != nil {
 			return nil, 0, fmt.Errorf("read the newest object's footer: %w", err)
 		}
-		start, lin, snapshot = max(end, state.LogStart), l, snap
-		if len(snap) > 0 {
-			p, _, err := producer.Decode(snap)
+		start = max(end, state.LogStart)
+		if start == end {
+			lin, snapshot = l, snap
+		}
+		// Else what is between was deleted and is nowhere any more: which leader epochs began there, how far sequences went, which
+		// transactions ended. What is known of before would be held against what comes: a leader that is told the older epoch
+		// says that the logs part below what was committed, each time that this one is begun anew; sequences that go on would be
+		// refused, and a transaction that ended there kept open for ever. Of whom nothing is known may go on with any sequence,
+		// and a transaction that is still open shows again with its next batch.
+		if len(snapshot) > 0 {
+			p, _, err := producer.Decode(snapshot)
 			if err != nil {
 				return nil, 0, fmt.Errorf("producer snapshot of the newest object: %w", err)
 			}
