@@ -266,3 +266,45 @@ func TestSuccessorsHead(t *testing.T) {
 		}
 	})
 }
+
+// Nobody is told that records are deleted before the replica is, which would go on showing them.
+func TestDeletedIsToldToTheReplicaFirst(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		var fail atomic.Bool
+		w.store.Hook = func(op string, _ [16]byte, _ int32, after bool) error {
+			if op == "load" && fail.Load() {
+				return errInjected
+			}
+			return nil
+		}
+		x, f := w.open(), newLog(1, 0)
+		w.lead(x, f)
+		f.plain(t, 1, 10, 100)
+		w.drained(x, f)
+		fail.Store(true)
+		var answered atomic.Bool
+		go func() {
+			if s, err := x.AdvanceLogStart(bg, f.id, 0, 5); err != nil || s != 5 || f.start != 5 {
+				t.Errorf("answered %d, %v, and the replica was told %d", s, err, f.start)
+			}
+			answered.Store(true)
+		}()
+		time.Sleep(5 * time.Second)
+		if answered.Load() {
+			t.Error("answered while the head could not be read back")
+		}
+		fail.Store(false)
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		if !answered.Load() {
+			t.Error("not answered when it could")
+		}
+		fail.Store(true)
+		ctx, cancel := context.WithTimeout(bg, 3*time.Second)
+		defer cancel()
+		if _, err := x.AdvanceLogStart(ctx, f.id, 0, 7); err == nil {
+			t.Error("answered, and the replica was not told")
+		}
+		fail.Store(false)
+	})
+}

@@ -145,8 +145,9 @@ func (t *Tier) moveLogStart(ctx context.Context, l *leader, to int64) (int64, er
 }
 
 // AdvanceLogStart moves the log start of a led partition to to, if it lies below,
-// and returns what it is then: committed in the head. It needs the metadata
-// store, not the bucket.
+// and returns what it is then: committed in the head, and told to the replica, so
+// that nobody is shown what was deleted once somebody was told that it is. It
+// needs the metadata store, not the bucket.
 func (t *Tier) AdvanceLogStart(ctx context.Context, topicID [16]byte, partition int32, to int64) (int64, error) {
 	key := partitionKey{topicID, partition}
 	l := t.leader(key)
@@ -154,10 +155,26 @@ func (t *Tier) AdvanceLogStart(ctx context.Context, topicID [16]byte, partition 
 		return 0, fmt.Errorf("log start of %s: %w", key, ErrNotLed)
 	}
 	start, err := t.moveLogStart(ctx, l, to)
+	if err == nil {
+		err = t.untilTold(ctx, l)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("log start of %s to %d: %w", key, to, err)
 	}
 	return start, nil
+}
+
+// untilTold waits until the replica was told of what is committed.
+func (t *Tier) untilTold(ctx context.Context, l *leader) error {
+	ctx, cancel := both(ctx, l.ctx)
+	defer cancel()
+	for l.unread.Load() {
+		t.readBackLater(l)
+		if l.unread.Load() && !sleep(ctx, jittered(t.o.MinBackoff)) {
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 // firstSleep spreads the first run of a rare duty.
