@@ -471,8 +471,8 @@ func (t *Tier) Peek(ctx context.Context, topicID [16]byte, partition int32) (Sta
 }
 
 // Changed calls f with what the heads say that were written after revision since, 0 for all, and returns the revision
-// up to which that was. Leaders do not hear of what a compaction worker commits before their own next commit; this way
-// they do.
+// up to which that was. Leaders do not hear of what a compaction worker commits before their own next commit, and others
+// read by a head of up to ViewAge ago; this way both know.
 func (t *Tier) Changed(ctx context.Context, since int64, f func(topicID [16]byte, partition int32, s State)) (rev int64, err error) {
 	return t.store.Changed(ctx, since, func(s StoredHead) error {
 		key := partitionKey{s.TopicID, s.Partition}
@@ -484,6 +484,13 @@ func (t *Tier) Changed(ctx context.Context, since int64, f func(topicID [16]byte
 		if l := t.leader(key); l != nil {
 			t.adoptView(l, v)
 			v = l.view.Load()
+		} else {
+			// What is read of it from now on is read of this: else readers would be given what was replaced for ViewAge.
+			t.mu.Lock()
+			if have := t.views[key]; have != nil && have.rev < v.rev {
+				t.views[key] = v
+			}
+			t.mu.Unlock()
 		}
 		f(s.TopicID, s.Partition, v.state(h.Epoch))
 		return nil

@@ -789,6 +789,33 @@ func TestAbortedBehindTheManifestAtHand(t *testing.T) {
 	})
 }
 
+// A broker that does not lead reads by a head that it has at hand. What it is told has changed it does not read by the old one.
+func TestChangedHeadsAreReadBy(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.opts.ViewAge = time.Hour
+		leader, follower, f := w.open(), w.open(), newLog(1, 0)
+		w.lead(leader, f)
+		f.plain(t, 1, 10, 100)
+		w.drained(leader, f)
+		key := partitionKey{f.id, 0}
+		before, err := follower.current(bg, key, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.plain(t, 1, 10, 100)
+		w.drained(leader, f)
+		if v, err := follower.current(bg, key, false); err != nil || v != before {
+			t.Fatalf("another head without having been told: %v", err)
+		}
+		if _, err := follower.Changed(bg, before.rev, func([16]byte, int32, State) {}); err != nil {
+			t.Fatal(err)
+		}
+		if v, err := follower.current(bg, key, false); err != nil || v.rev <= before.rev || v.head.RemoteEnd() != 20 {
+			t.Errorf("revision %d after %d, %v", v.rev, before.rev, err)
+		}
+	})
+}
+
 // The local log forgets epochs below its start; footers do not.
 func TestLineageOutlivesTheLocalLog(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
