@@ -25,6 +25,7 @@ const (
 	Vanished    Kind = "a record was shown that is not there any more"
 	Unprocessed Kind = "record not processed though its offset is committed"
 	Outdated    Kind = "older record of a key shown than was acknowledged"
+	Undeleted   Kind = "deleted record shown"
 )
 
 // Anomaly is something that the cluster promises not to do.
@@ -61,9 +62,12 @@ func (r Record) String() string {
 // nothing that records could be missing from: that is an error of who noted it, and panics.
 func Check(h *History) []Anomaly {
 	c := &check{h: h, at: map[Partition]map[int64]*Read{}, differ: map[place]bool{}, seen: make([]map[Partition][]*Read, len(h.Readers)),
-		final: -1, committed: -1, compacted: map[string]bool{}}
+		final: -1, committed: -1, compacted: map[string]bool{}, start: map[Partition]int64{}}
 	for _, t := range h.Compacted {
 		c.compacted[t] = true
+	}
+	for _, s := range h.Starts {
+		c.start[s.Partition] = s.Offset
 	}
 	for i, r := range h.Readers {
 		c.seen[i] = map[Partition][]*Read{}
@@ -112,6 +116,7 @@ type check struct {
 	there, visible   map[Partition]map[int64]*Read
 	shown            map[string]*Read // the first record of a transaction that is visible
 	compacted        map[string]bool  // topics
+	start            map[Partition]int64
 }
 
 func (c *check) add(k Kind, p Partition, offset int64, format string, args ...any) {
@@ -178,14 +183,18 @@ func (c *check) log() {
 	c.there, c.visible = index(c.final), index(c.committed)
 	for p, offsets := range c.at {
 		for o, r := range offsets {
-			if c.there[p][o] == nil && !c.compacted[p.Topic] {
+			if c.there[p][o] == nil && !c.compacted[p.Topic] && o >= c.start[p] {
 				c.add(Vanished, p, o, "%s was shown %v", c.h.Readers[r.Reader].Name, r.Record)
 			}
 		}
 	}
 	for p, offsets := range c.there {
-		next, epoch := int64(0), int32(-1)
+		next, epoch := c.start[p], int32(-1)
 		for _, o := range sorted(offsets) {
+			if o < c.start[p] {
+				c.add(Undeleted, p, o, "the log starts at %d", c.start[p])
+				continue
+			}
 			if o > next && !c.compacted[p.Topic] {
 				c.add(Gap, p, next, "nothing is there; the next record is at %d", o)
 			}
@@ -228,7 +237,7 @@ func (c *check) readers() {
 				due = nil // keys knows what is
 			}
 			for o, r := range due {
-				if shown[o] || r.Control && !who.Final {
+				if shown[o] || r.Control && !who.Final || o < c.start[p] {
 					continue
 				}
 				if who.Final || len(reads) > 0 && o > reads[0].Offset && o < last {
@@ -271,6 +280,8 @@ func (c *check) acknowledged() {
 			continue
 		case c.compacted[w.Topic]:
 			continue // keys knows whether it is to be there
+		case w.Offset < c.start[w.Partition]:
+			continue
 		case there == nil:
 			c.add(Lost, w.Partition, w.Offset, "%v is not there", w.Record)
 			continue

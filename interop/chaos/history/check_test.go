@@ -188,6 +188,44 @@ func TestCheck(t *testing.T) {
 	})
 }
 
+var short = Partition{"short", 0}
+
+// deleted is a day on which what was at the beginning of a log was deleted when some had read it.
+func deleted() *story {
+	s := well()
+	for n := range int64(6) {
+		s.put(short, n, rec("s", n, ""), true)
+	}
+	for n := range int64(3) {
+		s.drop(short, n, finals...)
+	}
+	s.Starts = []Start{{short, 3}}
+	return s
+}
+
+func TestDeleted(t *testing.T) {
+	finds(t, deleted, []planted{
+		{"all is well", func(*story) {}, nil},
+		{"the log starts later than it says", func(s *story) { s.drop(short, 3, everybody...) },
+			[]string{"acknowledged record lost: short-0 3", "gap in the offsets: short-0 3"}},
+		{"a record of the rest is gone", func(s *story) { s.drop(short, 5, everybody...) }, []string{"acknowledged record lost: short-0 5"}},
+		{"a replica lacks one of the rest", func(s *story) { s.drop(short, 4, otherAll) },
+			[]string{"record not shown to a reader that went on behind it: short-0 4"}},
+		{"a record of the rest was shown and is gone", func(s *story) {
+			s.Reads = append(s.Reads, Read{Partition: short, Record: rec("s", 6, ""), Reader: along, At: 31, Offset: 6, Epoch: -1})
+		}, []string{"a record was shown that is not there any more: short-0 6"}},
+		{"a deleted record is shown", func(s *story) {
+			s.Reads = slices.Insert(s.Reads, 0, Read{Partition: short, Record: rec("s", 2, ""), Reader: finalAll, At: 30, Offset: 2, Epoch: 3})
+		}, []string{"deleted record shown: short-0 2"}},
+		{"who reads along came when some were deleted", func(s *story) { s.drop(short, 1, along); s.drop(short, 2, along) }, nil},
+		{"who reads along was taken past one of the rest", func(s *story) { s.drop(short, 4, along) },
+			[]string{"record not shown to a reader that went on behind it: short-0 4"}},
+		{"another record has a deleted one's place", func(s *story) {
+			s.change(short, 1, func(r *Read) { r.Record = rec("s", 9, "") }, along)
+		}, []string{"different records at one offset: short-0 1"}},
+	})
+}
+
 func finds(t *testing.T, day func() *story, list []planted) {
 	for _, c := range list {
 		t.Run(c.name, func(t *testing.T) {

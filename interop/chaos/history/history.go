@@ -19,6 +19,15 @@ type History struct {
 	Derived  []Derived       `json:"derived"`
 	// Compacted topics lose records of a key that has newer ones, and tombstones some time later. Their batches are made anew.
 	Compacted []string `json:"compacted"`
+	// Starts are where the logs of partitions start that records were deleted of, when all is over: final readers begin there.
+	// A partition that is not named starts at 0.
+	Starts []Start `json:"starts,omitempty"`
+}
+
+// Start is the offset at which a partition's log starts: nothing below need be there any more.
+type Start struct {
+	Partition
+	Offset int64 `json:"offset"`
 }
 
 // Partition is one of a topic.
