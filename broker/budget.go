@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 
 	"golang.org/x/sync/semaphore"
@@ -56,6 +57,44 @@ func (b *budget) release(n int64) {
 	if b.isLarge(n) {
 		b.large.Release(n)
 	}
+}
+
+// free says whether no more than most bytes are held now.
+func (b *budget) free(most int64) bool {
+	for _, x := range []struct {
+		sem *semaphore.Weighted
+		n   int64
+	}{{b.sem, b.max - most}, {b.large, b.max/2 - most}} {
+		if x.n <= 0 {
+			continue
+		}
+		if !x.sem.TryAcquire(x.n) {
+			return false
+		}
+		x.sem.Release(x.n)
+	}
+	return true
+}
+
+// Charged is nil, or which requests or answers are counted as holding more than most bytes. It is for simulations: once
+// nobody asks for anything nothing may stay counted, or there would be less and less room for those who ask next.
+func (b *Broker) Charged(most int64) error {
+	switch {
+	case !b.requests.free(most):
+		return fmt.Errorf("broker: requests are counted with more than %d bytes", most)
+	case b.responses.n.Load() > most || b.wasted.n.Load() > most:
+		return fmt.Errorf("broker: answers are counted with %d bytes, and %d of what they lie in", b.responses.n.Load(), b.wasted.n.Load())
+	case b.responses.n.Load() < 0 || b.wasted.n.Load() < 0:
+		return fmt.Errorf("broker: answers are counted with %d bytes, and %d of what they lie in: more was taken off than was added", b.responses.n.Load(), b.wasted.n.Load())
+	}
+	for _, o := range []*opening{b.opening, b.heavy} {
+		if n := o.max - most; n > 0 && !o.sem.TryAcquire(n) {
+			return fmt.Errorf("broker: what is opened is counted with more than %d bytes", most)
+		} else if n > 0 {
+			o.sem.Release(n)
+		}
+	}
+	return nil
 }
 
 // opening bounds what a few bytes of a sender become that has the choice: the

@@ -90,6 +90,15 @@ func (rs *replicas) byKey(k partitionKey) *replica {
 	return at(rs.byID[k.id], k.index)
 }
 
+// LogEnd is where the log of a partition on this broker ends, 0 without a replica.
+func (b *Broker) LogEnd(topicID [16]byte, partition int32) int64 {
+	r := b.replicas.byKey(partitionKey{id: topicID, index: partition})
+	if r == nil {
+		return 0
+	}
+	return r.view.Load().LogEnd
+}
+
 // all lists every replica here.
 func (rs *replicas) all() []*replica {
 	rs.mu.RLock()

@@ -97,7 +97,7 @@ says of topics. Environment variables (VARVE_REMOTE_STORAGE_URL is remote.storag
 		// The tables are most of what is in use, and never garbage: without a bound the collector would wait until there is
 		// as much of that.
 		debug.SetMemoryLimit(server.WorkerMemory(cfg))
-		c, err := server.OpenCompactor(cmd.Context(), cfg, log)
+		c, err := server.OpenCompactor(cmd.Context(), server.Options{Config: cfg, Logger: log})
 		if err != nil {
 			return err
 		}

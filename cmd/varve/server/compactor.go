@@ -91,7 +91,7 @@ type resolved struct {
 }
 
 func newCompactor(c *config.BrokerConfig, store *etcd.Store, node *metadata.Node, bucket objstore.Bucket, clusterID string, log *slog.Logger,
-	events tiering.Events, m *compactionMetrics) (*compactor, error) {
+	events tiering.Events, m *compactionMetrics, merge int) (*compactor, error) {
 	host, _ := os.Hostname()
 	k := &compactor{name: fmt.Sprintf("%s/%d", host, os.Getpid()), node: node, static: c.Static, log: log, now: c.Cleaner, topics: make(map[[16]byte]resolved)}
 	manifests := manifests{node.Manifests()}
@@ -112,7 +112,7 @@ func newCompactor(c *config.BrokerConfig, store *etcd.Store, node *metadata.Node
 		Lease: func(ctx context.Context) (int64, <-chan struct{}, error) {
 			return store.Lease(ctx, c.Cleaner.SessionTimeout)
 		},
-		Settings: settingsOf(c.Cleaner), Changed: func() compaction.Settings { return settingsOf(k.cleaner()) }, Limits: picker.Limits{Bytes: c.Cleaner.JobBytes, Target: c.Cleaner.ObjectBytes},
+		Settings: settingsOf(c.Cleaner), Changed: func() compaction.Settings { return settingsOf(k.cleaner()) }, Limits: picker.Limits{Bytes: c.Cleaner.JobBytes, Target: c.Cleaner.ObjectBytes, Fanin: merge},
 		Scrubs: scrubs{store}, ScrubInterval: c.Cleaner.ScrubInterval, ScrubData: c.Cleaner.ScrubData,
 		Logger: log.With("part", "compaction"), Events: m.events(),
 	})
@@ -306,9 +306,11 @@ func WorkerMemory(c *config.BrokerConfig) int64 {
 	return c.Cleaner.DedupeBytes + 128<<20 + int64(max(c.Cleaner.Threads, 1))*(96<<20)
 }
 
-// OpenCompactor connects to the metadata and the bucket of a cluster that exists.
-func OpenCompactor(ctx context.Context, c *config.BrokerConfig, log *slog.Logger) (w *Compactor, err error) {
-	s := &Server{o: Options{Config: c, Logger: log}, log: log, started: time.Now()}
+// OpenCompactor connects to the metadata and the bucket of a cluster that exists. Of the options it takes Config, Logger,
+// Bucket, Etcd and Merge.
+func OpenCompactor(ctx context.Context, o Options) (w *Compactor, err error) {
+	c, log := o.Config, o.Logger
+	s := &Server{o: Options{Config: c, Logger: log, Bucket: o.Bucket, Etcd: o.Etcd}, log: log, started: time.Now()}
 	w = &Compactor{s: s}
 	defer func() {
 		if err != nil {
@@ -342,7 +344,7 @@ func OpenCompactor(ctx context.Context, c *config.BrokerConfig, log *slog.Logger
 		return w, fmt.Errorf("metadata: %w", err)
 	}
 	s.node.Start()
-	if w.k, err = newCompactor(c, store, s.node, s.bucket, clusterID, log, tierEvents(reg), newCompactionMetrics(reg)); err != nil {
+	if w.k, err = newCompactor(c, store, s.node, s.bucket, clusterID, log, tierEvents(reg), newCompactionMetrics(reg), o.Merge); err != nil {
 		return w, err
 	}
 	w.k.alone = true
@@ -367,6 +369,9 @@ func (w *Compactor) ready() error {
 	}
 	return errors.Join(w.k.stuck(), w.k.failing())
 }
+
+// Healthy is nil, or why compaction does not get on.
+func (w *Compactor) Healthy() error { return w.k.worker.Healthy() }
 
 // Name is what claims name the worker by.
 func (w *Compactor) Name() string { return w.k.name }

@@ -50,12 +50,14 @@ type Options struct {
 	Version string
 
 	// Of tests: another file system for the log, another bucket, an etcd that
-	// several brokers share, another network.
+	// several brokers share, another network; after how many small objects a
+	// compaction worker makes one of them (0: as many as are worth it).
 	FS     vfs.FS
 	Bucket objstore.Bucket
 	Etcd   *clientv3.Client
 	Listen func(address string) (net.Listener, error)
 	Dial   func(ctx context.Context, address string) (net.Conn, error)
+	Merge  int
 }
 
 // What is asked of a server too early, and too late.
@@ -247,7 +249,7 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 		s.broker.Run(run)
 	}()
 	if o.Dev && c.Cleaner.Enable && c.Cleaner.Threads > 0 {
-		if s.compactor, err = newCompactor(c, store, s.node, s.bucket, clusterID, s.log, s.metrics.tier, newCompactionMetrics(s.metrics.reg)); err != nil {
+		if s.compactor, err = newCompactor(c, store, s.node, s.bucket, clusterID, s.log, s.metrics.tier, newCompactionMetrics(s.metrics.reg), o.Merge); err != nil {
 			return s, err
 		}
 		s.wg.Go(func() { s.compactor.run(run) })
@@ -502,6 +504,15 @@ func (s *Server) AdminURL() string {
 
 // Failed yields the error after which the process has to end.
 func (s *Server) Failed() <-chan error { return s.failed }
+
+// Standing is what a simulation holds against what the cluster believes of this broker: the epoch of its registration, and
+// where its log of a partition ends, what is queued for the disk included; 0 without a replica.
+func (s *Server) Standing(topicID [16]byte, partition int32) (brokerEpoch, logEnd int64) {
+	return s.node.BrokerEpoch(), s.broker.LogEnd(topicID, partition)
+}
+
+// Charged is nil, or why requests or answers are counted as holding more than most bytes; see broker.Charged.
+func (s *Server) Charged(most int64) error { return s.broker.Charged(most) }
 
 // usable says why the parts must not be asked.
 func (s *Server) usable() error {
