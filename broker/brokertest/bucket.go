@@ -11,12 +11,14 @@ import (
 	"github.com/varve/varve/tiering/objstore"
 )
 
-// bucket is the one bucket behind all processes. It watches that no key is written twice (I8).
+// bucket is the one bucket behind all processes. It watches that no key is written twice (I8), and has others look at what is
+// deleted.
 type bucket struct {
 	*objstore.Mem
-	mu      sync.Mutex
-	written map[string]uint32 // the checksum of every key ever written
-	wrong   func(format string, args ...any)
+	mu       sync.Mutex
+	written  map[string]uint32 // the checksum of every key ever written
+	wrong    func(format string, args ...any)
+	deleting func(key string) // nil: nobody looks
 }
 
 func newBucket(wrong func(string, ...any)) *bucket {
@@ -35,6 +37,15 @@ func (b *bucket) Put(ctx context.Context, key string, body io.ReadSeeker, size i
 		}
 	}
 	return b.Mem.Put(ctx, key, body, size, crc)
+}
+
+func (b *bucket) Delete(ctx context.Context, keys []string) error {
+	for _, k := range keys {
+		if b.deleting != nil {
+			b.deleting(k)
+		}
+	}
+	return b.Mem.Delete(ctx, keys)
 }
 
 // bucketLink is a process's way to the bucket: it takes time and ends with the process, but what was asked for before

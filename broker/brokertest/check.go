@@ -23,34 +23,47 @@ import (
 	"github.com/varve/varve/tiering/manifest"
 )
 
-// watch looks at every write to etcd: manifest heads (I6, and the order in them), leader epochs. Called with the
-// store's lock held.
+// watch looks at every write to etcd: manifest heads (I6, and the order in them), leader epochs, who is in sync. Called with
+// the store's lock held.
 func (w *workload) watch(s *store, events []*mvccpb.Event) {
 	for _, ev := range events {
 		part, id, index, ok := keyOf(string(ev.Kv.Key))
-		if !ok || ev.Type != mvccpb.Event_PUT {
+		if !ok {
 			continue
 		}
-		p := history.Partition{Topic: s.topicName(id), Index: index}
+		p := history.Partition{Topic: s.named(id), Index: index}
+		if ev.Type != mvccpb.Event_PUT {
+			if part == "manifest" {
+				if h, err := manifest.DecodeHead(ev.PrevKv.Value); err == nil {
+					w.names(p, id, h, &manifest.Head{})
+				}
+			}
+			if part == "manifest" && s.kvs[etcdPrefix+"/image/topic/"+id] != nil {
+				w.c.fail("I7: %s-%d: the manifest of a topic that there is is deleted", p.Topic, p.Index)
+			}
+			continue
+		}
 		switch part {
+		case "partition":
+			var old *partitionState
+			if ev.PrevKv != nil {
+				old = decode[partitionState](ev.PrevKv.Value)
+			}
+			w.members(s, p, id, old, decode[partitionState](ev.Kv.Value))
 		case "epoch":
 			if ev.PrevKv != nil && number(ev.Kv.Value) <= number(ev.PrevKv.Value) {
 				w.c.fail("%s-%d: leader epoch %s after %s", p.Topic, p.Index, ev.Kv.Value, ev.PrevKv.Value)
 			}
+			w.mu.Lock()
+			w.epochs[p] = int32(number(ev.Kv.Value))
+			w.mu.Unlock()
 		case "manifest":
 			h, err := manifest.DecodeHead(ev.Kv.Value)
 			if err != nil {
 				w.c.fail("I7: %s-%d: %v", p.Topic, p.Index, err)
 				continue
 			}
-			if kv := s.kvs[etcdPrefix+"/epoch/"+id+"/"+fmt.Sprintf("%07d", index)]; kv == nil || number(kv.Value) != int64(h.Epoch) {
-				w.c.fail("I6: %s-%d: a manifest head of epoch %d is committed, the epoch is %v", p.Topic, p.Index, h.Epoch, kv)
-			}
-			if ev.PrevKv != nil {
-				if old, err := manifest.DecodeHead(ev.PrevKv.Value); err == nil && (h.RemoteEnd() < old.RemoteEnd() || h.LogStart < old.LogStart || h.Epoch < old.Epoch) {
-					w.c.fail("I7: %s-%d: the manifest goes back: epoch %d, log start %d, remote end %d after %d, %d, %d", p.Topic, p.Index, h.Epoch, h.LogStart, h.RemoteEnd(), old.Epoch, old.LogStart, old.RemoteEnd())
-				}
-			}
+			w.head(s, p, id, ev, h)
 			w.mu.Lock()
 			w.remote[term{p, h.Epoch}] = h.RemoteEnd()
 			w.mu.Unlock()
@@ -58,10 +71,48 @@ func (w *workload) watch(s *store, events []*mvccpb.Event) {
 	}
 }
 
-// keyOf takes the key of an epoch or a manifest head apart.
+// head checks a write of a manifest head. Called with the store's lock held.
+func (w *workload) head(s *store, p history.Partition, id string, ev *mvccpb.Event, h *manifest.Head) {
+	old := &manifest.Head{}
+	if ev.PrevKv != nil {
+		var err error
+		if old, err = manifest.DecodeHead(ev.PrevKv.Value); err != nil {
+			return // it is said of the write before
+		}
+	}
+	key := "/" + id + "/" + fmt.Sprintf("%07d", p.Index)
+	claim := read[claimState](s, "/claim"+key)
+	// A worker changes which objects there are, and nothing else; it needs no epoch, but its claim.
+	worker := claim != nil && ev.PrevKv != nil && h.Epoch == old.Epoch && h.RemoteEnd() == old.RemoteEnd() && h.LogStart == old.LogStart
+	if kv := s.kvs[etcdPrefix+"/epoch"+key]; kv == nil || !worker && number(kv.Value) != int64(h.Epoch) {
+		w.c.fail("I6: %s-%d: a manifest head of epoch %d is committed, the epoch is %v, the claim %v", p.Topic, p.Index, h.Epoch, kv, claim)
+	}
+	for _, e := range h.Tail {
+		there := slices.ContainsFunc(old.Tail, func(o manifest.Entry) bool { return o.Suffix == e.Suffix })
+		if tag := hex.EncodeToString(e.Suffix[:4]); e.Kind == manifest.Rewritten && !there && (claim == nil || claim.Tag != tag) {
+			w.c.fail("I6: %s-%d: object %x at %d is committed by the worker of tag %s, the claim is %v", p.Topic, p.Index, e.Suffix, e.Base, tag, claim)
+		}
+	}
+	w.names(p, id, old, h)
+	if h.LogStart > old.LogStart {
+		w.logStart(p, old.LogStart, h.LogStart)
+	}
+	if h.RemoteEnd() < old.RemoteEnd() || h.LogStart < old.LogStart || h.Epoch < old.Epoch || h.Compaction.CleanEnd < old.Compaction.CleanEnd {
+		w.c.fail("I7: %s-%d: the manifest goes back: epoch %d, log start %d, remote end %d, clean end %d after %d, %d, %d, %d", p.Topic, p.Index,
+			h.Epoch, h.LogStart, h.RemoteEnd(), h.Compaction.CleanEnd, old.Epoch, old.LogStart, old.RemoteEnd(), old.Compaction.CleanEnd)
+	}
+}
+
+// claimState is a worker's claim as it lies in etcd.
+type claimState struct {
+	Worker string `json:"worker"`
+	Tag    string `json:"tag"`
+}
+
+// keyOf takes the key of a partition's state, of its epoch or of its manifest head apart.
 func keyOf(key string) (part, id string, index int32, ok bool) {
-	f := strings.Split(strings.TrimPrefix(key, etcdPrefix+"/"), "/")
-	if len(f) != 3 || f[0] != "epoch" && f[0] != "manifest" {
+	f := strings.Split(strings.TrimPrefix(strings.TrimPrefix(key, etcdPrefix+"/"), "image/"), "/")
+	if len(f) != 3 || f[0] != "epoch" && f[0] != "manifest" && f[0] != "partition" {
 		return "", "", 0, false
 	}
 	n, err := strconv.Atoi(f[2])
@@ -112,6 +163,9 @@ func (w *workload) finish() {
 	if err := c.inSync(healthy); err != nil {
 		c.fail("I11: not in sync %s after everything was healed: %v", healthy, err)
 	}
+	if w.features.has(retained) {
+		w.retain()
+	}
 	w.feeds.Store(true)
 	w.producing.Wait()
 	k := w.client("check")
@@ -140,7 +194,21 @@ func (w *workload) finish() {
 	if err := eventually(20*time.Second, func() error { return w.uploaded(ends) }); err != nil {
 		c.fail("I11: everything should be in the bucket: %v", err)
 	}
+	if w.features.has(compacted) {
+		if err := eventually(settled, w.compactedEnough); err != nil {
+			c.fail("I11: compaction: %v", err)
+		}
+	}
+	if w.features.has(renewed) {
+		if err := eventually(settled, w.forgotten); err != nil {
+			c.fail("I11: deleted topics: %v", err)
+		}
+	}
+	if err := eventually(10*time.Second, c.uncharged); err != nil {
+		c.fail("I12: nobody asks for anything: %v", err)
+	}
 	w.audit()
+	w.lastIncarnation()
 	for i, a := range history.Check(&w.h) {
 		c.fail("%v", a)
 		if i < 3 && a.Offset >= 0 {
@@ -171,7 +239,7 @@ func (w *workload) drained(k *client, ends map[history.Partition]int64) error {
 	im := w.c.image()
 	for _, t := range im.Topics() {
 		for i := range t.Partitions {
-			p := history.Partition{Topic: t.Name, Index: int32(i)}
+			p := history.Partition{Topic: inHistory(t.Name, t.ID), Index: int32(i)}
 			var at [2]int64
 			for isolation := range at {
 				end, err := w.end(k, p, int8(isolation))
@@ -185,7 +253,7 @@ func (w *workload) drained(k *client, ends map[history.Partition]int64) error {
 			}
 		}
 	}
-	for _, group := range []string{processGroup, readerGroup} {
+	for _, group := range w.groupIDs() {
 		offsets, err := w.groupOffsets(k, group, w.all(topicIn))
 		if err != nil {
 			return fmt.Errorf("offsets of group %s: %w", group, err)
@@ -201,6 +269,11 @@ func (w *workload) drained(k *client, ends map[history.Partition]int64) error {
 }
 
 func (w *workload) end(k *client, p history.Partition, isolation int8) (int64, error) {
+	return w.offset(k, p, isolation, -1)
+}
+
+// offset asks a leader for the offset of a time: -1 is the end, -2 the start.
+func (w *workload) offset(k *client, p history.Partition, isolation int8, timestamp int64) (int64, error) {
 	l, ok := k.leader(p)
 	if !ok {
 		return 0, errors.New("no leader")
@@ -208,7 +281,7 @@ func (w *workload) end(k *client, p history.Partition, isolation int8) (int64, e
 	req := kmsg.NewPtrListOffsetsRequest()
 	req.Version, req.ReplicaID, req.IsolationLevel = 7, -1, isolation
 	t, rp := kmsg.NewListOffsetsRequestTopic(), kmsg.NewListOffsetsRequestTopicPartition()
-	t.Topic, rp.Partition, rp.Timestamp, rp.CurrentLeaderEpoch = p.Topic, p.Index, -1, l.epoch
+	t.Topic, rp.Partition, rp.Timestamp, rp.CurrentLeaderEpoch = topicOf(p.Topic), p.Index, timestamp, l.epoch
 	t.Partitions = append(t.Partitions, rp)
 	req.Topics = append(req.Topics, t)
 	resp, err := k.ask(l.id, req)
@@ -224,6 +297,16 @@ func (w *workload) end(k *client, p history.Partition, isolation int8) (int64, e
 
 // readBack reads all there is from every replica at both isolations: the leader's first.
 func (w *workload) readBack(k *client, im *image.Image, ends map[history.Partition]int64) {
+	starts, err := w.starts(k)
+	if err != nil {
+		w.c.fail("where logs start: %v", err)
+		return
+	}
+	w.mu.Lock()
+	for p, start := range starts {
+		w.h.Starts = append(w.h.Starts, history.Start{Partition: p, Offset: start})
+	}
+	w.mu.Unlock()
 	for i := range 3 {
 		for _, committed := range []bool{false, true} {
 			name := fmt.Sprintf("replica %d", i)
@@ -233,10 +316,10 @@ func (w *workload) readBack(k *client, im *image.Image, ends map[history.Partiti
 			reader := w.reader(history.Reader{Name: name, Committed: committed, Final: true})
 			for _, t := range im.Topics() {
 				for index, part := range t.Partitions {
-					p := history.Partition{Topic: t.Name, Index: int32(index)}
+					p := history.Partition{Topic: inHistory(t.Name, t.ID), Index: int32(index)}
 					from := slices.DeleteFunc(slices.Clone(part.Replicas), func(id int32) bool { return id == part.Leader })
 					from = append([]int32{part.Leader}, from...)
-					if err := w.readReplica(k, reader, from[min(i, len(from)-1)], p, ends[p], committed); err != nil {
+					if err := w.readReplica(k, reader, from[min(i, len(from)-1)], p, starts[p], ends[p], committed); err != nil {
 						w.c.fail("%s: broker %d: %s-%d: %v", name, from[min(i, len(from)-1)], p.Topic, p.Index, err)
 						return
 					}
@@ -246,8 +329,8 @@ func (w *workload) readBack(k *client, im *image.Image, ends map[history.Partiti
 	}
 }
 
-func (w *workload) readReplica(k *client, reader int, id int32, p history.Partition, end int64, committed bool) error {
-	for next, patience := int64(0), time.Now().Add(20*time.Second); next < end; {
+func (w *workload) readReplica(k *client, reader int, id int32, p history.Partition, start, end int64, committed bool) error {
+	for next, patience := start, time.Now().Add(20*time.Second); next < end; {
 		f, err := k.fetch(id, p, -1, next, committed, "", 200*time.Millisecond, 1<<20)
 		if err == nil && f.next > next {
 			// Coordinators may have written more since.
@@ -290,13 +373,13 @@ func (c *Cluster) heads() heads {
 func (w *workload) uploaded(ends map[history.Partition]int64) error {
 	names := map[string]string{}
 	for _, t := range w.c.image().Topics() {
-		names[hex.EncodeToString(t.ID[:])] = t.Name
+		names[hex.EncodeToString(t.ID[:])] = inHistory(t.Name, t.ID)
 	}
 	remote := map[history.Partition]int64{}
 	err := w.c.heads().Range(context.Background(), func(s tiering.StoredHead) error {
 		h, err := manifest.DecodeHead(s.Head)
 		if err == nil {
-			remote[history.Partition{Topic: names[hex.EncodeToString(s.TopicID[:])], Index: s.Partition}] = h.RemoteEnd()
+			remote[history.Partition{Topic: names[hex.EncodeToString(s.TopicID[:])], Index: s.Partition}] = h.NextBase()
 		}
 		return err
 	})

@@ -11,6 +11,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -30,6 +31,7 @@ type client struct {
 	links   map[int32]*clientLink
 	leaders map[history.Partition]leader
 	coords  map[string]int32 // by kind and key
+	over    *atomic.Bool     // nil, or when nothing is delivered any more
 }
 
 type leader struct{ id, epoch int32 }
@@ -147,7 +149,8 @@ func (k *client) refresh() (*kmsg.MetadataResponse, error) {
 	m := resp.(*kmsg.MetadataResponse)
 	for _, t := range m.Topics {
 		for _, p := range t.Partitions {
-			at, was := history.Partition{Topic: *t.Topic, Index: p.Partition}, k.leaders[history.Partition{Topic: *t.Topic, Index: p.Partition}]
+			at := history.Partition{Topic: inHistory(*t.Topic, t.TopicID), Index: p.Partition}
+			was := k.leaders[at]
 			// Brokers do not learn of a leader at the same time.
 			if p.LeaderEpoch >= was.epoch {
 				k.leaders[at] = leader{p.Leader, p.LeaderEpoch}
@@ -233,6 +236,27 @@ func message(r history.Record, size int) []byte {
 	return b
 }
 
+// saysHeader is where a record with a key says what it is, for a tombstone has no value.
+const saysHeader = "says"
+
+// keyed is a record of a key, with its checksum; the value is nil if it is a tombstone.
+func keyed(r *history.Record, size int) kmsg.Record {
+	says := message(*r, 0)
+	out := kmsg.Record{Key: []byte(r.Key), Headers: []kmsg.Header{{Key: saysHeader, Value: says}}}
+	if !r.Tombstone {
+		out.Value = message(*r, size)
+	}
+	r.Sum = checksum(out.Value, out.Key, says)
+	return out
+}
+
+func checksum(parts ...[]byte) (sum uint32) {
+	for _, b := range parts {
+		sum = crc32.Update(sum, crc32.IEEETable, b)
+	}
+	return sum
+}
+
 // parse is what a record says of itself.
 func parse(r *kgo.Record) history.Record {
 	rec := history.Record{Sum: crc32.ChecksumIEEE(r.Value)}
@@ -241,7 +265,13 @@ func parse(r *kgo.Record) history.Record {
 		rec.Sum = crc32.Update(rec.Sum, crc32.IEEETable, r.Key)
 		return rec
 	}
-	f := strings.SplitN(string(r.Value), " ", 4)
+	says := r.Value
+	if len(r.Headers) == 1 && r.Headers[0].Key == saysHeader {
+		says = r.Headers[0].Value
+		rec.Key, rec.Tombstone = string(r.Key), r.Value == nil
+		rec.Sum = checksum(r.Value, r.Key, says)
+	}
+	f := strings.SplitN(string(says), " ", 4)
 	if len(f) == 4 {
 		if n, err := strconv.ParseInt(f[1], 10, 64); err == nil {
 			rec.Producer, rec.Number, rec.Txn = f[0], n, f[2]
@@ -260,17 +290,17 @@ func parse(r *kgo.Record) history.Record {
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // batchOf builds a record batch.
-func batchOf(values [][]byte, pid int64, epoch int16, sequence int32, transactional bool) []byte {
+func batchOf(records []kmsg.Record, pid int64, epoch int16, sequence int32, transactional bool) []byte {
 	now := time.Now().UnixMilli()
 	rb := kmsg.RecordBatch{
-		PartitionLeaderEpoch: -1, Magic: 2, LastOffsetDelta: int32(len(values) - 1), FirstTimestamp: now, MaxTimestamp: now,
-		ProducerID: pid, ProducerEpoch: epoch, FirstSequence: sequence, NumRecords: int32(len(values)),
+		PartitionLeaderEpoch: -1, Magic: 2, LastOffsetDelta: int32(len(records) - 1), FirstTimestamp: now, MaxTimestamp: now,
+		ProducerID: pid, ProducerEpoch: epoch, FirstSequence: sequence, NumRecords: int32(len(records)),
 	}
 	if transactional {
 		rb.Attributes = 1 << 4
 	}
-	for i, v := range values {
-		r := kmsg.Record{OffsetDelta: int32(i), Value: v}
+	for i, r := range records {
+		r.OffsetDelta = int32(i)
 		// The length comes first and counts what is behind it.
 		body := r.AppendTo(nil)
 		r.Length = int32(len(body) - 1) // that of a zero
@@ -282,12 +312,15 @@ func batchOf(values [][]byte, pid int64, epoch int16, sequence int32, transactio
 	return b
 }
 
-// produceRequest is a request for one partition.
+// produceRequest is a request for one partition: by the name of its topic, or by the id of a topic whose name others had.
 func produceRequest(version int16, p history.Partition, txn *string, acks int16, batch []byte) *kmsg.ProduceRequest {
 	req := kmsg.NewPtrProduceRequest()
 	req.Version, req.TransactionID, req.Acks, req.TimeoutMillis = version, txn, acks, 2000
 	rt, rp := kmsg.NewProduceRequestTopic(), kmsg.NewProduceRequestTopicPartition()
 	rt.Topic, rp.Partition, rp.Records = p.Topic, p.Index, batch
+	if id, ok := byID(p.Topic); ok {
+		req.Version, rt.Topic, rt.TopicID = 13, "", id
+	}
 	rt.Partitions = append(rt.Partitions, rp)
 	req.Topics = append(req.Topics, rt)
 	return req
@@ -319,6 +352,9 @@ func (k *client) fetch(id int32, p history.Partition, epoch int32, offset int64,
 	}
 	rt, rp := kmsg.NewFetchRequestTopic(), kmsg.NewFetchRequestTopicPartition()
 	rt.Topic = p.Topic
+	if tid, ok := byID(p.Topic); ok {
+		req.Version, rt.Topic, rt.TopicID = 13, "", tid
+	}
 	rp.Partition, rp.CurrentLeaderEpoch, rp.FetchOffset, rp.PartitionMaxBytes = p.Index, epoch, offset, maxBytes
 	rt.Partitions = append(rt.Partitions, rp)
 	req.Topics = append(req.Topics, rt)

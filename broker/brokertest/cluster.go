@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -34,6 +35,9 @@ type Cluster struct {
 	objs  *bucket
 	store *objstore.Faulty // before it: the faults of the bucket itself, which all brokers meet
 	nodes []*node
+
+	features features
+	workers  []*worker
 
 	mu    sync.Mutex
 	wrong []string // what the cluster promises not to do and did
@@ -74,12 +78,18 @@ const (
 	clientHost = "10.0.1."
 )
 
-func newCluster(seed uint64, dir string, log slog.Handler, brokers int) *Cluster {
-	c := &Cluster{seed: seed, dir: dir, start: time.Now(), log: log, net: newNetwork(seed), etcd: newStore()}
+func newCluster(seed uint64, dir string, log slog.Handler, brokers int, f features) *Cluster {
+	c := &Cluster{seed: seed, dir: dir, start: time.Now(), log: log, net: newNetwork(seed), etcd: newStore(), features: f}
 	c.objs = newBucket(c.fail)
 	c.store = objstore.NewFaulty(c.objs, seed)
 	for id := int32(1); id <= int32(brokers); id++ {
 		c.add(id)
+	}
+	if f.has(compacted) {
+		rnd := pcg(seed, "workers")
+		for range 1 + rnd.IntN(2) {
+			c.addWorker(rnd)
+		}
 	}
 	return c
 }
@@ -119,7 +129,7 @@ func (c *Cluster) note(format string, args ...any) {
 
 // settings are those of every broker: small, so that logs roll, are uploaded and reclaimed within seconds.
 func (n *node) settings() map[string]string {
-	return map[string]string{
+	s := map[string]string{
 		"node.id":   strconv.Itoa(int(n.id)),
 		"listeners": fmt.Sprintf("PLAINTEXT://%s:%d", n.host, brokerPort), "advertised.listeners": fmt.Sprintf("PLAINTEXT://%s:%d", n.host, brokerPort),
 		"admin.listener": "", "broker.rack": fmt.Sprintf("zone-%d", n.id),
@@ -132,6 +142,8 @@ func (n *node) settings() map[string]string {
 		"replica.lag.time.max.ms": "3000", "replica.fetch.backoff.ms": "200", "leader.imbalance.check.interval.seconds": "10",
 		"etcd.request.timeout.ms": "1500", "controlled.shutdown.retry.backoff.ms": "1000", "transaction.max.timeout.ms": "60000",
 	}
+	maps.Copy(s, n.c.features.settings())
+	return s
 }
 
 // Start starts a process on a host that has none.
@@ -166,10 +178,7 @@ func (n *node) Start() {
 func (p *process) run() {
 	n := p.n
 	defer close(p.done)
-	log := slog.New(slog.DiscardHandler)
-	if n.c.log != nil {
-		log = slog.New(n.c.log).With("b", n.id, "run", n.runs)
-	}
+	log := slog.New(alarms{n.c, n.c.log}).With("b", n.id, "run", n.runs)
 	for p.ctx.Err() == nil {
 		cfg, _, err := config.Build(config.FromMode("simulation", n.settings()), config.Machine{Hostname: n.host, MemoryBytes: 16 << 30, Brokers: len(n.c.nodes)})
 		if err != nil {
@@ -281,8 +290,14 @@ func (c *Cluster) Close() {
 	for _, n := range c.nodes {
 		n.Kill(true, 0)
 	}
+	for _, k := range c.workers {
+		k.Kill()
+	}
 	for _, n := range c.nodes {
 		n.wg.Wait()
+	}
+	for _, k := range c.workers {
+		k.wg.Wait()
 	}
 	c.etcd.stop()
 }

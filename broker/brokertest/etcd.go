@@ -32,6 +32,8 @@ type store struct {
 	lastLease int64
 	// committed is told of every write, in order, with the store as it is behind it.
 	committed func(s *store, events []*mvccpb.Event)
+	// late, if it is not nil, says how much longer than others a transaction is on its way.
+	late func(r *pb.TxnRequest) time.Duration
 }
 
 type lease struct {
@@ -81,6 +83,7 @@ func (s *store) read(r *pb.RangeRequest) (*pb.RangeResponse, error) {
 				resp.Kvs = append(resp.Kvs, kv)
 			}
 		}
+		resp.Kvs = slices.DeleteFunc(resp.Kvs, func(kv *mvccpb.KeyValue) bool { return kv.ModRevision < r.MinModRevision })
 		slices.SortFunc(resp.Kvs, func(a, b *mvccpb.KeyValue) int { return bytes.Compare(a.Key, b.Key) })
 	}
 	resp.Count = int64(len(resp.Kvs))
@@ -408,7 +411,20 @@ func (k etcdKV) Range(ctx context.Context, r *pb.RangeRequest, _ ...grpc.CallOpt
 	})
 }
 
+// Late has transactions take longer, as f says, called without a lock held; nil ends that.
+func (s *store) Late(f func(r *pb.TxnRequest) time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.late = f
+}
+
 func (k etcdKV) Txn(ctx context.Context, r *pb.TxnRequest, _ ...grpc.CallOption) (*pb.TxnResponse, error) {
+	k.l.s.mu.Lock()
+	late := k.l.s.late
+	k.l.s.mu.Unlock()
+	if late != nil {
+		sleep(ctx, late(r)) // the sender may give up meanwhile
+	}
 	return call(ctx, k.l, func() (*pb.TxnResponse, error) { return k.l.s.txn(r) })
 }
 

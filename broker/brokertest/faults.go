@@ -32,6 +32,14 @@ type fault struct {
 	do     func(f *faults, e *event, note func(string, ...any))
 }
 
+// wipes says whether a disk is lost.
+func (f *fault) wipes() bool { return f.name == "wipe" || f.name == "join-stale" }
+
+// applies says whether there is what it happens to.
+func (f *fault) applies(has features) bool {
+	return !strings.HasPrefix(f.name, "worker-") || has.has(compacted)
+}
+
 var kinds = []*fault{
 	{"kill", 6, false, kill(false, anyNode)},
 	{"power", 8, false, kill(true, anyNode)},
@@ -42,6 +50,8 @@ var kinds = []*fault{
 	{"power-all", 3, false, killAll(true)},
 	{"restart", 3, false, restart},
 	{"wipe", 3, true, wipe},
+	{"join-late", 3, true, joinLate},
+	{"join-stale", 3, true, joinStale},
 	{"pause", 5, false, pause(anyNode)},
 	{"pause-leader", 3, false, pause(leaderNode)},
 	{"pause-controller", 2, false, pause(controllerNode)},
@@ -61,6 +71,9 @@ var kinds = []*fault{
 	{"move", 6, false, move},
 	{"elect", 3, false, elect},
 	{"drain", 2, false, drain},
+	{"worker-kill", 8, false, workerKill},
+	{"worker-pause", 8, false, workerPause},
+	{"worker-etcd", 5, false, workerEtcd},
 }
 
 // faults has the plan of a seed happen.
@@ -75,10 +88,10 @@ type faults struct {
 }
 
 // plan draws faults for a time.
-func plan(rnd *rand.Rand, d time.Duration, names []string) (events []event) {
+func plan(rnd *rand.Rand, d time.Duration, names []string, has features) (events []event) {
 	var bag []*fault
 	for _, f := range kinds {
-		if len(names) == 0 || slices.Contains(names, f.name) {
+		if (len(names) == 0 || slices.Contains(names, f.name)) && f.applies(has) {
 			for range f.weight {
 				bag = append(bag, f)
 			}
@@ -371,12 +384,21 @@ func etcdAway(f *faults, e *event, note func(string, ...any)) {
 	}
 	defer f.give(nodes...)
 	note("for %s", e.lasts)
+	var links []*etcdLink
 	for _, n := range nodes {
-		n.running().etcd.Cut(true)
+		links = append(links, n.running().etcd)
+	}
+	for _, k := range f.c.workers {
+		if p := k.running(); p != nil {
+			links = append(links, p.etcd)
+		}
+	}
+	for _, l := range links {
+		l.Cut(true)
 	}
 	time.Sleep(e.lasts)
-	for _, n := range nodes {
-		n.running().etcd.Cut(false)
+	for _, l := range links {
+		l.Cut(false)
 	}
 	note("etcd is back")
 }
@@ -386,6 +408,12 @@ func etcdLossy(f *faults, e *event, note func(string, ...any)) {
 	links := []*etcdLink{}
 	for _, n := range f.c.nodes {
 		if p := n.running(); p != nil {
+			p.etcd.Lossy(true)
+			links = append(links, p.etcd)
+		}
+	}
+	for _, k := range f.c.workers {
+		if p := k.running(); p != nil {
 			p.etcd.Lossy(true)
 			links = append(links, p.etcd)
 		}
@@ -442,18 +470,26 @@ func bucketHangs(f *faults, e *event, note func(string, ...any)) {
 	note("the bucket is well")
 }
 
-// move gives some partitions other replicas, in another order.
+// move gives some partitions other replicas, in another order, and may take that back on the way.
 func move(f *faults, e *event, note func(string, ...any)) {
 	f.reassign(e, note, func(t *image.Topic, p *image.Partition) []int32 {
 		if e.rnd.IntN(2) == 0 {
 			return nil
 		}
+		n := min(len(p.Assigned()), len(f.c.nodes))
+		if t.Name != topicOne && e.rnd.IntN(8) == 0 {
+			n = 2 + e.rnd.IntN(len(f.c.nodes)-1) // another number of them
+		}
 		var to []int32
-		for _, i := range e.rnd.Perm(len(f.c.nodes))[:min(len(p.Assigned()), len(f.c.nodes))] {
+		for _, i := range e.rnd.Perm(len(f.c.nodes))[:n] {
 			to = append(to, f.c.nodes[i].id)
 		}
 		return to
 	})
+	if e.rnd.IntN(3) == 0 {
+		time.Sleep(time.Duration(e.rnd.IntN(300)) * time.Millisecond)
+		f.cancel(e, note)
+	}
 }
 
 // drain moves everything off one broker, if there are enough others.
@@ -501,6 +537,32 @@ func (f *faults) reassign(e *event, note func(string, ...any), target func(*imag
 	}
 	if len(what) > 0 {
 		note("%s", strings.Join(what, ", "))
+		f.admin(e, req)
+	}
+}
+
+// cancel takes back what is being moved.
+func (f *faults) cancel(e *event, note func(string, ...any)) {
+	req := kmsg.NewPtrAlterPartitionAssignmentsRequest()
+	req.TimeoutMillis = 2000
+	var what []string
+	for _, t := range f.c.image().Topics() {
+		rt := kmsg.NewAlterPartitionAssignmentsRequestTopic()
+		rt.Topic = t.Name
+		for i, p := range t.Partitions {
+			if p.Reassigning() {
+				rp := kmsg.NewAlterPartitionAssignmentsRequestTopicPartition()
+				rp.Partition = int32(i) // without replicas
+				rt.Partitions = append(rt.Partitions, rp)
+				what = append(what, fmt.Sprintf("%s-%d", t.Name, i))
+			}
+		}
+		if len(rt.Partitions) > 0 {
+			req.Topics = append(req.Topics, rt)
+		}
+	}
+	if len(what) > 0 {
+		note("taken back: %s", strings.Join(what, ", "))
 		f.admin(e, req)
 	}
 }

@@ -10,6 +10,8 @@ package brokertest
 import (
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -24,6 +26,7 @@ type Options struct {
 	Dir    string        // empty, on the real disk
 	Log    slog.Handler  // of the brokers; nil: none
 	Faults []string      // only these; nil: all
+	With   []string      // exactly these features; nil: those that the seed chooses
 	For    time.Duration // how long faults happen; zero: 8 s
 }
 
@@ -37,13 +40,14 @@ func Run(o Options) (wrong, done string) {
 	if rnd.IntN(3) == 0 {
 		brokers = 4
 	}
-	c := newCluster(o.Seed, o.Dir, o.Log, brokers)
-	w := newWorkload(c, 1+rnd.Int32N(2))
-	c.etcd.committed = w.watch
-	events := plan(rnd, o.For, o.Faults)
+	has := choose(o.Seed, o.With)
+	c := newCluster(o.Seed, o.Dir, o.Log, brokers, has)
+	w := newWorkload(c, 1+rnd.Int32N(2), has)
+	c.etcd.committed, c.objs.deleting = w.watch, w.deleting
+	events := plan(rnd, o.For, o.Faults, has)
 	one := true // a topic of a single replica, which no disk may be lost of
 	for _, e := range events {
-		one = one && e.fault.name != "wipe"
+		one = one && !e.fault.wipes()
 	}
 	late := c.nodes[len(c.nodes)-1] // it joins while all is under way, if there are four
 	for _, n := range c.nodes {
@@ -57,6 +61,9 @@ func Run(o Options) (wrong, done string) {
 		return c.report(), ""
 	}
 	w.start(one)
+	for _, k := range c.workers {
+		k.Start()
+	}
 	f := &faults{c: c, w: w, busy: map[int32]bool{}}
 	if brokers == 4 {
 		f.wg.Go(func() {
@@ -80,8 +87,10 @@ func (w *workload) createTopics(one bool) error {
 	defer k.close()
 	req := kmsg.NewPtrCreateTopicsRequest()
 	req.Version, req.TimeoutMillis = 7, 2500
-	for _, name := range []string{topicIn, topicOut, topicTxn, topicOne} {
+	settings := w.features.topics()
+	for _, name := range append([]string{topicIn, topicOut, topicTxn, topicOne}, slices.Sorted(maps.Keys(settings))...) {
 		t := kmsg.NewCreateTopicsRequestTopic()
+		with(&t, settings[name])
 		t.Topic, t.NumPartitions, t.ReplicationFactor = name, w.partitions, 3
 		if name == topicOne {
 			if !one {
@@ -123,6 +132,6 @@ func (w *workload) figures() string {
 			txns++
 		}
 	}
-	return fmt.Sprintf("%d of %d records acknowledged, %d of %d transactions committed, %d reads, %d commits of offsets, %.0f s simulated",
-		acked, len(w.h.Produces), txns, len(w.h.Txns), len(w.h.Reads), len(w.h.Commits), w.c.now().Seconds())
+	return fmt.Sprintf("%s: %d of %d records acknowledged, %d of %d transactions committed, %d reads, %d commits of offsets, %.0f s simulated",
+		w.features, acked, len(w.h.Produces), txns, len(w.h.Txns), len(w.h.Reads), len(w.h.Commits), w.c.now().Seconds())
 }

@@ -15,6 +15,7 @@ var (
 	seeds = flag.Int("seeds", 6, "run so many seeds")
 	from  = flag.Uint64("from", 1, "beginning with this one")
 	only  = flag.String("faults", "", "only these faults, separated by commas")
+	have  = flag.String("with", "", "exactly these features, separated by commas; none: none of them")
 )
 
 // Each seed is a cluster of its own.
@@ -32,6 +33,9 @@ func TestSeeds(t *testing.T) {
 			o := Options{Seed: s, Dir: t.TempDir()}
 			if *only != "" {
 				o.Faults = strings.Split(*only, ",")
+			}
+			if *have != "" {
+				o.With = strings.Split(*have, ",")
 			}
 			if testing.Verbose() && *seed != 0 {
 				o.Log = slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})

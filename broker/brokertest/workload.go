@@ -18,20 +18,29 @@ import (
 //
 //	idempotent producers ------> in  --> a processor for each partition --> out
 //	producers without acks ---->         a reader that commits its offsets
-//	transactional producers ---> txn
+//	                                     a group with members that come and go (features)
+//	transactional producers ---> txn, kept, short
 //	an idempotent producer ----> one (a topic with a single replica)
+//	                       ----> kept (compacted), short (records are deleted), gone (the topic is)
 //
 // and readers in every zone that read all of it along, from leaders and followers.
 type workload struct {
 	c          *Cluster
 	partitions int32
+	features   features
 
 	mu      sync.Mutex
 	clock   int64
 	h       history.History
 	clients int
-	marks   map[term]int64 // the highest high watermark that a leader has told in an epoch
-	remote  map[term]int64 // the remote end that was committed in an epoch
+	marks   map[term]int64              // the highest high watermark that a leader has told in an epoch
+	remote  map[term]int64              // the remote end that was committed in an epoch
+	ends    map[history.Partition]int64 // behind the last record that was acknowledged by all in-sync replicas
+	epochs  map[history.Partition]int32 // the leader epoch in etcd
+	deleted deletions
+	gone    incarnations
+	naming  naming
+	owners  owners
 
 	feeds, groups, reads        atomic.Bool // whether producers, then groups, then readers are to end
 	producing, grouped, reading sync.WaitGroup
@@ -44,13 +53,19 @@ type term struct {
 
 const (
 	topicIn, topicOut, topicTxn, topicOne = "in", "out", "txn", "one"
+	topicKept, topicShort, topicGone      = "kept", "short", "gone"
 	processGroup, readerGroup             = "process", "readers"
 )
 
-func newWorkload(c *Cluster, partitions int32) *workload {
-	return &workload{c: c, partitions: partitions, h: history.History{
+func newWorkload(c *Cluster, partitions int32, f features) *workload {
+	w := &workload{c: c, partitions: partitions, features: f, h: history.History{
 		Txns: map[string]*history.Txn{}, Derived: []history.Derived{{In: topicIn, Out: topicOut, Producer: processGroup}},
-	}, marks: map[term]int64{}, remote: map[term]int64{}}
+	}, marks: map[term]int64{}, remote: map[term]int64{}, ends: map[history.Partition]int64{}, epochs: map[history.Partition]int32{},
+		deleted: newDeletions(), owners: newOwners(), naming: newNaming()}
+	if f.has(compacted) {
+		w.h.Compacted = []string{topicKept, "__consumer_offsets", "__transaction_state"}
+	}
+	return w
 }
 
 func (w *workload) brokers() int32 { return int32(len(w.c.nodes)) }
@@ -94,11 +109,16 @@ func (w *workload) sent(p history.Partition, records []history.Record) int {
 	return at
 }
 
-func (w *workload) acked(at, n int, base int64) {
+// acked notes that a batch is acknowledged by all in-sync replicas.
+func (w *workload) acked(p history.Partition, b pendingBatch, base int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for i := range n {
-		w.h.Produces[at+i].Outcome, w.h.Produces[at+i].Offset = history.Done, base+int64(i)
+	for i := range b.n {
+		w.h.Produces[b.at+i].Outcome, w.h.Produces[b.at+i].Offset = history.Done, base+int64(i)
+	}
+	w.ends[p] = max(w.ends[p], base+int64(b.n))
+	if p.Topic == topicShort {
+		w.deleted.there[p] = append(w.deleted.there[p], stamp{base, base + int64(b.n), b.made})
 	}
 }
 
@@ -153,6 +173,30 @@ func (w *workload) start(one bool) {
 	if one {
 		w.producing.Go(func() { w.produce("p-one", []history.Partition{{Topic: topicOne, Index: 0}}) })
 	}
+	if w.features.has(compacted) {
+		w.producing.Go(func() { w.produce("p-kept", w.all(topicKept)) })
+	}
+	if w.features.has(retained) {
+		w.producing.Go(func() { w.produce("p-short", w.all(topicShort)) })
+		w.producing.Go(w.deleteRecords)
+	}
+	if w.features.has(renewed) {
+		w.producing.Go(w.renew)
+		w.reading.Go(w.readRenewed)
+	}
+	if w.features.has(crowded) {
+		for i := range 3 {
+			w.producing.Go(func() { w.greedy(i) })
+		}
+	}
+	for i := range groupMembers {
+		if w.features.has(classic) {
+			w.grouped.Go(func() { w.classicMember(i) })
+		}
+		if w.features.has(consumer) {
+			w.grouped.Go(func() { w.consumerMember(i) })
+		}
+	}
 	w.producing.Go(w.loose)
 	for i := range w.partitions {
 		w.grouped.Go(func() { w.process(history.Partition{Topic: topicIn, Index: i}) })
@@ -164,8 +208,8 @@ func (w *workload) start(one bool) {
 	}
 }
 
-// records draws some records of a producer.
-func (k *client) records(producer, txn string, next *int64) (records []history.Record, values [][]byte) {
+// records draws some records of a producer for a partition; those of the compacted topic have keys.
+func (k *client) records(p history.Partition, producer, txn string, next *int64) (records []history.Record, out []kmsg.Record) {
 	size := 40 + k.rnd.IntN(400)
 	if k.rnd.IntN(6) == 0 {
 		size = 4000 + k.rnd.IntN(24000)
@@ -173,12 +217,26 @@ func (k *client) records(producer, txn string, next *int64) (records []history.R
 	for range 1 + k.rnd.IntN(4) {
 		r := history.Record{Producer: producer, Number: *next, Txn: txn}
 		*next++
-		v := message(r, size)
-		r.Sum = crc32.ChecksumIEEE(v)
-		records, values = append(records, r), append(values, v)
+		if p.Topic == topicKept {
+			r.Key, r.Tombstone = fmt.Sprintf("key-%d", k.rnd.IntN(keys)), k.rnd.IntN(8) == 0
+			out = append(out, keyed(&r, size))
+		} else {
+			out = append(out, plain(&r, size))
+		}
+		records = append(records, r)
 	}
-	return records, values
+	return records, out
 }
+
+// plain is a record without a key, with its checksum.
+func plain(r *history.Record, size int) kmsg.Record {
+	v := message(*r, size)
+	r.Sum = crc32.ChecksumIEEE(v)
+	return kmsg.Record{Value: v}
+}
+
+// keys is how many a partition of the compacted topic has.
+const keys = 12
 
 // initProducer takes a producer id and epoch.
 func (k *client) initProducer(txn *string, over *atomic.Bool) (pid int64, epoch int16, ok bool) {
@@ -209,28 +267,37 @@ func (k *client) initProducer(txn *string, over *atomic.Bool) (pid int64, epoch 
 type pendingBatch struct {
 	at, n int // of the history's produces
 	bytes []byte
+	made  int64 // ms: the timestamp of its records
 }
 
-// produce is an idempotent producer: it has up to four batches of a partition on their way, and sends what was not
-// acknowledged again, in order.
+// produce is an idempotent producer until all are to end.
 func (w *workload) produce(name string, partitions []history.Partition) {
+	w.produceUntil(name, partitions, &w.feeds)
+}
+
+// produceUntil is an idempotent producer: it has up to four batches of a partition on their way, and sends what was not
+// acknowledged again, in order.
+func (w *workload) produceUntil(name string, partitions []history.Partition, over *atomic.Bool) {
 	k := w.client(name)
 	defer k.close()
+	if over != &w.feeds {
+		k.over = over
+	}
 	next := make([]int64, len(partitions))
-	for session := 0; !w.feeds.Load(); session++ {
+	for session := 0; !over.Load(); session++ {
 		producer := fmt.Sprintf("%s.%d", name, session)
-		pid, epoch, ok := k.initProducer(nil, &w.feeds)
+		pid, epoch, ok := k.initProducer(nil, over)
 		if !ok {
 			return
 		}
 		seq := make([]int32, len(partitions))
-		for i := 0; !w.feeds.Load() && i < 60; i++ {
+		for i := 0; !over.Load() && i < 60; i++ {
 			at := k.rnd.IntN(len(partitions))
 			p := partitions[at]
 			var batches []pendingBatch
 			for range 1 + k.rnd.IntN(4) {
-				records, values := k.records(producer, "", &next[at])
-				batches = append(batches, pendingBatch{w.sent(p, records), len(records), batchOf(values, pid, epoch, seq[at], false)})
+				records, out := k.records(p, producer, "", &next[at])
+				batches = append(batches, pendingBatch{w.sent(p, records), len(records), batchOf(out, pid, epoch, seq[at], false), time.Now().UnixMilli()})
 				seq[at] += int32(len(records))
 			}
 			if !k.deliver(9, p, nil, batches) {
@@ -245,7 +312,7 @@ func (w *workload) produce(name string, partitions []history.Partition) {
 func (k *client) deliver(version int16, p history.Partition, txn *string, batches []pendingBatch) bool {
 	w := k.w
 	for patience := time.Now().Add(40 * time.Second); len(batches) > 0; {
-		if time.Now().After(patience) {
+		if time.Now().After(patience) || k.over != nil && k.over.Load() {
 			return false // unless all is well that is no mistake; then it is found elsewhere
 		}
 		l, ok := k.leader(p)
@@ -267,7 +334,7 @@ func (k *client) deliver(version int16, p history.Partition, txn *string, batche
 			base, e := produced(answers[i])
 			switch {
 			case e == nil:
-				w.acked(b.at, b.n, base)
+				w.acked(p, b, base)
 				continue
 			case errors.Is(e, kerr.OutOfOrderSequenceNumber) && len(left) > 0:
 				// The one before it did not get through: it is sent again behind that.
@@ -299,9 +366,9 @@ func (w *workload) loose() {
 	for !w.feeds.Load() {
 		p := history.Partition{Topic: topicIn, Index: k.rnd.Int32N(w.partitions)}
 		if l, ok := k.leader(p); ok {
-			records, values := k.records("loose", "", &next)
+			records, out := k.records(p, "loose", "", &next)
 			w.sent(p, records)
-			resp, err := k.ask(l.id, produceRequest(9, p, nil, 1, batchOf(values, -1, -1, -1, false)))
+			resp, err := k.ask(l.id, produceRequest(9, p, nil, 1, batchOf(out, -1, -1, -1, false)))
 			if err == nil {
 				_, err = produced(resp)
 			}
@@ -319,7 +386,10 @@ func (w *workload) transact(i int) {
 	id := fmt.Sprintf("t%d", i)
 	k := w.client(id)
 	defer k.close()
-	next := make([]int64, w.partitions)
+	next := map[history.Partition]*int64{}
+	for _, p := range w.all(topicTxn, topicKept, topicShort) {
+		next[p] = new(int64)
+	}
 	for n := 0; !w.feeds.Load(); {
 		pid, epoch, ok := k.initProducer(&id, &w.feeds)
 		if !ok {
@@ -346,12 +416,18 @@ type session struct {
 }
 
 // transaction is one; false: the producer has to begin anew.
-func (w *workload) transaction(s *session, txn string, next []int64) bool {
+func (w *workload) transaction(s *session, txn string, next map[history.Partition]*int64) bool {
 	s.begin(txn)
 	for range 1 + s.k.rnd.IntN(5) {
 		p := history.Partition{Topic: topicTxn, Index: s.k.rnd.Int32N(w.partitions)}
-		records, values := s.k.records(s.id, txn, &next[p.Index])
-		if !s.send(p, records, values) {
+		switch n := s.k.rnd.IntN(3); {
+		case n == 0 && w.features.has(compacted):
+			p.Topic = topicKept
+		case n == 1 && w.features.has(retained):
+			p.Topic = topicShort
+		}
+		records, out := s.k.records(p, s.id, txn, next[p])
+		if !s.send(p, records, out) {
 			w.ended(txn, history.Not) // nobody has asked for its commit
 			return false
 		}
@@ -396,7 +472,7 @@ func (s *session) repeat(kind int8, key string, req func() kmsg.Request, code fu
 }
 
 // send produces a batch to a partition in the transaction.
-func (s *session) send(p history.Partition, records []history.Record, values [][]byte) bool {
+func (s *session) send(p history.Partition, records []history.Record, out []kmsg.Record) bool {
 	version := int16(12)
 	if !s.implicit {
 		version = 9
@@ -417,9 +493,9 @@ func (s *session) send(p history.Partition, records []history.Record, values [][
 		}
 	}
 	s.in[p] = true
-	b := batchOf(values, s.pid, s.epoch, s.seq[p], true)
+	b := batchOf(out, s.pid, s.epoch, s.seq[p], true)
 	at := s.k.w.sent(p, records)
-	if !s.k.deliver(version, p, &s.id, []pendingBatch{{at, len(records), b}}) {
+	if !s.k.deliver(version, p, &s.id, []pendingBatch{{at, len(records), b, time.Now().UnixMilli()}}) {
 		return false
 	}
 	s.seq[p] += int32(len(records))
@@ -509,14 +585,13 @@ func (w *workload) process(in history.Partition) {
 func (w *workload) processed(s *session, txn string, in, out history.Partition, f fetched) bool {
 	s.begin(txn)
 	var records []history.Record
-	var values [][]byte
+	var copies []kmsg.Record
 	for _, r := range f.records {
 		rec := history.Record{Producer: processGroup, Number: r.Offset, Txn: txn}
-		v := message(rec, 60)
-		rec.Sum = crc32.ChecksumIEEE(v)
-		records, values = append(records, rec), append(values, v)
+		copies = append(copies, plain(&rec, 60))
+		records = append(records, rec)
 	}
-	sent := s.send(out, records, values)
+	sent := s.send(out, records, copies)
 	if !sent || s.k.rnd.IntN(10) == 0 {
 		w.ended(txn, history.Not)
 		if sent {
@@ -601,7 +676,7 @@ func (w *workload) askOffsets() {
 	k := w.client("asks")
 	defer k.close()
 	for !w.reads.Load() {
-		for _, g := range []string{processGroup, readerGroup} {
+		for _, g := range w.groupIDs() {
 			w.groupOffsets(k, g, w.all(topicIn))
 		}
 		time.Sleep(300 * time.Millisecond)
@@ -653,41 +728,77 @@ func (w *workload) member() {
 
 // readAlong reads everything in a zone, from the replica that the leader sends it to.
 func (w *workload) readAlong(i int) {
-	name, committed := fmt.Sprintf("reader in zone %d", i+1), i != 2
-	k := w.client(name)
-	defer k.close()
-	reader := w.reader(history.Reader{Name: name, Committed: committed, Steady: true})
-	at, near := map[history.Partition]int64{}, map[history.Partition]int32{}
+	a := w.along(fmt.Sprintf("reader in zone %d", i+1), i)
+	defer a.k.close()
+	topics := []string{topicIn, topicOut, topicTxn}
+	if w.features.has(compacted) {
+		topics = append(topics, topicKept)
+	}
+	if w.features.has(retained) {
+		topics = append(topics, topicShort)
+	}
 	for !w.reads.Load() {
-		for _, p := range w.all(topicIn, topicOut, topicTxn) {
-			l, ok := k.leader(p)
-			if !ok {
-				continue
-			}
-			id, fromLeader := near[p], false
-			if id == 0 {
-				id, fromLeader = l.id, true
-			}
-			floor := w.floor(p, l.epoch)
-			f, err := k.fetch(id, p, l.epoch, at[p], committed, fmt.Sprintf("zone-%d", i+1), 40*time.Millisecond, 128<<10)
-			if err != nil {
-				delete(near, p)
-				k.forget(p)
-				k.pause()
-				continue
-			}
-			if fromLeader {
-				w.told(name, p, l.epoch, floor, f)
-			}
-			if f.preferred >= 0 {
-				near[p] = f.preferred
-				continue
-			}
-			w.shown(reader, f, false)
-			at[p] = f.next
-			if k.rnd.IntN(20) == 0 {
-				delete(near, p)
-			}
+		for _, p := range w.all(topics...) {
+			a.step(p, w.shown)
 		}
+	}
+}
+
+// alongReader goes from offset to offset, in one zone.
+type alongReader struct {
+	w         *workload
+	k         *client
+	zone      string
+	committed bool
+	reader    int // of the history
+	at        map[history.Partition]int64
+	near      map[history.Partition]int32 // where the leader has sent it
+}
+
+func (w *workload) along(name string, i int) *alongReader {
+	a := &alongReader{w: w, k: w.client(name), zone: fmt.Sprintf("zone-%d", i+1), committed: i != 2, at: map[history.Partition]int64{}, near: map[history.Partition]int32{}}
+	a.reader = w.reader(history.Reader{Name: name, Committed: a.committed, Steady: true})
+	return a
+}
+
+// step reads once.
+func (a *alongReader) step(p history.Partition, shown func(reader int, f fetched, final bool)) {
+	w, k := a.w, a.k
+	l, ok := k.leader(p)
+	if !ok {
+		return
+	}
+	id, fromLeader := a.near[p], false
+	if id == 0 {
+		id, fromLeader = l.id, true
+	}
+	floor, low := w.floor(p, l.epoch), w.low(p, l.epoch)
+	f, err := k.fetch(id, p, l.epoch, a.at[p], a.committed, a.zone, 40*time.Millisecond, 128<<10)
+	if errors.Is(err, kerr.OffsetOutOfRange) && fromLeader && p.Topic == topicShort {
+		if start, err := w.offset(k, p, 0, -2); err == nil && start > a.at[p] {
+			a.at[p] = start
+			return
+		}
+	}
+	if err != nil {
+		delete(a.near, p)
+		k.forget(p)
+		k.pause()
+		return
+	}
+	if fromLeader {
+		w.told(k.name, p, l.epoch, floor, f)
+		if n := len(f.records); n > 0 && f.records[0].Offset < low {
+			w.c.fail("%s: %s-%d: was shown offset %d, and DeleteRecords up to %d had been acknowledged", k.name, p.Topic, p.Index, f.records[0].Offset, low)
+		}
+	}
+	if f.preferred >= 0 {
+		a.near[p] = f.preferred
+		return
+	}
+	shown(a.reader, f, false)
+	a.at[p] = f.next
+	if k.rnd.IntN(20) == 0 {
+		delete(a.near, p)
 	}
 }
