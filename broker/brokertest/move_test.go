@@ -18,8 +18,8 @@ import (
 func TestIdlePartitionsMove(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(1, dir, nil, 3)
-		w := newWorkload(c, 8)
+		c := newCluster(1, dir, nil, 3, nil)
+		w := newWorkload(c, 8, nil)
 		c.etcd.committed = w.watch
 		for _, n := range c.nodes {
 			n.Start()
@@ -36,7 +36,7 @@ func TestIdlePartitionsMove(t *testing.T) {
 		k := w.client("mover")
 		defer k.close()
 		write := func(p history.Partition) error {
-			value := message(history.Record{Producer: k.name, Number: time.Now().UnixNano()}, 100)
+			record := plain(&history.Record{Producer: k.name, Number: time.Now().UnixNano()}, 100)
 			err := error(kerr.LeaderNotAvailable)
 			for end := time.Now().Add(20 * time.Second); err != nil && time.Now().Before(end); time.Sleep(time.Millisecond) {
 				l, ok := k.leader(p)
@@ -44,7 +44,7 @@ func TestIdlePartitionsMove(t *testing.T) {
 					continue
 				}
 				var resp kmsg.Response
-				if resp, err = k.ask(l.id, produceRequest(9, p, nil, -1, batchOf([][]byte{value}, -1, -1, -1, false))); err == nil {
+				if resp, err = k.ask(l.id, produceRequest(9, p, nil, -1, batchOf([]kmsg.Record{record}, -1, -1, -1, false))); err == nil {
 					_, err = produced(resp)
 				}
 				if err != nil {
@@ -106,8 +106,8 @@ func TestIdlePartitionsMove(t *testing.T) {
 func TestMarkerToASilentLeader(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(2, dir, nil, 3)
-		w := newWorkload(c, 6)
+		c := newCluster(2, dir, nil, 3, nil)
+		w := newWorkload(c, 6, nil)
 		c.etcd.committed = w.watch
 		for _, n := range c.nodes {
 			n.Start()
@@ -145,8 +145,8 @@ func TestMarkerToASilentLeader(t *testing.T) {
 		next := int64(0)
 		write := func(txn string) bool {
 			s.begin(txn)
-			records, values := k.records(id, txn, &next)
-			return s.send(at, records, values)
+			records, out := k.records(at, id, txn, &next)
+			return s.send(at, records, out)
 		}
 		// After the first the coordinator has a connection to the leader, on which it sends what comes next.
 		if !write("one.0") || !s.end("one.0", true) || !write("one.1") {
