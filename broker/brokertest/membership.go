@@ -162,8 +162,9 @@ type parting struct {
 }
 
 const (
-	// parts is replica.lag.time.max.ms, and what it may take beyond that until the ISR is another.
-	parts = 3*time.Second + 3*time.Second
+	// parts is replica.lag.time.max.ms, and what it may take beyond that until the ISR is another: a controller may have to be
+	// elected first.
+	parts = 3*time.Second + 6*time.Second
 	// goesOn is how long producers may take to go on then: a request may have to time out.
 	goesOn = 8 * time.Second
 )
@@ -189,12 +190,21 @@ func (f *faults) part(e *event, note func(string, ...any)) (x *parting, done fun
 	note("broker %d no longer hears broker %d, which leads %s-%d; %d controls", x.follower.id, x.leader.id, x.p.Topic, x.p.Index, x.ctrl.id)
 	x.cut(f.c, true)
 	moved := false
-	err := eventually(parts, func() error {
+	behind := time.Now() // since when it has not had everything
+	err := eventually(4*parts, func() error {
 		s := f.c.stateOf(x.id, x.p.Index)
+		_, has, _ := f.c.standing(x.follower.id, x.id, x.p.Index)
+		if _, all, ok := f.c.standing(x.leader.id, x.id, x.p.Index); !ok || has >= all {
+			behind = time.Now()
+		}
 		switch {
 		case s == nil || s.LeaderEpoch != x.epoch:
 			moved = true
-		case slices.Contains(s.ISR, x.follower.id):
+		case !slices.Contains(s.ISR, x.follower.id):
+		case time.Since(behind) > parts:
+			f.c.fail("I11: %s-%d: %d has heard nothing of its leader for %s, lacks records, and is in the ISR still: %+v", x.p.Topic, x.p.Index, x.follower.id, time.Since(behind), *s)
+			moved = true
+		default:
 			return fmt.Errorf("%d is in the ISR still: %+v", x.follower.id, *s)
 		}
 		return nil
@@ -202,8 +212,8 @@ func (f *faults) part(e *event, note func(string, ...any)) (x *parting, done fun
 	switch {
 	case moved:
 		note("another leads")
-	case err != nil:
-		f.c.fail("I11: %s-%d: %d has heard nothing of its leader for %s: %v", x.p.Topic, x.p.Index, x.follower.id, parts, err)
+	case err != nil: // nothing comes that it could lack
+		note("it lacks nothing: %v", err)
 	default:
 		note("broker %d is out of the ISR", x.follower.id)
 		before := f.w.exposed(x.p)
