@@ -173,7 +173,7 @@ func (n *Node) control(epoch int64) bool {
 // the node closed.
 func (n *Node) reconcile(epoch int64, im *image.Image, changes []image.Change, events []controller.Event) bool {
 	begin := time.Now()
-	next, err := n.store.Commit(n.ctx, epoch, im, changes)
+	next, err := n.commit(n.ctx, epoch, im, changes)
 	if err == nil {
 		if n.await(n.ctx, func(im *image.Image) bool { return im.Revision >= next.Revision }) != nil {
 			return false
@@ -190,6 +190,17 @@ func (n *Node) reconcile(epoch int64, im *image.Image, changes []image.Change, e
 	n.log.Warn("the controller could not write", "error", err)
 	// What the image calls for will be called for again: not in a tight loop.
 	return n.resync(epoch, next.Revision) == nil && sleep(n.ctx, 50*time.Millisecond)
+}
+
+// commit is Store.Commit, and tells of the leaders that it made.
+func (n *Node) commit(ctx context.Context, epoch int64, base *image.Image, changes []image.Change) (*image.Image, error) {
+	next, err := n.store.Commit(ctx, epoch, base, changes)
+	if f := n.o.Events.Leaders; f != nil { // also of what was written before it failed
+		if elected, unclean := controller.Elected(base, next, changes); elected > 0 {
+			f(elected, unclean)
+		}
+	}
+	return next, err
 }
 
 // tell says what the controller did.
@@ -271,7 +282,7 @@ func (n *Node) execute(epoch int64, batch []*pending) bool {
 				changes = append(changes, made...)
 			}
 		}
-		next, err := n.store.Commit(n.ctx, epoch, base, changes)
+		next, err := n.commit(n.ctx, epoch, base, changes)
 		if err == nil {
 			for _, p := range batch {
 				if p.attempted {

@@ -95,6 +95,7 @@ type Events struct {
 	Deposed     func(epoch int64)                             // and is not any more
 	SessionLost func()                                        // the lease ran out
 	Controlled  func(controller.Event)                        // what the controller did by itself
+	Leaders     func(elected, unclean int)                    // partitions that the controller gave a leader, or another; of these, one that was not in sync
 	Committed   func(commands, changes int, d time.Duration)  // a batch of the controller
 	Failed      func(commands int, err error, retryable bool) // a batch that was not (wholly) written
 }

@@ -10,11 +10,15 @@ import (
 // Event is something that Reconcile or a command did that an operator wants to
 // know.
 type Event struct {
-	Kind    string // admitted, reregistered, fenced, disk-lost, data-lost, offline, cleaned, shutting-down, elected, unclean, relieved, reassigned, rebalanced
+	Kind    string // one of EventKinds
 	Broker  int32
 	Count   int // partitions concerned
 	Message string
 }
+
+// EventKinds are the kinds of events there are.
+var EventKinds = []string{"admitted", "reregistered", "fenced", "disk-lost", "data-lost", "offline", "cleaned", "shutting-down", "elected", "unclean",
+	"relieved", "reassigned", "rebalanced"}
 
 // Reconcile returns what the image calls for, one matter at a time: the caller
 // writes the changes and calls again until there are none. The state it works

@@ -132,6 +132,29 @@ func electable(im *image.Image, env Env) candidates {
 	return c
 }
 
+// Elected counts the partitions that changes gave a leader, or another one, in a new
+// leader epoch, and of these the ones that have a leader that was not in sync. next
+// is the image with what of them was written.
+func Elected(base, next *image.Image, changes []image.Change) (elected, unclean int) {
+	seen := map[image.PartitionRef]bool{}
+	for _, c := range changes {
+		c, ok := c.(image.SetPartition)
+		if !ok || seen[c.PartitionRef] {
+			continue
+		}
+		seen[c.PartitionRef] = true
+		was, is := base.StoredPartition(c.TopicID, c.Index), next.StoredPartition(c.TopicID, c.Index)
+		if was == nil || is == nil || is.LeaderEpoch == was.LeaderEpoch || is.Leader == image.NoLeader {
+			continue
+		}
+		elected++
+		if is.Recovering && !slices.Contains(was.ISR, is.Leader) && !slices.Contains(was.ELR, is.Leader) {
+			unclean++
+		}
+	}
+	return elected, unclean
+}
+
 func setPartition(topic [16]byte, index int, next image.Partition) image.Change {
 	next.PartitionEpoch++
 	return image.SetPartition{PartitionRef: image.PartitionRef{TopicID: topic, Index: int32(index)}, State: next}

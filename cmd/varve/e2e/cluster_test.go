@@ -363,6 +363,12 @@ func TestReplicationMetrics(t *testing.T) {
 	if n := sum(brokers[:2], "varve_isr_shrinks_total"); n == 0 {
 		t.Error("no replica has left an ISR")
 	}
+	if n := sum(brokers[:2], "varve_leader_elections_total"); n == 0 {
+		t.Error("nobody was elected")
+	}
+	if n := sum(brokers[:2], "varve_unclean_leader_elections_total"); n != 0 {
+		t.Errorf("%v unclean elections", n)
+	}
 }
 
 // drained waits until everything of a topic is in the bucket and no more than that in the logs of its leaders.

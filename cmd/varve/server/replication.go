@@ -7,6 +7,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/varve/varve/broker"
+	"github.com/varve/varve/metadata"
+	"github.com/varve/varve/metadata/controller"
 	"github.com/varve/varve/metadata/image"
 )
 
@@ -99,4 +101,38 @@ func (m *replicationMetrics) Collect(ch chan<- prometheus.Metric) {
 	gauge(m.active, float64(active))
 	gauge(m.offline, float64(offline))
 	gauge(m.fenced, float64(fenced))
+}
+
+// metadataEvents counts what happens to the cluster: at the controller of the moment what that one does, at each broker
+// what it meets with itself.
+func metadataEvents(reg *prometheus.Registry) metadata.Events {
+	counter := func(name, help string) prometheus.Counter {
+		c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+		reg.MustRegister(c)
+		return c
+	}
+	elections := counter("varve_leader_elections_total", "Partitions that this broker, as the controller, gave a leader, or another one.")
+	unclean := counter("varve_unclean_leader_elections_total", "Of these, the ones whose leader was not in sync: records that were acknowledged may be lost.")
+	elected := counter("varve_controller_elections_total", "How often this broker became the controller.")
+	lost := counter("varve_sessions_lost_total", "How often this broker's session with the cluster ran out while it ran.")
+	failed := counter("varve_controller_write_failures_total", "Changes of the metadata that this broker, as the controller, could not write, or not at the first attempt.")
+	loaded := counter("varve_metadata_loads_total", "How often all metadata was loaded again because changes had been missed.")
+	events := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "varve_controller_events_total",
+		Help: "What this broker, as the controller, did by itself: brokers admitted and fenced, partitions without a leader, elected, relieved, and so on."}, []string{"event"})
+	reg.MustRegister(events)
+	// From the beginning, so that the first one is a step that a rate sees.
+	for _, kind := range controller.EventKinds {
+		events.WithLabelValues(kind)
+	}
+	return metadata.Events{
+		Leaders: func(n, dirty int) {
+			elections.Add(float64(n))
+			unclean.Add(float64(dirty))
+		},
+		Elected:     func(int64) { elected.Inc() },
+		SessionLost: lost.Inc,
+		Failed:      func(int, error, bool) { failed.Inc() },
+		Resynced:    func(error) { loaded.Inc() },
+		Controlled:  func(e controller.Event) { events.WithLabelValues(e.Kind).Inc() },
+	}
 }

@@ -218,6 +218,7 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 		BalanceInterval: c.BalanceInterval, BalancePercentage: c.BalancePercentage, HandOverTries: c.HandOverTries, HandOverWait: c.HandOverWait,
 		SessionTimeout: c.SessionTimeout, HeartbeatInterval: c.HeartbeatInterval, CompactionInterval: c.EtcdCompaction,
 		BrokerConfig: func() map[string]string { return c.Static }, SeenFile: seenFile, Logger: s.log.With("part", "metadata"),
+		Events: metadataEvents(s.metrics.reg),
 	}
 	if err = s.patiently(ctx, func() (err error) { s.node, err = metadata.Open(ctx, options); return err }); err != nil {
 		return s, fmt.Errorf("metadata: %w", err)
