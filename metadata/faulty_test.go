@@ -13,6 +13,7 @@ import (
 type link struct {
 	mu      sync.Mutex
 	cut     bool
+	blind   bool // watches show nothing any more, and do not end
 	watches map[context.Context]context.CancelFunc
 	mend    chan struct{}
 	txn     func(commit func() (*clientv3.TxnResponse, error)) (*clientv3.TxnResponse, error)
@@ -41,6 +42,19 @@ func (l *link) Mend() {
 	defer l.mu.Unlock()
 	l.cut = false
 	close(l.mend)
+}
+
+// Blind has watches that there are, and those that are made meanwhile, show nothing.
+func (l *link) Blind(blind bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.blind = blind
+}
+
+func (l *link) isBlind() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.blind
 }
 
 func (l *link) onTxn(f func(commit func() (*clientv3.TxnResponse, error)) (*clientv3.TxnResponse, error)) {
@@ -127,5 +141,27 @@ func (k linkWatcher) Watch(ctx context.Context, key string, opts ...clientv3.OpO
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	k.l.watches[ctx] = cancel
-	return k.Watcher.Watch(ctx, key, opts...)
+	out := make(chan clientv3.WatchResponse)
+	in := k.Watcher.Watch(ctx, key, opts...)
+	go func() {
+		defer close(out)
+		mute := k.l.isBlind()
+		for resp := range in {
+			if mute = mute || k.l.isBlind(); mute {
+				continue
+			}
+			select {
+			case out <- resp:
+			case <-ctx.Done():
+			}
+		}
+	}()
+	return out
+}
+
+func (k linkWatcher) RequestProgress(ctx context.Context) error {
+	if err := k.l.err(); err != nil {
+		return err
+	}
+	return k.Watcher.RequestProgress(ctx)
 }

@@ -124,6 +124,7 @@ type Node struct {
 	deliveredRevision int64
 	watchErr          error     // why the watch is broken; nil while it runs
 	watchBroken       time.Time // since when
+	watchAlive        time.Time // when it was last known to be well
 	lease             int64     // 0: no session
 	brokerEpoch       int64
 	lastBeat          time.Time
@@ -193,6 +194,7 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 		o: o, store: o.Store, log: o.Logger, started: time.Now(),
 		published: make(chan struct{}), delivered: make(chan struct{}),
 		commands: make(chan *pending, maxQueued), wake: make(chan struct{}, 1),
+		watchAlive: time.Now(),
 	}
 	rand.Read(n.incarnation[:])
 	n.image.Store(im)
@@ -273,7 +275,10 @@ func (n *Node) watch() {
 	delay := 20 * time.Millisecond
 	for n.ctx.Err() == nil {
 		before := n.Image()
-		err := n.store.Watch(n.ctx, before.Revision, func(d image.Delta) error {
+		o := etcd.WatchOptions{
+			After: before.Revision, Every: min(n.o.HeartbeatInterval, n.o.SessionTimeout/8), Patience: n.o.SessionTimeout / 2, Alive: n.watchIsAlive,
+		}
+		err := n.store.Watch(n.ctx, o, func(d image.Delta) error {
 			n.setWatchErr(nil)
 			n.publish(n.Image().Apply(d))
 			return nil
@@ -293,6 +298,7 @@ func (n *Node) watch() {
 			if loadErr == nil {
 				n.setWatchErr(nil)
 				n.publish(im)
+				n.watchIsAlive()
 				if f := n.o.Events.Resynced; f != nil {
 					f(err)
 				}
@@ -317,6 +323,12 @@ func (n *Node) setWatchErr(err error) {
 		n.watchBroken = time.Now()
 	}
 	n.watchErr = err
+}
+
+func (n *Node) watchIsAlive() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.watchErr, n.watchAlive = nil, time.Now()
 }
 
 func (n *Node) publish(next *image.Image) {
@@ -405,6 +417,9 @@ func (n *Node) reachable() error {
 	}
 	if n.watchErr != nil && time.Since(n.watchBroken) > n.o.SessionTimeout {
 		return fmt.Errorf("metadata watch broken since %s: %w", n.watchBroken.Format(time.RFC3339), n.watchErr)
+	}
+	if since := time.Since(n.watchAlive); since > 2*n.o.SessionTimeout {
+		return fmt.Errorf("%w: what was written in the last %s is not known", etcd.ErrUnavailable, since.Round(time.Millisecond))
 	}
 	if n.registered {
 		if n.lease == 0 {

@@ -305,6 +305,8 @@ type etcdLink struct {
 	rnd     *rand.Rand
 	cut     bool
 	lossy   bool // answers are lost, requests are carried out after the sender has given up
+
+	progress int // how often it was asked how far the watches are
 }
 
 func newEtcdLink(ctx context.Context, s *store, seed uint64) *etcdLink {
@@ -479,6 +481,17 @@ type etcdWatcher struct {
 	l *etcdLink
 }
 
+// RequestProgress has every watch of this way that has been sent everything say so.
+func (e etcdWatcher) RequestProgress(context.Context) error {
+	e.l.mu.Lock()
+	e.l.progress++
+	e.l.mu.Unlock()
+	e.l.s.mu.Lock()
+	defer e.l.s.mu.Unlock()
+	e.l.s.changed.Broadcast()
+	return nil
+}
+
 // Watch delivers in order, a revision at a time; a cut holds it up, as the client of etcd connects again by itself.
 func (e etcdWatcher) Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan {
 	op, s, l := clientv3.OpGet(key, opts...), e.l.s, e.l
@@ -498,9 +511,9 @@ func (e etcdWatcher) Watch(ctx context.Context, key string, opts ...clientv3.OpO
 				stop()
 			}
 		}()
-		next := op.Rev()
+		next, asked := op.Rev(), 0
 		for {
-			resp, ok := l.nextEvents(ctx, op, next)
+			resp, ok := l.nextEvents(ctx, op, next, &asked)
 			if !ok {
 				return
 			}
@@ -516,14 +529,17 @@ func (e etcdWatcher) Watch(ctx context.Context, key string, opts ...clientv3.OpO
 			if resp.CompactRevision != 0 {
 				return
 			}
-			next = resp.Events[len(resp.Events)-1].Kv.ModRevision + 1
+			if n := len(resp.Events); n > 0 {
+				next = resp.Events[n-1].Kv.ModRevision + 1
+			}
 		}
 	}()
 	return ch
 }
 
-// nextEvents waits for the next revision that touches what is watched.
-func (l *etcdLink) nextEvents(ctx context.Context, op clientv3.Op, from int64) (clientv3.WatchResponse, bool) {
+// nextEvents waits for the next revision that touches what is watched, or until it is asked how far the watch is, which
+// is not what it has been answered.
+func (l *etcdLink) nextEvents(ctx context.Context, op clientv3.Op, from int64, answered *int) (clientv3.WatchResponse, bool) {
 	s := l.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -546,7 +562,13 @@ func (l *etcdLink) nextEvents(ctx context.Context, op clientv3.Op, from int64) (
 					resp.Events = append(resp.Events, (*clientv3.Event)(ev))
 				}
 			}
-			if len(resp.Events) > 0 {
+			l.mu.Lock()
+			asked := l.progress
+			l.mu.Unlock()
+			if len(resp.Events) > 0 || asked != *answered {
+				if len(resp.Events) == 0 {
+					*answered = asked
+				}
 				resp.Header = s.header()
 				return resp, true
 			}

@@ -30,10 +30,11 @@ var allowed = map[string][]string{
 	"wal/producer": {"wal/batch", "wal/crc32c"},
 	"wal":          {"wal/slab", "wal/vfs", "wal/crc32c", "wal/lineage", "wal/batch"},
 
-	"metadata/image":      {},
-	"metadata/controller": {"metadata/image", "config"},
-	"metadata/etcd":       {"metadata/image"},
-	"metadata":            {"metadata/image", "metadata/controller", "metadata/etcd", "config"},
+	"metadata/image":         {},
+	"metadata/controller":    {"metadata/image", "config"},
+	"metadata/etcd":          {"metadata/image"},
+	"metadata/etcd/etcdtest": {},
+	"metadata":               {"metadata/image", "metadata/controller", "metadata/etcd", "config"},
 
 	"tiering/objstore":              {},
 	"tiering/objstore/s3test":       {"tiering/objstore"},

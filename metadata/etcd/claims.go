@@ -77,7 +77,7 @@ func (s *Store) Lease(ctx context.Context, ttl time.Duration) (id int64, lost <-
 // taken, until it is released or its lease ends.
 func (m *Manifests) Claim(ctx context.Context, topicID [16]byte, partition int32, c Claim) error {
 	key := m.s.keys.claim(topicID, partition)
-	resp, err := m.s.txn(ctx,
+	resp, err := m.s.txnOnce(ctx,
 		[]clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0), clientv3.Compare(clientv3.CreateRevision(m.s.keys.epoch(topicID, partition)), ">", 0)},
 		[]clientv3.Op{clientv3.OpPut(key, c.value(), clientv3.WithLease(clientv3.LeaseID(c.Lease)))},
 		[]clientv3.Op{clientv3.OpGet(key)})
@@ -106,7 +106,7 @@ func (m *Manifests) Claim(ctx context.Context, topicID [16]byte, partition int32
 // Unclaim gives a claim back. One that is gone already is no error.
 func (m *Manifests) Unclaim(ctx context.Context, topicID [16]byte, partition int32, c Claim) error {
 	key := m.s.keys.claim(topicID, partition)
-	_, err := m.s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.Value(key), "=", c.value())}, []clientv3.Op{clientv3.OpDelete(key)}, nil)
+	_, err := m.s.txnOnce(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.Value(key), "=", c.value())}, []clientv3.Op{clientv3.OpDelete(key)}, nil)
 	if err != nil {
 		return fmt.Errorf("release partition: %w", err)
 	}

@@ -175,7 +175,10 @@ func Dial(ctx context.Context, o DialOptions) (*clientv3.Client, error) {
 	}
 	tctx, cancel := context.WithTimeout(ctx, o.Timeout)
 	defer cancel()
-	if _, err := c.Get(tctx, prefixOf(o.Prefix)+"probe"); err != nil {
+	_, _, err = hedged(tctx, new(hedges), o.Timeout/hedgeShare, 3, func(ctx context.Context) (*clientv3.GetResponse, error) {
+		return c.Get(ctx, prefixOf(o.Prefix)+"probe")
+	})
+	if err != nil {
 		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 			err = fmt.Errorf("no answer within %s: %w%s", o.Timeout, err, unreachable(ctx, c))
 		}

@@ -27,16 +27,22 @@ func (s *Store) Grant(ctx context.Context, ttl time.Duration) (lease int64, gran
 	tctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	secs := int64((ttl + time.Second - 1) / time.Second)
-	resp, err := s.client.Grant(tctx, max(secs, 1))
+	// One that is granted twice over runs out by itself.
+	resp, _, err := hedged(tctx, &s.hedges, s.hedge, 2, func(ctx context.Context) (*clientv3.LeaseGrantResponse, error) {
+		return s.client.Grant(ctx, max(secs, 1))
+	})
 	if err != nil {
 		return 0, 0, fmt.Errorf("%w: lease: %w", ErrUnavailable, err)
 	}
 	return int64(resp.ID), time.Duration(resp.TTL) * time.Second, nil
 }
 
-// KeepAlive renews a lease once; ErrLeaseGone if it has expired.
+// KeepAlive renews a lease once; ErrLeaseGone if it has expired. It does not wait
+// for a member of etcd that hangs: others can renew it as well.
 func (s *Store) KeepAlive(ctx context.Context, lease int64) error {
-	_, err := s.client.KeepAliveOnce(ctx, clientv3.LeaseID(lease))
+	_, _, err := hedged(ctx, &s.hedges, s.hedge/2, 3, func(ctx context.Context) (*clientv3.LeaseKeepAliveResponse, error) {
+		return s.client.KeepAliveOnce(ctx, clientv3.LeaseID(lease))
+	})
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return ErrLeaseGone
 	}
@@ -50,7 +56,9 @@ func (s *Store) KeepAlive(ctx context.Context, lease int64) error {
 func (s *Store) Revoke(ctx context.Context, lease int64) error {
 	tctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	_, err := s.client.Revoke(tctx, clientv3.LeaseID(lease))
+	_, _, err := hedged(tctx, &s.hedges, s.hedge, 2, func(ctx context.Context) (*clientv3.LeaseRevokeResponse, error) {
+		return s.client.Revoke(ctx, clientv3.LeaseID(lease))
+	})
 	if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return fmt.Errorf("%w: revoke lease: %w", ErrUnavailable, err)
 	}

@@ -111,7 +111,7 @@ func encodeUnnamed(unnamed map[[12]byte]int64) string {
 func (s *Store) BeginScrub(ctx context.Context, worker string, lease int64) (ok bool, err error) {
 	key := s.keys.scrubbing()
 	value := encode(scrubbingValue{formatVersion, worker, lease})
-	resp, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0)},
+	resp, err := s.txnOnce(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0)},
 		[]clientv3.Op{clientv3.OpPut(key, value, clientv3.WithLease(clientv3.LeaseID(lease)))}, []clientv3.Op{clientv3.OpGet(key)})
 	switch {
 	case errors.Is(err, rpctypes.ErrLeaseNotFound):
@@ -137,7 +137,7 @@ func (s *Store) EndScrub(ctx context.Context, worker string, lease int64, p *Scr
 		}
 		ops = append(ops, clientv3.OpPut(s.keys.scrubbed(), encode(*p)), clientv3.OpPut(s.keys.unnamed(), encodeUnnamed(p.Unnamed)))
 	}
-	_, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.Value(key), "=", encode(scrubbingValue{formatVersion, worker, lease}))}, ops, nil)
+	_, err := s.txnOnce(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.Value(key), "=", encode(scrubbingValue{formatVersion, worker, lease}))}, ops, nil)
 	if err != nil {
 		return fmt.Errorf("end the scrub: %w", err)
 	}

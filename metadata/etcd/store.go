@@ -75,6 +75,9 @@ type Store struct {
 	seen      atomic.Int64
 	regressed atomic.Bool
 	full      atomic.Bool // the last write was refused for want of space
+
+	hedge  time.Duration // after which a request is sent once more
+	hedges hedges
 }
 
 // New returns a store over a client. It sends nothing.
@@ -86,7 +89,7 @@ func New(o Options) *Store {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Store{client: o.Client, keys: keys{o.Prefix}, timeout: o.RequestTimeout, log: o.Logger}
+	s := &Store{client: o.Client, keys: keys{o.Prefix}, timeout: o.RequestTimeout, hedge: o.RequestTimeout / hedgeShare, log: o.Logger}
 	s.seen.Store(o.SeenRevision)
 	return s
 }
@@ -135,9 +138,21 @@ func (s *Store) observe(floor, rev int64) error {
 	return nil
 }
 
-// txn sends one transaction once. An error that is not ErrAmbiguous means that
-// it was not applied.
+// txn sends one transaction, and once more if it is not answered soon. An error
+// that is not ErrAmbiguous means that it was not applied. A copy may be carried
+// out after the answer: the compares of a transaction that was applied must fail
+// from then on, as they do where they are of revisions, or where it writes a key
+// that goes with a lease alone.
 func (s *Store) txn(ctx context.Context, cmps []clientv3.Cmp, then, els []clientv3.Op) (*clientv3.TxnResponse, error) {
+	return s.send(ctx, 2, cmps, then, els)
+}
+
+// txnOnce is txn for what must not come again late: it sends it once.
+func (s *Store) txnOnce(ctx context.Context, cmps []clientv3.Cmp, then, els []clientv3.Op) (*clientv3.TxnResponse, error) {
+	return s.send(ctx, 1, cmps, then, els)
+}
+
+func (s *Store) send(ctx context.Context, most int, cmps []clientv3.Cmp, then, els []clientv3.Op) (*clientv3.TxnResponse, error) {
 	if s.regressed.Load() {
 		return nil, ErrRevisionRegressed
 	}
@@ -147,11 +162,16 @@ func (s *Store) txn(ctx context.Context, cmps []clientv3.Cmp, then, els []client
 	floor := s.seen.Load()
 	tctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	resp, err := s.client.Txn(tctx).If(cmps...).Then(then...).Else(els...).Commit()
+	resp, sent, err := hedged(tctx, &s.hedges, s.hedge, most, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return s.client.Txn(ctx).If(cmps...).Then(then...).Else(els...).Commit()
+	})
 	if err != nil {
 		err = classify(err)
 		if errors.Is(err, ErrNoSpace) && !s.full.Swap(true) {
 			s.log.Error("etcd's space quota is used up: metadata and manifests cannot be changed until it is compacted, defragmented and its alarm disarmed")
+		}
+		if sent > 1 && !errors.Is(err, ErrAmbiguous) {
+			err = fmt.Errorf("%w: %w", ErrAmbiguous, err) // of one attempt; the other may have been applied
 		}
 		return nil, err
 	}
@@ -161,6 +181,9 @@ func (s *Store) txn(ctx context.Context, cmps []clientv3.Cmp, then, els []client
 	if err := s.observe(floor, resp.Header.Revision); err != nil && !resp.Succeeded {
 		return nil, err
 	}
+	if sent > 1 && !resp.Succeeded && len(then) > 0 {
+		return nil, fmt.Errorf("%w: refused when it was sent again, perhaps because it had been applied", ErrAmbiguous)
+	}
 	return resp, nil
 }
 
@@ -169,7 +192,9 @@ func (s *Store) get(ctx context.Context, key string, opts ...clientv3.OpOption) 
 	floor := s.seen.Load()
 	tctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	resp, err := s.client.Get(tctx, key, opts...)
+	resp, _, err := hedged(tctx, &s.hedges, s.hedge, 2, func(ctx context.Context) (*clientv3.GetResponse, error) {
+		return s.client.Get(ctx, key, opts...)
+	})
 	if err != nil {
 		if errors.Is(err, rpctypes.ErrCompacted) {
 			return nil, fmt.Errorf("%w: read of %q", ErrCompacted, key)
@@ -379,50 +404,6 @@ func nonNil(b []byte) []byte {
 	return b
 }
 
-// Watch delivers every change of the image after the given revision, one delta
-// per revision in order, until ctx ends or the watch breaks. It returns
-// ErrCompacted when the position is gone and the image must be loaded again.
-func (s *Store) Watch(ctx context.Context, after int64, f func(image.Delta) error) error {
-	wctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
-	defer cancel()
-	ch := s.client.Watch(wctx, s.keys.image(), clientv3.WithPrefix(), clientv3.WithRev(after+1))
-	for resp := range ch {
-		if resp.CompactRevision != 0 {
-			return fmt.Errorf("%w: wanted %d, oldest is %d", ErrCompacted, after+1, resp.CompactRevision)
-		}
-		if err := resp.Err(); err != nil {
-			return fmt.Errorf("%w: watch: %w", ErrUnavailable, err)
-		}
-		// All events of a revision arrive in one response (fragments are not
-		// asked for), and revisions ascend.
-		for i := 0; i < len(resp.Events); {
-			rev := resp.Events[i].Kv.ModRevision
-			d := image.Delta{Revision: rev}
-			for ; i < len(resp.Events) && resp.Events[i].Kv.ModRevision == rev; i++ {
-				kv := resp.Events[i].Kv
-				value := nonNil(kv.Value)
-				if resp.Events[i].Type == clientv3.EventTypeDelete {
-					value = nil
-				}
-				c, err := s.keys.change(string(kv.Key), value, kv.CreateRevision)
-				if err != nil {
-					return fmt.Errorf("watch: %w", err)
-				}
-				if c != nil {
-					d.Changes = append(d.Changes, c)
-				}
-			}
-			if err := f(d); err != nil {
-				return err
-			}
-		}
-	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	return fmt.Errorf("%w: watch closed", ErrUnavailable)
-}
-
 // Commit writes changes decided upon base, in order, in as few transactions as
 // etcd's limits allow, each comparing that the election of that epoch is still
 // held and that no key has moved since base. A change is never split. It
@@ -481,6 +462,16 @@ func (s *Store) Barrier(ctx context.Context, epoch int64) (int64, error) {
 		return 0, ErrNotController
 	}
 	return resp.Header.Revision, nil
+}
+
+// Resign ends an election that is held, so that another broker can be elected.
+func (s *Store) Resign(ctx context.Context, epoch int64) error {
+	key := s.keys.controller()
+	_, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", epoch)}, []clientv3.Op{clientv3.OpDelete(key)}, nil)
+	if err != nil {
+		return fmt.Errorf("resign: %w", err)
+	}
+	return nil
 }
 
 // Compact forgets all values that were overwritten or deleted at revision or

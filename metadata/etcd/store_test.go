@@ -194,7 +194,7 @@ func dump(im *image.Image) string {
 		x := *x
 		x.Revision = 0
 		// A field that version 1 has got since.
-		fmt.Fprintf(&b, "broker %s\n", strings.Replace(fmt.Sprintf("%+v", x), " ShuttingDown:false", "", 1))
+		fmt.Fprintf(&b, "broker %s\n", strings.NewReplacer(" ShuttingDown:false", "", " Unresponsive:false", "").Replace(fmt.Sprintf("%+v", x)))
 	}
 	for _, x := range im.Topics() {
 		fmt.Fprintf(&b, "topic %s %x internal=%v config=%v\n", x.Name, x.ID, x.Internal, x.Config)
@@ -254,7 +254,7 @@ func TestWatchEqualsLoad(t *testing.T) {
 	watched := start
 	done := make(chan error, 1)
 	go func() {
-		done <- s.Watch(ctx, start.Revision, func(d image.Delta) error {
+		done <- s.Watch(ctx, WatchOptions{After: start.Revision}, func(d image.Delta) error {
 			mu.Lock()
 			defer mu.Unlock()
 			if d.Revision <= watched.Revision {
@@ -794,7 +794,7 @@ func TestEmbedded(t *testing.T) {
 		t.Fatal(dump(loaded))
 	}
 	must[*clientv3.CompactResponse](t)(s.client.Compact(bg, loaded.Revision))
-	if err := s.Watch(bg, 1, func(image.Delta) error { return nil }); !errors.Is(err, ErrCompacted) {
+	if err := s.Watch(bg, WatchOptions{After: 1}, func(image.Delta) error { return nil }); !errors.Is(err, ErrCompacted) {
 		t.Fatal(err)
 	}
 }
