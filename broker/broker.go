@@ -85,6 +85,7 @@ type Metadata interface {
 	Execute(ctx context.Context, command []byte) ([]byte, error)
 	BrokerEpoch() int64
 	EndSession(ctx context.Context, id int32, incarnation [16]byte) error
+	Suspect(ctx context.Context, id int32, incarnation [16]byte) error
 }
 
 // Options are what a broker is made of.
@@ -138,6 +139,9 @@ type Broker struct {
 	peers  peers
 	outbox outbox
 	start  time.Time
+
+	probes     probes
+	suspicions chan suspicion
 
 	requests  *budget
 	coldReads atomic.Int64 // reads of object storage under way or waiting
@@ -199,6 +203,7 @@ func New(o Options) (*Broker, error) {
 		ctx: ctx, cancel: cancel,
 		conns: map[*conn]struct{}{}, perIP: map[string]int{},
 	}
+	b.suspicions = make(chan suspicion, 64)
 	b.peers = peers{b: b, idle: map[peerKey][]*link{}, slots: map[int32]chan struct{}{}, lives: map[peerKey]*life{}}
 	b.cfg.Store(s)
 	b.sending.set(s.LeaderThrottledRate)
@@ -260,6 +265,7 @@ func (b *Broker) Run(ctx context.Context) {
 	defer wg.Wait()
 	wg.Go(func() { b.keepISR(ctx) })
 	wg.Go(func() { b.followCompaction(ctx) })
+	wg.Go(func() { b.tellSuspicions(ctx) })
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	expired := time.Now()
@@ -364,5 +370,6 @@ func (b *Broker) Close(ctx context.Context) error {
 	b.replicas.close()
 	b.fetchers.close()
 	b.peers.close()
+	b.probes.close()
 	return err
 }

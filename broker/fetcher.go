@@ -51,7 +51,6 @@ type fetcher struct {
 
 	heard   atomic.Int64 // when the leader last answered (Broker.uptimeMs), or the first partition was given
 	refused int          // connections in a row; of run alone
-	ended   [16]byte     // the incarnation of the leader whose session was ended for that
 
 	mu    sync.Mutex
 	moved []*copying // assigned or taken away since the last round
@@ -216,7 +215,7 @@ func (f *fetcher) connected(ctx context.Context) error {
 	defer stop()
 	k, err := f.b.dial(life, to)
 	if err != nil {
-		f.suspect(ctx, to, err)
+		f.suspect(to, err)
 		return err
 	}
 	f.refused = 0
@@ -237,6 +236,7 @@ func (f *fetcher) connected(ctx context.Context) error {
 			if life.Err() != nil {
 				break
 			}
+			f.b.suspected(to, false)
 			return err
 		}
 	}
@@ -247,25 +247,16 @@ func (f *fetcher) connected(ctx context.Context) error {
 // is taken to be gone. They are firstBackoff and its double apart.
 const refusals = 3
 
-// suspect ends the session of a leader whose address refuses connections: there
-// is no such process any more, and its partitions need not wait for its lease to
-// run out. Where it is the network that refuses, the broker that is cut off by
-// this registers again; that is why no broker does it twice to the same process.
-func (f *fetcher) suspect(ctx context.Context, to *image.Broker, err error) {
+// suspect has the controller look after a leader that cannot be connected to. One whose
+// address refuses connections is taken to have ended.
+func (f *fetcher) suspect(to *image.Broker, err error) {
 	if !errors.Is(err, syscall.ECONNREFUSED) {
 		f.refused = 0
+		f.b.suspected(to, false)
 		return
 	}
-	if f.refused++; f.refused < refusals || f.ended == to.Incarnation {
-		return
-	}
-	f.ended = to.Incarnation
-	f.b.log.Warn("a broker's address refuses connections: its session is ended", "broker", to.ID)
-	ctx, cancel := context.WithTimeout(ctx, peerTimeout)
-	defer cancel()
-	if err := f.b.meta.EndSession(ctx, to.ID, to.Incarnation); err != nil {
-		f.b.log.Warn("the session of a broker that is gone was not ended, and runs out", "broker", to.ID, "err", err)
-	}
+	f.refused++
+	f.b.suspected(to, f.refused >= refusals)
 }
 
 // gather takes over what was assigned and taken away.

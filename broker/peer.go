@@ -137,6 +137,10 @@ func (b *Broker) envelope(ctx context.Context, r *request, in kmsg.Request) kmsg
 		resp.ErrorCode = protocol.CodeClusterAuthorizationFailed
 		return resp
 	}
+	if out, ok := b.probed(ctx, req.RequestData); ok {
+		resp.ResponseData = out
+		return resp
+	}
 	out, err := b.meta.Execute(ctx, req.RequestData)
 	if err != nil {
 		b.log.Error("a command of another broker cannot be carried out", "broker", r.c.peer.id, "err", err)

@@ -42,7 +42,9 @@ func (n *Node) Execute(ctx context.Context, command []byte) ([]byte, error) {
 		return nil, err
 	}
 	var v replyValue
-	if n.IsController() {
+	if s, ok := c.(controller.Suspect); ok && n.IsController() {
+		n.hinted(hint{s.Broker, s.Incarnation})
+	} else if n.IsController() {
 		v.Reply, v.Revision = n.command(ctx, c, retry)
 	} else {
 		v.Reply = controller.Fail(c, codeNotController, notController)

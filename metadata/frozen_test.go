@@ -12,6 +12,7 @@ import (
 	"github.com/varve/varve/metadata/controller"
 	"github.com/varve/varve/metadata/etcd"
 	"github.com/varve/varve/metadata/etcd/etcdtest"
+	"github.com/varve/varve/metadata/image"
 )
 
 // warnings are what nodes warned of.
@@ -106,5 +107,50 @@ func TestFrozenEtcdMember(t *testing.T) {
 		if rec.has(ev) {
 			t.Error(rec.events)
 		}
+	}
+}
+
+// A controller that reaches etcd and sees nothing of what is written there is none: it
+// gives up, and another does what it did not.
+func TestBlindController(t *testing.T) {
+	t.Parallel()
+	c := cluster{t, startEtcd(t, t.TempDir())}
+	var rec recorder
+	var nodes [4]*Node
+	var links [4]*link
+	for id := int32(1); id <= 3; id++ {
+		o := c.options(id)
+		client, l := newLink(c.server.Client())
+		o.Store = etcd.New(etcd.Options{Client: client})
+		o.SessionTimeout, o.HeartbeatInterval = 2*time.Second, 100*time.Millisecond
+		o.BrokerConfig = func() map[string]string { return map[string]string{"default.replication.factor": "3"} }
+		o.Events.Controlled = rec.add
+		nodes[id], links[id] = open(t, o), l
+		register(t, nodes[id])
+	}
+	create(t, nodes[1], "t", 6)
+	links[1].Blind(true)
+	nodes[3].abandon() // nobody is told
+	eventually(t, "broker 3 fenced, and its partitions led by others", func() bool {
+		im := nodes[2].Image()
+		if b := im.Broker(3); b == nil || !b.Fenced || im.Controller != 2 {
+			return false
+		}
+		for _, p := range im.Topic("t").Partitions {
+			if p.Leader == 3 || p.Leader == image.NoLeader {
+				return false
+			}
+		}
+		return true
+	})
+	eventually(t, "the blind one knows that it is no controller", func() bool { return !nodes[1].IsController() })
+	create(t, nodes[2], "u", 1)
+	if nodes[1].Image().Topic("u") != nil {
+		t.Fatal("it is not blind")
+	}
+	links[1].Blind(false)
+	eventually(t, "it sees again", func() bool { return nodes[1].Image().Topic("u") != nil && nodes[1].Healthy() == nil })
+	if rec.has("fenced 1") {
+		t.Fatal(rec.events)
 	}
 }

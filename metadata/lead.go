@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/varve/varve/config"
@@ -52,6 +53,15 @@ func (n *Node) lead() {
 		n.mu.Unlock()
 		im := n.Image()
 		if lease != 0 && (im.Controller == image.NoLeader || im.Controller == n.o.BrokerID) {
+			if wait := n.abstain(im); wait > 0 {
+				select {
+				case <-moved:
+				case <-n.wake:
+				case <-time.After(wait):
+				case <-n.ctx.Done():
+				}
+				continue
+			}
 			// If the image still names an earlier incarnation of this broker,
 			// the campaign finds out.
 			epoch, won, err := n.store.Campaign(n.ctx, lease, n.o.BrokerID, n.incarnation)
@@ -80,9 +90,19 @@ func (n *Node) lead() {
 // control is the controller: it runs until the election is lost. False: it
 // could not even begin.
 func (n *Node) control(epoch int64) bool {
+	ctx, cancel := context.WithCancelCause(n.ctx)
+	var wg sync.WaitGroup
+	defer func() {
+		cancel(nil)
+		wg.Wait()
+		if why := context.Cause(ctx); errors.Is(why, errBlind) || errors.Is(why, errCutOff) {
+			n.giveUp(epoch, why)
+		}
+	}()
+	wg.Go(func() { n.stayAware(ctx, cancel) })
 	// Everything that earlier controllers wrote must be in the image before
 	// anything is decided upon it.
-	if err := n.resync(epoch, 0); err != nil {
+	if err := n.resync(ctx, epoch, 0); err != nil {
 		if n.ctx.Err() == nil {
 			n.log.Warn("elected, but not able to begin", "error", err)
 		}
@@ -95,10 +115,16 @@ func (n *Node) control(epoch int64) bool {
 	if f := n.o.Events.Elected; f != nil {
 		f(epoch)
 	}
+	if n.prober != nil {
+		wg.Go(func() { n.probe(ctx, cancel) })
+	}
 	defer func() {
 		n.mu.Lock()
-		n.leading = 0
+		n.leading, n.responds = 0, nil
 		n.mu.Unlock()
+		if why := context.Cause(ctx); errors.Is(why, errBlind) {
+			n.failQueued(why)
+		}
 		n.drain()
 		n.log.Info("this broker is not the controller any more", "epoch", epoch)
 		if f := n.o.Events.Deposed; f != nil {
@@ -124,7 +150,7 @@ func (n *Node) control(epoch int64) bool {
 		env := n.env(im)
 		env.Hold = hold > 0
 		if changes, events := controller.Reconcile(im, env); len(changes) > 0 {
-			if !n.reconcile(epoch, im, changes, events) {
+			if !n.reconcile(ctx, epoch, im, changes, events) {
 				return true
 			}
 			continue
@@ -141,17 +167,22 @@ func (n *Node) control(epoch int64) bool {
 			batch = append(batch, c)
 		case <-moved:
 		case <-held:
+		case <-n.judged:
 		case <-balance:
-			if !n.balance(epoch) {
+			if !n.balance(ctx, epoch) {
 				return true
 			}
-		case <-n.ctx.Done():
+		case <-ctx.Done():
 		}
 		if timer != nil {
 			timer.Stop()
 		}
 		if n.ctx.Err() != nil {
 			n.fail(batch, codeRequestTimedOut, errClosed)
+			return true
+		}
+		if ctx.Err() != nil {
+			n.fail(batch, codeNotController, etcd.ErrNotController)
 			return true
 		}
 		for len(batch) > 0 && len(batch) < maxBatch {
@@ -163,7 +194,7 @@ func (n *Node) control(epoch int64) bool {
 			}
 			break
 		}
-		if len(batch) > 0 && !n.execute(epoch, batch) {
+		if len(batch) > 0 && !n.execute(ctx, epoch, batch) {
 			return true
 		}
 	}
@@ -171,11 +202,11 @@ func (n *Node) control(epoch int64) bool {
 
 // reconcile writes what the image called for. False: the election is lost or
 // the node closed.
-func (n *Node) reconcile(epoch int64, im *image.Image, changes []image.Change, events []controller.Event) bool {
+func (n *Node) reconcile(ctx context.Context, epoch int64, im *image.Image, changes []image.Change, events []controller.Event) bool {
 	begin := time.Now()
-	next, err := n.commit(n.ctx, epoch, im, changes)
+	next, err := n.commit(ctx, epoch, im, changes)
 	if err == nil {
-		if n.await(n.ctx, func(im *image.Image) bool { return im.Revision >= next.Revision }) != nil {
+		if n.await(ctx, func(im *image.Image) bool { return im.Revision >= next.Revision }) != nil {
 			return false
 		}
 		n.tell(events, begin)
@@ -189,7 +220,7 @@ func (n *Node) reconcile(epoch int64, im *image.Image, changes []image.Change, e
 	}
 	n.log.Warn("the controller could not write", "error", err)
 	// What the image calls for will be called for again: not in a tight loop.
-	return n.resync(epoch, next.Revision) == nil && sleep(n.ctx, 50*time.Millisecond)
+	return n.resync(ctx, epoch, next.Revision) == nil && sleep(ctx, 50*time.Millisecond)
 }
 
 // commit is Store.Commit, and tells of the leaders that it made.
@@ -208,7 +239,7 @@ func (n *Node) tell(events []controller.Event, begin time.Time) {
 	for _, e := range events {
 		level := slog.LevelInfo
 		switch e.Kind {
-		case "fenced", "disk-lost", "data-lost", "offline", "cleaned", "unclean":
+		case "fenced", "disk-lost", "data-lost", "offline", "cleaned", "unclean", "unresponsive":
 			level = slog.LevelWarn
 		}
 		n.log.Log(n.ctx, level, e.Message, "event", e.Kind, "broker", e.Broker, "count", e.Count, "took", time.Since(begin))
@@ -222,10 +253,10 @@ func (n *Node) tell(events []controller.Event, begin time.Time) {
 const maxBalanced = 1000
 
 // balance gives leaderships back, batch by batch. False: stop controlling.
-func (n *Node) balance(epoch int64) bool {
+func (n *Node) balance(ctx context.Context, epoch int64) bool {
 	for {
 		p := &pending{ctx: n.ctx, done: make(chan struct{}), command: controller.Balance{Percentage: n.o.BalancePercentage, Limit: maxBalanced}}
-		if !n.execute(epoch, []*pending{p}) {
+		if !n.execute(ctx, epoch, []*pending{p}) {
 			return false
 		}
 		if p.reply.ErrorCode != 0 || len(p.reply.Events) == 0 || p.reply.Events[0].Count < maxBalanced {
@@ -237,26 +268,26 @@ func (n *Node) balance(epoch int64) bool {
 // resync waits until the image shows everything written so far, at least the
 // given revision: after it, a transaction whose outcome was open has been
 // applied and is seen, or will fail its compares.
-func (n *Node) resync(epoch, revision int64) error {
+func (n *Node) resync(ctx context.Context, epoch, revision int64) error {
 	for delay := 20 * time.Millisecond; ; delay = min(2*delay, time.Second) {
-		rev, err := n.store.Barrier(n.ctx, epoch)
+		rev, err := n.store.Barrier(ctx, epoch)
 		if err == nil {
-			return n.await(n.ctx, func(im *image.Image) bool { return im.Revision >= max(rev, revision) })
+			return n.await(ctx, func(im *image.Image) bool { return im.Revision >= max(rev, revision) })
 		}
-		if errors.Is(err, etcd.ErrNotController) || n.ctx.Err() != nil || errors.Is(err, etcd.ErrRevisionRegressed) {
+		if errors.Is(err, etcd.ErrNotController) || ctx.Err() != nil || errors.Is(err, etcd.ErrRevisionRegressed) {
 			return err
 		}
 		n.log.Warn("the controller cannot reach the store", "error", err)
 		n.failQueued(err)
-		if !sleep(n.ctx, delay) {
-			return n.ctx.Err()
+		if !sleep(ctx, delay) {
+			return ctx.Err()
 		}
 	}
 }
 
 // execute decides a batch of commands, each upon the effects of those before
 // it, and writes what they change. False: stop controlling.
-func (n *Node) execute(epoch int64, batch []*pending) bool {
+func (n *Node) execute(ctx context.Context, epoch int64, batch []*pending) bool {
 	begin := time.Now()
 	live := batch[:0]
 	for _, p := range batch {
@@ -282,7 +313,7 @@ func (n *Node) execute(epoch int64, batch []*pending) bool {
 				changes = append(changes, made...)
 			}
 		}
-		next, err := n.commit(n.ctx, epoch, base, changes)
+		next, err := n.commit(ctx, epoch, base, changes)
 		if err == nil {
 			for _, p := range batch {
 				if p.attempted {
@@ -296,7 +327,7 @@ func (n *Node) execute(epoch int64, batch []*pending) bool {
 				f(len(batch), len(changes), time.Since(begin))
 			}
 			// The next decision is taken upon the published image.
-			return n.await(n.ctx, func(im *image.Image) bool { return im.Revision >= next.Revision }) == nil
+			return n.await(ctx, func(im *image.Image) bool { return im.Revision >= next.Revision }) == nil
 		}
 		retry := attempt < maxAttempts && (errors.Is(err, etcd.ErrConflict) || errors.Is(err, etcd.ErrAmbiguous))
 		if f := n.o.Events.Failed; f != nil {
@@ -311,16 +342,16 @@ func (n *Node) execute(epoch int64, batch []*pending) bool {
 			n.fail(batch, codeRequestTimedOut, err)
 			batch = nil
 		}
-		if err := n.resyncFor(epoch, next.Revision, batch); err != nil {
+		if err := n.resyncFor(ctx, epoch, next.Revision, batch); err != nil {
 			code := codeRequestTimedOut
 			if errors.Is(err, etcd.ErrNotController) {
 				code = codeNotController
 			}
 			n.fail(batch, code, err)
-			if errors.Is(err, etcd.ErrNotController) || n.ctx.Err() != nil {
+			if errors.Is(err, etcd.ErrNotController) || ctx.Err() != nil {
 				return false
 			}
-			return n.resync(epoch, next.Revision) == nil
+			return n.resync(ctx, epoch, next.Revision) == nil
 		}
 	}
 	return true
@@ -328,17 +359,17 @@ func (n *Node) execute(epoch int64, batch []*pending) bool {
 
 // resyncFor is resync for commands that wait: it gives up after a session
 // timeout, so that they get an answer.
-func (n *Node) resyncFor(epoch, revision int64, batch []*pending) error {
+func (n *Node) resyncFor(ctx context.Context, epoch, revision int64, batch []*pending) error {
 	if len(batch) == 0 {
-		return n.resync(epoch, revision)
+		return n.resync(ctx, epoch, revision)
 	}
 	deadline := time.Now().Add(n.o.SessionTimeout)
 	for delay := 20 * time.Millisecond; ; delay *= 2 {
-		rev, err := n.store.Barrier(n.ctx, epoch)
+		rev, err := n.store.Barrier(ctx, epoch)
 		if err == nil {
-			return n.await(n.ctx, func(im *image.Image) bool { return im.Revision >= max(rev, revision) })
+			return n.await(ctx, func(im *image.Image) bool { return im.Revision >= max(rev, revision) })
 		}
-		if errors.Is(err, etcd.ErrNotController) || n.ctx.Err() != nil || time.Now().After(deadline) || !sleep(n.ctx, delay) {
+		if errors.Is(err, etcd.ErrNotController) || ctx.Err() != nil || time.Now().After(deadline) || !sleep(ctx, delay) {
 			return err
 		}
 	}
@@ -399,7 +430,11 @@ func (n *Node) env(im *image.Image) controller.Env {
 	if validateTopic == nil {
 		validateTopic = config.Resolver{Static: static, ClusterDynamic: im.Config(image.BrokerResource, "")}.ValidateTopic
 	}
+	n.mu.Lock()
+	responds := n.responds
+	n.mu.Unlock()
 	return controller.Env{
+		Responds:                 responds,
 		DefaultPartitions:        int32(number("num.partitions", 1)),
 		DefaultReplicationFactor: int16(number("default.replication.factor", 1)),
 		MinISR:                   int(number("min.insync.replicas", 1)),

@@ -11,6 +11,7 @@
 //	remember writes the highest revision seen to a file, if asked to
 //	session  keeps the lease alive, registers again when it was lost
 //	lead     campaigns; while elected, runs commands one batch at a time
+//	probe    while elected, asks the other brokers whether they answer
 //	compact  while elected, lets the store forget old revisions
 package metadata
 
@@ -130,11 +131,18 @@ type Node struct {
 	lastBeat          time.Time
 	lastOutage        time.Time // last time that the store was found away
 	leading           int64     // epoch of the election held, 0 if none
+	abstains          time.Time // it does not campaign before
+	resigned          time.Time // when it last gave an election up because others do not reach it
+	responds          map[int32]controller.Response
+	seen              map[int32]process // processes that came after this node
 	closed            bool
 	registered        bool
 
 	commands chan *pending
 	wake     chan struct{} // the session changed: lead looks again
+	prober   Prober
+	judged   chan struct{} // the controller has another opinion of a broker
+	hints    chan hint
 }
 
 // Open ensures that the cluster has an identity and loads the image. It starts
@@ -193,8 +201,8 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 	n := &Node{
 		o: o, store: o.Store, log: o.Logger, started: time.Now(),
 		published: make(chan struct{}), delivered: make(chan struct{}),
-		commands: make(chan *pending, maxQueued), wake: make(chan struct{}, 1),
-		watchAlive: time.Now(),
+		commands: make(chan *pending, maxQueued), wake: make(chan struct{}, 1), judged: make(chan struct{}, 1), hints: make(chan hint, 64),
+		watchAlive: time.Now(), seen: map[int32]process{},
 	}
 	rand.Read(n.incarnation[:])
 	n.image.Store(im)
@@ -331,8 +339,17 @@ func (n *Node) watchIsAlive() {
 	n.watchErr, n.watchAlive = nil, time.Now()
 }
 
+// blind says that nothing is known of what is written, for so long that a watch at a
+// member that hangs would have been noticed, and taken up elsewhere.
+func (n *Node) blind() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return time.Since(n.watchAlive) > n.o.SessionTimeout*3/2
+}
+
 func (n *Node) publish(next *image.Image) {
 	prev := n.image.Swap(next)
+	n.noteProcesses(prev, next)
 	n.mu.Lock()
 	close(n.published)
 	n.published = make(chan struct{})

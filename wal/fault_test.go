@@ -948,3 +948,33 @@ func TestSmallBatchesAtTheBound(t *testing.T) {
 	}
 	mustClose(t, l)
 }
+
+// While the disk does not answer, the log says for how long; when it does, and when nothing is to be written, it says nothing.
+func TestStalled(t *testing.T) {
+	fs := vfs.NewFaulty(vfs.NewMem())
+	o := testOptions(fs)
+	l := mustOpen(t, o)
+	p := l.Create([16]byte{1}, 0, 0, nil, nil, nil)
+	hang, hangs := make(chan struct{}), make(chan struct{}, 100)
+	fs.Decide(func(op vfs.Op, _ string) vfs.Fault {
+		if op == vfs.OpSync {
+			hangs <- struct{}{}
+			<-hang
+		}
+		return vfs.Fault{}
+	})
+	done := make(chan error, 1)
+	l.Epoch(p, 1, 0, func(err error) { done <- err })
+	<-hangs
+	for before := l.Stats().Stalled; l.Stats().Stalled <= before || before == 0; before = l.Stats().Stalled {
+		time.Sleep(time.Millisecond)
+	}
+	close(hang)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, l)
+	if d := l.Stats().Stalled; d != 0 {
+		t.Errorf("stalled for %s after the end", d)
+	}
+}

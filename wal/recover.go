@@ -9,6 +9,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/varve/varve/wal/vfs"
 )
@@ -66,7 +67,7 @@ func Open(o Options) (l *Log, err error) {
 		return nil, err
 	}
 	l = &Log{
-		o: o, fs: o.FS, log: o.Logger, parts: map[PartitionID]*part{}, applied: map[PartitionID]*part{},
+		o: o, fs: o.FS, log: o.Logger, opened: time.Now(), parts: map[PartitionID]*part{}, applied: map[PartitionID]*part{},
 		maxAppend: o.SegmentBytes / 2, blockBytes: int(min(maxBlockBytes, o.SegmentBytes/4)), share: o.MaxBytes / 16,
 		space: space{segment: o.SegmentBytes, maxFiles: int(o.MaxBytes / o.SegmentBytes), changed: make(chan struct{})},
 		wake:  make(chan struct{}, 1), failedCh: make(chan struct{}), completed: make(chan []item, 2), recycled: make(chan []item, 4),

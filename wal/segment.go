@@ -154,6 +154,7 @@ func (l *Log) seal(g *segment) error {
 	}
 	// Whole pages, so that the kernel need not read the rest of the last one.
 	footer = append(footer, make([]byte, alignUp(int64(len(footer)))-int64(len(footer)))...)
+	defer l.waits()()
 	if _, err := g.file.WriteAt(footer, t.footerAt); err != nil {
 		return fmt.Errorf("write footer of segment %d: %w", g.at.generation, err)
 	}

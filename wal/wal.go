@@ -186,6 +186,8 @@ type Log struct {
 
 	indexBytes  atomic.Int64
 	controlSize atomic.Int64 // bytes of the control state, as a checkpoint writes it
+	opened      time.Time
+	atDisk      atomic.Int64 // since when the writer waits for the disk, in ns after opened; 0: it does not
 	stats       struct {
 		syncs, blocks, bytes, records, diskReads, corrupt, carried, reclaimed atomic.Int64
 	}
@@ -765,6 +767,9 @@ type Stats struct {
 	Full                              bool // clients are refused
 	DiskFull                          bool // Full, and by the disk rather than by MaxBytes
 	OldestGeneration, NewestGenration uint64
+	// Stalled is how long the write and fsync under way has taken, 0 if there is none: where it does not end, nothing
+	// is acknowledged any more, and nothing fails.
+	Stalled time.Duration
 }
 
 // Stats returns how the log stands.
@@ -789,7 +794,16 @@ func (l *Log) Stats() Stats {
 		s.OldestGeneration, s.NewestGenration = l.segments[0].at.generation, l.segments[n-1].at.generation
 	}
 	l.segMu.Unlock()
+	if began := l.atDisk.Load(); began != 0 {
+		s.Stalled = max(0, time.Since(l.opened)-time.Duration(began))
+	}
 	return s
+}
+
+// waits notes that the writer begins to wait for the disk; what it returns, that it has ended.
+func (l *Log) waits() func() {
+	l.atDisk.Store(max(1, int64(time.Since(l.opened))))
+	return func() { l.atDisk.Store(0) }
 }
 
 // Close writes what is queued, claims the last block, and ends the log. Callers have ended before.

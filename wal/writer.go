@@ -450,6 +450,7 @@ func (l *Log) emit() error {
 	if pad := alignUp(size) - size; pad > 0 {
 		w.vector = append(w.vector, w.pad[:pad])
 	}
+	defer l.waits()()
 	if err := l.writeVector(g, alignUp(size)); err != nil {
 		return fmt.Errorf("write block %d at %d of segment %d: %w", w.seq+1, g.end, g.at.generation, err)
 	}

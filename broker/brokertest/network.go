@@ -25,13 +25,14 @@ type network struct {
 	cut       map[[2]string]bool // from one host to another; "" stands for any
 	slow      map[[2]string]time.Duration
 	silent    map[string]bool // hosts without power: nobody refuses
+	deaf      map[string]bool // hosts whose listeners accept nobody: connections come about, and nobody answers
 	ports     int
 }
 
 func newNetwork(seed uint64) *network {
 	n := &network{
 		rnd: rand.New(rand.NewPCG(seed, 0x6e6574)), listeners: map[string]*listener{}, conns: map[*conn]struct{}{},
-		cut: map[[2]string]bool{}, slow: map[[2]string]time.Duration{}, silent: map[string]bool{},
+		cut: map[[2]string]bool{}, slow: map[[2]string]time.Duration{}, silent: map[string]bool{}, deaf: map[string]bool{},
 	}
 	n.changed.L = &n.mu
 	return n
@@ -75,6 +76,14 @@ func (n *network) Heal(from, to string, reset bool) {
 			c.peer.wake.Broadcast()
 		}
 	}
+}
+
+// Deaf has the listeners of a host accept nobody, or again.
+func (n *network) Deaf(host string, deaf bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.deaf[host] = deaf
+	n.changed.Broadcast()
 }
 
 // Slow makes everything take longer from one host to another.
@@ -150,7 +159,7 @@ func (l *listener) Addr() net.Addr { return l.addr }
 func (l *listener) Accept() (net.Conn, error) {
 	l.n.mu.Lock()
 	defer l.n.mu.Unlock()
-	for len(l.waiting) == 0 && !l.closed {
+	for (len(l.waiting) == 0 || l.n.deaf[l.host]) && !l.closed {
 		l.n.changed.Wait()
 	}
 	if l.closed {

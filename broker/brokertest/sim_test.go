@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 var (
@@ -48,5 +49,101 @@ func TestSeeds(t *testing.T) {
 				t.Log(done)
 			})
 		})
+	}
+}
+
+// A leader that keeps its session and serves nobody is relieved of what others can lead, with its session alive and
+// without being fenced; what nobody else can lead stays with it. When it is well again it is in sync, and may lead.
+func TestUnresponsive(t *testing.T) {
+	others := func(c *Cluster, n *node, f func(from, to string)) {
+		for _, o := range c.nodes {
+			if o != n {
+				f(n.host, o.host)
+				f(o.host, n.host)
+			}
+		}
+	}
+	for name, fault := range map[string]func(c *Cluster, n *node, on bool){
+		"cut off from the brokers": func(c *Cluster, n *node, on bool) {
+			if on {
+				others(c, n, c.net.Cut)
+			} else {
+				others(c, n, func(from, to string) { c.net.Heal(from, to, true) })
+			}
+		},
+		"listeners that accept nobody": func(c *Cluster, n *node, on bool) { c.net.Deaf(n.host, on) },
+	} {
+		for _, boss := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s controller=%t", name, boss), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					var log slog.Handler
+					if testing.Verbose() {
+						log = slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo})
+					}
+					c := newCluster(11, t.TempDir(), log, 3)
+					w := newWorkload(c, 6)
+					c.etcd.committed = w.watch
+					for _, n := range c.nodes {
+						n.Start()
+					}
+					defer c.Close()
+					if err := w.createTopics(true); err != nil {
+						t.Fatal(err)
+					}
+					if err := c.inSync(healthy); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(20 * time.Second) // nobody is new
+					im := c.image()
+					n := c.node(im.Controller)
+					if !boss {
+						n = c.node(im.Controller%3 + 1)
+					}
+					one := im.Topic(topicOne).Partitions[0]
+					fault(c, n, true)
+					began := time.Now()
+					if err := eventually(healthy, func() error {
+						im := c.image()
+						for tp := range im.AllTopics() {
+							for i, p := range tp.Partitions {
+								if len(p.Replicas) > 1 && (p.Leader == n.id || p.Leader < 0 || len(p.ISR) != 2) {
+									return fmt.Errorf("%s-%d: %+v", tp.Name, i, p)
+								}
+							}
+						}
+						return nil
+					}); err != nil {
+						t.Fatal(err)
+					}
+					t.Logf("relieved after %s", time.Since(began))
+					im = c.image()
+					b := im.Broker(n.id)
+					if s := im.Session(n.id); s == nil || b.Fenced || !b.Unresponsive || im.Controller == n.id {
+						t.Errorf("broker %d: %+v, session %+v, controller %d", n.id, b, s, im.Controller)
+					}
+					if now := im.Topic(topicOne).Partitions[0]; now.Leader != one.Leader || now.LeaderEpoch != one.LeaderEpoch {
+						t.Errorf("the partition of one replica was %+v, is %+v", one, now)
+					}
+					for _, o := range c.nodes {
+						if o != n && !im.Active(o.id) {
+							t.Errorf("broker %d is well: %+v", o.id, im.Broker(o.id))
+						}
+					}
+					fault(c, n, false)
+					if err := eventually(healthy, func() error {
+						if im := c.image(); !im.Active(n.id) {
+							return fmt.Errorf("%+v", im.Broker(n.id))
+						}
+						return c.inSync(time.Second)
+					}); err != nil {
+						t.Fatal(err)
+					}
+					if c.failed() {
+						t.Error(c.report())
+					}
+				})
+			})
+		}
 	}
 }

@@ -18,7 +18,7 @@ type Event struct {
 
 // EventKinds are the kinds of events there are.
 var EventKinds = []string{"admitted", "reregistered", "fenced", "disk-lost", "data-lost", "offline", "cleaned", "shutting-down", "elected", "unclean",
-	"relieved", "reassigned", "rebalanced"}
+	"relieved", "reassigned", "rebalanced", "unresponsive", "responsive"}
 
 // Reconcile returns what the image calls for, one matter at a time: the caller
 // writes the changes and calls again until there are none. The state it works
@@ -37,6 +37,14 @@ func Reconcile(im *image.Image, env Env) ([]image.Change, []Event) {
 		for _, b := range im.Brokers() {
 			if im.Session(b.ID) == nil && (!b.Fenced || b.Epoch == admitting) {
 				return fence(im, env, b)
+			}
+		}
+	}
+	if !env.Hold {
+		for _, b := range im.Brokers() {
+			r, ok := env.Responds[b.ID]
+			if ok && r.Incarnation == b.Incarnation && r.Unresponsive != b.Unresponsive && running(im, b.ID) {
+				return respond(b, r.Unresponsive)
 			}
 		}
 	}
@@ -100,6 +108,8 @@ func admit(im *image.Image, env Env, old *image.Broker, s *image.Session) ([]ima
 	lost := old != nil && old.WAL != s.WAL
 	// A process that lost its session while it was shutting down still is.
 	admitted.ShuttingDown = old != nil && old.ShuttingDown && old.Incarnation == s.Incarnation
+	// And one that did not answer has to do so before it counts as it did.
+	admitted.Unresponsive = old != nil && old.Unresponsive && old.Incarnation == s.Incarnation
 
 	of := electable(im, env)
 	of.alive = func(id int32) bool {
@@ -143,7 +153,7 @@ func admit(im *image.Image, env Env, old *image.Broker, s *image.Session) ([]ima
 	var changes []image.Change
 	if fresh && len(partitions) > 0 {
 		deposed := *old
-		deposed.Incarnation, deposed.Epoch, deposed.Fenced, deposed.ShuttingDown = s.Incarnation, admitting, true, false
+		deposed.Incarnation, deposed.Epoch, deposed.Fenced, deposed.ShuttingDown, deposed.Unresponsive = s.Incarnation, admitting, true, false, false
 		changes = append(changes, image.SetBroker{Broker: deposed})
 	}
 	changes = append(changes, partitions...)

@@ -81,9 +81,11 @@ func kindOf(c Command) string {
 		return "AcceptLoss"
 	case UnregisterBroker:
 		return "UnregisterBroker"
+	case Suspect:
+		return "Suspect"
 	}
 	return fmt.Sprintf("%T", c)
 }
 
 var _ = known[CreateTopics]() && known[DeleteTopics]() && known[CreatePartitions]() && known[AlterConfigs]() &&
-	known[AlterPartition]() && known[AlterReassignments]() && known[ElectLeaders]() && known[GiveUp]() && known[BeginShutdown]() && known[AcceptLoss]() && known[UnregisterBroker]()
+	known[AlterPartition]() && known[AlterReassignments]() && known[ElectLeaders]() && known[GiveUp]() && known[BeginShutdown]() && known[AcceptLoss]() && known[UnregisterBroker]() && known[Suspect]()

@@ -23,6 +23,7 @@ func TestCommandsAsBytes(t *testing.T) {
 		BeginShutdown{Broker: 3, Incarnation: [16]byte{8}},
 		AcceptLoss{Broker: 4},
 		UnregisterBroker{Broker: 5},
+		Suspect{Broker: 6, Incarnation: [16]byte{10}},
 	}
 	if len(commands) != len(decoders) {
 		t.Errorf("%d commands here, %d are known", len(commands), len(decoders))

@@ -7,7 +7,7 @@
 //	Handle     (image, env, command) -> changes and a reply, for what somebody asked
 //	Reconcile  (image, env)          -> changes and events, for what the image itself calls for:
 //	           admitting brokers that registered, fencing brokers that left, electing leaders,
-//	           emptying brokers that shut down, finishing reassignments
+//	           emptying brokers that shut down or do not answer, finishing reassignments
 //
 // The runtime (metadata.Node) applies the changes to a copy of the image to
 // decide the next command upon it, writes them in order in transactions of the
@@ -22,6 +22,8 @@
 //	fence a broker        SetBroker fenced, after its partitions got other leaders
 //	shut a broker down    SetBroker shutting down, before its partitions get other leaders: in
 //	                      between nobody may elect it again
+//	relieve a broker that SetBroker unresponsive, before its partitions get other leaders
+//	does not answer
 //	reassign a partition  SetPartition with adding and removing; it ends with the SetPartition
 //	                      without them
 //
@@ -86,6 +88,9 @@ type Env struct {
 	// resource has none of its own; nil starts from the empty list.
 	DefaultValue func(resourceType int8, setting string) string
 
+	// Responds is what the controller found when it asked brokers whether they
+	// answer; see Probes.
+	Responds map[int32]Response
 	// Hold says that brokers without a session must not be fenced yet: the
 	// store was away, and they may be about to register again.
 	Hold bool
@@ -134,7 +139,7 @@ func (e Env) withDefaults() Env {
 
 // Command is one of CreateTopics, DeleteTopics, CreatePartitions, AlterConfigs,
 // AlterPartition, AlterReassignments, ElectLeaders, GiveUp, Balance,
-// BeginShutdown, AcceptLoss, UnregisterBroker.
+// BeginShutdown, AcceptLoss, UnregisterBroker, Suspect.
 type Command interface {
 	handle(im *image.Image, env Env) ([]image.Change, Reply)
 }

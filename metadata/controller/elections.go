@@ -13,18 +13,20 @@ const maxSettled = 1000
 
 // settle looks after partitions whose state is not to stay as it is: those
 // without a leader get one as soon as somebody can lead, brokers that shut down
-// hand over what they lead and leave the ISRs that can do without them, brokers
-// that are not to lead hand over, and reassignments end. It walks over all partitions, but only while there is
+// or do not answer hand over what they lead and leave the ISRs that can do without
+// them, brokers that are not to lead hand over, and reassignments end. It walks over all partitions, but only while there is
 // something of the kind.
 func settle(im *image.Image, env Env) ([]image.Change, []Event) {
 	stopping := slices.ContainsFunc(im.Brokers(), func(b *image.Broker) bool { return b.ShuttingDown && !b.Fenced })
+	unresponsive := func(id int32) bool { b := im.Broker(id); return b != nil && b.Unresponsive && !b.Fenced }
+	silent := !env.Hold && slices.ContainsFunc(im.Brokers(), func(b *image.Broker) bool { return unresponsive(b.ID) })
 	of := electable(im, env)
 	resting := len(of.reserve) > 0 && !env.Hold
 	if im.Unsettled() == 0 && !stopping && !resting {
 		return nil, nil
 	}
 	var changes []image.Change
-	var elected, unclean, handed, relieved, reassigned tally
+	var elected, unclean, handed, relieved, deserted, reassigned tally
 	for t := range im.AllTopics() {
 		least := minISR(im, env, t)
 		for i, p := range t.Partitions {
@@ -42,9 +44,14 @@ func settle(im *image.Image, env Env) ([]image.Change, []Event) {
 				if stopping && handOver(im, &next, of, least) {
 					handed.add(t, i)
 				}
-				if resting && of.reserve[next.Leader] && slices.ContainsFunc(next.ISR, of.willing) {
+				if leader := next.Leader; resting && of.reserve[leader] && slices.ContainsFunc(next.ISR, of.willing) {
 					elect(&next, of, least)
-					relieved.add(t, i)
+					if !unresponsive(leader) {
+						relieved.add(t, i)
+					}
+				}
+				if silent && (leave(&next, unresponsive, least) || next.Leader != p.Leader && unresponsive(p.Leader)) {
+					deserted.add(t, i)
 				}
 				if !env.Hold && finish(&next, of, least) {
 					reassigned.add(t, i)
@@ -65,6 +72,7 @@ func settle(im *image.Image, env Env) ([]image.Change, []Event) {
 			"what it had not copied, and is not in object storage, is lost"},
 		{handed, "shutting-down", "%d partitions, %s the first, go on without a broker that shuts down"},
 		{relieved, "relieved", "%d partitions, %s the first, are led by others than a broker that is not to lead (leadership.enable)"},
+		{deserted, "relieved", "%d partitions, %s the first, go on without a broker that does not answer"},
 		{reassigned, "reassigned", "%d partitions, %s the first, have the replicas that they were to have"},
 	} {
 		if e.n > 0 {
@@ -96,8 +104,14 @@ func handOver(im *image.Image, p *image.Partition, of candidates, minISR int) (c
 		elect(p, of, minISR)
 		changed = true
 	}
+	return leave(p, ends, minISR) || changed
+}
+
+// leave takes brokers out of the ISR as far as enough are left without them. It
+// reports whether it changed anything.
+func leave(p *image.Partition, who func(int32) bool, minISR int) (changed bool) {
 	for _, id := range slices.Clone(p.ISR) {
-		if id != p.Leader && ends(id) && len(p.ISR) > p.MinISR(minISR) {
+		if id != p.Leader && who(id) && len(p.ISR) > p.MinISR(minISR) {
 			resize(p, without(p.ISR, id), minISR)
 			changed = true
 		}

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -13,7 +14,8 @@ import (
 
 // Random lives of a cluster of five brokers: processes die, come back, shut
 // down, lose their disks, controllers stop halfway through what they write,
-// leaders produce, shrink and grow the ISR, operators reassign, elect and drain. After
+// leaders produce, shrink and grow the ISR, operators reassign, elect and drain, brokers
+// do not answer and answer again. After
 // every single write:
 //
 //   - who leads a partition in an epoch does not change, process by process;
@@ -21,8 +23,9 @@ import (
 //     ELR, but for one topic in every other life, which elects unclean leaders;
 //   - the leader epoch never goes back, and the sets are what they should be;
 //   - somebody is always known to have everything;
-//   - a broker that shuts down is not elected and joins no ISR;
-//   - a broker that is not to lead is elected only where nobody else in sync can be,
+//   - a broker that shuts down is not elected and joins no ISR, and one that does not
+//     answer joins none;
+//   - a broker that is not to lead, or does not answer, is elected only where nobody else in sync can be,
 //     and a cordoned one is given no replica;
 //   - a partition has the replicas it was given, or is on the way from those it
 //     had to those it is given, and gets there only when all of them are in sync.
@@ -41,12 +44,14 @@ func TestRandomLives(t *testing.T) {
 		all.add(m.counts)
 	}
 	t.Logf("%+v", all)
-	if all.Committed == 0 || all.Elections == 0 || all.Unclean == 0 || all.Reassigned == 0 || all.Cancelled == 0 || all.Handed == 0 || all.Preferred == 0 || all.Relieved == 0 {
+	if all.Committed == 0 || all.Elections == 0 || all.Unclean == 0 || all.Reassigned == 0 || all.Cancelled == 0 || all.Handed == 0 || all.Preferred == 0 || all.Relieved == 0 || all.Deserted == 0 {
 		t.Fatal("something did not happen at all")
 	}
 }
 
-type counts struct{ Committed, Elections, Unclean, Reassigned, Cancelled, Handed, Preferred, Relieved int }
+type counts struct {
+	Committed, Elections, Unclean, Reassigned, Cancelled, Handed, Preferred, Relieved, Deserted int
+}
 
 func (c *counts) add(o counts) {
 	c.Committed += o.Committed
@@ -57,6 +62,7 @@ func (c *counts) add(o counts) {
 	c.Handed += o.Handed
 	c.Preferred += o.Preferred
 	c.Relieved += o.Relieved
+	c.Deserted += o.Deserted
 }
 
 type model struct {
@@ -199,7 +205,7 @@ func (m *model) checkStep(tp *image.Topic, ref image.PartitionRef, p *image.Part
 		if m.im.Broker(p.Leader).ShuttingDown {
 			m.t.Fatalf("the leader shuts down: %s", where)
 		}
-		if !m.im.MayLead(p.Leader) {
+		if !m.im.MayLead(p.Leader) || m.im.Broker(p.Leader).Unresponsive {
 			for _, b := range old.ISR {
 				if b != p.Leader && slices.Contains(p.Replicas, b) && m.alive(b) && m.im.Active(b) && m.im.MayLead(b) {
 					m.t.Fatalf("%d leads, which is not to, and %d could: %s", p.Leader, b, where)
@@ -213,6 +219,8 @@ func (m *model) checkStep(tp *image.Topic, ref image.PartitionRef, p *image.Part
 			m.Handed++
 		case b != nil && m.alive(b.ID) && !m.im.MayLead(b.ID):
 			m.Relieved++
+		case b != nil && m.alive(b.ID) && b.Unresponsive:
+			m.Deserted++
 		}
 		if !clean {
 			if !isUnclean(m.im, m.env, tp) {
@@ -232,6 +240,9 @@ func (m *model) checkStep(tp *image.Topic, ref image.PartitionRef, p *image.Part
 	for _, b := range p.ISR {
 		if !slices.Contains(old.ISR, b) && b != p.Leader && m.im.Broker(b).ShuttingDown {
 			m.t.Fatalf("%d joined while it shuts down: %s", b, where)
+		}
+		if !slices.Contains(old.ISR, b) && b != p.Leader && m.im.Broker(b).Unresponsive {
+			m.t.Fatalf("%d joined and does not answer: %s", b, where)
 		}
 	}
 	switch {
@@ -301,6 +312,15 @@ func (m *model) step() {
 		}
 	case 10, 11:
 		m.reassign()
+	case 14:
+		if rec := m.im.Broker(b); rec != nil {
+			responds := maps.Clone(m.env.Responds)
+			if responds == nil {
+				responds = map[int32]Response{}
+			}
+			responds[b] = Response{Incarnation: rec.Incarnation, Unresponsive: m.rnd.IntN(3) == 0}
+			m.env.Responds = responds
+		}
 	case 13:
 		op, all, no := Delete, "*", "false"
 		if m.rnd.IntN(3) == 0 {

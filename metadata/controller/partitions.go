@@ -122,7 +122,7 @@ func (c candidates) willing(id int32) bool { return !c.reserve[id] && c.alive(id
 func electable(im *image.Image, env Env) candidates {
 	c := candidates{alive: func(id int32) bool { return present(im, env, id) }}
 	for _, b := range im.Brokers() {
-		if !im.MayLead(b.ID) {
+		if !im.MayLead(b.ID) || b.Unresponsive {
 			if c.reserve == nil {
 				c.reserve = map[int32]bool{}
 			}
@@ -305,6 +305,9 @@ func (prop Proposal) check(im *image.Image, leader int32, p *image.Partition) (i
 		}
 		if b.ShuttingDown && !slices.Contains(p.ISR, m.Broker) {
 			return codeIneligibleReplica, fmt.Sprintf("Broker %d is shutting down.", m.Broker)
+		}
+		if b.Unresponsive && !slices.Contains(p.ISR, m.Broker) {
+			return codeIneligibleReplica, fmt.Sprintf("Broker %d does not answer.", m.Broker)
 		}
 	}
 	if !hasLeader {

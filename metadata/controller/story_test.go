@@ -3,10 +3,12 @@ package controller
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/datadriven"
 
@@ -19,6 +21,7 @@ type world struct {
 	env    Env
 	rev    int64
 	topics int
+	probes *Probes
 }
 
 func newWorld() *world {
@@ -65,6 +68,9 @@ func (w *world) show(c image.Change) string {
 		}
 		if b.ShuttingDown {
 			s += " shutting-down"
+		}
+		if b.Unresponsive {
+			s += " unresponsive"
 		}
 		return s
 	case image.SetTopic:
@@ -241,6 +247,23 @@ func (w *world) run(t *testing.T, d *datadriven.TestData) string {
 			_, s.AcceptLoss = m["accept-loss"]
 			w.apply(image.SetSession{Session: s})
 		}
+	case "responds": // 1 no | 1 yes | 1 incarnation=x no
+		w.env.Responds = map[int32]Response{}
+		for _, l := range lines {
+			word, m := args(l)
+			id := int32(num(word, 0))
+			_, no := m["no"]
+			r := Response{Unresponsive: no}
+			if b := w.im.Broker(id); b != nil {
+				r.Incarnation = b.Incarnation
+			}
+			if m["incarnation"] != "" {
+				r.Incarnation = name16(m["incarnation"])
+			}
+			w.env.Responds[id] = r
+		}
+	case "probes", "ask", "told", "hint", "judge":
+		out.WriteString(w.probe(t, d, lines))
 	case "end":
 		for _, l := range lines {
 			w.apply(image.DropSession{ID: int32(num(l, 0))})
@@ -475,4 +498,92 @@ func (w *world) run(t *testing.T, d *datadriven.TestData) string {
 		return "ok\n"
 	}
 	return out.String()
+}
+
+// ms is a moment of a story.
+func ms(n int) time.Time { return time.UnixMilli(1_000_000 + int64(n)) }
+
+// probe are the commands of stories about Probes; at=MS is when.
+func (w *world) probe(t *testing.T, d *datadriven.TestData, lines []string) string {
+	var out strings.Builder
+	now := ms(0)
+	if d.HasArg("at") {
+		now = ms(scan(t, d, "at"))
+	}
+	names := map[Outcome]string{Nothing: "nothing", Answered: "answered", Unanswered: "unanswered", Refused: "refused"}
+	outcome := func(m map[string]string) Outcome {
+		for o, name := range names {
+			if _, ok := m[name]; ok {
+				return o
+			}
+		}
+		return Nothing
+	}
+	switch d.Cmd {
+	case "probes": // self=1, then processes that are new: 3 known=MS
+		known := map[int32]time.Time{}
+		for _, l := range lines {
+			word, m := args(l)
+			known[int32(num(word, 0))] = ms(num(m["known"], 0))
+		}
+		w.probes = NewProbes(ProbeOptions{
+			Self: int32(scan(t, d, "self")), Every: 500 * time.Millisecond, Patience: 3 * time.Second, Grace: 16 * time.Second,
+			Known: func(id int32, _ [16]byte) time.Time { return known[id] },
+		})
+		return ""
+	case "ask":
+		ask, next := w.probes.Ask(now, w.im)
+		for _, q := range ask {
+			if q.To == q.About {
+				fmt.Fprintf(&out, "%d\n", q.To)
+			} else {
+				fmt.Fprintf(&out, "%d about %d\n", q.To, q.About)
+			}
+		}
+		fmt.Fprintf(&out, "next in %s\n", next.Sub(now))
+	case "told": // 2 answered | 2 answered stalled=MS | 2 about=3 unanswered (answered by 2) | 2 about=3 fails
+		for _, l := range lines {
+			word, m := args(l)
+			a := Answer{Question: Question{To: int32(num(word, 0))}}
+			a.About = int32(num(m["about"], int(a.To)))
+			if b := w.im.Broker(a.About); b != nil {
+				a.Incarnation = b.Incarnation
+			}
+			if m["incarnation"] != "" {
+				a.Incarnation = name16(m["incarnation"])
+			}
+			a.Outcome, a.Stalled = outcome(m), time.Duration(num(m["stalled"], 0))*time.Millisecond
+			if _, fails := m["fails"]; a.About != a.To && !fails {
+				a.Outcome, a.Said = Answered, a.Outcome
+			}
+			w.probes.Told(now, a)
+		}
+	case "hint":
+		for _, l := range lines {
+			id := int32(num(l, 0))
+			w.probes.Hint(now, id, w.im.Broker(id).Incarnation)
+		}
+	case "judge":
+		j := w.probes.Judge(now, w.im, time.Duration(num(argOf(t, d, "stalled"), 0))*time.Millisecond)
+		for _, id := range slices.Sorted(maps.Keys(j.Responds)) {
+			if j.Responds[id].Unresponsive {
+				fmt.Fprintf(&out, "%d is unresponsive\n", id)
+			}
+		}
+		for _, id := range slices.Sorted(maps.Keys(j.Gone)) {
+			fmt.Fprintf(&out, "%d is gone\n", id)
+		}
+		if j.CutOff != "" {
+			fmt.Fprintf(&out, "cut off: %s\n", j.CutOff)
+		}
+		w.env.Responds = j.Responds
+	}
+	return out.String()
+}
+
+func argOf(t *testing.T, d *datadriven.TestData, name string) (v string) {
+	if d.HasArg(name) {
+		d.ScanArgs(t, name, &v)
+	}
+	return v
 }

@@ -129,6 +129,7 @@ type (
 		WAL         string          `json:"wal"`
 		Fenced      bool            `json:"fenced,omitempty"`
 		Stopping    bool            `json:"shuttingDown,omitempty"`
+		Silent      bool            `json:"unresponsive,omitempty"`
 	}
 	topicValue struct {
 		V          int               `json:"v"`
@@ -253,7 +254,7 @@ func encodePartition(p *image.Partition) string {
 
 func encodeBroker(b image.Broker) string {
 	return encode(brokerValue{formatVersion, b.Epoch, hex.EncodeToString(b.Incarnation[:]), b.Rack,
-		encodeEndpoints(b.Endpoints), hex.EncodeToString(b.WAL[:]), b.Fenced, b.ShuttingDown})
+		encodeEndpoints(b.Endpoints), hex.EncodeToString(b.WAL[:]), b.Fenced, b.ShuttingDown, b.Unresponsive})
 }
 
 func encodeSession(s image.Session) string {
@@ -326,7 +327,7 @@ func (k keys) change(key string, value []byte, createRevision int64) (image.Chan
 		if err != nil {
 			return nil, err
 		}
-		b := image.Broker{ID: id, Epoch: v.Epoch, Rack: v.Rack, Endpoints: decodeEndpoints(v.Endpoints), Fenced: v.Fenced, ShuttingDown: v.Stopping}
+		b := image.Broker{ID: id, Epoch: v.Epoch, Rack: v.Rack, Endpoints: decodeEndpoints(v.Endpoints), Fenced: v.Fenced, ShuttingDown: v.Stopping, Unresponsive: v.Silent}
 		if b.Incarnation, err = unhex(key, v.Incarnation); err != nil {
 			return nil, err
 		}

@@ -90,6 +90,10 @@ type Broker struct {
 	// elected, does not join an ISR and is given no new replica, and hands over
 	// what it leads. The next incarnation begins without it.
 	ShuttingDown bool
+	// Unresponsive says that this incarnation has a session and does not answer:
+	// it leads only what nobody else can, does not join an ISR and is given no new
+	// replica until it answers again.
+	Unresponsive bool
 
 	Revision int64 // at which it was last written
 }
@@ -239,11 +243,11 @@ func (im *Image) Brokers() []*Broker { return values(im.brokers) }
 // Alive says whether the broker is admitted and not fenced.
 func (im *Image) Alive(id int32) bool { b := im.Broker(id); return b != nil && !b.Fenced }
 
-// Active says whether the broker is alive and not about to end: it may be given
-// something to do.
+// Active says whether the broker is alive, answers, and is not about to end: it may
+// be given something to do.
 func (im *Image) Active(id int32) bool {
 	b := im.Broker(id)
-	return b != nil && !b.Fenced && !b.ShuttingDown
+	return b != nil && !b.Fenced && !b.ShuttingDown && !b.Unresponsive
 }
 
 // The settings of a broker that say what it is not to be given.

@@ -20,8 +20,8 @@ type replicationMetrics struct {
 	image      func() *image.Image
 	controller func() bool
 
-	underReplicated, underMinISR, following, lag, offline, active, epoch, fenced *prometheus.Desc
-	sessions, sessionPartitions, shrinks, expands                                *prometheus.Desc
+	underReplicated, underMinISR, following, lag, offline, active, epoch, fenced, unresponsive *prometheus.Desc
+	sessions, sessionPartitions, shrinks, expands                                              *prometheus.Desc
 
 	mu     sync.Mutex
 	last   broker.ReplicationStats
@@ -45,6 +45,7 @@ func newReplicationMetrics(s *Server) *replicationMetrics {
 		active:            desc("varve_active_controller", "1 at the broker that is the controller."),
 		epoch:             desc("varve_controller_epoch", "Epoch of the controller that this broker knows of."),
 		fenced:            desc("varve_fenced_brokers", "Brokers of the cluster that are known and away; 0 at every broker but the controller."),
+		unresponsive:      desc("varve_unresponsive_brokers", "Brokers that have a session and do not answer; 0 at every broker but the controller."),
 		sessions:          desc("varve_fetch_sessions", "Incremental fetch sessions kept here (max.incremental.fetch.session.cache.slots)."),
 		sessionPartitions: desc("varve_fetch_session_partitions", "Partitions in these sessions."),
 		shrinks:           desc("varve_isr_shrinks_total", "Replicas that left the ISR of a partition led here."),
@@ -53,7 +54,7 @@ func newReplicationMetrics(s *Server) *replicationMetrics {
 }
 
 func (m *replicationMetrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.underReplicated, m.underMinISR, m.following, m.lag, m.offline, m.active, m.epoch, m.fenced,
+	for _, d := range []*prometheus.Desc{m.underReplicated, m.underMinISR, m.following, m.lag, m.offline, m.active, m.epoch, m.fenced, m.unresponsive,
 		m.sessions, m.sessionPartitions, m.shrinks, m.expands} {
 		ch <- d
 	}
@@ -82,7 +83,7 @@ func (m *replicationMetrics) Collect(ch chan<- prometheus.Metric) {
 
 	im := m.image()
 	gauge(m.epoch, float64(im.ControllerEpoch))
-	active, offline, fenced := 0, 0, 0
+	active, offline, fenced, unresponsive := 0, 0, 0, 0
 	if m.controller() {
 		active = 1
 		for t := range im.AllTopics() {
@@ -95,12 +96,15 @@ func (m *replicationMetrics) Collect(ch chan<- prometheus.Metric) {
 		for _, b := range im.Brokers() {
 			if b.Fenced {
 				fenced++
+			} else if b.Unresponsive {
+				unresponsive++
 			}
 		}
 	}
 	gauge(m.active, float64(active))
 	gauge(m.offline, float64(offline))
 	gauge(m.fenced, float64(fenced))
+	gauge(m.unresponsive, float64(unresponsive))
 }
 
 // metadataEvents counts what happens to the cluster: at the controller of the moment what that one does, at each broker
@@ -118,7 +122,7 @@ func metadataEvents(reg *prometheus.Registry) metadata.Events {
 	failed := counter("varve_controller_write_failures_total", "Changes of the metadata that this broker, as the controller, could not write, or not at the first attempt.")
 	loaded := counter("varve_metadata_loads_total", "How often all metadata was loaded again because changes had been missed.")
 	events := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "varve_controller_events_total",
-		Help: "What this broker, as the controller, did by itself: brokers admitted and fenced, partitions without a leader, elected, relieved, and so on."}, []string{"event"})
+		Help: "What this broker, as the controller, did by itself: brokers admitted, fenced, found unresponsive; partitions without a leader, elected, relieved, and so on."}, []string{"event"})
 	reg.MustRegister(events)
 	// From the beginning, so that the first one is a step that a rate sees.
 	for _, kind := range controller.EventKinds {

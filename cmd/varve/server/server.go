@@ -237,6 +237,7 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	b.Store(s.broker)
 	s.node.Subscribe(s.broker.Follow)
 	s.node.SetForward(s.broker.ForwardToController)
+	s.node.SetProber(s.broker)
 	register, cancel := context.WithTimeout(ctx, c.RegistrationTimeout)
 	defer cancel()
 	if err = s.node.Register(register); err != nil {
