@@ -126,8 +126,8 @@ type statement struct {
 }
 
 type ownState struct {
-	lonely, unreached time.Time // since when; zero: it is not
-	said              map[int32]*statement
+	lonely, unreached, reached time.Time // since when; zero: it is not
+	said                       map[int32]*statement
 }
 
 const (
@@ -352,6 +352,11 @@ func (p *Probes) Judge(now time.Time, im *image.Image, stalled time.Duration) Ju
 	p.note(now, &p.own.lonely, all > 2 && 2*lost >= all)
 	no, yes := p.said(now, p.own.said, time.Time{})
 	p.note(now, &p.own.unreached, all > 2 && no > yes && now.Sub(p.Started) >= p.Grace)
+	// An earlier controller may have found this broker unresponsive: the others say when it answers.
+	p.note(now, &p.own.reached, (all == 1 || yes > no) && stalled < p.Patience)
+	if me := im.Broker(p.Self); me != nil && me.Unresponsive {
+		j.Responds[p.Self] = Response{Incarnation: me.Incarnation, Unresponsive: !p.lasts(now, p.own.reached)}
+	}
 	switch {
 	case stalled >= p.Patience && all > 1 && most:
 		j.CutOff = "its log's disk does not answer"
