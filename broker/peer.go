@@ -356,7 +356,9 @@ func (p *peers) follow(prev, next *image.Image) {
 	for key, l := range p.lives {
 		br := next.Broker(key.id)
 		gone := br == nil || br.Incarnation != key.incarnation
-		if gone || !lives(next, key) && (prev == nil || lives(prev, key)) {
+		// One that does not answer the controller either may still lead what nobody else can: it is asked again then.
+		silent := !gone && br.Unresponsive && prev != nil && prev.Broker(key.id) != nil && !prev.Broker(key.id).Unresponsive
+		if gone || silent || !lives(next, key) && (prev == nil || lives(prev, key)) {
 			over = append(over, l)
 			delete(p.lives, key)
 		}

@@ -81,8 +81,8 @@ func TestUnresponsive(t *testing.T) {
 					if testing.Verbose() {
 						log = slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo})
 					}
-					c := newCluster(11, t.TempDir(), log, 3)
-					w := newWorkload(c, 6)
+					c := newCluster(11, t.TempDir(), log, 3, nil)
+					w := newWorkload(c, 6, nil)
 					c.etcd.committed = w.watch
 					for _, n := range c.nodes {
 						n.Start()
