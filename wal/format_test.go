@@ -66,6 +66,9 @@ func sampleReclaimed(t *testing.T, fs vfs.FS) {
 	if l.Stats().CarriedBytes == 0 {
 		t.Fatal("nothing was carried")
 	}
+	if err := l.SetMarks([16]byte{1}, [16]byte{2}); err != nil {
+		t.Fatal(err)
+	}
 	mustClose(t, l)
 }
 
@@ -103,7 +106,7 @@ func openSample(t *testing.T, name string, write func(t *testing.T, fs vfs.FS)) 
 	return mem
 }
 
-// TestSampleReclaimed opens a log of format version 1 that has given segments back.
+// TestSampleReclaimed opens a log of format version 1 that has given segments back, and whose directory has marks.
 func TestSampleReclaimed(t *testing.T) {
 	o := testOptions(openSample(t, "v1-reclaimed", sampleReclaimed))
 	o.ClusterID, o.BrokerID, o.MaxBytes = "sample", 7, 8*o.SegmentBytes
@@ -112,6 +115,9 @@ func TestSampleReclaimed(t *testing.T) {
 		rec := l.Partitions()
 		if len(rec) != 2 || rec[0].Suspect || rec[1].Suspect || string(rec[1].Snapshot) != "carried along" {
 			t.Fatalf("%+v", rec)
+		}
+		if last, next := l.Marks(); last != [16]byte{1} || next != [16]byte{2} || l.CutTail() {
+			t.Fatalf("marks %x %x", last, next)
 		}
 		busy, slow := rec[0], rec[1]
 		if busy.Start == 0 || busy.End-busy.Start < 10 || slow.Start != 0 || slow.End != 4 {
@@ -140,7 +146,7 @@ func TestSampleReclaimed(t *testing.T) {
 	}
 }
 
-// TestSamples opens files of every format version that was ever released.
+// TestSamples opens files of every format version that was ever released; this directory is of before there were marks.
 func TestSamples(t *testing.T) {
 	mem := openSample(t, "v1", sample)
 	o := testOptions(mem)
@@ -150,6 +156,9 @@ func TestSamples(t *testing.T) {
 		rec := l.Partitions()
 		if len(rec) != 2 {
 			t.Fatalf("%+v", rec)
+		}
+		if last, next := l.Marks(); last != [16]byte{} || next != [16]byte{} || l.CutTail() {
+			t.Fatalf("marks %x %x", last, next)
 		}
 		a, b := rec[0], rec[1]
 		if a.TopicID != [16]byte{0xA} || a.Partition != 0 || a.Start != 100 || a.End != 140 || a.HighWatermark != 110 || a.Suspect ||

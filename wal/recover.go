@@ -135,11 +135,14 @@ func (l *Log) readIdentity(segments int) error {
 	return nil
 }
 
-func (l *Log) writeIdentity() error {
-	tmp := l.path(identityName + tempSuffix)
+func (l *Log) writeIdentity() error { return l.replace(identityName, l.id.encode()) }
+
+// replace gives a small file another content, durably: the old or the new one is there.
+func (l *Log) replace(name string, b []byte) error {
+	tmp := l.path(name + tempSuffix)
 	f, err := l.fs.Create(tmp)
 	if err == nil {
-		_, err = f.WriteAt(l.id.encode(), 0)
+		_, err = f.WriteAt(b, 0)
 		if err == nil {
 			err = f.Sync()
 		}
@@ -148,13 +151,13 @@ func (l *Log) writeIdentity() error {
 		}
 	}
 	if err == nil {
-		err = l.fs.Rename(tmp, l.path(identityName))
+		err = l.fs.Rename(tmp, l.path(name))
 	}
 	if err == nil {
 		err = l.fs.SyncDir(l.o.Dir)
 	}
 	if err != nil {
-		return fmt.Errorf("wal: write identity: %w", err)
+		return fmt.Errorf("wal: write %s: %w", name, err)
 	}
 	return nil
 }
@@ -182,6 +185,9 @@ func (l *Log) recover() error {
 	}
 	slices.Sort(generations)
 	if err := l.readIdentity(len(generations)); err != nil {
+		return err
+	}
+	if err := l.readMarks(); err != nil {
 		return err
 	}
 	if !l.id.ready {
@@ -225,6 +231,9 @@ func (l *Log) recover() error {
 	}
 	reclaimed, last, whole, err := l.replay()
 	if err != nil {
+		return err
+	}
+	if err := l.noteCut(); err != nil {
 		return err
 	}
 	l.finishParts()

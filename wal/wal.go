@@ -116,7 +116,7 @@ type Events struct {
 
 // Log is a write-ahead log. Open makes it, Close ends it.
 //
-// Lock ordering: part.mu, then Log.mu. Log.segMu and partsMu are taken alone or last. No I/O is done and nothing is
+// Lock ordering: part.mu, then Log.mu. Log.segMu, partsMu and marksMu are taken alone or last. No I/O is done and nothing is
 // waited for under any of them.
 type Log struct {
 	o    Options
@@ -126,12 +126,15 @@ type Log struct {
 	id   identity
 
 	fresh      bool
-	cutTail    bool // recovery cut off a block that was not blank
+	cutTail    bool // this recovery cut off a block that was not blank
 	damaged    bool // recovery missed blocks that had been durable
 	recovered  []Recovered
 	maxAppend  int64 // bytes of one append
 	blockBytes int   // of payloads in a block, unless one append is larger
 	share      int64 // carried bytes of a partition above which it is refused
+
+	marksMu sync.Mutex
+	marks   marks
 
 	partsMu sync.RWMutex
 	parts   map[PartitionID]*part
@@ -236,10 +239,6 @@ func (l *Log) UUID() [16]byte { return l.id.uuid }
 
 // Fresh says that the directory was empty when the log was opened.
 func (l *Log) Fresh() bool { return l.fresh }
-
-// CutTail says that recovery cut off a block that had been written in part. Nothing in it was acknowledged by this
-// broker; a replica that did this should be elected only after those that did not.
-func (l *Log) CutTail() bool { return l.cutTail }
 
 // Damaged says that recovery missed blocks that had been durable. Then a partition that is not among Partitions may
 // have been here all the same: its PARTITION_MAP record may be what is missing.

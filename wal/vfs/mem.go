@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -28,7 +29,8 @@ type Mem struct {
 	ops     int // operations that change something, counted from 1
 	crashAt int // 0: never
 	dead    bool
-	limit   int64 // bytes of all files; 0: none
+	limit   int64  // bytes of all files; 0: none
+	machine uint64 // kept by clones: what is found where it was
 	// Hook, if set, is told of each operation that changes something, before it.
 	Hook func(n int, op, name string)
 }
@@ -49,9 +51,11 @@ type dirOp struct {
 	node     *inode
 }
 
-// NewMem returns an empty file system.
+var machines atomic.Uint64
+
+// NewMem returns an empty file system, of a machine of its own.
 func NewMem() *Mem {
-	return &Mem{live: map[string]*inode{}, durable: map[string]*inode{}, locks: map[string]bool{}}
+	return &Mem{live: map[string]*inode{}, durable: map[string]*inode{}, locks: map[string]bool{}, machine: machines.Add(1)}
 }
 
 // CrashAt lets the file system die at the nth operation from now that changes something: that operation may have
@@ -91,7 +95,7 @@ func (m *Mem) Clone() *Mem {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	c := NewMem()
-	c.limit = m.limit
+	c.limit, c.machine = m.limit, m.machine
 	for name, n := range m.live {
 		d := slices.Clone(n.data)
 		c.live[name] = &inode{data: d, synced: slices.Clone(d)}
@@ -106,7 +110,7 @@ func (m *Mem) Crash(seed uint64) *Mem {
 	defer m.mu.Unlock()
 	rng := rand.New(rand.NewPCG(seed, 0x7661727665))
 	c := NewMem()
-	c.limit = m.limit
+	c.limit, c.machine = m.limit, m.machine
 	names := map[string]*inode{}
 	for name, n := range m.durable {
 		names[name] = n
@@ -339,6 +343,14 @@ func (m *Mem) Lock(name string) (io.Closer, error) {
 	m.locks[name] = true
 	return memLock{m, name}, nil
 }
+
+// Place is the place of a lock on that name. See Placer.
+func (m *Mem) Place(name string) string {
+	return fmt.Sprintf("mem-%d/%s", m.machine, filepath.Clean(name))
+}
+
+// Place implements Placer.
+func (l memLock) Place() string { return l.m.Place(l.name) }
 
 // Free implements FS.
 func (m *Mem) Free(string) (free, size int64, err error) {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -88,7 +89,30 @@ func (OS) Lock(name string) (io.Closer, error) {
 		}
 		return nil, fmt.Errorf("vfs: lock %s: %w", name, err)
 	}
-	return f, nil
+	return osLock{f}, nil
+}
+
+type osLock struct{ *os.File }
+
+// bootID is drawn by the kernel when it starts: the machine, as long as it runs.
+const bootID = "/proc/sys/kernel/random/boot_id"
+
+// Place implements Placer: which file a number is, within a file system, within a running kernel. A container that is
+// started again on the same volume is in the same place; a copy, another machine, and this one after it was started
+// anew are not.
+func (l osLock) Place() string {
+	boot, err := os.ReadFile(bootID)
+	if err != nil {
+		return ""
+	}
+	var st unix.Stat_t
+	for err = unix.EINTR; err == unix.EINTR; {
+		err = unix.Fstat(int(l.Fd()), &st)
+	}
+	if err != nil {
+		return ""
+	}
+	return fmt.Sprintf("%s/%x/%x", strings.TrimSpace(string(boot)), st.Dev, st.Ino)
 }
 
 // Free implements FS.

@@ -20,7 +20,8 @@ type FS interface {
 	List(dir string) ([]string, error) // names without the directory, sorted
 	MkdirAll(dir string) error
 	SyncDir(dir string) error
-	Lock(name string) (io.Closer, error) // exclusive, ends with the process; ErrLocked
+	// Lock is exclusive and ends with the process; ErrLocked. What it returns may be a Placer.
+	Lock(name string) (io.Closer, error)
 	// Free is how many bytes the disk that holds dir has left, and how many it has in all.
 	Free(dir string) (free, size int64, err error)
 }
@@ -42,6 +43,10 @@ type File interface {
 	Size() (int64, error)
 	Close() error
 }
+
+// Placer is a lock that can say what it is on. Two locks show the same place only if they are on one file of one
+// running machine: so one of the two has ended. "" if that cannot be said.
+type Placer interface{ Place() string }
 
 // ErrLocked says that another process holds a lock.
 var ErrLocked = errors.New("vfs: locked by another process")
