@@ -264,7 +264,7 @@ func TestRestart(t *testing.T) {
 	// says so.
 	n.abandon()
 	o := c.options(1)
-	o.WAL = uuid(77)
+	o.WAL, o.Place = uuid(77), "another disk"
 	o.SessionTimeout = time.Second
 	n = open(t, o)
 	register(t, n)
@@ -292,7 +292,7 @@ func TestRestart(t *testing.T) {
 	// A second process under the same id, on another disk, is refused while
 	// the first lives.
 	o = c.options(1)
-	o.WAL, o.SessionTimeout = uuid(79), time.Second
+	o.WAL, o.Place, o.SessionTimeout = uuid(79), "a third disk", time.Second
 	twin := open(t, o)
 	ctx, cancel := context.WithTimeout(bg, 30*time.Second)
 	defer cancel()

@@ -239,7 +239,7 @@ func (n *Node) tell(events []controller.Event, begin time.Time) {
 	for _, e := range events {
 		level := slog.LevelInfo
 		switch e.Kind {
-		case "fenced", "disk-lost", "data-lost", "offline", "cleaned", "unclean", "unresponsive":
+		case "fenced", "disk-lost", "disk-stale", "data-lost", "offline", "cleaned", "unclean", "unresponsive":
 			level = slog.LevelWarn
 		}
 		n.log.Log(n.ctx, level, e.Message, "event", e.Kind, "broker", e.Broker, "count", e.Count, "took", time.Since(begin))

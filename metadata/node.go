@@ -13,6 +13,7 @@
 //	lead     campaigns; while elected, runs commands one batch at a time
 //	probe    while elected, asks the other brokers whether they answer
 //	compact  while elected, lets the store forget old revisions
+//	mark     gives the log directory marks, by which an old copy of it is known
 package metadata
 
 import (
@@ -40,6 +41,8 @@ type Options struct {
 	Rack      string
 	Endpoints []image.Endpoint
 	WAL       [16]byte // identity of the log directory
+	Place     string   // where that is; see image.Session. "" if it is not known
+	Marks     Marks    // of the log directory; nil: it has none
 	// AcceptLoss lets partitions whose only replica was on a log directory
 	// that this broker lost go on from their remote end, without an operator's
 	// command.
@@ -109,6 +112,8 @@ type Node struct {
 	incarnation [16]byte
 	started     time.Time
 
+	markInterval time.Duration
+
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -137,6 +142,7 @@ type Node struct {
 	seen              map[int32]process // processes that came after this node
 	closed            bool
 	registered        bool
+	marking           marking
 
 	commands chan *pending
 	wake     chan struct{} // the session changed: lead looks again
@@ -199,7 +205,7 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{
-		o: o, store: o.Store, log: o.Logger, started: time.Now(),
+		o: o, store: o.Store, log: o.Logger, started: time.Now(), markInterval: markInterval,
 		published: make(chan struct{}), delivered: make(chan struct{}),
 		commands: make(chan *pending, maxQueued), wake: make(chan struct{}, 1), judged: make(chan struct{}, 1), hints: make(chan hint, 64),
 		watchAlive: time.Now(), seen: map[int32]process{},

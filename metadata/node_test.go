@@ -46,7 +46,7 @@ func (c cluster) options(id int32) Options {
 
 func (c cluster) baseOptions(id int32) Options {
 	return Options{
-		BrokerID: id, WAL: uuid(byte(id)),
+		BrokerID: id, WAL: uuid(byte(id)), Place: fmt.Sprint("disk ", id),
 		Endpoints: []image.Endpoint{{Listener: "PLAINTEXT", Host: "127.0.0.1", Port: 9092, Protocol: "PLAINTEXT"}},
 		Logger:    testLogger(c.t).With("node", id),
 	}

@@ -30,6 +30,10 @@ func (n *Node) Register(ctx context.Context) error {
 			n.wg.Add(1)
 			go n.compact()
 		}
+		if n.o.Marks != nil {
+			n.wg.Add(1)
+			go n.mark()
+		}
 	}
 	err := n.await(ctx, func(im *image.Image) bool {
 		b := im.Broker(n.o.BrokerID)
@@ -50,15 +54,7 @@ func (n *Node) register(ctx context.Context) error {
 			if ttl > n.o.SessionTimeout+time.Second {
 				n.log.Warn("etcd grants longer leases than asked: a dead broker is noticed later", "asked", n.o.SessionTimeout, "granted", ttl)
 			}
-			var revision int64
-			revision, err = n.store.Register(ctx, image.Session{
-				ID: n.o.BrokerID, Incarnation: n.incarnation, Rack: n.o.Rack, Endpoints: n.o.Endpoints,
-				WAL: n.o.WAL, Lease: lease, AcceptLoss: n.o.AcceptLoss,
-			})
-			if err == nil {
-				n.mu.Lock()
-				n.lease, n.brokerEpoch, n.lastBeat = lease, revision, time.Now()
-				n.mu.Unlock()
+			if err = n.registerWith(ctx, lease); err == nil {
 				n.poke()
 				return nil
 			}
@@ -84,6 +80,34 @@ func (n *Node) register(ctx context.Context) error {
 			return fmt.Errorf("register broker %d: %w", n.o.BrokerID, err)
 		}
 	}
+}
+
+// registerWith writes the session once.
+func (n *Node) registerWith(ctx context.Context, lease int64) error {
+	held, old, err := n.compare(ctx)
+	if err != nil {
+		return err
+	}
+	revision, err := n.store.Register(ctx, image.Session{
+		ID: n.o.BrokerID, Incarnation: n.incarnation, Rack: n.o.Rack, Endpoints: n.o.Endpoints,
+		WAL: n.o.WAL, Lease: lease, AcceptLoss: n.o.AcceptLoss,
+		Place: n.o.Place, Stale: old, Cut: n.o.Marks != nil && n.o.Marks.CutTail(),
+	}, held)
+	if err != nil {
+		return err
+	}
+	if old {
+		n.log.Warn("the log directory is an old one: another, of which it is a copy, or that it was restored from, has come further; "+
+			"this broker is in no ISR that has other members until it has copied what they have", "broker", n.o.BrokerID)
+	}
+	n.mu.Lock()
+	n.lease, n.brokerEpoch, n.lastBeat = lease, revision, time.Now()
+	n.marking = marking{}
+	if held != nil {
+		n.marking.held = *held // nobody else changes it: only who has the session can
+	}
+	n.mu.Unlock()
+	return nil
 }
 
 // session keeps the lease alive and registers again, as the same incarnation

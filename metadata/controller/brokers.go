@@ -17,8 +17,8 @@ type Event struct {
 }
 
 // EventKinds are the kinds of events there are.
-var EventKinds = []string{"admitted", "reregistered", "fenced", "disk-lost", "data-lost", "offline", "cleaned", "shutting-down", "elected", "unclean",
-	"relieved", "reassigned", "rebalanced", "unresponsive", "responsive"}
+var EventKinds = []string{"admitted", "reregistered", "fenced", "disk-lost", "disk-stale", "log-cut", "data-lost", "offline", "cleaned", "shutting-down", "elected", "unclean",
+	"relieved", "yielded", "reassigned", "rebalanced", "unresponsive", "responsive"}
 
 // Reconcile returns what the image calls for, one matter at a time: the caller
 // writes the changes and calls again until there are none. The state it works
@@ -102,10 +102,18 @@ func running(im *image.Image, id int32) bool {
 // A controller that finds a record in the state of the first step does the
 // second again. Until the last step the record keeps the old WAL, so that a lost
 // disk is seen again too.
+//
+// In the second step, too, the ISRs and ELRs are made right, for they say who has
+// everything. A lost disk has nothing. An old copy of one (Session.Stale) lacks what
+// came since, so others lead; but where there are no others, what it has is all
+// there is, and it goes on with that. A log whose end was cut (Session.Cut) may lack
+// its last block: it stays where it is, behind the others; see yield.
 func admit(im *image.Image, env Env, old *image.Broker, s *image.Session) ([]image.Change, []Event) {
 	admitted := image.Broker{ID: s.ID, Epoch: s.Revision, Incarnation: s.Incarnation, Rack: s.Rack, Endpoints: s.Endpoints, WAL: s.WAL}
 	fresh := old != nil && (old.Incarnation != s.Incarnation || old.Epoch == admitting || old.Epoch == notAdmitted)
 	lost := old != nil && old.WAL != s.WAL
+	stale := old != nil && !lost && s.Stale
+	cut := fresh && !lost && !stale && s.Cut
 	// A process that lost its session while it was shutting down still is.
 	admitted.ShuttingDown = old != nil && old.ShuttingDown && old.Incarnation == s.Incarnation
 	// And one that did not answer has to do so before it counts as it did.
@@ -115,18 +123,27 @@ func admit(im *image.Image, env Env, old *image.Broker, s *image.Session) ([]ima
 	of.alive = func(id int32) bool {
 		return id == s.ID && !admitted.ShuttingDown || id != s.ID && present(im, env, id)
 	}
+	there := func(id int32) bool { return id == s.ID || running(im, id) }
 	var partitions []image.Change
-	var raised, dropped, forfeited, offline int
+	var raised, dropped, forfeited, kept, behind, offline int
 	for t := range im.AllTopics() {
+		least := minISR(im, env, t)
 		for i, p := range t.Partitions {
 			if !slices.Contains(p.Replicas, s.ID) {
 				continue
 			}
 			next := *p
-			had := slices.Contains(p.ISR, s.ID) || slices.Contains(p.ELR, s.ID)
-			if lost && had {
-				dropped++
-				next.ISR, next.ELR = without(p.ISR, s.ID), without(p.ELR, s.ID)
+			if complete := union(p.ISR, p.ELR); slices.Contains(complete, s.ID) {
+				switch {
+				case lost, stale && len(complete) > 1:
+					dropped++
+					next.ISR, next.ELR = without(p.ISR, s.ID), without(p.ELR, s.ID)
+				case stale:
+					kept++
+					next.Recovering = true // what is in the bucket may go further
+				case cut && doubt(&next, s.ID):
+					behind++
+				}
 			}
 			if len(next.ISR) == 0 && len(next.ELR) == 0 && s.AcceptLoss {
 				// Nobody else has what was not in the bucket yet.
@@ -134,9 +151,10 @@ func admit(im *image.Image, env Env, old *image.Broker, s *image.Session) ([]ima
 				next.ISR = []int32{s.ID}
 			}
 			switch {
-			case p.Leader == s.ID && (fresh || lost), p.Leader == image.NoLeader:
-				elect(&next, of, minISR(im, env, t))
+			case p.Leader == s.ID && (fresh || lost || !slices.Contains(next.ISR, s.ID)), p.Leader == image.NoLeader:
+				elect(&next, of, least)
 			}
+			yield(&next, of, there, least)
 			if next.Leader == image.NoLeader {
 				offline++
 			}
@@ -164,23 +182,34 @@ func admit(im *image.Image, env Env, old *image.Broker, s *image.Session) ([]ima
 		kind = "reregistered"
 	}
 	events := []Event{{Kind: kind, Broker: s.ID, Count: raised, Message: fmt.Sprintf("broker %d %s, leading %d partitions in a new epoch", s.ID, kind, raised)}}
+	tell := func(kind string, n int, format string, args ...any) {
+		events = append(events, Event{Kind: kind, Broker: s.ID, Count: n, Message: fmt.Sprintf(format, args...)})
+	}
 	if lost {
-		events = append(events, Event{Kind: "disk-lost", Broker: s.ID, Count: dropped, Message: fmt.Sprintf(
-			"broker %d came back with another log directory: it is out of the ISR of %d partitions until it has caught up", s.ID, dropped)})
+		tell("disk-lost", dropped, "broker %d came back with another log directory: it is out of the ISR of %d partitions until it has caught up", s.ID, dropped)
+	}
+	if stale {
+		tell("disk-stale", dropped, "broker %d came back with an old copy of its log directory: it is out of the ISR of %d partitions until it has caught up", s.ID, dropped)
+	}
+	if behind > 0 {
+		tell("log-cut", behind, "broker %d cut off the end of its log, a block that had been begun: others lead %d partitions before it does, until it has caught up", s.ID, behind)
+	}
+	if kept > 0 {
+		tell("data-lost", kept, "%d partitions have their only replica in the old copy of the log directory of broker %d: they go on with what it has, and what came since and was not uploaded is lost", kept, s.ID)
 	}
 	if forfeited > 0 {
-		events = append(events, Event{Kind: "data-lost", Broker: s.ID, Count: forfeited, Message: fmt.Sprintf(
-			"%d partitions had their only replica on the lost log directory of broker %d: they go on from their remote end, and what was not uploaded is lost", forfeited, s.ID)})
+		tell("data-lost", forfeited, "%d partitions had their only replica on the lost log directory of broker %d: they go on from their remote end, and what was not uploaded is lost", forfeited, s.ID)
 	}
 	if offline > 0 {
-		events = append(events, Event{Kind: "offline", Broker: s.ID, Count: offline, Message: fmt.Sprintf(
-			"%d partitions with a replica on broker %d have no leader", offline, s.ID)})
+		tell("offline", offline, "%d partitions with a replica on broker %d have no leader", offline, s.ID)
 	}
 	return changes, events
 }
 
 // fence takes a broker without a session out: its partitions get other leaders
-// or none, then its record says so.
+// or none, then its record says so. Others without one leave an ISR together with
+// it: one by one, the first would not be eligible (nothing can be committed without
+// it, though, as long as the others are not there).
 func fence(im *image.Image, env Env, b *image.Broker) ([]image.Change, []Event) {
 	others := electable(im, env)
 	others.alive = func(id int32) bool { return id != b.ID && present(im, env, id) }
@@ -195,9 +224,12 @@ func fence(im *image.Image, env Env, b *image.Broker) ([]image.Change, []Event) 
 			next := *p
 			least := minISR(im, env, t)
 			if rest := without(p.ISR, b.ID); inISR && len(rest) > 0 {
+				if there := slices.DeleteFunc(slices.Clone(rest), func(id int32) bool { return im.Session(id) == nil }); len(there) > 0 {
+					rest = there
+				}
 				resize(&next, rest, least)
 			} // else the last one stays: the ISR says who has everything
-			if p.Leader == b.ID {
+			if p.Leader == b.ID || p.Leader != image.NoLeader && !slices.Contains(next.ISR, p.Leader) {
 				led++
 				elect(&next, others, least)
 				if next.Leader == image.NoLeader {

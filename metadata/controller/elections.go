@@ -14,19 +14,21 @@ const maxSettled = 1000
 // settle looks after partitions whose state is not to stay as it is: those
 // without a leader get one as soon as somebody can lead, brokers that shut down
 // or do not answer hand over what they lead and leave the ISRs that can do without
-// them, brokers that are not to lead hand over, and reassignments end. It walks over all partitions, but only while there is
+// them, brokers that are not to lead hand over, replicas whose log was cut yield to
+// others, and reassignments end. It walks over all partitions, but only while there is
 // something of the kind.
 func settle(im *image.Image, env Env) ([]image.Change, []Event) {
 	stopping := slices.ContainsFunc(im.Brokers(), func(b *image.Broker) bool { return b.ShuttingDown && !b.Fenced })
 	unresponsive := func(id int32) bool { b := im.Broker(id); return b != nil && b.Unresponsive && !b.Fenced }
 	silent := !env.Hold && slices.ContainsFunc(im.Brokers(), func(b *image.Broker) bool { return unresponsive(b.ID) })
 	of := electable(im, env)
+	there := func(id int32) bool { return running(im, id) }
 	resting := len(of.reserve) > 0 && !env.Hold
 	if im.Unsettled() == 0 && !stopping && !resting {
 		return nil, nil
 	}
 	var changes []image.Change
-	var elected, unclean, handed, relieved, deserted, reassigned tally
+	var elected, unclean, handed, relieved, deserted, yielded, reassigned tally
 	for t := range im.AllTopics() {
 		least := minISR(im, env, t)
 		for i, p := range t.Partitions {
@@ -44,7 +46,7 @@ func settle(im *image.Image, env Env) ([]image.Change, []Event) {
 				if stopping && handOver(im, &next, of, least) {
 					handed.add(t, i)
 				}
-				if leader := next.Leader; resting && of.reserve[leader] && slices.ContainsFunc(next.ISR, of.willing) {
+				if leader := next.Leader; resting && of.reserve[leader] && slices.ContainsFunc(difference(next.ISR, next.Cut), of.willing) {
 					elect(&next, of, least)
 					if !unresponsive(leader) {
 						relieved.add(t, i)
@@ -53,7 +55,9 @@ func settle(im *image.Image, env Env) ([]image.Change, []Event) {
 				if silent && (leave(&next, unresponsive, least) || next.Leader != p.Leader && unresponsive(p.Leader)) {
 					deserted.add(t, i)
 				}
-				if !env.Hold && finish(&next, of, least) {
+				if yield(&next, of, there, least) {
+					yielded.add(t, i)
+				} else if !env.Hold && finish(&next, of, least) {
 					reassigned.add(t, i)
 				}
 			}
@@ -73,6 +77,7 @@ func settle(im *image.Image, env Env) ([]image.Change, []Event) {
 		{handed, "shutting-down", "%d partitions, %s the first, go on without a broker that shuts down"},
 		{relieved, "relieved", "%d partitions, %s the first, are led by others than a broker that is not to lead (leadership.enable)"},
 		{deserted, "relieved", "%d partitions, %s the first, go on without a broker that does not answer"},
+		{yielded, "yielded", "%d partitions, %s the first, are led by others than a replica whose log was cut at its end, which is in sync again when it has caught up"},
 		{reassigned, "reassigned", "%d partitions, %s the first, have the replicas that they were to have"},
 	} {
 		if e.n > 0 {
@@ -100,7 +105,7 @@ func (c *tally) add(t *image.Topic, index int) {
 // stay. It reports whether it changed anything.
 func handOver(im *image.Image, p *image.Partition, of candidates, minISR int) (changed bool) {
 	ends := func(id int32) bool { b := im.Broker(id); return b != nil && b.ShuttingDown && !b.Fenced }
-	if ends(p.Leader) && slices.ContainsFunc(p.ISR, of.alive) {
+	if ends(p.Leader) && slices.ContainsFunc(difference(p.ISR, p.Cut), of.alive) {
 		elect(p, of, minISR)
 		changed = true
 	}
@@ -185,7 +190,7 @@ func electUnclean(p *image.Partition, of candidates) bool {
 // preferred has the first replica of the assignment lead, if it can without a
 // loss.
 func preferred(p *image.Partition, of candidates) bool {
-	if len(p.Replicas) == 0 || !of.willing(p.Replicas[0]) || !slices.Contains(p.ISR, p.Replicas[0]) {
+	if len(p.Replicas) == 0 || !of.willing(p.Replicas[0]) || !slices.Contains(p.ISR, p.Replicas[0]) || slices.Contains(p.Cut, p.Replicas[0]) {
 		return false
 	}
 	p.Leader = p.Replicas[0]

@@ -13,7 +13,8 @@ import (
 )
 
 // Random lives of a cluster of five brokers: processes die, come back, shut
-// down, lose their disks, controllers stop halfway through what they write,
+// down, lose their disks, come back from old copies of them, or without the last
+// block of their logs, controllers stop halfway through what they write,
 // leaders produce, shrink and grow the ISR, operators reassign, elect and drain, brokers
 // do not answer and answer again. After
 // every single write:
@@ -23,6 +24,8 @@ import (
 //     ELR, but for one topic in every other life, which elects unclean leaders;
 //   - the leader epoch never goes back, and the sets are what they should be;
 //   - somebody is always known to have everything;
+//   - a replica whose log was cut at its end leads only where no other that has
+//     everything is there;
 //   - a broker that shuts down is not elected and joins no ISR, and one that does not
 //     answer joins none;
 //   - a broker that is not to lead, or does not answer, is elected only where nobody else in sync can be,
@@ -44,13 +47,15 @@ func TestRandomLives(t *testing.T) {
 		all.add(m.counts)
 	}
 	t.Logf("%+v", all)
-	if all.Committed == 0 || all.Elections == 0 || all.Unclean == 0 || all.Reassigned == 0 || all.Cancelled == 0 || all.Handed == 0 || all.Preferred == 0 || all.Relieved == 0 || all.Deserted == 0 {
+	if all.Committed == 0 || all.Elections == 0 || all.Unclean == 0 || all.Reassigned == 0 || all.Cancelled == 0 || all.Handed == 0 || all.Preferred == 0 || all.Relieved == 0 || all.Deserted == 0 ||
+		all.Stale == 0 || all.Cut == 0 || all.CutLed == 0 || all.CutLost == 0 {
 		t.Fatal("something did not happen at all")
 	}
 }
 
 type counts struct {
 	Committed, Elections, Unclean, Reassigned, Cancelled, Handed, Preferred, Relieved, Deserted int
+	Stale, Cut, CutLed, CutLost                                                                 int
 }
 
 func (c *counts) add(o counts) {
@@ -63,6 +68,10 @@ func (c *counts) add(o counts) {
 	c.Preferred += o.Preferred
 	c.Relieved += o.Relieved
 	c.Deserted += o.Deserted
+	c.Stale += o.Stale
+	c.Cut += o.Cut
+	c.CutLed += o.CutLed
+	c.CutLost += o.CutLost
 }
 
 type model struct {
@@ -73,6 +82,10 @@ type model struct {
 
 	wal     map[int32]int                // which disk each broker has
 	holds   map[string]int               // what each copy (partition, broker, disk) holds
+	copies  map[int32]map[string]int     // what an old copy of a disk holds
+	stale   map[int32]bool               // it comes back from such a copy, until it is admitted
+	cut     map[int32]bool               // its log was cut, until it is admitted
+	doubt   map[string]bool              // copies that may lack their last block
 	commit  map[image.PartitionRef]int   // what was acknowledged
 	epochs  map[image.PartitionRef]int32 // highest leader epoch seen
 	leaders map[string]string            // (partition, epoch) -> (broker, incarnation)
@@ -85,6 +98,7 @@ type model struct {
 
 func newModel(t *testing.T, rnd *rand.Rand, unclean bool) *model {
 	m := &model{world: newWorld(), t: t, rnd: rnd, wal: map[int32]int{}, holds: map[string]int{},
+		copies: map[int32]map[string]int{}, stale: map[int32]bool{}, cut: map[int32]bool{}, doubt: map[string]bool{},
 		commit: map[image.PartitionRef]int{}, epochs: map[image.PartitionRef]int32{}, leaders: map[string]string{},
 		before: map[image.PartitionRef]*image.Partition{}, had: map[image.PartitionRef][]int32{}, given: map[image.PartitionRef][]int32{}}
 	m.env.MinISR = 2
@@ -108,7 +122,7 @@ func newModel(t *testing.T, rnd *rand.Rand, unclean bool) *model {
 
 func (m *model) start(b int32) {
 	m.next++
-	m.apply(image.SetSession{Session: image.Session{ID: b, Incarnation: name16(fmt.Sprint(m.next)), WAL: m.disk(b)}})
+	m.apply(image.SetSession{Session: image.Session{ID: b, Incarnation: name16(fmt.Sprint(m.next)), WAL: m.disk(b), Stale: m.stale[b], Cut: m.cut[b]}})
 }
 
 func (m *model) disk(b int32) [16]byte { return name16(fmt.Sprint(b, "/", m.wal[b])) }
@@ -117,8 +131,96 @@ func (m *model) disk(b int32) [16]byte { return name16(fmt.Sprint(b, "/", m.wal[
 func (m *model) write(changes []image.Change) {
 	for _, c := range changes {
 		m.apply(c)
+		if c, ok := c.(image.SetBroker); ok && m.alive(c.Broker.ID) {
+			// It has a mark of its own from now on, and what was cut off is forgotten.
+			delete(m.stale, c.Broker.ID)
+			delete(m.cut, c.Broker.ID)
+		}
 		m.check()
 	}
+}
+
+// member is a replica that is known to have everything.
+func member(p *image.Partition, b int32) bool {
+	return slices.Contains(p.ISR, b) || slices.Contains(p.ELR, b)
+}
+
+// isCut says that the controller knows, or is about to be told, that the end of a
+// replica's log was cut.
+func (m *model) isCut(p *image.Partition, b int32) bool { return slices.Contains(p.Cut, b) || m.cut[b] }
+
+// whole has another replica that has everything, as far as that is known, and is there.
+func (m *model) whole(p *image.Partition, but int32) bool {
+	return slices.ContainsFunc(union(p.ISR, p.ELR), func(b int32) bool {
+		return b != but && !m.isCut(p, b) && m.alive(b) && m.im.Active(b) && !m.im.Session(b).Stale
+	})
+}
+
+// lacks is for a leader that has not all that was committed. It is one whose log was
+// cut; and if nobody is known to have more, what it has is the log from now on.
+func (m *model) lacks(ref image.PartitionRef, p *image.Partition, where string) {
+	mine := m.copyOf(ref, p.Leader)
+	if !m.doubt[mine] {
+		m.t.Fatalf("leader %d holds %d of %d committed: %s", p.Leader, m.holds[mine], m.commit[ref], where)
+	}
+	if slices.ContainsFunc(union(p.ISR, p.ELR), func(b int32) bool { return !m.doubt[m.copyOf(ref, b)] }) {
+		return
+	}
+	m.CutLost++
+	m.commit[ref] = m.holds[mine]
+	for _, b := range p.Replicas {
+		c := m.copyOf(ref, b)
+		m.holds[c] = min(m.holds[c], m.commit[ref])
+		if !m.cut[b] {
+			delete(m.doubt, c)
+		}
+	}
+}
+
+// cutOff has a broker come back without the last block of its log, which may have
+// been acknowledged where another has it.
+func (m *model) cutOff(b int32) {
+	for tp := range m.im.AllTopics() {
+		for i, p := range tp.Partitions {
+			ref := image.PartitionRef{TopicID: tp.ID, Index: int32(i)}
+			if !member(p, b) || m.im.Broker(b).WAL != m.disk(b) {
+				continue
+			}
+			c := m.copyOf(ref, b)
+			m.doubt[c] = true
+			if m.holds[c] > 0 && m.rnd.IntN(2) == 0 && slices.ContainsFunc(union(p.ISR, p.ELR), func(o int32) bool {
+				return o != b && m.holds[m.copyOf(ref, o)] >= m.commit[ref]
+			}) {
+				m.holds[c]--
+			}
+		}
+	}
+	m.cut[b] = true
+	m.Cut++
+	m.start(b)
+}
+
+// copy notes what a broker's disk holds, and restore puts it back.
+func (m *model) copy(b int32) {
+	m.copies[b] = map[string]int{}
+	for tp := range m.im.AllTopics() {
+		for i := range tp.Partitions {
+			c := m.copyOf(image.PartitionRef{TopicID: tp.ID, Index: int32(i)}, b)
+			m.copies[b][c] = m.holds[c]
+		}
+	}
+}
+
+func (m *model) restore(b int32) {
+	for tp := range m.im.AllTopics() {
+		for i := range tp.Partitions {
+			c := m.copyOf(image.PartitionRef{TopicID: tp.ID, Index: int32(i)}, b)
+			m.holds[c] = min(m.holds[c], m.copies[b][c])
+		}
+	}
+	m.stale[b] = true
+	m.Stale++
+	m.start(b)
 }
 
 func (m *model) copyOf(ref image.PartitionRef, b int32) string {
@@ -135,7 +237,7 @@ func (m *model) check() {
 				m.t.Fatalf("epoch went back from %d: %s", m.epochs[ref], where())
 			}
 			m.epochs[ref] = p.LeaderEpoch
-			if p.Leader == image.NoLeader || p.Reassigning() {
+			if p.Leader == image.NoLeader || p.Reassigning() || len(p.Cut) > 0 {
 				unsettled++
 			}
 			if p != m.before[ref] {
@@ -165,11 +267,14 @@ func (m *model) check() {
 			case !ok:
 				m.leaders[key] = who
 				m.Elections++
-				if have := m.holds[m.copyOf(ref, b.ID)]; have < m.commit[ref] {
-					m.t.Fatalf("leader %d holds %d of %d committed: %s", b.ID, have, m.commit[ref], where())
+				if m.doubt[m.copyOf(ref, b.ID)] {
+					m.CutLed++
 				}
 			case was != who:
 				m.t.Fatalf("two processes lead in one epoch, %s and %s: %s", was, who, where())
+			}
+			if m.holds[m.copyOf(ref, b.ID)] < m.commit[ref] && m.alive(b.ID) {
+				m.lacks(ref, p, where())
 			}
 		}
 	}
@@ -200,14 +305,17 @@ func (m *model) checkStep(tp *image.Topic, ref image.PartitionRef, p *image.Part
 			m.t.Fatalf("%d is cordoned and given a replica: %s", b, where)
 		}
 	}
-	clean := slices.Contains(old.ISR, p.Leader) || slices.Contains(old.ELR, p.Leader)
+	if p.Leader != image.NoLeader && p.LeaderEpoch != old.LeaderEpoch && m.isCut(old, p.Leader) && m.whole(old, p.Leader) {
+		m.t.Fatalf("the log of leader %d was cut, and another was there: %s", p.Leader, where)
+	}
+	clean := member(old, p.Leader)
 	if p.Leader != old.Leader && p.Leader != image.NoLeader {
 		if m.im.Broker(p.Leader).ShuttingDown {
 			m.t.Fatalf("the leader shuts down: %s", where)
 		}
 		if !m.im.MayLead(p.Leader) || m.im.Broker(p.Leader).Unresponsive {
 			for _, b := range old.ISR {
-				if b != p.Leader && slices.Contains(p.Replicas, b) && m.alive(b) && m.im.Active(b) && m.im.MayLead(b) {
+				if b != p.Leader && !slices.Contains(old.Cut, b) && slices.Contains(p.Replicas, b) && m.alive(b) && m.im.Active(b) && m.im.MayLead(b) && !m.im.Session(b).Stale {
 					m.t.Fatalf("%d leads, which is not to, and %d could: %s", p.Leader, b, where)
 				}
 			}
@@ -290,7 +398,7 @@ func (m *model) alive(b int32) bool {
 
 func (m *model) step() {
 	b := int32(1 + m.rnd.IntN(5))
-	switch m.rnd.IntN(30) {
+	switch m.rnd.IntN(33) {
 	case 0:
 		if m.im.Session(b) != nil {
 			m.apply(image.DropSession{ID: b})
@@ -338,6 +446,16 @@ func (m *model) step() {
 			tp, index, _ := m.some()
 			m.command(ElectLeaders{Partitions: []PartitionName{{tp.Name, index}}})
 		}
+	case 14:
+		m.copy(b)
+	case 15:
+		if m.copies[b] != nil && m.disksIntact() {
+			m.restore(b)
+		}
+	case 16:
+		if m.rnd.IntN(3) == 0 && !m.cut[b] { // else it has written nothing since
+			m.cutOff(b)
+		}
 	case 4, 5:
 		m.reconcile(true)
 	case 6, 7, 8:
@@ -356,7 +474,7 @@ func (m *model) disksIntact() bool {
 			ref := image.PartitionRef{TopicID: tp.ID, Index: int32(i)}
 			n := 0
 			for _, b := range append(slices.Clone(p.ISR), p.ELR...) {
-				if m.im.Broker(b).WAL == m.disk(b) && m.holds[m.copyOf(ref, b)] >= m.commit[ref] {
+				if m.im.Broker(b).WAL == m.disk(b) && !m.stale[b] && m.holds[m.copyOf(ref, b)] >= m.commit[ref] {
 					n++
 				}
 			}
@@ -420,7 +538,7 @@ func (m *model) lead() {
 	case 0: // produce; committed when everyone in sync has it, and they are enough
 		m.holds[mine]++
 		for _, b := range p.ISR {
-			if !m.alive(b) {
+			if !m.alive(b) || m.ahead(ref, p, b) {
 				return
 			}
 		}
@@ -435,9 +553,17 @@ func (m *model) lead() {
 	case 1: // a replica has caught up
 		isr := slices.Clone(p.ISR)
 		for _, b := range p.Replicas {
-			if !slices.Contains(isr, b) && m.alive(b) && (m.rnd.IntN(10) == 0 || m.im.Active(b)) {
-				m.holds[m.copyOf(ref, b)] = m.holds[mine]
+			if !slices.Contains(isr, b) && m.alive(b) && !m.ahead(ref, p, b) && (m.rnd.IntN(10) == 0 || m.im.Active(b)) {
+				c := m.copyOf(ref, b)
+				m.holds[c] = m.holds[mine]
 				isr = append(isr, b)
+				was := m.doubt[c]
+				m.doubt[c] = m.doubt[mine] // what it lacks is what the leader lacks
+				defer func() {
+					if !slices.Contains(m.im.Partition(ref.TopicID, ref.Index).ISR, b) {
+						m.doubt[c] = was
+					}
+				}()
 			}
 		}
 		m.propose(p, ref, isr)
@@ -447,6 +573,12 @@ func (m *model) lead() {
 			m.propose(p, ref, isr)
 		}
 	}
+}
+
+// ahead says that a replica has more than a leader that lacks its last block: as
+// long as it is known to have everything, it cuts nothing.
+func (m *model) ahead(ref image.PartitionRef, p *image.Partition, b int32) bool {
+	return m.doubt[m.copyOf(ref, p.Leader)] && member(p, b) && m.holds[m.copyOf(ref, b)] > m.holds[m.copyOf(ref, p.Leader)]
 }
 
 func (m *model) propose(p *image.Partition, ref image.PartitionRef, isr []int32) {

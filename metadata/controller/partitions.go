@@ -12,6 +12,7 @@ import (
 // assignment, then the eligible ones outside of it (KIP-966: what left the ISR
 // while it was below min.insync.replicas, when nothing could be committed
 // without it). Nobody else: an unclean leader would cut what was acknowledged.
+// Those whose log was cut come after all the others, for they may lack a block.
 //
 // Whoever is not to lead (candidates.reserve) does so only if nobody else of the
 // same set can: it has everything, and a partition without a leader helps nobody.
@@ -23,22 +24,32 @@ import (
 func elect(p *image.Partition, of candidates, minISR int) {
 	before := p.Leader
 	p.Leader = image.NoLeader
-	fit := func(set []int32) bool {
+	fit := func(set []int32, cut bool) bool {
 		for _, can := range []func(int32) bool{of.willing, of.alive} {
-			if slices.Contains(set, before) && can(before) {
+			fits := func(id int32) bool {
+				return slices.Contains(set, id) && slices.Contains(p.Cut, id) == cut && can(id)
+			}
+			if fits(before) {
 				p.Leader = before
 				return true
 			}
-			for _, id := range p.Replicas {
-				if slices.Contains(set, id) && can(id) {
-					p.Leader = id
-					return true
-				}
+			if at := slices.IndexFunc(p.Replicas, fits); at >= 0 {
+				p.Leader = p.Replicas[at]
+				return true
 			}
 		}
 		return false
 	}
-	if !fit(p.ISR) && fit(p.ELR) {
+	eligible := false // it is one of those outside of the ISR
+	for _, cut := range []bool{false, true} {
+		if fit(p.ISR, cut) {
+			break
+		}
+		if eligible = fit(p.ELR, cut); eligible {
+			break
+		}
+	}
+	if eligible {
 		// The ISR that is away still has everything: it stays eligible.
 		p.ELR = without(union(p.ELR, p.ISR), p.Leader)
 		p.ISR = []int32{p.Leader}
@@ -49,6 +60,60 @@ func elect(p *image.Partition, of candidates, minISR int) {
 	if before != image.NoLeader || p.Leader != image.NoLeader {
 		p.LeaderEpoch++
 	}
+}
+
+// doubt notes that the log of a replica was cut at its end, and reports whether
+// that makes a difference: with all of them cut, or one alone, nobody is known to
+// have more.
+func doubt(p *image.Partition, id int32) bool {
+	p.Cut = union(p.Cut, []int32{id})
+	p.Cut = cutOf(p)
+	return len(p.Cut) > 0
+}
+
+// cutOf returns who is among Partition.Cut for the ISR and ELR that there are.
+func cutOf(p *image.Partition) []int32 {
+	if len(p.Cut) == 0 {
+		return nil
+	}
+	complete := union(p.ISR, p.ELR)
+	cut := intersect(p.Cut, complete)
+	if len(cut) == 0 || len(cut) == len(complete) {
+		return nil
+	}
+	return cut
+}
+
+// yield has a replica without a cut lead, where one is there, and takes those with
+// one out of the ISR when that leads: they are back when they have caught up. It
+// reports whether it changed anything. there says whose processes run; a broker that is
+// being admitted is one of them: once it is, it would follow the one that was cut, and
+// cut off what that lacks.
+//
+// A partition is not without a leader for this: a log that was cut most often
+// lacks nothing, since what is torn had not been acknowledged. Where nobody else is
+// there it leads, and hands over to one that comes, unless it has committed
+// something alone by then.
+func yield(p *image.Partition, of candidates, there func(int32) bool, minISR int) (changed bool) {
+	if p.Cut = cutOf(p); len(p.Cut) == 0 {
+		return false
+	}
+	// Those that are only not known to be gone are waited for, and do not take over.
+	now := of
+	now.alive = func(id int32) bool { return of.alive(id) && there(id) }
+	whole := func(id int32) bool { return !slices.Contains(p.Cut, id) && now.alive(id) }
+	if slices.Contains(p.Cut, p.Leader) && slices.ContainsFunc(union(p.ISR, p.ELR), whole) {
+		elect(p, now, minISR)
+		changed = true
+	}
+	if slices.Contains(p.Cut, p.Leader) || !there(p.Leader) {
+		return changed
+	}
+	if rest := difference(p.ISR, p.Cut); len(rest) < len(p.ISR) {
+		resize(p, rest, minISR)
+		changed = true
+	}
+	return changed
 }
 
 // resize gives the partition another ISR and keeps the ELR in step: who leaves
@@ -157,12 +222,13 @@ func Elected(base, next *image.Image, changes []image.Change) (elected, unclean 
 
 func setPartition(topic [16]byte, index int, next image.Partition) image.Change {
 	next.PartitionEpoch++
+	next.Cut = cutOf(&next)
 	return image.SetPartition{PartitionRef: image.PartitionRef{TopicID: topic, Index: int32(index)}, State: next}
 }
 
 func same(a, b *image.Partition) bool {
 	return a.Leader == b.Leader && a.LeaderEpoch == b.LeaderEpoch && a.Recovering == b.Recovering && slices.Equal(a.ISR, b.ISR) && slices.Equal(a.ELR, b.ELR) &&
-		slices.Equal(a.Replicas, b.Replicas) && slices.Equal(a.Adding, b.Adding) && slices.Equal(a.Removing, b.Removing)
+		slices.Equal(a.Replicas, b.Replicas) && slices.Equal(a.Adding, b.Adding) && slices.Equal(a.Removing, b.Removing) && slices.Equal(a.Cut, b.Cut)
 }
 
 // without returns set without id; it never writes to set.
@@ -262,6 +328,11 @@ func (c AlterPartition) handle(im *image.Image, env Env) ([]image.Change, Reply)
 		next := *p
 		resize(&next, isr, minISR(im, env, t))
 		next.Recovering = false // it leads, and whoever is in sync with it has the same log
+		if joined := difference(isr, p.ISR); slices.Contains(p.Cut, c.Broker) {
+			next.Cut = union(next.Cut, joined) // they have what it has
+		} else {
+			next.Cut = difference(next.Cut, joined)
+		}
 		if same(p, &next) {
 			r.State = p
 		} else {

@@ -107,8 +107,8 @@ func (a Reassignment) apply(im *image.Image, env Env, t *image.Topic, p *image.P
 		elect(&next, electable(im, env), minISR(im, env, t))
 	}
 	// Those that stay may be about to turn out to have lost their disks: one of
-	// them must lead.
-	if drops && !running(im, next.Leader) {
+	// them must lead, and not one that may lack a block.
+	if drops && (!running(im, next.Leader) || slices.Contains(p.Cut, next.Leader)) {
 		return next, codeInvalidReplicaAssignment, fmt.Sprintf("None of %v that is alive has all of %s-%d: only %v has. Keep one of these until another is in sync.",
 			next.Replicas, t.Name, a.Partition, difference(complete, next.Replicas))
 	}
@@ -123,7 +123,7 @@ func finish(p *image.Partition, of candidates, minISR int) bool {
 		return false
 	}
 	target := p.Target()
-	if len(difference(target, p.ISR)) > 0 {
+	if len(difference(target, difference(p.ISR, p.Cut))) > 0 {
 		return false
 	}
 	next := *p

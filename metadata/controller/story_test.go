@@ -103,6 +103,9 @@ func showPartition(p *image.Partition) string {
 	if p.Recovering {
 		s += " recovering"
 	}
+	if len(p.Cut) > 0 {
+		s += fmt.Sprintf(" cut=%v", p.Cut)
+	}
 	if p.Reassigning() {
 		s += fmt.Sprintf(" adding=%v removing=%v", p.Adding, p.Removing)
 	}
@@ -245,6 +248,8 @@ func (w *world) run(t *testing.T, d *datadriven.TestData) string {
 			word, m := args(l)
 			s := image.Session{ID: int32(num(word, 0)), Incarnation: name16(m["incarnation"]), WAL: name16(m["wal"]), Rack: m["rack"]}
 			_, s.AcceptLoss = m["accept-loss"]
+			_, s.Stale = m["stale"]
+			_, s.Cut = m["cut"]
 			w.apply(image.SetSession{Session: s})
 		}
 	case "responds": // 1 no | 1 yes | 1 incarnation=x no

@@ -42,6 +42,7 @@ const (
 	unnamedPart   = "scrub/unnamed"
 	producerPart  = "producer-ids"
 	secretPart    = "secret"
+	markPart      = "mark/"
 )
 
 func (k keys) image() string            { return k.prefix + imagePart }
@@ -59,8 +60,9 @@ func (k keys) allDeleted() string { return k.prefix + deletedPart }
 func (k keys) config(c image.ConfigKey) string {
 	return fmt.Sprintf("%s%s%03d/%s", k.prefix, configPart, c.Type, c.Name)
 }
-func (k keys) producerIDs() string { return k.prefix + producerPart }
-func (k keys) secret() string      { return k.prefix + secretPart }
+func (k keys) mark(id int32) string { return fmt.Sprintf("%s%s%010d", k.prefix, markPart, id) }
+func (k keys) producerIDs() string  { return k.prefix + producerPart }
+func (k keys) secret() string       { return k.prefix + secretPart }
 
 func (k keys) partition(id [16]byte, index int32) string {
 	return k.below(partitionPart, id) + fmt.Sprintf("%07d", index)
@@ -119,6 +121,14 @@ type (
 		WAL         string          `json:"wal"`
 		Lease       int64           `json:"lease"`
 		AcceptLoss  bool            `json:"acceptLoss,omitempty"`
+		Place       string          `json:"place,omitempty"`
+		Stale       bool            `json:"stale,omitempty"`
+		Cut         bool            `json:"cut,omitempty"`
+	}
+	markValue struct {
+		V    int    `json:"v"`
+		WAL  string `json:"wal"`
+		Mark string `json:"mark"`
 	}
 	brokerValue struct {
 		V           int             `json:"v"`
@@ -149,6 +159,7 @@ type (
 		Recovering     bool    `json:"recovering,omitempty"`
 		Adding         []int32 `json:"adding,omitempty"`
 		Removing       []int32 `json:"removing,omitempty"`
+		Cut            []int32 `json:"cut,omitempty"`
 	}
 	nameValue struct {
 		V  int    `json:"v"`
@@ -227,6 +238,8 @@ func version(v any) int {
 		return v.V
 	case sessionValue:
 		return v.V
+	case markValue:
+		return v.V
 	case brokerValue:
 		return v.V
 	case topicValue:
@@ -249,7 +262,7 @@ func version(v any) int {
 
 func encodePartition(p *image.Partition) string {
 	return encode(partitionValue{formatVersion, p.Leader, p.LeaderEpoch, p.PartitionEpoch,
-		p.Replicas, p.ISR, p.ELR, p.Recovering, p.Adding, p.Removing})
+		p.Replicas, p.ISR, p.ELR, p.Recovering, p.Adding, p.Removing, p.Cut})
 }
 
 func encodeBroker(b image.Broker) string {
@@ -259,7 +272,7 @@ func encodeBroker(b image.Broker) string {
 
 func encodeSession(s image.Session) string {
 	return encode(sessionValue{formatVersion, hex.EncodeToString(s.Incarnation[:]), s.Rack,
-		encodeEndpoints(s.Endpoints), hex.EncodeToString(s.WAL[:]), s.Lease, s.AcceptLoss})
+		encodeEndpoints(s.Endpoints), hex.EncodeToString(s.WAL[:]), s.Lease, s.AcceptLoss, s.Place, s.Stale, s.Cut})
 }
 
 func encodeEndpoints(es []image.Endpoint) []endpointValue {
@@ -311,7 +324,7 @@ func (k keys) change(key string, value []byte, createRevision int64) (image.Chan
 		if err != nil {
 			return nil, err
 		}
-		s := image.Session{ID: id, Rack: v.Rack, Endpoints: decodeEndpoints(v.Endpoints), Lease: v.Lease, AcceptLoss: v.AcceptLoss}
+		s := image.Session{ID: id, Rack: v.Rack, Endpoints: decodeEndpoints(v.Endpoints), Lease: v.Lease, AcceptLoss: v.AcceptLoss, Place: v.Place, Stale: v.Stale, Cut: v.Cut}
 		if s.Incarnation, err = unhex(key, v.Incarnation); err != nil {
 			return nil, err
 		}
@@ -353,7 +366,7 @@ func (k keys) change(key string, value []byte, createRevision int64) (image.Chan
 		v, err := decode[partitionValue](key, value)
 		return image.SetPartition{PartitionRef: ref, State: image.Partition{
 			Leader: v.Leader, LeaderEpoch: v.LeaderEpoch, PartitionEpoch: v.PartitionEpoch,
-			Replicas: v.Replicas, ISR: v.ISR, ELR: v.ELR, Recovering: v.Recovering, Adding: v.Adding, Removing: v.Removing,
+			Replicas: v.Replicas, ISR: v.ISR, ELR: v.ELR, Recovering: v.Recovering, Adding: v.Adding, Removing: v.Removing, Cut: v.Cut,
 		}}, err
 
 	case strings.HasPrefix(rest, configPart):

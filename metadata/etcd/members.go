@@ -66,13 +66,16 @@ func (s *Store) Revoke(ctx context.Context, lease int64) error {
 }
 
 // Register writes the session of a broker, bound to its lease, and returns the
-// revision, which becomes the broker's epoch.
+// revision, which becomes the broker's epoch. held, unless nil, is what the log
+// directory was compared with: nobody may have changed it since (ErrConflict).
 //
-// A session of another incarnation is taken over at once when it was made by a
-// process on the same WAL: the WAL's lock says that this process has ended.
-// With another WAL it may be alive, and ErrDuplicateBroker is returned until
-// its lease runs out.
-func (s *Store) Register(ctx context.Context, me image.Session) (revision int64, err error) {
+// A session of another process is taken over at once where it is known that this
+// process has ended: it had the same log directory, in the same place, which
+// nobody else can have open; or etcd is inside of this process. Any other may be
+// alive, also one that shows the same WAL: a directory can be copied, and a disk
+// be mounted by another machine. Then ErrDuplicateBroker is returned until its
+// lease runs out.
+func (s *Store) Register(ctx context.Context, me image.Session, held *HeldMark) (revision int64, err error) {
 	key := s.keys.session(me.ID)
 	value := encodeSession(me)
 	resp, err := s.get(ctx, key)
@@ -87,21 +90,19 @@ func (s *Store) Register(ctx context.Context, me image.Session) (revision int64,
 			return 0, err
 		case string(kv.Value) == value && kv.Lease == me.Lease:
 			return kv.ModRevision, nil // an earlier attempt of ours
-		case old.WAL != hex.EncodeToString(me.WAL[:]):
-			where := "nowhere"
-			if len(old.Endpoints) > 0 {
-				where = net.JoinHostPort(old.Endpoints[0].Host, strconv.Itoa(int(old.Endpoints[0].Port)))
-			}
-			return 0, fmt.Errorf("%w: broker %d, which clients find at %s (incarnation %s): give each broker a node.id of its own, or end that one", ErrDuplicateBroker, me.ID, where, old.Incarnation)
+		case !s.alone && (old.Place == "" || old.Place != me.Place) && old.Incarnation != hex.EncodeToString(me.Incarnation[:]):
+			return 0, duplicate(old, me)
 		}
 		// Ends the old process's election too.
 		if err := s.Revoke(ctx, old.Lease); err != nil {
 			return 0, err
 		}
 	}
-	txn, err := s.txn(ctx,
-		[]clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0)},
-		[]clientv3.Op{clientv3.OpPut(key, value, clientv3.WithLease(clientv3.LeaseID(me.Lease)))}, nil)
+	cmps := []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0)}
+	if held != nil {
+		cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(s.keys.mark(me.ID)), "=", held.Revision))
+	}
+	txn, err := s.txn(ctx, cmps, []clientv3.Op{clientv3.OpPut(key, value, clientv3.WithLease(clientv3.LeaseID(me.Lease)))}, nil)
 	if err != nil {
 		if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 			return 0, ErrLeaseGone
@@ -112,6 +113,20 @@ func (s *Store) Register(ctx context.Context, me image.Session) (revision int64,
 		return 0, fmt.Errorf("%w: registration of broker %d", ErrConflict, me.ID)
 	}
 	return txn.Header.Revision, nil
+}
+
+// duplicate says who has the id, and what to do.
+func duplicate(old sessionValue, me image.Session) error {
+	where := "nowhere"
+	if len(old.Endpoints) > 0 {
+		where = net.JoinHostPort(old.Endpoints[0].Host, strconv.Itoa(int(old.Endpoints[0].Port)))
+	}
+	what := "give each broker a node.id of its own, or end that one"
+	if old.WAL == hex.EncodeToString(me.WAL[:]) {
+		what = "its log directory has the same identity as this one's and is in another place, so that one of the two is a copy: end that process if this one is to take its place, " +
+			"or give this one an empty log.dirs and a node.id of its own"
+	}
+	return fmt.Errorf("%w: broker %d, which clients find at %s (incarnation %s): %s", ErrDuplicateBroker, me.ID, where, old.Incarnation, what)
 }
 
 // Campaign takes the election if nobody holds it. won is also true if an

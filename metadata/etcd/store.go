@@ -63,7 +63,10 @@ type Options struct {
 	// SeenRevision is the highest revision that this process's predecessor saw
 	// (Store.Revision before it ended); zero if unknown.
 	SeenRevision int64
-	Logger       *slog.Logger
+	// Alone says that etcd is inside of this process: whoever had a session
+	// before has ended.
+	Alone  bool
+	Logger *slog.Logger
 }
 
 // Store reads and writes one cluster's metadata.
@@ -72,6 +75,7 @@ type Store struct {
 	keys      keys
 	timeout   time.Duration
 	log       *slog.Logger
+	alone     bool
 	seen      atomic.Int64
 	regressed atomic.Bool
 	full      atomic.Bool // the last write was refused for want of space
@@ -89,7 +93,7 @@ func New(o Options) *Store {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Store{client: o.Client, keys: keys{o.Prefix}, timeout: o.RequestTimeout, hedge: o.RequestTimeout / hedgeShare, log: o.Logger}
+	s := &Store{client: o.Client, keys: keys{o.Prefix}, timeout: o.RequestTimeout, hedge: o.RequestTimeout / hedgeShare, alone: o.Alone, log: o.Logger}
 	s.seen.Store(o.SeenRevision)
 	return s
 }

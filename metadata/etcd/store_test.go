@@ -103,7 +103,7 @@ func samples(t testing.TB, s *Store) {
 		t.Fatal(err)
 	}
 	endpoints := []image.Endpoint{{Listener: "PLAINTEXT", Host: "host", Port: 9092, Protocol: "PLAINTEXT"}}
-	must[int64](t)(s.Register(bg, image.Session{ID: 1, Incarnation: id(0xa), Rack: "r", Endpoints: endpoints, WAL: id(0xb), Lease: lease, AcceptLoss: true}))
+	must[int64](t)(s.Register(bg, image.Session{ID: 1, Incarnation: id(0xa), Rack: "r", Endpoints: endpoints, WAL: id(0xb), Lease: lease, AcceptLoss: true}, nil))
 	epoch, _, err := s.Campaign(bg, lease, 1, id(0xa))
 	if err != nil {
 		t.Fatal(err)
@@ -121,6 +121,18 @@ func samples(t testing.TB, s *Store) {
 	if _, _, err := s.AllocateProducerIDs(bg); err != nil {
 		t.Fatal(err)
 	}
+	// What came later.
+	other, _, err := s.Grant(bg, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	session := must[int64](t)(s.Register(bg, image.Session{ID: 2, Incarnation: id(0xc), Endpoints: endpoints, WAL: id(0xd), Lease: other, Place: "boot/1/2", Stale: true, Cut: true}, &HeldMark{}))
+	must[HeldMark](t)(s.PutMark(bg, 2, session, HeldMark{}, id(0xd), id(0xe)))
+	doubtful := topic(3, "doubtful", 1, nil)
+	p := doubtful[0].(image.SetPartition)
+	p.State.Cut = []int32{2}
+	doubtful[0] = p
+	must[*image.Image](t)(s.Commit(bg, epoch, image.Empty(), doubtful))
 }
 
 // Values of format version 1, as every later version must read them. The files
@@ -188,7 +200,8 @@ func dump(im *image.Image) string {
 	for _, x := range im.Sessions() {
 		x := *x
 		x.Revision, x.Lease = 0, 0
-		fmt.Fprintf(&b, "session %+v\n", x)
+		// As below.
+		fmt.Fprintf(&b, "session %s\n", strings.Replace(fmt.Sprintf("%+v", x), " Place: Stale:false Cut:false", "", 1))
 	}
 	for _, x := range im.Brokers() {
 		x := *x
@@ -201,7 +214,7 @@ func dump(im *image.Image) string {
 		for i, p := range x.Partitions {
 			p := *p
 			p.Revision = 0
-			fmt.Fprintf(&b, "  %d %+v\n", i, p)
+			fmt.Fprintf(&b, "  %d %s\n", i, strings.Replace(fmt.Sprintf("%+v", p), " Cut:[]", "", 1))
 		}
 	}
 	for _, typ := range []int8{image.BrokerResource, image.ClientMetricsResource, image.GroupResource} {
@@ -706,27 +719,29 @@ func TestProducerIDs(t *testing.T) {
 	}
 }
 
-// A session is taken over from an earlier process on the same WAL at once, and
-// from another WAL not before its lease has run out.
+// A session is taken over at once from an earlier process that had the same
+// directory in the same place, and from any other not before its lease has run out:
+// the same directory in another place is a copy.
 func TestRegister(t *testing.T) {
 	s := newStore(t)
 	grant := func() int64 {
-		lease, _, err := s.Grant(bg, time.Second)
+		lease, _, err := s.Grant(bg, time.Minute)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return lease
 	}
-	first := image.Session{ID: 1, Incarnation: id(1), WAL: id(9), Lease: grant()}
-	r1 := must[int64](t)(s.Register(bg, first))
-	if again := must[int64](t)(s.Register(bg, first)); again != r1 {
+	first := image.Session{ID: 1, Incarnation: id(1), WAL: id(9), Place: "here", Lease: grant()}
+	r1 := must[int64](t)(s.Register(bg, first, nil))
+	if again := must[int64](t)(s.Register(bg, first, nil)); again != r1 {
 		t.Fatal("the same registration twice")
 	}
 	if _, won, err := s.Campaign(bg, first.Lease, 1, id(1)); !won || err != nil {
 		t.Fatal(err)
 	}
-	heir := image.Session{ID: 1, Incarnation: id(2), WAL: id(9), Lease: grant(), Endpoints: []image.Endpoint{{Listener: "PLAINTEXT", Host: "broker-1", Port: 9092, Protocol: "PLAINTEXT"}}}
-	if r2 := must[int64](t)(s.Register(bg, heir)); r2 <= r1 {
+	heir := image.Session{ID: 1, Incarnation: id(2), WAL: id(9), Place: "here", Lease: grant(), Endpoints: []image.Endpoint{{Listener: "PLAINTEXT", Host: "broker-1", Port: 9092, Protocol: "PLAINTEXT"}}}
+	r2 := must[int64](t)(s.Register(bg, heir, nil))
+	if r2 <= r1 {
 		t.Fatal(r2, r1)
 	}
 	if err := s.KeepAlive(bg, first.Lease); !errors.Is(err, ErrLeaseGone) {
@@ -735,19 +750,86 @@ func TestRegister(t *testing.T) {
 	if _, won, err := s.Campaign(bg, heir.Lease, 1, id(2)); !won || err != nil {
 		t.Fatalf("the dead process still holds the election: %v", err)
 	}
+	for _, c := range []struct {
+		other image.Session
+		says  string
+	}{
+		{image.Session{WAL: id(8), Place: "there"}, "give each broker a node.id of its own"},
+		{image.Session{WAL: id(9), Place: "there"}, "one of the two is a copy"},
+		{image.Session{WAL: id(9)}, "one of the two is a copy"}, // nobody knows
+	} {
+		c.other.ID, c.other.Incarnation, c.other.Lease = 1, id(3), grant()
+		_, err := s.Register(bg, c.other, nil)
+		if !errors.Is(err, ErrDuplicateBroker) || !strings.Contains(err.Error(), "broker 1, which clients find at broker-1:9092") || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%+v: %v", c.other, err)
+		}
+		if err := s.KeepAlive(bg, heir.Lease); err != nil {
+			t.Fatalf("the one that lives was disturbed: %v", err)
+		}
+	}
+	// A process that does not know any more what became of its registration.
+	again := heir
+	again.Lease, again.Place = grant(), ""
+	must[int64](t)(s.Register(bg, again, nil))
+	// Where etcd is inside of the process, nobody else is alive.
+	alone := New(Options{Client: s.client, Prefix: s.keys.prefix, Alone: true})
+	dev := image.Session{ID: 1, Incarnation: id(4), WAL: id(7), Lease: grant()}
+	must[int64](t)(alone.Register(bg, dev, nil))
 	other := image.Session{ID: 1, Incarnation: id(3), WAL: id(8), Lease: grant()}
-	if _, err := s.Register(bg, other); !errors.Is(err, ErrDuplicateBroker) || !strings.Contains(err.Error(), "broker 1, which clients find at broker-1:9092") {
+	for range 2 {
+		if err := s.Revoke(bg, dev.Lease); err != nil {
+			t.Fatal(err)
+		}
+	}
+	must[int64](t)(s.Register(bg, other, nil))
+}
+
+// The mark of a log directory is written by who has the session alone, and a
+// registration with one that was read before somebody else moved it is refused.
+func TestMark(t *testing.T) {
+	s, f := newFaulty(t)
+	lease := func() int64 {
+		lease, _, err := s.Grant(bg, time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return lease
+	}
+	held := must[HeldMark](t)(s.Mark(bg, 1))
+	if held != (HeldMark{}) {
+		t.Fatal(held)
+	}
+	me := image.Session{ID: 1, Incarnation: id(1), WAL: id(9), Place: "here", Lease: lease()}
+	session := must[int64](t)(s.Register(bg, me, &held))
+	none := held
+	held = must[HeldMark](t)(s.PutMark(bg, 1, session, held, id(9), id(5)))
+	if got := must[HeldMark](t)(s.Mark(bg, 1)); got != held || got.Mark != id(5) || got.WAL != id(9) {
+		t.Fatalf("%+v, want %+v", got, held)
+	}
+	// An answer that was lost is asked for again.
+	f.once(func(c commit) (*clientv3.TxnResponse, error) { c(); return nil, rpctypes.ErrTimeout })
+	if _, err := s.PutMark(bg, 1, session, held, id(9), id(6)); !errors.Is(err, ErrAmbiguous) {
 		t.Fatal(err)
 	}
-	if err := s.Revoke(bg, heir.Lease); err != nil {
+	before := held
+	held = must[HeldMark](t)(s.PutMark(bg, 1, session, held, id(9), id(6)))
+	if held.Mark != id(6) {
+		t.Fatalf("%+v", held)
+	}
+	if _, err := s.PutMark(bg, 1, session, before, id(9), id(7)); !errors.Is(err, ErrConflict) {
 		t.Fatal(err)
 	}
-	must[int64](t)(s.Register(bg, other))
-	if err := s.Revoke(bg, other.Lease); err != nil {
+	heir := image.Session{ID: 1, Incarnation: id(2), WAL: id(9), Place: "here", Lease: lease()}
+	if _, err := s.Register(bg, heir, &none); !errors.Is(err, ErrConflict) {
 		t.Fatal(err)
 	}
-	if err := s.Revoke(bg, other.Lease); err != nil {
-		t.Fatal(err)
+	heir.Lease = lease()
+	must[int64](t)(s.Register(bg, heir, &held))
+	if _, err := s.PutMark(bg, 1, session, held, id(9), id(8)); !errors.Is(err, ErrConflict) {
+		t.Fatal("a mark from a session that is over: ", err)
+	}
+	if got := must[HeldMark](t)(s.Mark(bg, 1)); got != held {
+		t.Fatalf("%+v, want %+v", got, held)
 	}
 }
 

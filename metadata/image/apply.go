@@ -177,7 +177,7 @@ func looseIn(parts []*Partition, count int) (n int) {
 
 func unsettled(parts []*Partition) (n int) {
 	for _, p := range parts {
-		if p.Leader == NoLeader || p.Reassigning() {
+		if p.Leader == NoLeader || p.Reassigning() || len(p.Cut) > 0 {
 			n++
 		}
 	}

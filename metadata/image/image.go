@@ -57,7 +57,7 @@ type Image struct {
 	deleted  table[[16]byte, *Tombstone]
 
 	partitions int // of visible topics
-	unsettled  int // of those: without a leader, or being reassigned
+	unsettled  int // of those: without a leader, being reassigned, or with a replica whose log was cut
 	loose      int // partitions that no topic shows; see Loose
 }
 
@@ -120,6 +120,15 @@ type Session struct {
 	// AcceptLoss asks that partitions whose only replica was on the disk this
 	// broker lost be led by it again, from their remote end.
 	AcceptLoss bool
+	// Place names the log directory on its machine: of two processes that show the
+	// same place, one has ended. "" if it is not known.
+	Place string
+	// Stale says that the log directory is known to have come further than it has:
+	// it is a copy, or was restored, and lacks what came since.
+	Stale bool
+	// Cut says that the end of the log was cut off when it was opened, as a block
+	// that had been begun.
+	Cut bool
 
 	Revision int64 // becomes the broker's epoch
 }
@@ -148,6 +157,11 @@ type Partition struct {
 	// not known to have compared its log with what is in the bucket (Kafka's
 	// LeaderRecoveryState).
 	Recovering bool
+	// Cut are members of ISR and ELR, ascending, whose log was cut at its end when
+	// they started: a block that had been begun and not acknowledged, unless the
+	// disk has changed it since. They are elected after the others, until they have
+	// joined the ISR anew; with none but them left, nobody is among them.
+	Cut []int32
 	// While the partition is reassigned (KIP-455), Replicas are those of the
 	// target, in its order, and then those of the present assignment that are to
 	// go. Adding are those of the target alone, Removing those to go.
@@ -296,8 +310,8 @@ func (im *Image) NumTopics() int { return im.byName.len() }
 // NumPartitions is the number of partitions of all topics.
 func (im *Image) NumPartitions() int { return im.partitions }
 
-// Unsettled is the number of partitions that have no leader or are being
-// reassigned.
+// Unsettled is the number of partitions that have no leader, are being reassigned,
+// or have a replica whose log was cut.
 func (im *Image) Unsettled() int { return im.unsettled }
 
 // Partition returns a partition of the topic with that id, nil if there is none.

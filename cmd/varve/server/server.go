@@ -214,7 +214,8 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 		}
 	}
 	options := metadata.Options{
-		Store: store, BrokerID: c.NodeID, Rack: c.Rack, Endpoints: advertised, WAL: s.wal.UUID(), AcceptLoss: o.Dev || o.AcceptLoss,
+		Store: store, BrokerID: c.NodeID, Rack: c.Rack, Endpoints: advertised, AcceptLoss: o.Dev || o.AcceptLoss,
+		WAL: s.wal.UUID(), Place: s.wal.Place(), Marks: s.wal,
 		BalanceInterval: c.BalanceInterval, BalancePercentage: c.BalancePercentage, HandOverTries: c.HandOverTries, HandOverWait: c.HandOverWait,
 		SessionTimeout: c.SessionTimeout, HeartbeatInterval: c.HeartbeatInterval, CompactionInterval: c.EtcdCompaction,
 		BrokerConfig: func() map[string]string { return c.Static }, SeenFile: seenFile, Logger: s.log.With("part", "metadata"),
@@ -356,7 +357,7 @@ func (s *Server) openStore(ctx context.Context, before bool) (*etcd.Store, error
 		if err := e.ServeReaders(); err != nil {
 			s.log.Warn("varve tier verify --data-dir can look at this directory only while no process has it open", "err", err)
 		}
-		return etcd.New(etcd.Options{Client: e.Client(), Prefix: c.EtcdPrefix, RequestTimeout: c.EtcdRequestTimeout, Logger: s.log.With("part", "metadata")}), nil
+		return etcd.New(etcd.Options{Client: e.Client(), Prefix: c.EtcdPrefix, RequestTimeout: c.EtcdRequestTimeout, Alone: true, Logger: s.log.With("part", "metadata")}), nil
 	}
 	password := c.EtcdPassword
 	if c.EtcdPasswordFile != "" {
