@@ -77,6 +77,9 @@ func (r *replica) takeOver(ctx context.Context, rec *wal.Recovered, state tierin
 			rec = nil
 		}
 	}
+	if r.behind(rec, state) {
+		return nil, 0, errBehind
+	}
 	if rec != nil && rec.End < max(state.RemoteEnd, state.LogStart) {
 		r.b.log.Info("local log dropped: it ends below the remote end", "partition", r.String(), "local_end", rec.End, "remote_end", state.RemoteEnd, "log_start", state.LogStart)
 		r.dropLocal(rec.ID)

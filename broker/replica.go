@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -212,6 +213,9 @@ func (r *replica) keepTrying(ctx context.Context, role string, err error, try fu
 		r.offline = err
 		r.mu.Unlock()
 		switch {
+		case errors.Is(err, errBehind):
+			r.b.log.Error("local log to be given up", "partition", r.String(), "err", err)
+			r.giveUp()
 		case !errors.Is(err, errSuspect):
 			r.b.log.Warn(role+" not taken up yet", "partition", r.String(), "err", err)
 		case !r.giveUp() && r.toLead():
@@ -243,7 +247,7 @@ func (r *replica) giveUp() bool {
 		return false
 	}
 	if reply.ErrorCode == 0 {
-		r.b.log.Error("damaged local log given up: other replicas have what was acknowledged", "partition", r.String())
+		r.b.log.Error("local log given up: other replicas have what was acknowledged", "partition", r.String())
 	}
 	return true
 }
@@ -254,6 +258,26 @@ const shortestBackoff = 50 * time.Millisecond
 // and cutting it could lose acknowledged ones.
 var errSuspect = errors.New("the local log has corrupt blocks, so that records of this partition may be missing or wrong; with no other replica, " +
 	"start the broker once with --accept-corrupt-log to go on with what is intact, losing the rest")
+
+// errBehind keeps a replica from going on with a log that lacks what it is counted on
+// to have, as long as others have it: an old copy of the disk, or a disk that has
+// forgotten what it had synced.
+var errBehind = errors.New("the local log ends below what is in object storage, although this replica counts as in sync")
+
+// behind says so of a replica whose local log, or none, was found at start. Nothing
+// is uploaded that not all in-sync replicas have.
+func (r *replica) behind(rec *wal.Recovered, state tiering.State) bool {
+	end := int64(0)
+	if rec != nil {
+		end = rec.End
+	}
+	if end >= max(state.RemoteEnd, state.LogStart) {
+		return false
+	}
+	p := r.b.meta.Image().Partition(r.topicID, r.index)
+	self := r.b.opts.BrokerID
+	return p != nil && !p.Recovering && r.inSync() && slices.ContainsFunc(slices.Concat(p.ISR, p.ELR), func(id int32) bool { return id != self })
+}
 
 // tryLead begins a leadership: the head of the manifest is read, the local log
 // is taken over or started, and only then does the partition serve.
@@ -298,6 +322,9 @@ func (r *replica) tryLead(ctx context.Context) error {
 		}
 		r.b.log.Error("corrupt local log accepted: it may have held this partition, and acknowledged records may be lost",
 			"partition", r.String(), "remote_end", state.RemoteEnd)
+	}
+	if st == nil && r.behind(rec, state) {
+		return errBehind
 	}
 	if parted, err := r.parted(ctx, st, rec, state); err != nil {
 		return fmt.Errorf("compare the local log with the newest object: %w", err)
