@@ -521,7 +521,7 @@ func TestDamagedReplicaOfAClusterThatCrashed(t *testing.T) {
 	}
 	eventually(t, func() error {
 		log, err := os.ReadFile(c.Broker(damaged).Log())
-		if err == nil && !strings.Contains(string(log), "damaged local log given up") {
+		if err == nil && !strings.Contains(string(log), "local log given up") {
 			err = errors.New("the damaged log is not given up")
 		}
 		return err
