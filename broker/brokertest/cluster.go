@@ -2,6 +2,7 @@ package brokertest
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -9,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -265,6 +267,53 @@ func (n *node) Wipe() {
 	defer n.mu.Unlock()
 	n.mem = vfs.NewMem()
 	os.Remove(filepath.Join(n.c.dir, strconv.Itoa(int(n.id)), "metadata.seen"))
+}
+
+// Copy is the disk as it is now.
+func (n *node) Copy() *vfs.Mem {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.mem.Clone()
+}
+
+// Put gives a host without a process another disk.
+func (n *node) Put(mem *vfs.Mem) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.mem = mem
+}
+
+// FlipEnd flips a bit in the last block of the log of a host without a process, and says where; wal's README has the
+// bytes.
+func (n *node) FlipEnd(rnd *rand.Rand) (name string, at int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	const page, header = 4096, 72
+	dir := filepath.Join(n.c.dir, strconv.Itoa(int(n.id)))
+	names, _ := n.mem.List(dir)
+	for _, base := range slices.Backward(names) {
+		generation, err := strconv.ParseUint(strings.TrimSuffix(base, ".wal"), 16, 64)
+		if err != nil {
+			continue
+		}
+		b := n.mem.Bytes(filepath.Join(dir, base))
+		last, size := 0, 0
+		for pos := page; pos+header <= len(b); pos += (size + page - 1) / page * page {
+			h := b[pos:]
+			if string(h[:4]) != "VBLK" || binary.LittleEndian.Uint64(h[24:]) != generation {
+				break // what is there is of the file's earlier use
+			}
+			last, size = pos, header+int(binary.LittleEndian.Uint32(h[56:]))
+		}
+		if size <= header || last+size > len(b) {
+			continue // begun, or closed: it says that the block before is whole
+		}
+		at = last + header + rnd.IntN(size-header)
+		b[at] ^= 1 << rnd.IntN(8)
+		n.mem.Put(filepath.Join(dir, base), b)
+		return base, at
+	}
+	return "", 0
 }
 
 // Hold stops a process from doing anything, as SIGSTOP would, but for its clocks.

@@ -32,8 +32,10 @@ type fault struct {
 	do     func(f *faults, e *event, note func(string, ...any))
 }
 
-// wipes says whether a disk is lost.
-func (f *fault) wipes() bool { return f.name == "wipe" || f.name == "join-stale" }
+// wipes says whether a disk is lost, or something on it.
+func (f *fault) wipes() bool {
+	return slices.Contains([]string{"wipe", "join-stale", "old-disk", "flip-end"}, f.name)
+}
 
 // applies says whether there is what it happens to.
 func (f *fault) applies(has features) bool {
@@ -52,6 +54,8 @@ var kinds = []*fault{
 	{"wipe", 3, true, wipe},
 	{"join-late", 3, true, joinLate},
 	{"join-stale", 3, true, joinStale},
+	{"old-disk", 2, true, oldDisk},
+	{"flip-end", 3, true, flipEnd},
 	{"pause", 5, false, pause(anyNode)},
 	{"pause-leader", 3, false, pause(leaderNode)},
 	{"pause-controller", 2, false, pause(controllerNode)},
@@ -198,6 +202,12 @@ func (c *Cluster) image() *image.Image {
 	return im
 }
 
+// mark is the mark of a broker's disk as etcd has it.
+func (c *Cluster) mark(id int32) (etcd.HeldMark, error) {
+	l := newEtcdLink(context.Background(), c.etcd, 0)
+	return etcd.New(etcd.Options{Client: l.client(), Prefix: etcdPrefix}).Mark(context.Background(), id)
+}
+
 const etcdPrefix = "/varve"
 
 // inSync waits until every partition has a leader and all its replicas in sync.
@@ -279,6 +289,46 @@ func wipe(f *faults, e *event, note func(string, ...any)) {
 	n.Kill(true, 0)
 	n.Wipe()
 	time.Sleep(e.lasts)
+	n.Start()
+}
+
+// oldDisk has a broker come back with its disk as it was before it went on for a while.
+func oldDisk(f *faults, e *event, note func(string, ...any)) {
+	n := anyNode(f, e)
+	if !f.take(n) {
+		return
+	}
+	defer f.give(n)
+	old := n.Copy()
+	// Two marks: the copy may have the first, if etcd has got it a moment after the disk.
+	for range 2 {
+		before, err := f.c.mark(n.id)
+		for now, end := before, time.Now().Add(10*time.Second); err == nil && now.Revision == before.Revision; now, err = f.c.mark(n.id) {
+			if time.Now().After(end) {
+				return // nothing is written that the copy lacks
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+	}
+	note("broker %d comes back with an old disk", n.id)
+	n.Kill(e.rnd.IntN(2) == 0, e.rnd.Uint64())
+	n.Put(old)
+	time.Sleep(e.lasts / 4)
+	n.Start()
+}
+
+// flipEnd damages the end of a broker's log, which looks as if it had not been written to its end, and may have been.
+func flipEnd(f *faults, e *event, note func(string, ...any)) {
+	n := anyNode(f, e)
+	if !f.take(n) {
+		return
+	}
+	defer f.give(n)
+	n.Kill(false, 0)
+	if name, at := n.FlipEnd(e.rnd); name != "" {
+		note("broker %d: a bit of %s at %d", n.id, name, at)
+	}
+	time.Sleep(e.lasts / 8)
 	n.Start()
 }
 
