@@ -14,9 +14,10 @@ import (
 //
 // Behavior: the largest epoch at or below the asked one and where it ends, so
 // that a client whose position belongs to a lost history can find where it
-// forked (KIP-101, KIP-320).
+// forked (KIP-101, KIP-320). Another broker may ask, with a tagged field, what
+// this one has, whoever leads (unclean.go).
 
-func (b *Broker) offsetForLeaderEpoch(_ context.Context, _ *request, in kmsg.Request) kmsg.Response {
+func (b *Broker) offsetForLeaderEpoch(_ context.Context, r *request, in kmsg.Request) kmsg.Response {
 	req := in.(*kmsg.OffsetForLeaderEpochRequest)
 	resp := req.ResponseKind().(*kmsg.OffsetForLeaderEpochResponse)
 	for i := range req.Topics {
@@ -28,6 +29,8 @@ func (b *Broker) offsetForLeaderEpoch(_ context.Context, _ *request, in kmsg.Req
 			out.Partition, out.LeaderEpoch, out.EndOffset = p.Partition, -1, -1
 			rep := b.replicas.find(t.Topic, p.Partition)
 			switch {
+			case r.c.peer != nil && rep != nil && asksForLog(&p.UnknownTags):
+				rep.tell(&out)
 			case p.CurrentLeaderEpoch >= 0 && p.CurrentLeaderEpoch < leaderEpochIn(b.meta.Image(), t.Topic, p.Partition):
 				out.ErrorCode = protocol.CodeFencedLeaderEpoch
 			case rep == nil:

@@ -94,6 +94,20 @@ func TestPeers(t *testing.T) {
 		return resp.Topics[0].Partitions[0].ErrorCode
 	}
 
+	// told asks what the broker has of a partition, and returns what it is told beside what a client is.
+	told := func(c *client) (tags int) {
+		t.Helper()
+		const logTag = 0x7665
+		req := kmsg.NewPtrOffsetForLeaderEpochRequest()
+		req.Version = 4
+		rt, rp := kmsg.NewOffsetForLeaderEpochRequestTopic(), kmsg.NewOffsetForLeaderEpochRequestTopicPartition()
+		rt.Topic = "t"
+		rp.UnknownTags.Set(logTag, nil)
+		rt.Partitions = append(rt.Partitions, rp)
+		req.Topics = append(req.Topics, rt)
+		p := c.do(req).(*kmsg.OffsetForLeaderEpochResponse).Topics[0].Partitions[0]
+		return p.UnknownTags.Len()
+	}
 	t.Run("without a word", func(t *testing.T) {
 		c := dial(t, b)
 		if code := envelope(c); code != authorization {
@@ -101,6 +115,9 @@ func TestPeers(t *testing.T) {
 		}
 		if code := follow(c, 2); code != authorization {
 			t.Errorf("a follower's fetch: error %d", code)
+		}
+		if told(c) != 0 {
+			t.Error("it is told what a replica has")
 		}
 	})
 	t.Run("another mechanism", func(t *testing.T) {
@@ -161,6 +178,9 @@ func TestPeers(t *testing.T) {
 		}
 		if code := follow(c.client, 2); code != 0 {
 			t.Errorf("a follower's fetch: error %d", code)
+		}
+		if told(c.client) != 1 {
+			t.Error("it is not told what a replica has")
 		}
 		if code := envelope(c.client); code != 0 {
 			t.Errorf("a command: error %d", code)

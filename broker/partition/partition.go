@@ -310,6 +310,10 @@ func (s *State) Durable(end int64) bool {
 	return s.advance()
 }
 
+// Heard is the highest high watermark that this replica knows of: its own, or one
+// that its leader has told and that it does not have everything below yet.
+func (s *State) Heard() int64 { return max(s.hw, s.leaderHW) }
+
 // DurableEnd is where the records end that are on stable storage here.
 func (s *State) DurableEnd() int64 { return s.durable }
 

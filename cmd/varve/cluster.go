@@ -20,9 +20,9 @@ func clusterCommand() *cobra.Command {
 }
 
 func partitionCommand() *cobra.Command {
-	cmd := group("partition", "Partitions, and which of them lack replicas")
+	cmd := group("partition", "Partitions, which of them lack replicas, and who leads them")
 	conn := addConnection(cmd)
-	cmd.AddCommand(partitionList(conn))
+	cmd.AddCommand(partitionList(conn), partitionElect(conn))
 	return cmd
 }
 

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -39,7 +40,7 @@ func settle(im *image.Image, env Env) ([]image.Change, []Event) {
 			if p.Leader == image.NoLeader {
 				if elect(&next, of, least); next.Leader != image.NoLeader {
 					elected.add(t, i)
-				} else if !env.Hold && isUnclean(im, env, t) && !slices.ContainsFunc(union(p.ISR, p.ELR), im.Alive) && electUnclean(&next, of) {
+				} else if !env.Hold && isUnclean(im, env, t) && !slices.ContainsFunc(union(p.ISR, p.ELR), im.Alive) && electUnclean(&next, of, nil) {
 					unclean.add(t, i)
 				}
 			} else {
@@ -170,21 +171,51 @@ func isUnclean(im *image.Image, env Env, t *image.Topic) bool {
 	return on
 }
 
-// electUnclean has the first replica that is there lead, whatever it has: what
-// others had beyond that is gone. They are not in sync with it, and not eligible.
-func electUnclean(p *image.Partition, of candidates) bool {
-	at := slices.IndexFunc(p.Replicas, of.willing)
-	if at < 0 {
-		at = slices.IndexFunc(p.Replicas, of.alive)
+// ReplicaLog is what a replica of a partition has, as its broker tells.
+type ReplicaLog struct {
+	Broker      int32
+	LeaderEpoch int32 // the last one in its log, -1: none
+	LogEnd      int64
+}
+
+// electUnclean has the replica lead, of those that are there, that has most: the
+// latest leader epoch, and with it the longest log (KIP-966). What others had
+// beyond that is gone. They are not in sync with it, and not eligible. Who has not
+// told what it has comes after those who have, in the order of the assignment.
+func electUnclean(p *image.Partition, of candidates, logs []ReplicaLog) bool {
+	has := func(id int32) ReplicaLog {
+		if at := slices.IndexFunc(logs, func(l ReplicaLog) bool { return l.Broker == id }); at >= 0 {
+			return logs[at]
+		}
+		return ReplicaLog{LeaderEpoch: -1, LogEnd: -1}
 	}
-	if at < 0 {
+	p.Leader = image.NoLeader
+	var best ReplicaLog
+	for _, id := range p.Replicas {
+		if !of.alive(id) {
+			continue
+		}
+		l := has(id)
+		more := cmp.Or(cmp.Compare(l.LeaderEpoch, best.LeaderEpoch), cmp.Compare(l.LogEnd, best.LogEnd))
+		if p.Leader == image.NoLeader || more > 0 || more == 0 && of.reserve[p.Leader] && !of.reserve[id] {
+			p.Leader, best = id, l
+		}
+	}
+	if p.Leader == image.NoLeader {
 		return false
 	}
-	p.Leader = p.Replicas[at]
 	p.ISR, p.ELR = []int32{p.Leader}, nil
 	p.LeaderEpoch++
 	p.Recovering = true
 	return true
+}
+
+// UncleanLeader is who would lead a partition that has no leader, if an operator
+// asked for it now; image.NoLeader if nobody can.
+func UncleanLeader(im *image.Image, p *image.Partition, logs []ReplicaLog) int32 {
+	next := *p
+	electUnclean(&next, electable(im, Env{}), logs)
+	return next.Leader
 }
 
 // preferred has the first replica of the assignment lead, if it can without a
@@ -204,6 +235,16 @@ type ElectLeaders struct {
 	Unclean    bool
 	All        bool // of all topics; only those come back that needed an election
 	Partitions []PartitionName
+	// Of an unclean election: what replicas have, of the partitions of which it is
+	// known; and who alone may lead, nil: anybody.
+	Logs   []PartitionLogs `json:",omitempty"`
+	Leader *int32          `json:",omitempty"`
+}
+
+// PartitionLogs is what the replicas of a partition have.
+type PartitionLogs struct {
+	PartitionName
+	Logs []ReplicaLog
 }
 
 // PartitionName names a partition as clients do.
@@ -214,6 +255,14 @@ type PartitionName struct {
 
 func (c ElectLeaders) handle(im *image.Image, env Env) ([]image.Change, Reply) {
 	of := electable(im, env)
+	others := of
+	if c.Leader != nil {
+		others.alive = func(id int32) bool { return id == *c.Leader && of.alive(id) }
+	}
+	logs := make(map[PartitionName][]ReplicaLog, len(c.Logs))
+	for _, l := range c.Logs {
+		logs[l.PartitionName] = l.Logs
+	}
 	var changes []image.Change
 	var reply Reply
 	var unclean tally
@@ -229,7 +278,7 @@ func (c ElectLeaders) handle(im *image.Image, env Env) ([]image.Change, Reply) {
 			}
 		default:
 			if elect(&next, of, minISR(im, env, t)); next.Leader == image.NoLeader {
-				if !electUnclean(&next, of) {
+				if !electUnclean(&next, others, logs[PartitionName{t.Name, int32(index)}]) {
 					return r.fail(codeEligibleNotAvailable, "Eligible topic partition leaders are not available.")
 				}
 				unclean.add(t, index)

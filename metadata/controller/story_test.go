@@ -455,10 +455,23 @@ func (w *world) run(t *testing.T, d *datadriven.TestData) string {
 		print(Handle(w.im, env, c))
 	case "elect":
 		c := ElectLeaders{Unclean: flag("unclean"), All: flag("all")}
-		for _, l := range lines {
+		if flag("leader") {
+			id := int32(scan(t, d, "leader"))
+			c.Leader = &id
+		}
+		for _, l := range lines { // u-0, or with what replicas have, by leader epoch and log end: u-0 1=5/100 2=4/200
+			word, m := args(l)
 			var name PartitionName
-			name.Topic, name.Partition = partition(l)
+			name.Topic, name.Partition = partition(word)
 			c.Partitions = append(c.Partitions, name)
+			logs := PartitionLogs{PartitionName: name}
+			for id, has := range m {
+				epoch, end, _ := strings.Cut(has, "/")
+				logs.Logs = append(logs.Logs, ReplicaLog{int32(num(id, 0)), int32(num(epoch, 0)), int64(num(end, 0))})
+			}
+			if len(logs.Logs) > 0 {
+				c.Logs = append(c.Logs, logs)
+			}
 		}
 		print(Handle(w.im, env, c))
 	case "balance":
