@@ -18,8 +18,11 @@ import (
 
 // What an operator does to a cluster of processes is no error to applications: every broker is ended in order and
 // started again, one after the other, and then etcd's leader is killed, under an idempotent producer and the two
-// members of a group. No produce fails, no poll or commit reports an error that the client does not get over by itself,
-// and every record is there once and read in order.
+// members of a group. No produce, poll or commit reports an error, and every record is there once and read in order.
+//
+// A group that is still forming when its coordinator moves is another matter: a rebalance of the classic protocol is kept by
+// the coordinator alone, in Kafka as well, so that members which joined at one and come to the next with that generation have to
+// join again, and franz-go says so. So all begins when the group is stable.
 func TestUpkeepUnderLoad(t *testing.T) {
 	c := cluster.Start(t, processes(cluster.Options{Set: []string{
 		"default.replication.factor=3", "min.insync.replicas=2", "offsets.topic.replication.factor=3", "offsets.topic.num.partitions=2",
@@ -62,13 +65,8 @@ func TestUpkeepUnderLoad(t *testing.T) {
 				fs := member.PollFetches(ctx)
 				cancel()
 				fs.EachError(func(topic string, p int32, err error) {
-					var session *kgo.ErrGroupSession
-					switch {
-					case errors.Is(err, context.DeadlineExceeded):
-					case errors.As(err, &session):
-						t.Logf("member %d joins anew: %v", i, err)
-					default:
-						t.Errorf("member %d, %s-%d: %v", i, topic, p, err)
+					if !errors.Is(err, context.DeadlineExceeded) {
+						t.Errorf("member %d, %q-%d: %v", i, topic, p, err)
 					}
 				})
 				mu.Lock()
@@ -83,10 +81,9 @@ func TestUpkeepUnderLoad(t *testing.T) {
 				})
 				mu.Unlock()
 				if fs.NumRecords() > 0 {
-					// Who is in the generation after is told so, and goes on from what was committed.
-					ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+					ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 					if err := member.CommitUncommittedOffsets(ctx); err != nil {
-						t.Logf("member %d: commit: %v", i, err)
+						t.Errorf("member %d: commit: %v", i, err)
 					}
 					cancel()
 				}
@@ -113,6 +110,7 @@ func TestUpkeepUnderLoad(t *testing.T) {
 		})
 	}
 
+	eventually(t, func() error { return stable(t.Context(), adm, "g", 2) })
 	more()
 	inSync()
 	for _, b := range c.Brokers {
@@ -153,6 +151,18 @@ func TestUpkeepUnderLoad(t *testing.T) {
 	endAll()
 	loads.Wait()
 	l.checkWith(t, c.Client(t, kgo.ConsumeTopics("t"), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart())), 0)
+}
+
+// stable is an error until a group has so many members, and nothing is left to be agreed upon.
+func stable(ctx context.Context, adm *kadm.Client, group string, members int) error {
+	groups, err := adm.DescribeGroups(ctx, group)
+	if err == nil {
+		err = groups.Error()
+	}
+	if g := groups[group]; err == nil && (g.State != "Stable" || len(g.Members) != members) {
+		err = fmt.Errorf("group %s is %s, with %d members", group, g.State, len(g.Members))
+	}
+	return err
 }
 
 // etcdLeader waits until some member of etcd leads.
