@@ -15,7 +15,9 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 
 	"github.com/varve/varve/internal/child"
 	"github.com/varve/varve/internal/cluster"
@@ -26,6 +28,7 @@ import (
 type fault struct {
 	name  string
 	alone bool // it begins when no other lasts and all replicas are in sync, and lasts until they are again
+	long  bool // it lasts for longLasts more; of all faults it is taken every third time only
 	net   bool // of the network
 	disk  bool // of the disk
 	// pick says which processes it happens to; false: not now.
@@ -34,6 +37,10 @@ type fault struct {
 	do func(*nemesis, context.Context, []string, time.Duration) error
 }
 
+// longLasts is longer than anybody waits for anything: than a request among brokers may take (40 s, of which 30 s are for
+// markers), replica.lag.time.max.ms and a Java client's request.timeout.ms (30 s), the transactions here (10 s).
+const longLasts = 42 * time.Second
+
 var faults = []fault{
 	{name: "none", pick: nobody, do: func(_ *nemesis, ctx context.Context, _ []string, d time.Duration) error { wait(ctx, d); return nil }},
 	{name: "kill", pick: anyBroker, do: killed},
@@ -41,6 +48,7 @@ var faults = []fault{
 	{name: "kill-controller", pick: controllerBroker, do: killed},
 	{name: "pause", pick: anyBroker, do: paused},
 	{name: "pause-leader", pick: leaderBroker, do: paused},
+	{name: "pause-long", long: true, pick: leaderBroker, do: paused},
 	{name: "restart", pick: anyBroker, do: restarted},
 	{name: "rolling-restart", alone: true, pick: allBrokers, do: restarted},
 	{name: "crash-all", alone: true, pick: allBrokers, do: killed},
@@ -51,8 +59,11 @@ var faults = []fault{
 	{name: "etcd-pause-leader", pick: leaderMember, do: paused},
 	{name: "etcd-away", pick: allMembers, do: paused},
 	{name: "etcd-crash", pick: allMembers, do: killed},
+	{name: "etcd-away-long", alone: true, long: true, pick: everybody, do: etcdAway},
+	{name: "etcd-full", alone: true, pick: everybody, do: etcdFull},
 	{name: "s3-away", pick: bucket, do: paused},
 	{name: "s3-kill", pick: bucket, do: killed},
+	{name: "s3-away-long", long: true, pick: bucket, do: paused},
 	{name: "compactor-kill", pick: anyWorker, do: killed},
 	{name: "compactor-pause", pick: anyWorker, do: paused},
 	{name: "compactor-cut", net: true, pick: anyWorker, do: unlinked},
@@ -69,7 +80,11 @@ var faults = []fault{
 	{name: "cut-leader", net: true, pick: leaderBroker, do: unlinked},
 	{name: "isolate", net: true, pick: leaderBroker, do: cut(true, true, servers)},
 	{name: "cut-brokers", net: true, pick: anyBroker, do: cut(true, true, otherBrokers)},
+	{name: "isolate-long", net: true, long: true, pick: leaderBroker, do: cut(true, true, servers)},
+	{name: "cut-brokers-long", net: true, long: true, pick: leaderBroker, do: cut(true, true, otherBrokers)},
 	{name: "cut-etcd", net: true, pick: anyBroker, do: cut(true, true, members)},
+	{name: "etcd-compact", net: true, pick: anyBroker, do: etcdCompacted},
+	{name: "etcd-slow-leader", net: true, pick: leaderMember, do: slowed},
 	{name: "cut-pair", net: true, pick: twoBrokers, do: cut(true, true, second)},
 	{name: "one-way", net: true, pick: twoBrokers, do: cut(true, false, second)},
 	{name: "slow-link", net: true, pick: anyBroker, do: slowed},
@@ -86,6 +101,10 @@ type nemesis struct {
 	rnd   *rand.Rand
 	note  func(string, ...any)
 	list  []fault
+	rare  bool // faults that last long are to be
+
+	l  *ledger // of the round
+	in string  // the topic that clients write to without a word to etcd
 
 	mu   sync.Mutex
 	busy map[string]bool // processes that something happens to
@@ -116,6 +135,12 @@ func (n *nemesis) run(ctx context.Context, d time.Duration) error {
 	for time.Now().Before(end) && ctx.Err() == nil {
 		f := n.list[n.rnd.IntN(len(n.list))]
 		lasts := time.Second + time.Duration(n.rnd.IntN(6000))*time.Millisecond
+		if f.long {
+			if n.rare && n.rnd.IntN(3) > 0 {
+				continue
+			}
+			lasts += longLasts
+		}
 		rest := time.Duration(n.rnd.IntN(3000)) * time.Millisecond
 		for {
 			count, err := state()
@@ -143,7 +168,9 @@ func (n *nemesis) run(ctx context.Context, d time.Duration) error {
 		mu.Unlock()
 		wg.Go(func() {
 			n.note("%s %v for %s", f.name, names, lasts.Round(100*time.Millisecond))
+			from := time.Now()
 			err := f.do(n, ctx, names, lasts)
+			n.l.lasted(fmt.Sprintf("%s %v", f.name, names), from, time.Now())
 			if err == nil && f.alone {
 				_, err = inSync(ctx, n.adm)
 			}
@@ -267,6 +294,12 @@ func allMembers(n *nemesis, _ context.Context) (names []string, ok bool) {
 	return names, true
 }
 
+// everybody has nothing else happen to brokers and etcd meanwhile.
+func everybody(n *nemesis, ctx context.Context) ([]string, bool) {
+	names, _ := allBrokers(n, ctx)
+	return append(names, members(n, nil)...), true
+}
+
 func leaderMember(n *nemesis, ctx context.Context) ([]string, bool) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
@@ -334,6 +367,107 @@ func paused(n *nemesis, ctx context.Context, names []string, d time.Duration) er
 	for _, name := range names {
 		err = errors.Join(err, n.server(name).Resume())
 	}
+	return err
+}
+
+// etcdAway has all members of etcd stopped, for a minute at least. Nobody can be elected, nothing be created; what is led is
+// written and read as before.
+func etcdAway(n *nemesis, ctx context.Context, _ []string, d time.Duration) error {
+	var err error
+	for _, name := range members(n, nil) {
+		err = errors.Join(err, n.server(name).Pause())
+	}
+	err = errors.Join(err, n.goesOn(ctx, max(d, time.Minute)))
+	for _, name := range members(n, nil) {
+		err = errors.Join(err, n.server(name).Resume())
+	}
+	return err
+}
+
+// etcdFull has etcd refuse everything that takes room, as it does when its quota is used up, and says so itself.
+func etcdFull(n *nemesis, ctx context.Context, _ []string, d time.Duration) error {
+	cl, err := n.etcd()
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	err = n.ask(ctx, func(ctx context.Context) error {
+		all, err := cl.MemberList(ctx)
+		if err == nil {
+			_, err = clientv3.RetryMaintenanceClient(cl, cl.ActiveConnection()).Alarm(ctx,
+				&etcdserverpb.AlarmRequest{Action: etcdserverpb.AlarmRequest_ACTIVATE, MemberID: all.Members[0].ID, Alarm: etcdserverpb.AlarmType_NOSPACE})
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return errors.Join(n.goesOn(ctx, 2*d), n.ask(ctx, func(ctx context.Context) error {
+		_, err := cl.AlarmDisarm(ctx, &clientv3.AlarmMember{})
+		return err
+	}))
+}
+
+// etcdCompacted has a broker cut off from etcd, and etcd forget what happens meanwhile: the broker's watch cannot go on
+// where it was.
+func etcdCompacted(n *nemesis, ctx context.Context, names []string, d time.Duration) error {
+	cl, err := n.etcd()
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	heal, err := n.drop(names[0], members(n, names), true, true)
+	wait(ctx, d)
+	err = errors.Join(err, n.ask(ctx, func(ctx context.Context) error {
+		now, err := cl.Get(ctx, "none")
+		if err == nil {
+			_, err = cl.Compact(ctx, now.Header.Revision, clientv3.WithCompactPhysical())
+		}
+		return err
+	}))
+	return errors.Join(err, heal())
+}
+
+// etcd is a client of all members.
+func (n *nemesis) etcd() (*clientv3.Client, error) {
+	var endpoints []string
+	for _, e := range n.c.Describe().Etcd {
+		endpoints = append(endpoints, e.Client)
+	}
+	return clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: time.Second, Logger: zap.NewNop()})
+}
+
+// ask has f succeed, however often something else makes it fail.
+func (n *nemesis) ask(ctx context.Context, f func(context.Context) error) error {
+	return child.Eventually(ctx, patience, func() error {
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		return f(ctx)
+	})
+}
+
+// goesOn waits, and says where fewer than one record a second was acknowledged meanwhile, of what needs etcd for nothing.
+func (n *nemesis) goesOn(ctx context.Context, d time.Duration) error {
+	const begun = 2 * time.Second // what was begun before
+	wait(ctx, begun)
+	before, from := n.l.counts(n.in), time.Now()
+	wait(ctx, d-begun)
+	after, took := n.l.counts(n.in), time.Since(from)
+	if ctx.Err() != nil {
+		return nil
+	}
+	var err error
+	least := -1
+	for _, p := range partitionsOf(after) {
+		got := after[p] - before[p]
+		if least < 0 || got < least {
+			least = got
+		}
+		if float64(got) < took.Seconds() {
+			err = errors.Join(err, fmt.Errorf("%s-%d: %d records were acknowledged in %.1fs", p.Topic, p.Index, got, took.Seconds()))
+		}
+	}
+	n.note("%d records and more were acknowledged in every partition of %s in %.1fs", least, n.in, took.Seconds())
 	return err
 }
 
@@ -505,42 +639,66 @@ func unlinked(n *nemesis, ctx context.Context, names []string, d time.Duration) 
 	return n.net.link(names[0], "up")
 }
 
-// flapped has the link come and go every second or so.
+// flapped has the link come and go every second or so, and says how often leaders were elected meanwhile.
 func flapped(n *nemesis, ctx context.Context, names []string, d time.Duration) error {
-	for end := time.Now().Add(2 * d); time.Now().Before(end) && ctx.Err() == nil; wait(ctx, d/5) {
+	before, err := n.topics(ctx)
+	if err != nil {
+		return err
+	}
+	from := time.Now()
+	for end := from.Add(2 * d); time.Now().Before(end) && ctx.Err() == nil; wait(ctx, d/5) {
 		if err := unlinked(n, ctx, names, d/5); err != nil {
 			return err
 		}
 	}
+	after, err := n.topics(ctx)
+	if err != nil {
+		return err
+	}
+	var most int32
+	var where string
+	after.EachPartition(func(p kadm.PartitionDetail) {
+		if was, ok := before[p.Topic].Partitions[p.Partition]; ok && p.LeaderEpoch-was.LeaderEpoch > most {
+			most, where = p.LeaderEpoch-was.LeaderEpoch, fmt.Sprintf(" (%s-%d)", p.Topic, p.Partition)
+		}
+	})
+	n.note("leader epochs rose by %d at most%s in %.1fs of flap %v", most, where, time.Since(from).Seconds(), names)
 	return nil
 }
 
 // cut has what a process sends to others, or what they send to it, or both come to nothing.
 func cut(there, back bool, others func(*nemesis, []string) []string) func(*nemesis, context.Context, []string, time.Duration) error {
 	return func(n *nemesis, ctx context.Context, names []string, d time.Duration) error {
-		var err error
-		var heal []func() error
-		drop := func(from, to string) {
-			undo, e := n.net.drop(from, to)
-			if e == nil {
-				heal = append(heal, undo)
-			}
-			err = errors.Join(err, e)
-		}
-		for _, other := range others(n, names) {
-			if there {
-				drop(names[0], other)
-			}
-			if back {
-				drop(other, names[0])
-			}
-		}
+		heal, err := n.drop(names[0], others(n, names), there, back)
 		wait(ctx, d)
-		for _, undo := range heal {
-			err = errors.Join(err, undo())
+		return errors.Join(err, heal())
+	}
+}
+
+// drop is network.drop for several others and both directions.
+func (n *nemesis) drop(name string, others []string, there, back bool) (heal func() error, err error) {
+	var undo []func() error
+	drop := func(from, to string) {
+		u, e := n.net.drop(from, to)
+		if e == nil {
+			undo = append(undo, u)
+		}
+		err = errors.Join(err, e)
+	}
+	for _, other := range others {
+		if there {
+			drop(name, other)
+		}
+		if back {
+			drop(other, name)
+		}
+	}
+	return func() (err error) {
+		for _, u := range undo {
+			err = errors.Join(err, u())
 		}
 		return err
-	}
+	}, err
 }
 
 func otherBrokers(n *nemesis, names []string) (others []string) {

@@ -23,14 +23,38 @@ type ledger struct {
 	clock int64
 	h     history.History
 	acks  map[history.Partition]*acks
+
+	healed time.Time // when the last fault was
+	faults []span    // that are over
+	load   float64   // of the machine, the highest that was seen
 }
 
 // acks is how acknowledgements came in one partition.
 type acks struct {
 	last    time.Time
-	longest time.Duration // without one
+	longest gap       // without one
+	gaps    []gap     // of at least shownGap
+	back    time.Time // the first since ledger.healed
 	n       int
 }
+
+// gap is a time without an acknowledgement, between two.
+type gap struct{ from, to time.Time }
+
+func (g gap) length() time.Duration { return g.to.Sub(g.from) }
+
+// span is how long a fault lasted, from when it was about to happen until all of it was healed.
+type span struct {
+	gap
+	what string
+}
+
+const (
+	// shownGap is what a partition may be without acknowledgements and no word is made of it.
+	shownGap = 10 * time.Second
+	// maxShown bounds the lines of a round that tell of such times.
+	maxShown = 20
+)
 
 func newLedger() *ledger {
 	return &ledger{h: history.History{Txns: map[string]*history.Txn{}}, acks: map[history.Partition]*acks{}}
@@ -48,8 +72,25 @@ func (l *ledger) time() int64 {
 	return l.now()
 }
 
-// expect begins the time that passes until the first acknowledgement.
-func (l *ledger) expect(p history.Partition) { l.acks[p] = &acks{last: time.Now()} }
+// expect has acknowledgements counted. What passes until the first is none of the gaps: that faults come only then is seen to.
+func (l *ledger) expect(p history.Partition) { l.acks[p] = &acks{} }
+
+// add takes an acknowledgement.
+func (a *acks) add(now, healed time.Time) {
+	if a.n++; a.n > 1 {
+		g := gap{a.last, now}
+		if g.length() > a.longest.length() {
+			a.longest = g
+		}
+		if g.length() >= shownGap {
+			a.gaps = append(a.gaps, g)
+		}
+	}
+	a.last = now
+	if a.back.IsZero() && !healed.IsZero() && now.After(healed) {
+		a.back = now
+	}
+}
 
 // send produces a record that says what it is; then is told whether it was acknowledged, if it is not nil.
 func (l *ledger) send(produce func(context.Context, *kgo.Record, func(*kgo.Record, error)), p history.Partition, r history.Record, size int, then func(error)) {
@@ -80,9 +121,7 @@ func (l *ledger) send(produce func(context.Context, *kgo.Record, func(*kgo.Recor
 			w := &l.h.Produces[i]
 			w.Outcome, w.Offset = history.Done, k.Offset
 			if a := l.acks[p]; a != nil {
-				now := time.Now()
-				a.longest, a.last = max(a.longest, now.Sub(a.last)), now
-				a.n++
+				a.add(time.Now(), l.healed)
 			}
 		}
 		l.mu.Unlock()
@@ -195,16 +234,67 @@ func (l *ledger) told(group string, p history.Partition, began, offset int64) {
 	l.h.Offsets = append(l.h.Offsets, history.Offset{Partition: p, Group: group, Began: began, Offset: offset})
 }
 
-// silent says where nothing was acknowledged since a time.
-func (l *ledger) silent(since time.Time) error {
+// lasted notes a fault that is over.
+func (l *ledger) lasted(what string, from, to time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for p, a := range l.acks {
-		if a.n == 0 || a.last.Before(since) {
+	l.faults = append(l.faults, span{gap{from, to}, what})
+}
+
+// heal says that the last fault is over: from now on everything has to be acknowledged again.
+func (l *ledger) heal() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.healed = time.Now()
+}
+
+// silent says where nothing was acknowledged, in the whole round or since all is healed.
+func (l *ledger) silent() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range partitionsOf(l.acks) {
+		switch a := l.acks[p]; {
+		case a.n == 0:
+			return fmt.Errorf("%s-%d: nothing was acknowledged", p.Topic, p.Index)
+		case !l.healed.IsZero() && a.back.IsZero():
 			return fmt.Errorf("%s-%d: nothing was acknowledged since %s", p.Topic, p.Index, a.last.Format(time.TimeOnly))
 		}
 	}
 	return nil
+}
+
+// recovered says how long it took after the last fault until every partition of a topic was acknowledged again, and which was
+// the last. All of them were: see silent.
+func (l *ledger) recovered(topic string) (worst history.Partition, took time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for p, a := range l.acks {
+		if d := a.back.Sub(l.healed); p.Topic == topic && d > took {
+			worst, took = p, d
+		}
+	}
+	return worst, took
+}
+
+// weigh notes how busy the machine is.
+func (l *ledger) weigh() {
+	now := load()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.load = max(l.load, now)
+}
+
+// counts is how many acknowledgements came in every partition of a topic up to now.
+func (l *ledger) counts(topic string) map[history.Partition]int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := map[history.Partition]int{}
+	for p, a := range l.acks {
+		if p.Topic == topic {
+			n[p] = a.n
+		}
+	}
+	return n
 }
 
 // acknowledged is how many records of a topic were.
@@ -239,26 +329,61 @@ func (l *ledger) figures() string {
 			unknown++
 		}
 	}
-	var worst history.Partition
-	var longest time.Duration
-	for p, a := range l.acks {
-		if a.longest > longest {
-			worst, longest = p, a.longest
-		}
-	}
-	return fmt.Sprintf("%d records acknowledged of %d; %d transactions committed, %d aborted, %d unknown; %d reads; %d offsets committed, %d asked for; longest without an acknowledgement %s in %s-%d",
-		acked, len(l.h.Produces), committed, aborted, unknown, len(l.h.Reads), len(l.h.Commits), len(l.h.Offsets), longest.Round(time.Millisecond), worst.Topic, worst.Index)
+	return fmt.Sprintf("%d records acknowledged of %d; %d transactions committed, %d aborted, %d unknown; %d reads; %d offsets committed, %d asked for; load average up to %.1f",
+		acked, len(l.h.Produces), committed, aborted, unknown, len(l.h.Reads), len(l.h.Commits), len(l.h.Offsets), l.load)
 }
 
-// gaps lists the longest time without an acknowledgement of every partition.
-func (l *ledger) gaps() string {
+// longest lists the longest time without an acknowledgement of every partition.
+func (l *ledger) longest() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var b strings.Builder
 	for _, p := range partitionsOf(l.acks) {
-		fmt.Fprintf(&b, " %s-%d %.1fs", p.Topic, p.Index, l.acks[p].longest.Seconds())
+		fmt.Fprintf(&b, " %s-%d %.1fs", p.Topic, p.Index, l.acks[p].longest.length().Seconds())
 	}
 	return b.String()
+}
+
+// gaps tells of every long time without acknowledgements when it was, in seconds of the run, and of the faults that lasted
+// meanwhile. worst is by how much the longest of these faults was shorter, at most: what is not explained by it alone.
+func (l *ledger) gaps(began time.Time) (lines []string, worst time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	at := func(g gap) string {
+		return fmt.Sprintf("%.1fs to %.1fs", g.from.Sub(began).Seconds(), g.to.Sub(began).Seconds())
+	}
+	for _, p := range partitionsOf(l.acks) {
+		for _, g := range l.acks[p].gaps {
+			line := fmt.Sprintf("%s-%d was without an acknowledgement for %.1fs, %s:", p.Topic, p.Index, g.length().Seconds(), at(g))
+			covers := time.Duration(0)
+			for _, f := range l.faults {
+				if f.from.Before(g.to) && g.from.Before(f.to) {
+					line += fmt.Sprintf(" %s (%s)", f.what, at(f.gap))
+					covers = max(covers, gap{later(f.from, g.from), earlier(f.to, g.to)}.length())
+				}
+			}
+			if covers == 0 {
+				line += " no fault"
+			}
+			lines = append(lines, line)
+			worst = max(worst, g.length()-covers)
+		}
+	}
+	return lines, worst
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
 }
 
 func (l *ledger) write(file string) error {

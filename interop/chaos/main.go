@@ -14,9 +14,11 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -36,7 +38,17 @@ const (
 	partitions = 4 // of each topic
 	// patience bounds everything that has to come about when the faults are over. What takes longer hangs.
 	patience = 3 * time.Minute
+	// processorsTake is what processors may take beyond what a partition that clients write to may take: one that was lost is
+	// waited for by its group as long as its session (6 s) and then a rebalance (10 s) last, and its transaction (10 s).
+	processorsTake = 26 * time.Second
 )
+
+// lags are replica.lag.time.max.ms: with the first a follower that was cut off leaves the in-sync replicas in time for what
+// follows from it; the other is the default, with which it mostly is back before.
+var lags = [2]string{"3000", "30000"}
+
+// Late is what is said of a partition that takes longer than it may to be written to again.
+const Late history.Kind = "not acknowledged again in time"
 
 type options struct {
 	varve   string
@@ -44,7 +56,11 @@ type options struct {
 	lasts   time.Duration
 	seed    uint64
 	breaks  string
+	back    time.Duration // within which everything has to be acknowledged again
+	keep    time.Duration // beyond the faults; logs are kept of a partition that was without acknowledgements for longer
 	network *network
+
+	lag atomic.Int32 // of lags, for brokers that start
 }
 
 func main() {
@@ -55,6 +71,8 @@ func main() {
 	seed := flag.Uint64("seed", uint64(time.Now().UnixNano()), "decides which faults come, when and for how long")
 	names := flag.String("faults", "", "which ones, separated by commas; empty: all")
 	breaks := flag.String("break", "", "what clients do wrong, to see it found: acks, isolation")
+	back := flag.Duration("back-within", 20*time.Second, "after the last fault every partition that clients write to has to be acknowledged again within this; what processors write to, 26s later")
+	keep := flag.Duration("keep-logs-of", 20*time.Second, "keep the logs of a run in which a partition was without acknowledgements for longer than this beyond the longest fault that lasted meanwhile")
 	flag.Parse()
 	if *breaks != "" && *breaks != breaksAcks && *breaks != breaksIsolation {
 		fmt.Fprintf(os.Stderr, "chaos: there is no --break %q\n", *breaks)
@@ -69,7 +87,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	code, err := run(ctx, options{varve: *varve, rounds: *rounds, lasts: *lasts, seed: *seed, breaks: *breaks}, *names)
+	code, err := run(ctx, &options{varve: *varve, rounds: *rounds, lasts: *lasts, seed: *seed, breaks: *breaks, back: *back, keep: *keep}, *names)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "chaos:", err)
 		if code == 0 {
@@ -79,7 +97,7 @@ func main() {
 	os.Exit(code)
 }
 
-func run(ctx context.Context, o options, names string) (code int, err error) {
+func run(ctx context.Context, o *options, names string) (code int, err error) {
 	if o.varve, err = filepath.Abs(o.varve); err != nil {
 		return 2, err
 	}
@@ -95,8 +113,13 @@ func run(ctx context.Context, o options, names string) (code int, err error) {
 		return 2, err
 	}
 	fmt.Printf("chaos: seed %d, in %s\n", o.seed, dir)
-	done, anomalies, err := o.run(ctx, dir, names)
-	if err == nil && anomalies == 0 {
+	done, anomalies, beyond, err := o.run(ctx, dir, names)
+	switch {
+	case err != nil || anomalies > 0:
+	case beyond > o.keep:
+		err = keepLogs(dir)
+		fmt.Printf("chaos: the logs are kept, in %s: a partition was without an acknowledgement for %.1fs longer than any fault lasted meanwhile\n", dir, beyond.Seconds())
+	default:
 		err = os.RemoveAll(dir)
 	}
 	fmt.Printf("chaos: %d rounds, %d anomalies\n", done, anomalies)
@@ -108,6 +131,32 @@ func run(ctx context.Context, o options, names string) (code int, err error) {
 	}
 	return 0, nil
 }
+
+// load is the machine's load average of the last minute, 0 where there is none.
+func load() (l float64) {
+	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
+		fmt.Sscan(string(b), &l)
+	}
+	return l
+}
+
+// slowness is how many times longer everything may take than on a machine that does little else: a quarter of what waits for
+// each processor. The cluster alone is a load of up to four for two of them.
+func slowness() float64 { return max(1, load()/float64(4*runtime.NumCPU())) }
+
+// keepLogs removes everything else.
+func keepLogs(dir string) error {
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		if filepath.Ext(e.Name()) != ".log" {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+		}
+	}
+	return err
+}
+
+// lagIn is which of lags a round has. Neighbours have the same, so that it is not always those that read from the bucket.
+func (o *options) lagIn(round int) int32 { return int32((o.seed + uint64(round)/2) % 2) }
 
 func choose(names string, net, disk bool) (list []fault, err error) {
 	for _, name := range strings.FieldsFunc(names, func(r rune) bool { return r == ',' }) {
@@ -129,11 +178,12 @@ func choose(names string, net, disk bool) (list []fault, err error) {
 	return list, nil
 }
 
-func (o *options) run(ctx context.Context, dir, names string) (done, anomalies int, err error) {
+func (o *options) run(ctx context.Context, dir, names string) (done, anomalies int, beyond time.Duration, err error) {
 	self, err := os.Executable()
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
+	o.lag.Store(o.lagIn(1))
 	co := cluster.Options{
 		Dir: dir, FreePorts: true, Brokers: spare, Workers: workers, Varve: []string{o.varve}, Servers: []string{self},
 		Set: []string{
@@ -151,7 +201,7 @@ func (o *options) run(ctx context.Context, dir, names string) (done, anomalies i
 		},
 		SetOf: func(id int32) []string {
 			// What goes around the page cache is not lost with the power of such a disk, fsynced or not: one broker does so.
-			return []string{fmt.Sprintf("broker.rack=zone-%d", id), fmt.Sprintf("wal.direct.io=%v", id == 1)}
+			return []string{fmt.Sprintf("broker.rack=zone-%d", id), fmt.Sprintf("wal.direct.io=%v", id == 1), "replica.lag.time.max.ms=" + lags[o.lag.Load()]}
 		},
 	}
 	if o.network != nil {
@@ -159,9 +209,9 @@ func (o *options) run(ctx context.Context, dir, names string) (done, anomalies i
 	}
 	c, err := cluster.New(co)
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
-	n := &nemesis{c: c, net: o.network, varve: o.varve, rnd: rand.New(rand.NewPCG(o.seed, 1)), busy: map[string]bool{}}
+	n := &nemesis{c: c, net: o.network, varve: o.varve, rnd: rand.New(rand.NewPCG(o.seed, 1)), busy: map[string]bool{}, rare: names == ""}
 	if o.network != nil {
 		if n.disks, err = newDisks(c, dir); err != nil {
 			fmt.Printf("chaos: no disks of their own for the brokers here (%v), and none of their faults\n", err)
@@ -170,10 +220,10 @@ func (o *options) run(ctx context.Context, dir, names string) (done, anomalies i
 		}
 	}
 	if n.list, err = choose(names, o.network != nil, n.disks != nil); err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	if _, err := c.Up(ctx); err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	defer func() {
 		for _, s := range n.c.Servers() {
@@ -189,19 +239,25 @@ func (o *options) run(ctx context.Context, dir, names string) (done, anomalies i
 	cl, err := kgo.NewClient(kgo.SeedBrokers(c.Bootstrap()...), kgo.MetadataMinAge(100*time.Millisecond), kgo.DialTimeout(2*time.Second),
 		kgo.RequestTimeoutOverhead(3*time.Second))
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	defer cl.Close()
 	n.adm, n.note = kadm.NewClient(cl), note
 	if err := n.command(ctx, "broker", "drain", fmt.Sprint(spare)); err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	for round := 1; round <= o.rounds && ctx.Err() == nil; round++ {
-		note("round %d", round)
+		if lag := o.lagIn(round); o.lag.Swap(lag) != lag {
+			all, _ := allBrokers(n, ctx)
+			if err := restarted(n, ctx, all, 0); err != nil {
+				return done, anomalies, beyond, err
+			}
+		}
+		note("round %d, replica.lag.time.max.ms=%s", round, lags[o.lag.Load()])
 		l := newLedger()
 		found, err := o.round(ctx, n, l, cl, round)
 		if ctx.Err() != nil {
-			return done, anomalies, errors.Join(err, ctx.Err())
+			return done, anomalies, beyond, errors.Join(err, ctx.Err())
 		}
 		if err != nil {
 			// That something hangs or ends is found here, and so is what of the history is wrong already.
@@ -219,17 +275,26 @@ func (o *options) run(ctx context.Context, dir, names string) (done, anomalies i
 		}
 		anomalies += len(found)
 		note("round %d: %s", round, l.figures())
-		note("round %d: longest without an acknowledgement:%s", round, l.gaps())
+		note("round %d: longest without an acknowledgement:%s", round, l.longest())
+		lines, worst := l.gaps(began)
+		beyond = max(beyond, worst)
+		for i, line := range lines {
+			if i == maxShown {
+				note("round %d: and more", round)
+				break
+			}
+			note("round %d: %s", round, line)
+		}
 		done++
 		if anomalies > 0 {
 			file := filepath.Join(dir, fmt.Sprintf("history-%d.json", round))
 			if err := l.write(file); err != nil {
 				note("%v", err)
 			}
-			return done, anomalies, nil
+			return done, anomalies, beyond, nil
 		}
 	}
-	return done, anomalies, ctx.Err()
+	return done, anomalies, beyond, ctx.Err()
 }
 
 // round has faults happen while clients work, waits until all is well again, and looks at what they were told.
@@ -285,44 +350,61 @@ func (o *options) round(ctx context.Context, n *nemesis, l *ledger, cl *kgo.Clie
 				fallen <- err
 				return
 			}
+			l.weigh()
 			wait(watch, 200*time.Millisecond)
 		}
 	}()
 	defer watched()
-	if err := child.Eventually(ctx, patience, func() error { return l.silent(time.Time{}) }); err != nil {
+	if err := child.Eventually(ctx, patience, l.silent); err != nil {
 		return nil, fmt.Errorf("before any fault: %w", err)
 	}
+	n.l, n.in = l, w.in
 	if err := n.run(ctx, o.lasts); err != nil {
 		return nil, err
 	}
 
-	// All is healed. Every partition takes records again, and every replica catches up.
+	// All is healed. Every partition takes records again, soon, and every replica catches up.
 	healed := time.Now()
-	if err := child.Eventually(ctx, patience, func() error { return l.silent(healed) }); err != nil {
+	l.heal()
+	if err := child.Eventually(ctx, patience, l.silent); err != nil {
 		return nil, fmt.Errorf("%s after the last fault: %w", patience, err)
 	}
-	acked := time.Since(healed)
+	var late []history.Anomaly
+	back := ""
+	slow := slowness()
+	for _, t := range w.topics() {
+		within := o.back
+		if t == w.out {
+			within += processorsTake
+		}
+		within = time.Duration(float64(within) * slow)
+		worst, took := l.recovered(t)
+		if took > within {
+			late = append(late, history.Anomaly{Kind: Late, Where: worst, Offset: -1, What: fmt.Sprintf("%.1fs after the last fault; it may take %s", took.Seconds(), within)})
+		}
+		back += fmt.Sprintf(" %s %.1fs", t, took.Seconds())
+	}
 	if _, err := inSync(ctx, adm); err != nil {
-		return nil, fmt.Errorf("%s after the last fault: %w", patience, err)
+		return late, fmt.Errorf("%s after the last fault: %w", patience, err)
 	}
-	n.note("all partitions acknowledge %.1fs after the last fault, all replicas are in sync after %.1fs", acked.Seconds(), time.Since(healed).Seconds())
+	n.note("after the last fault all partitions acknowledge again:%s; all replicas are in sync after %.1fs; load average %.1f", back, time.Since(healed).Seconds(), load())
 	quiet := time.Now()
 	w.feeds.Store(true)
 	w.producers.Wait()
 	if _, err := w.settled(ctx, adm, cl); err != nil {
-		return nil, fmt.Errorf("%s after the last record: %w", patience, err)
+		return late, fmt.Errorf("%s after the last record: %w", patience, err)
 	}
 	end()
 	if e := w.unfinished.Load(); e != nil {
-		return nil, *e
+		return late, *e
 	}
 	topics, err := inSync(ctx, adm)
 	if err != nil {
-		return nil, err
+		return late, err
 	}
 	n.note("everything is processed, and no transaction is open, after %.1fs", time.Since(quiet).Seconds())
 	if err := w.compacted(ctx, cl, topics); err != nil {
-		return nil, fmt.Errorf("%s after the last record: %w", patience, err)
+		return late, fmt.Errorf("%s after the last record: %w", patience, err)
 	}
 	reads := time.Now()
 	var audit sync.WaitGroup
@@ -331,17 +413,17 @@ func (o *options) round(ctx context.Context, n *nemesis, l *ledger, cl *kgo.Clie
 	err = l.readBack(ctx, cl, topics, slices.Concat(w.topics(), internal))
 	audit.Wait()
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("reading back: %w", err), audited)
+		return late, errors.Join(fmt.Errorf("reading back: %w", err), audited)
 	}
 	if audited != nil {
-		return history.Check(&l.h), audited
+		return append(late, history.Check(&l.h)...), audited
 	}
 	n.note("everything is read, and in the bucket is what the manifests name and nothing else, after %.1fs", time.Since(reads).Seconds())
 	watched()
 	if err := <-fallen; err != nil {
-		return nil, err
+		return late, err
 	}
-	found := history.Check(&l.h)
+	found := append(late, history.Check(&l.h)...)
 	if _, err := adm.DeleteTopics(ctx, w.topics()...); err != nil {
 		return found, fmt.Errorf("delete topics: %w", err)
 	}

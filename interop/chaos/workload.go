@@ -24,7 +24,10 @@ import (
 //	an idempotent producer ----> kept, which is compacted
 //
 // and readers in every rack, at both isolation levels, read all of it along. Clients are used as their makers want it:
-// what fails is begun again with a new client, and the old one's word for what became of it stands.
+// what fails is begun again with a new client, and the old one's word for what became of it stands. They try again every
+// 100 ms for as long as their limits of time allow, as the Java client does: a number of tries would be used up by a
+// failover that takes a little longer, and what follows (a new session, the old transaction, its member of the group) takes
+// several times as long as the failover.
 type workload struct {
 	l         *ledger
 	bootstrap []string
@@ -72,7 +75,7 @@ func (w *workload) group(kind string) string { return fmt.Sprintf("%s-%d", kind,
 func (w *workload) rnd(n int) *rand.Rand     { return rand.New(rand.NewPCG(w.seed, uint64(w.round*100+n))) }
 func (w *workload) options(o ...kgo.Opt) []kgo.Opt {
 	return append([]kgo.Opt{kgo.SeedBrokers(w.bootstrap...), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.UnknownTopicRetries(-1),
-		kgo.MetadataMinAge(100 * time.Millisecond), kgo.RetryBackoffFn(func(int) time.Duration { return 100 * time.Millisecond }),
+		kgo.MetadataMinAge(100 * time.Millisecond), kgo.RetryBackoffFn(func(int) time.Duration { return 100 * time.Millisecond }), kgo.RequestRetries(1000),
 		kgo.DialTimeout(2 * time.Second), kgo.ProduceRequestTimeout(3 * time.Second), kgo.RequestTimeoutOverhead(3 * time.Second),
 		kgo.ProducerLinger(0)}, o...)
 }
@@ -230,40 +233,97 @@ func (w *workload) transaction(cl *kgo.Client, rnd *rand.Rand, id, txn string, n
 	return true, nil
 }
 
+// shownPhase is how long something may take a processor and no word is made of it.
+const shownPhase = 2 * time.Second
+
+// phases tells what a processor spends its time on, where that is long: what the gaps of the output are made of.
+type phases struct {
+	note  func(string, ...any)
+	doing string // "": nothing that is looked at
+	since time.Time
+}
+
+// turn begins another phase, or goes on with the same one.
+func (p *phases) turn(to string) {
+	if to == p.doing {
+		return
+	}
+	now := time.Now()
+	if d := now.Sub(p.since); p.doing != "" && d >= shownPhase {
+		p.note("%s: %.1fs", p.doing, d.Seconds())
+	}
+	p.doing, p.since = to, now
+}
+
 // process reads the input as a member of a group, and writes each record to the same partition of the output, in
-// transactions that have the offsets too.
+// transactions that have the offsets too. A processor that begins anew has its transactional id initialised first, as Kafka
+// Streams does: that ends what its predecessor has left open, whose offsets nobody is told before.
 func (w *workload) process(i int) {
 	rnd, group := w.rnd(20+i), w.group("process")
 	id := fmt.Sprintf("%s-%d", group, i)
 	reader := w.l.reader(history.Reader{Name: fmt.Sprintf("processor %d", i), Committed: true})
+	var assigned atomic.Int32
+	count := func(n int32) func(context.Context, *kgo.Client, map[string][]int32) {
+		return func(_ context.Context, _ *kgo.Client, m map[string][]int32) { assigned.Add(n * int32(len(m[w.in]))) }
+	}
 	opts := w.options(kgo.TransactionalID(id), kgo.TransactionTimeout(10*time.Second), kgo.ConsumerGroup(group), kgo.ConsumeTopics(w.in),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.FetchMaxWait(200*time.Millisecond),
-		kgo.SessionTimeout(6*time.Second), kgo.HeartbeatInterval(500*time.Millisecond), kgo.RebalanceTimeout(10*time.Second), kgo.Rack("zone-1"))
+		kgo.SessionTimeout(6*time.Second), kgo.HeartbeatInterval(500*time.Millisecond), kgo.RebalanceTimeout(10*time.Second), kgo.Rack("zone-1"),
+		kgo.OnPartitionsAssigned(count(1)), kgo.OnPartitionsRevoked(count(-1)), kgo.OnPartitionsLost(count(-1)))
 	if w.round%2 == 0 {
 		opts = append(opts, kgo.ServerSideBalancer(), kgo.Balancers(kgo.StickyBalancer()))
 	} else {
 		opts = append(opts, kgo.Balancers(kgo.CooperativeStickyBalancer()))
 	}
+	at := phases{note: func(format string, args ...any) { w.note("processor "+id+": "+format, args...) }}
 	for n := 0; !w.reads.Load(); {
+		assigned.Store(0)
 		s, err := kgo.NewGroupTransactSession(opts...)
 		if err != nil {
 			panic(err)
 		}
-		for !w.reads.Load() {
+		at.turn("initialising its transactional id")
+		err = w.initialised(s.Client())
+		if err != nil {
+			w.pause(time.Second, &w.reads) // nobody is there to be asked
+		}
+		for err == nil && !w.reads.Load() {
 			n++
+			var good bool
 			txn := fmt.Sprintf("%s.%d", id, n)
-			if good, err := w.processed(s, rnd, reader, group, txn); err != nil {
+			if good, err = w.processed(s, rnd, reader, group, txn, &assigned, &at); err != nil {
 				w.note("processor %s: %v", txn, err)
-				if !good {
-					break
+				if good {
+					err = nil
 				}
 			}
 		}
+		at.turn("closing")
 		s.Close()
+		at.turn("")
 	}
 }
 
-func (w *workload) processed(s *kgo.GroupTransactSession, rnd *rand.Rand, reader int, group, txn string) (good bool, err error) {
+// initialised has a client's transactional id initialised, and with it what was left open of it aborted.
+func (w *workload) initialised(cl *kgo.Client) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	_, _, err := cl.ProducerID(ctx)
+	if err != nil {
+		w.note("a transactional id is not initialised: %v", err)
+	}
+	return err
+}
+
+func (w *workload) processed(s *kgo.GroupTransactSession, rnd *rand.Rand, reader int, group, txn string, assigned *atomic.Int32, at *phases) (good bool, err error) {
+	switch {
+	case assigned.Load() == 0:
+		at.turn("polling without an assignment")
+	case len(s.Client().CommittedOffsets()) == 0:
+		at.turn("polling without offsets to begin at")
+	default:
+		at.turn("polling without records")
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	fetches := s.PollRecords(ctx, 1+rnd.IntN(200))
 	cancel()
@@ -272,6 +332,7 @@ func (w *workload) processed(s *kgo.GroupTransactSession, rnd *rand.Rand, reader
 	if len(records) == 0 {
 		return true, nil
 	}
+	at.turn("producing")
 	w.l.shown(reader, records, nil)
 	if err := s.Begin(); err != nil {
 		return false, fmt.Errorf("begin: %w", err)
@@ -293,6 +354,7 @@ func (w *workload) processed(s *kgo.GroupTransactSession, rnd *rand.Rand, reader
 	} else {
 		w.l.ended(txn, history.Not)
 	}
+	at.turn("ending a transaction")
 	ctx, cancel = context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	committed, err := s.End(ctx, kgo.TransactionEndTry(commit))
