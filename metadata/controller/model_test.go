@@ -398,7 +398,7 @@ func (m *model) alive(b int32) bool {
 
 func (m *model) step() {
 	b := int32(1 + m.rnd.IntN(5))
-	switch m.rnd.IntN(33) {
+	switch m.rnd.IntN(34) {
 	case 0:
 		if m.im.Session(b) != nil {
 			m.apply(image.DropSession{ID: b})
@@ -420,7 +420,7 @@ func (m *model) step() {
 		}
 	case 10, 11:
 		m.reassign()
-	case 14:
+	case 17:
 		if rec := m.im.Broker(b); rec != nil {
 			responds := maps.Clone(m.env.Responds)
 			if responds == nil {
