@@ -115,7 +115,7 @@ func passed(t *testing.T, logStart int64) (*replica, *begunLog) {
 	}
 	events := &Events{}
 	events.fill()
-	b := &Broker{log_: log, tier: tier, meta: emptyMetadata{}, ev: events, log: slog.New(slog.DiscardHandler)}
+	b := &Broker{log_: log, tier: tier, meta: emptyMetadata{}, ev: events, log: slog.New(slog.DiscardHandler), sessions: newSessions(1, 1<<20)}
 	b.cfg.Store(&config.BrokerConfig{MaxProducersPerPartition: 100})
 	r := &replica{b: b, topic: "t", working: make(chan struct{}, 1), watches: map[*watch]struct{}{}}
 	r.view.Store(&partition.View{Epoch: -1})
