@@ -168,7 +168,7 @@ func (f *fetch) open() int16 {
 		f.b.sessions.remove(req.SessionID)
 	}
 	f.full = true
-	f.s = &session{watches: make(map[partitionKey]*watch, n), busy: true, lastUsed: f.started.UnixMilli()}
+	f.s = &session{watches: make(map[partitionKey]*watch, n), busy: true, lastUsed: f.started}
 	if f.copier != nil {
 		f.s.copies, f.s.of = true, f.copier.id
 	}
@@ -804,7 +804,7 @@ func (f *fetch) finish() {
 		}
 		s.order = nil
 		s.busy = false
-		s.lastUsed = time.Now().UnixMilli()
+		s.lastUsed = time.Now()
 		id = s.id
 		s.mu.Unlock()
 	} else {

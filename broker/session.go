@@ -66,7 +66,7 @@ func (c *sessions) create(s *session, now time.Time) bool {
 	} else if len(c.byID)-len(c.followers) >= c.slots {
 		// The longest unused goes, if it is old enough.
 		var oldest *session
-		var at int64
+		var at time.Time
 		for _, o := range c.byID {
 			if o.copies {
 				continue
@@ -74,11 +74,11 @@ func (c *sessions) create(s *session, now time.Time) bool {
 			o.mu.Lock()
 			used, busy := o.lastUsed, o.busy || o.parked != nil
 			o.mu.Unlock()
-			if !busy && (oldest == nil || used < at) {
+			if !busy && (oldest == nil || used.Before(at)) {
 				oldest, at = o, used
 			}
 		}
-		if oldest == nil || now.UnixMilli()-at < sessionEvictAfter.Milliseconds() {
+		if oldest == nil || now.Sub(at) < sessionEvictAfter {
 			return false
 		}
 		delete(c.byID, oldest.id)
@@ -105,7 +105,7 @@ func (c *sessions) asked(broker int32, d time.Duration) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.busy || s.parked != nil || time.Since(time.UnixMilli(s.lastUsed)) <= d
+	return s.busy || s.parked != nil || time.Since(s.lastUsed) <= d
 }
 
 func (c *sessions) remove(id int32) {

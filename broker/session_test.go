@@ -17,7 +17,7 @@ func TestFollowersGoBeforeClients(t *testing.T) {
 		for i := range partitions {
 			s.watches[partitionKey{topic: "t", index: int32(i)}] = &watch{s: s}
 		}
-		s.lastUsed = now.UnixMilli()
+		s.lastUsed = now
 		return c.create(s, now)
 	}
 	follower := func(id int32) *session { return &session{copies: true, of: id} }

@@ -129,7 +129,7 @@ type session struct {
 	order    []*watch // of a full request: the client's order
 	dirty    []*watch // to look at, oldest first
 	parked   *parkedFetch
-	lastUsed int64     // ms
+	lastUsed time.Time
 	busy     bool      // a request is being answered
 	hastened time.Time // of a follower: until then no fetch is held for long
 }

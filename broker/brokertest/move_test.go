@@ -1,6 +1,7 @@
 package brokertest
 
 import (
+	"log/slog"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,6 +12,24 @@ import (
 	"github.com/varve/varve/interop/chaos/history"
 )
 
+// threeBrokers has a cluster with its topics, all in sync. Where that fails, the cluster says so; it is to be closed in any case.
+func threeBrokers(seed uint64, dir string, log slog.Handler, partitions int32, one bool) (*Cluster, *workload) {
+	c := newCluster(seed, dir, log, 3, nil)
+	w := newWorkload(c, partitions, nil)
+	c.etcd.committed = w.watch
+	for _, n := range c.nodes {
+		n.Start()
+	}
+	err := w.createTopics(one)
+	if err == nil {
+		err = c.inSync(30 * time.Second)
+	}
+	if err != nil {
+		c.fail("the cluster did not come up: %v", err)
+	}
+	return c, w
+}
+
 // TestIdlePartitionsMove: the replicas of partitions that nobody writes to are in long polls (replica.fetch.wait.max.ms, half
 // a second) when the leader shuts down. What is then written to the new leader is acknowledged when its follower has asked
 // for more, and that must not be at the end of such a poll. Time is simulated: a link takes a millisecond or so, a
@@ -18,19 +37,10 @@ import (
 func TestIdlePartitionsMove(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(1, dir, nil, 3, nil)
-		w := newWorkload(c, 8, nil)
-		c.etcd.committed = w.watch
-		for _, n := range c.nodes {
-			n.Start()
-		}
+		c, w := threeBrokers(1, dir, nil, 8, false)
 		defer c.Close()
-		if err := w.createTopics(false); err != nil {
-			t.Errorf("topics were not created: %v", err)
-			return
-		}
-		if err := c.inSync(30 * time.Second); err != nil {
-			t.Error(err)
+		if c.failed() {
+			t.Error(c.report())
 			return
 		}
 		k := w.client("mover")
@@ -106,15 +116,10 @@ func TestIdlePartitionsMove(t *testing.T) {
 func TestMarkerToASilentLeader(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(2, dir, nil, 3, nil)
-		w := newWorkload(c, 6, nil)
-		c.etcd.committed = w.watch
-		for _, n := range c.nodes {
-			n.Start()
-		}
+		c, w := threeBrokers(2, dir, nil, 6, false)
 		defer c.Close()
-		if err := w.createTopics(false); err != nil {
-			t.Errorf("topics were not created: %v", err)
+		if c.failed() {
+			t.Error(c.report())
 			return
 		}
 		id := "one"
@@ -126,7 +131,7 @@ func TestMarkerToASilentLeader(t *testing.T) {
 			t.Errorf("no coordinator of transactions: %v", err)
 			return
 		}
-		if err := c.inSync(30 * time.Second); err != nil {
+		if err := c.inSync(30 * time.Second); err != nil { // the coordinators' topics are there by now
 			t.Error(err)
 			return
 		}

@@ -81,18 +81,10 @@ func TestUnresponsive(t *testing.T) {
 					if testing.Verbose() {
 						log = slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo})
 					}
-					c := newCluster(11, t.TempDir(), log, 3, nil)
-					w := newWorkload(c, 6, nil)
-					c.etcd.committed = w.watch
-					for _, n := range c.nodes {
-						n.Start()
-					}
+					c, _ := threeBrokers(11, t.TempDir(), log, 6, true)
 					defer c.Close()
-					if err := w.createTopics(true); err != nil {
-						t.Fatal(err)
-					}
-					if err := c.inSync(healthy); err != nil {
-						t.Fatal(err)
+					if c.failed() {
+						t.Fatal(c.report())
 					}
 					time.Sleep(20 * time.Second) // nobody is new
 					im := c.image()

@@ -364,17 +364,20 @@ const pieceSize = 1 << 20
 // whose window is too large to be read as a stream, a large snappy block. 0: it is read piece by piece, or it is small,
 // or is not opened at all. Whoever opens batches that others made bounds what all that he opens at one time hold, and
 // gives what he has for this one as maxInflated.
-func Whole(b []byte) int64 {
+func Whole(b []byte) int64 { return atOnce(b, wholeZstd) }
+
+// atOnce tells how much of batch b has to be in memory at one time to open it, where zstd tells it of a section of that codec;
+// 0: no more than pieceSize.
+func atOnce(b []byte, zstd func(section []byte) int64) (n int64) {
 	h, err := ParseHeader(b)
 	if err != nil {
 		return 0
 	}
-	n := int64(0)
 	switch section := b[HeaderSize:h.Size()]; h.Codec() {
 	case Snappy:
 		n = wholeSnappy(section)
 	case Zstd:
-		n = wholeZstd(section)
+		n = zstd(section)
 	}
 	if n <= pieceSize {
 		return 0

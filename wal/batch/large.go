@@ -38,24 +38,14 @@ func (s *Sieve) Large() bool { return s.large.batch != nil }
 // Held tells how much a Sieve holds of batch b at one time beside its window: a raw snappy block, the window that a zstd
 // frame asks for. 0: little.
 func Held(b []byte) int64 {
-	h, err := ParseHeader(b)
-	if err != nil {
-		return 0
-	}
-	n := int64(0)
-	switch section := b[HeaderSize:h.Size()]; h.Codec() {
-	case Snappy:
-		n = wholeSnappy(section)
-	case Zstd:
-		if n = wholeZstd(section); n > 0 {
+	return atOnce(b, func(section []byte) int64 {
+		n := wholeZstd(section)
+		if n > 0 {
 			window, _ := zstdWindow(section)
 			n = min(n, int64(min(window, maxZstdWindow)))
 		}
-	}
-	if n <= pieceSize {
-		return 0
-	}
-	return n
+		return n
+	})
 }
 
 // inflateSome is inflate for a section of which no more than a window is looked at together.
