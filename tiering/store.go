@@ -227,7 +227,7 @@ func (m *MemManifests) Claim(ctx context.Context, topicID [16]byte, partition in
 		if _, dead := m.dead[topicID]; dead {
 			return ErrFenced
 		}
-		if have, ok := m.claims[key]; ok && have != c {
+		if have, ok := m.claims[key]; ok && (have.Worker != c.Worker || have.Lease != c.Lease) {
 			return fmt.Errorf("%w: %s", ErrClaimed, have.Worker)
 		}
 		m.rev++

@@ -25,7 +25,7 @@ const (
 var allFeatures = []struct {
 	name   string
 	chance int
-}{{compacted, onDemand}, {retained, 4}, {renewed, 4}, {classic, 3}, {consumer, 3}, {crowded, 3}}
+}{{compacted, 6}, {retained, 4}, {renewed, 4}, {classic, 3}, {consumer, 3}, {crowded, 3}}
 
 func (f features) has(name string) bool { return slices.Contains(f, name) }
 

@@ -72,9 +72,12 @@ func (s *Store) Lease(ctx context.Context, ttl time.Duration) (id int64, lost <-
 	return id, gone, nil
 }
 
-// Claim takes a partition for a worker. ErrClaimed if somebody has it, ErrLeaseGone
-// if the lease has run out; after any other error the claim may have been
-// taken, until it is released or its lease ends.
+// Claim takes a partition for a worker, which works on it once at a time. ErrClaimed
+// if somebody else has it, ErrLeaseGone if the lease has run out; after any other
+// error the claim may have been taken, or be so later: even behind a release that
+// found nothing yet. So a claim of the same worker under the same lease is one that
+// it knows nothing of, and is replaced; as long as the worker lives, nobody else could
+// take the partition, and nobody would work on it.
 func (m *Manifests) Claim(ctx context.Context, topicID [16]byte, partition int32, c Claim) error {
 	key := m.s.keys.claim(topicID, partition)
 	resp, err := m.s.txnOnce(ctx,
@@ -100,7 +103,21 @@ func (m *Manifests) Claim(ctx context.Context, topicID [16]byte, partition int32
 	if err != nil {
 		return err
 	}
-	return fmt.Errorf("%w: %s", ErrClaimed, who.Worker)
+	if who.Worker != c.Worker || kvs[0].Lease != c.Lease {
+		return fmt.Errorf("%w: %s", ErrClaimed, who.Worker)
+	}
+	resp, err = m.s.txnOnce(ctx,
+		[]clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(key), "=", kvs[0].ModRevision), clientv3.Compare(clientv3.CreateRevision(m.s.keys.epoch(topicID, partition)), ">", 0)},
+		[]clientv3.Op{clientv3.OpPut(key, c.value(), clientv3.WithLease(clientv3.LeaseID(c.Lease)))}, nil)
+	switch {
+	case errors.Is(err, rpctypes.ErrLeaseNotFound):
+		return ErrLeaseGone
+	case err != nil:
+		return fmt.Errorf("claim partition: %w", err)
+	case !resp.Succeeded:
+		return fmt.Errorf("%w: %s, until a moment ago", ErrClaimed, who.Worker)
+	}
+	return nil
 }
 
 // Unclaim gives a claim back. One that is gone already is no error.

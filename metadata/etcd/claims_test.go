@@ -32,6 +32,22 @@ func TestClaims(t *testing.T) {
 	if err := m.Claim(bg, id(1), 1, other); !errors.Is(err, ErrClaimed) {
 		t.Errorf("a second worker: %v", err)
 	}
+	elsewhere, _, err := s.Grant(bg, 10*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Claim(bg, id(1), 1, Claim{Worker: claim.Worker, Tag: [4]byte{8}, Lease: elsewhere}); !errors.Is(err, ErrClaimed) {
+		t.Errorf("a worker of the same name with another lease: %v", err)
+	}
+	// One that was taken when its worker had given it up already: nobody would give it back.
+	stray := claim
+	claim.Tag = [4]byte{1, 2, 3, 251}
+	if err := m.Claim(bg, id(1), 1, claim); err != nil {
+		t.Errorf("the worker that has it and does not know: %v", err)
+	}
+	if err := m.Unclaim(bg, id(1), 1, stray); err != nil {
+		t.Fatal(err)
+	}
 	if err := m.Claim(bg, id(77), 0, claim); !errors.Is(err, ErrFenced) {
 		t.Errorf("a partition that does not exist: %v", err)
 	}
