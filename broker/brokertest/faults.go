@@ -42,9 +42,6 @@ func (f *fault) applies(has features) bool {
 	return !strings.HasPrefix(f.name, "worker-") || has.has(compacted)
 }
 
-// onDemand is the weight of faults that only happen where they are named: they show something that is not mended, see README.md.
-const onDemand = 0
-
 var kinds = []*fault{
 	{"kill", 6, false, kill(false, anyNode)},
 	{"power", 8, false, kill(true, anyNode)},
@@ -55,8 +52,8 @@ var kinds = []*fault{
 	{"power-all", 3, false, killAll(true)},
 	{"restart", 3, false, restart},
 	{"wipe", 3, true, wipe},
-	{"join-late", onDemand, true, joinLate},
-	{"join-stale", onDemand, true, joinStale},
+	{"join-late", 3, true, joinLate},
+	{"join-stale", 3, true, joinStale},
 	{"old-disk", 2, true, oldDisk},
 	{"flip-end", 3, true, flipEnd},
 	{"pause", 5, false, pause(anyNode)},
@@ -99,7 +96,7 @@ func plan(rnd *rand.Rand, d time.Duration, names []string, has features) (events
 	var bag []*fault
 	for _, f := range kinds {
 		if (len(names) == 0 || slices.Contains(names, f.name)) && f.applies(has) {
-			for range max(f.weight, min(len(names), 1)) {
+			for range f.weight {
 				bag = append(bag, f)
 			}
 		}
@@ -289,10 +286,30 @@ func wipe(f *faults, e *event, note func(string, ...any)) {
 	}
 	defer f.give(n)
 	note("broker %d loses its disk", n.id)
+	before := f.c.epochOf(n.id)
 	n.Kill(true, 0)
 	n.Wipe()
 	time.Sleep(e.lasts)
 	n.Start()
+	f.c.returned(n.id, before)
+}
+
+// epochOf is a broker's epoch as the metadata has it.
+func (c *Cluster) epochOf(id int32) int64 {
+	if b := c.image().Broker(id); b != nil {
+		return b.Epoch
+	}
+	return -1
+}
+
+// returned waits until the metadata has a broker's next process: until then it shows the one before, in sync with everything.
+func (c *Cluster) returned(id int32, before int64) {
+	eventually(20*time.Second, func() error {
+		if now := c.epochOf(id); now == before {
+			return fmt.Errorf("broker %d is in epoch %d still", id, now)
+		}
+		return nil
+	})
 }
 
 // oldDisk has a broker come back with its disk as it was before it went on for a while.
@@ -314,10 +331,12 @@ func oldDisk(f *faults, e *event, note func(string, ...any)) {
 		}
 	}
 	note("broker %d comes back with an old disk", n.id)
+	epoch := f.c.epochOf(n.id)
 	n.Kill(e.rnd.IntN(2) == 0, e.rnd.Uint64())
 	n.Put(old)
 	time.Sleep(e.lasts / 4)
 	n.Start()
+	f.c.returned(n.id, epoch)
 }
 
 // flipEnd damages the end of a broker's log, which looks as if it had not been written to its end, and may have been.
@@ -327,12 +346,14 @@ func flipEnd(f *faults, e *event, note func(string, ...any)) {
 		return
 	}
 	defer f.give(n)
+	epoch := f.c.epochOf(n.id)
 	n.Kill(false, 0)
 	if name, at := n.FlipEnd(e.rnd); name != "" {
 		note("broker %d: a bit of %s at %d", n.id, name, at)
 	}
 	time.Sleep(e.lasts / 8)
 	n.Start()
+	f.c.returned(n.id, epoch)
 }
 
 func pause(pick func(*faults, *event) *node) func(*faults, *event, func(string, ...any)) {
