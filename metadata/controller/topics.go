@@ -99,6 +99,12 @@ func (c CreateTopics) handle(im *image.Image, env Env) ([]image.Change, Reply) {
 			results = append(results, r.fail(codeInvalidRequest, "Creation of internal topic __cluster_metadata is prohibited."))
 			continue
 		}
+		if gone := im.Tombstone(t.ID); gone != nil && env.Retry {
+			// It was made, and deleted before the command came again. No id has two lives.
+			r.Partitions = gone.Partitions
+			results = append(results, r)
+			continue
+		}
 		if old := im.Topic(t.Name); old != nil {
 			if env.Retry && old.ID == t.ID {
 				r.Partitions, r.ReplicationFactor = int32(len(old.Partitions)), replicationFactor(old)

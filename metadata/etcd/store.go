@@ -82,6 +82,9 @@ type Store struct {
 
 	hedge  time.Duration // after which a request is sent once more
 	hedges hedges
+
+	// barrier is the revision of the barrier key as this controller wrote it last; 0: it has not yet.
+	barrier atomic.Int64
 }
 
 // New returns a store over a client. It sends nothing.
@@ -148,25 +151,29 @@ func (s *Store) observe(floor, rev int64) error {
 // from then on, as they do where they are of revisions, or where it writes a key
 // that goes with a lease alone.
 func (s *Store) txn(ctx context.Context, cmps []clientv3.Cmp, then, els []clientv3.Op) (*clientv3.TxnResponse, error) {
-	return s.send(ctx, 2, cmps, then, els)
+	resp, _, err := s.send(ctx, 2, cmps, then, els)
+	return resp, err
 }
 
 // txnOnce is txn for what must not come again late: it sends it once.
 func (s *Store) txnOnce(ctx context.Context, cmps []clientv3.Cmp, then, els []clientv3.Op) (*clientv3.TxnResponse, error) {
-	return s.send(ctx, 1, cmps, then, els)
+	resp, _, err := s.send(ctx, 1, cmps, then, els)
+	return resp, err
 }
 
-func (s *Store) send(ctx context.Context, most int, cmps []clientv3.Cmp, then, els []clientv3.Op) (*clientv3.TxnResponse, error) {
+// send is txn, at most so many times. It says how often it was sent: of all but one
+// it is open whether, and when, they are carried out.
+func (s *Store) send(ctx context.Context, most int, cmps []clientv3.Cmp, then, els []clientv3.Op) (resp *clientv3.TxnResponse, sent int, err error) {
 	if s.regressed.Load() {
-		return nil, ErrRevisionRegressed
+		return nil, 0, ErrRevisionRegressed
 	}
 	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return nil, 0, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	floor := s.seen.Load()
 	tctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	resp, sent, err := hedged(tctx, &s.hedges, s.hedge, most, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+	resp, sent, err = hedged(tctx, &s.hedges, s.hedge, most, func(ctx context.Context) (*clientv3.TxnResponse, error) {
 		return s.client.Txn(ctx).If(cmps...).Then(then...).Else(els...).Commit()
 	})
 	if err != nil {
@@ -177,18 +184,18 @@ func (s *Store) send(ctx context.Context, most int, cmps []clientv3.Cmp, then, e
 		if sent > 1 && !errors.Is(err, ErrAmbiguous) {
 			err = fmt.Errorf("%w: %w", ErrAmbiguous, err) // of one attempt; the other may have been applied
 		}
-		return nil, err
+		return nil, sent, err
 	}
 	if resp.Succeeded && len(then) > 0 && s.full.Swap(false) {
 		s.log.Info("etcd has room again")
 	}
 	if err := s.observe(floor, resp.Header.Revision); err != nil && !resp.Succeeded {
-		return nil, err
+		return nil, sent, err
 	}
 	if sent > 1 && !resp.Succeeded && len(then) > 0 {
-		return nil, fmt.Errorf("%w: refused when it was sent again, perhaps because it had been applied", ErrAmbiguous)
+		return nil, sent, fmt.Errorf("%w: refused when it was sent again, perhaps because it had been applied", ErrAmbiguous)
 	}
-	return resp, nil
+	return resp, sent, nil
 }
 
 // get reads at the latest revision, linearizably.
@@ -423,9 +430,19 @@ func (s *Store) Commit(ctx context.Context, epoch int64, base *image.Image, chan
 			return nil
 		}
 		cmps := append([]clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(s.keys.controller()), "=", epoch)}, b.cmps...)
-		resp, err := s.txn(ctx, cmps, b.ops, []clientv3.Op{clientv3.OpGet(s.keys.controller())})
+		if rev := s.barrier.Load(); rev > 0 {
+			cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(s.keys.barrier()), "=", rev))
+		}
+		resp, sent, err := s.send(ctx, 2, cmps, b.ops, []clientv3.Op{clientv3.OpGet(s.keys.controller())})
 		if err != nil {
 			return err
+		}
+		if sent > 1 && resp.Succeeded {
+			// The other copy may be carried out yet, and not every compare fails by then: a topic that was made and
+			// deleted since is absent again, and would come back.
+			if _, err := s.Barrier(ctx, epoch); err != nil {
+				return fmt.Errorf("%w: %w", ErrAmbiguous, err)
+			}
 		}
 		if !resp.Succeeded {
 			kvs := resp.Responses[0].GetResponseRange().Kvs
@@ -453,8 +470,8 @@ func (s *Store) Commit(ctx context.Context, epoch int64, base *image.Image, chan
 
 // Barrier writes a key of no meaning under the election and returns its
 // revision: an image at that revision or later shows everything that was
-// written before, by whomever, and a transaction that is still delayed will
-// fail its compares.
+// written before, by whomever, and a Commit that is still delayed will
+// fail, for it compares the revision of that key.
 func (s *Store) Barrier(ctx context.Context, epoch int64) (int64, error) {
 	resp, err := s.txn(ctx,
 		[]clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(s.keys.controller()), "=", epoch)},
@@ -465,6 +482,7 @@ func (s *Store) Barrier(ctx context.Context, epoch int64) (int64, error) {
 	if !resp.Succeeded {
 		return 0, ErrNotController
 	}
+	s.barrier.Store(resp.Header.Revision)
 	return resp.Header.Revision, nil
 }
 
