@@ -101,7 +101,7 @@ func (c CreateTopics) handle(im *image.Image, env Env) ([]image.Change, Reply) {
 		}
 		if gone := im.Tombstone(t.ID); gone != nil && env.Retry {
 			// It was made, and deleted before the command came again. No id has two lives.
-			r.Partitions = gone.Partitions
+			r.Partitions, r.ReplicationFactor = gone.Partitions, -1 // nobody knows any more
 			results = append(results, r)
 			continue
 		}
