@@ -47,17 +47,23 @@ func TestLostAnswerFreesTheLog(t *testing.T) {
 	})
 }
 
+// failingLoads has heads not be read while it is set.
+func (w *world) failingLoads() *atomic.Bool {
+	var fail atomic.Bool
+	w.store.Hook = func(op string, _ [16]byte, _ int32, after bool) error {
+		if op == "load" && fail.Load() {
+			return errInjected
+		}
+		return nil
+	}
+	return &fail
+}
+
 // An alarm ends with its cause: a head that could not be read back once, and then
 // was, is no failure any more, also if nothing is committed afterwards.
 func TestReadBackAlarmEnds(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		var fail atomic.Bool
-		w.store.Hook = func(op string, _ [16]byte, _ int32, after bool) error {
-			if op == "load" && fail.Load() {
-				return errInjected
-			}
-			return nil
-		}
+		fail := w.failingLoads()
 		x, f := w.open(), newLog(1, 0)
 		w.lead(x, f)
 		fail.Store(true)
@@ -270,13 +276,7 @@ func TestSuccessorsHead(t *testing.T) {
 // Nobody is told that records are deleted before the replica is, which would go on showing them.
 func TestDeletedIsToldToTheReplicaFirst(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		var fail atomic.Bool
-		w.store.Hook = func(op string, _ [16]byte, _ int32, after bool) error {
-			if op == "load" && fail.Load() {
-				return errInjected
-			}
-			return nil
-		}
+		fail := w.failingLoads()
 		x, f := w.open(), newLog(1, 0)
 		w.lead(x, f)
 		f.plain(t, 1, 10, 100)

@@ -57,7 +57,7 @@ func TestLateCommit(t *testing.T) {
 		t.Fatal("carried out twice, while the topic is there")
 	}
 	must[int64](t)(s.Barrier(bg, epoch)) // as after every transaction of which a copy is under way
-	im = must[*image.Image](t)(s.Commit(bg, epoch, im, []image.Change{image.BuryTopic{Tombstone: image.Tombstone{ID: id(1), Name: "a", Partitions: 3}}}))
+	must[*image.Image](t)(s.Commit(bg, epoch, im, []image.Change{image.BuryTopic{Tombstone: image.Tombstone{ID: id(1), Name: "a", Partitions: 3}}}))
 	if again().Succeeded {
 		t.Fatal("the deleted topic is there again")
 	}
