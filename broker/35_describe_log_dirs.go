@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"encoding/binary"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -10,10 +11,17 @@ import (
 
 // DescribeLogDirs (key 35), versions 1 to 4.
 //
-// Behavior: one directory, the write-ahead log's. A partition's size is what it
-// takes in the log and in object storage together, because tools show it as
-// the size of the topic. Total and usable bytes (v4) are the log's bound and
-// what is left of it.
+// Behavior: one directory, the write-ahead log's, with every replica that the
+// broker has. A replica's size is what it takes in the log; the leader's is that of
+// the log and of object storage together, because tools show the sum over brokers
+// as the size of the topic. The lag is as Kafka's: by how much the end of the
+// replica's log is below the high watermark that it knows. Total and usable bytes
+// (v4) are the log's bound and what is left of it.
+
+// LogEndTag is the tagged field of a partition in DescribeLogDirs (from v2 on) that
+// says where the replica's log ends: 8 bytes, big-endian. Kafka tells that of
+// leaders alone (ListOffsets).
+const LogEndTag = 0x7663
 
 func (b *Broker) describeLogDirs(_ context.Context, _ *request, in kmsg.Request) kmsg.Response {
 	req := in.(*kmsg.DescribeLogDirsRequest)
@@ -21,12 +29,12 @@ func (b *Broker) describeLogDirs(_ context.Context, _ *request, in kmsg.Request)
 	st := b.log_.Stats()
 	d := kmsg.NewDescribeLogDirsResponseDir()
 	d.Dir = b.conf().LogDir
-	d.TotalBytes, d.UsableBytes = st.MaxBytes, max(st.MaxBytes-st.Bytes, 0)
+	d.TotalBytes, d.UsableBytes = st.MaxBytes, max(st.MaxBytes-st.UsedBytes, 0)
 	topics := map[string]*kmsg.DescribeLogDirsResponseDirTopic{}
 	var order []string
 	add := func(r *replica) {
 		v := r.view.Load()
-		if v.Role != partition.Leader {
+		if v.Role == partition.Offline {
 			return
 		}
 		t := topics[r.topic]
@@ -39,9 +47,14 @@ func (b *Broker) describeLogDirs(_ context.Context, _ *request, in kmsg.Request)
 		}
 		p := kmsg.NewDescribeLogDirsResponseDirTopicPartition()
 		p.Partition = r.index
-		local := max(r.localStart(), v.RemoteEnd, v.LogStart)
+		p.OffsetLag = max(v.HighWatermark-v.LogEnd, 0)
+		p.UnknownTags.Set(LogEndTag, binary.BigEndian.AppendUint64(nil, uint64(v.LogEnd)))
+		local := max(r.localStart(), v.LogStart)
+		if v.Role == partition.Leader {
+			local = max(local, v.RemoteEnd)
+		}
 		p.Size = b.log_.BytesBetween(r.localID(), local, v.LogEnd)
-		if s, ok := b.tier.State(r.topicID, r.index); ok {
+		if s, ok := b.tier.State(r.topicID, r.index); ok && v.Role == partition.Leader {
 			p.Size += s.Bytes
 		}
 		t.Partitions = append(t.Partitions, p)

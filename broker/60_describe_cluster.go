@@ -14,10 +14,12 @@ import (
 // Versions: 1 endpoint type (KIP-919): controllers have no endpoints of their
 // own here, so that only brokers can be asked for; 2 fenced brokers (KIP-1073).
 
-// DrainTag is the tagged field of a broker that is given no new replicas (bit 0)
-// or no leaderships (bit 1): one byte. Kafka says the first per log directory
-// (DescribeLogDirs), which only the broker itself answers, while it runs.
-const DrainTag = 0x7662
+// BrokerStateTag is the tagged field of a broker that is given no new replicas
+// (bit 0) or no leaderships (bit 1), or that the controller has found to answer
+// nobody though its session lasts (bit 2): one byte. Kafka says the first per log
+// directory (DescribeLogDirs), which only the broker itself answers, while it
+// runs.
+const BrokerStateTag = 0x7662
 
 func (b *Broker) describeCluster(_ context.Context, r *request, in kmsg.Request) kmsg.Response {
 	req := in.(*kmsg.DescribeClusterRequest)
@@ -50,15 +52,18 @@ func (b *Broker) describeCluster(_ context.Context, r *request, in kmsg.Request)
 		if br.Rack != "" {
 			d.Rack = kmsg.StringPtr(br.Rack)
 		}
-		drained := byte(0)
+		state := byte(0)
 		if im.Cordoned(br.ID) {
-			drained |= 1
+			state |= 1
 		}
 		if !im.MayLead(br.ID) {
-			drained |= 2
+			state |= 2
 		}
-		if drained != 0 {
-			d.UnknownTags.Set(DrainTag, []byte{drained})
+		if br.Unresponsive {
+			state |= 4
+		}
+		if state != 0 {
+			d.UnknownTags.Set(BrokerStateTag, []byte{state})
 		}
 		resp.Brokers = append(resp.Brokers, d)
 	}

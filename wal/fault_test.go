@@ -343,8 +343,8 @@ func TestBound(t *testing.T) {
 	l := mustOpen(t, o)
 	p := l.Create([16]byte{1}, 0, 0, nil, nil, nil)
 	client := fill(t, l, p, 0, ClassClient)
-	if !l.Stats().Full {
-		t.Error("not full")
+	if s := l.Stats(); !s.Full || !s.Short() {
+		t.Errorf("not full: %+v", s)
 	}
 	internal := fill(t, l, p, client, ClassInternal)
 	replication := fill(t, l, p, internal, ClassReplication)
@@ -407,6 +407,30 @@ func TestBound(t *testing.T) {
 	defer mu.Unlock()
 	if len(full) < 2 || !full[0] || full[1] {
 		t.Errorf("told to be full: %v", full)
+	}
+}
+
+// TestShort: the files that a log keeps after it was full are room.
+func TestShort(t *testing.T) {
+	o := testOptions(vfs.NewMem())
+	o.MaxBytes = 12 * o.SegmentBytes
+	l := mustOpen(t, o)
+	defer mustClose(t, l)
+	p := l.Create([16]byte{1}, 0, 0, nil, nil, nil)
+	end := fill(t, l, p, 0, ClassClient)
+	if s := l.Stats(); !s.Short() {
+		t.Errorf("%+v", s)
+	}
+	l.SetReclaimable(p, end)
+	var s Stats
+	for range 5000 {
+		if s = l.Stats(); s.Segments <= 2 {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if s.Segments > 2 || s.Bytes <= o.MaxBytes/4*3 || s.Short() {
+		t.Errorf("given back: %+v", s)
 	}
 }
 

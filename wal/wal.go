@@ -753,7 +753,8 @@ func (l *Log) poke(c chan struct{}) {
 
 // Stats is how the log stands.
 type Stats struct {
-	Bytes, MaxBytes                   int64 // of all files; bound
+	Bytes, MaxBytes                   int64 // of all files, prepared ones included; bound
+	UsedBytes                         int64 // of segments in use
 	Segments, FreeSegments            int   // in use; prepared
 	QueueBytes, QueueMax              int64
 	CacheBytes, CacheMax              int64
@@ -771,6 +772,10 @@ type Stats struct {
 	Stalled time.Duration
 }
 
+// Short says that there will be no room soon if nothing is given back: producers are refused, or a quarter is left. Prepared
+// files are room: a log that was full once keeps as many as it had segments.
+func (s Stats) Short() bool { return s.Full || s.UsedBytes > s.MaxBytes/4*3 }
+
 // Stats returns how the log stands.
 func (l *Log) Stats() Stats {
 	s := Stats{
@@ -786,9 +791,9 @@ func (l *Log) Stats() Stats {
 	l.segMu.Lock()
 	s.Segments, s.FreeSegments = len(l.segments), len(l.spares)
 	for _, g := range l.segments {
-		s.Bytes += g.size
+		s.UsedBytes += g.size
 	}
-	s.Bytes += int64(len(l.spares)) * l.o.SegmentBytes
+	s.Bytes = s.UsedBytes + int64(len(l.spares)) * l.o.SegmentBytes
 	if n := len(l.segments); n > 0 {
 		s.OldestGeneration, s.NewestGenration = l.segments[0].at.generation, l.segments[n-1].at.generation
 	}

@@ -1,6 +1,7 @@
 package load
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,6 +35,7 @@ type Gaps struct {
 	P50        float64 `json:"p50_ms"`
 	P99        float64 `json:"p99_ms"`
 	Max        float64 `json:"max_ms"`
+	Rate       float64 `json:"records_per_s"` // acknowledged, of all of them
 }
 
 // FailoverResult is what a Failover measured.
@@ -81,7 +83,8 @@ func MeasureFailover(ctx context.Context, f Failover) (*FailoverResult, error) {
 	defer wg.Wait()
 	defer stop()
 	var mu sync.Mutex
-	longest := map[int32]time.Duration{} // since reset
+	longest, count := map[int32]time.Duration{}, map[int32]int{} // since reset
+	since := time.Now()
 	lastAt := map[int32]time.Time{}
 	var records atomic.Int64
 	value := make([]byte, f.RecordBytes)
@@ -97,6 +100,7 @@ func MeasureFailover(ctx context.Context, f Failover) (*FailoverResult, error) {
 						longest[p] = max(longest[p], now.Sub(at))
 					}
 					lastAt[p] = now
+					count[p]++
 					records.Add(1)
 				case run.Err() == nil:
 					if res.Errors++; res.Errors == 1 {
@@ -108,17 +112,19 @@ func MeasureFailover(ctx context.Context, f Failover) (*FailoverResult, error) {
 			}
 		})
 	}
-	// take returns the gaps since the last call; one that is still open counts as
-	// far as it has come.
-	take := func() map[int32]time.Duration {
+	// take returns what there was since the last call; a gap that is still open
+	// counts as far as it has come.
+	take := func() map[int32]seen {
 		mu.Lock()
 		defer mu.Unlock()
 		now := time.Now()
+		out := map[int32]seen{}
 		for p, at := range lastAt {
-			longest[p] = max(longest[p], now.Sub(at))
+			out[p] = seen{gap: max(longest[p], now.Sub(at)), rate: float64(count[p]) / now.Sub(since).Seconds()}
 		}
-		out := longest
-		longest = map[int32]time.Duration{}
+		clear(longest)
+		clear(count)
+		since = now
 		return out
 	}
 	if !pause(ctx, f.Warmup) {
@@ -149,9 +155,9 @@ func MeasureFailover(ctx context.Context, f Failover) (*FailoverResult, error) {
 	}
 	gaps := take()
 	res.Event = gapsOf(slices.Collect(maps.Values(gaps)))
-	by := map[int32][]time.Duration{}
-	for p, d := range gaps {
-		by[leaders[p]] = append(by[leaders[p]], d)
+	by := map[int32][]seen{}
+	for p, s := range gaps {
+		by[leaders[p]] = append(by[leaders[p]], s)
 	}
 	for leader, list := range by {
 		res.Leaders[leader] = gapsOf(list)
@@ -160,12 +166,23 @@ func MeasureFailover(ctx context.Context, f Failover) (*FailoverResult, error) {
 	return res, nil
 }
 
-func gapsOf(list []time.Duration) Gaps {
-	slices.Sort(list)
+// seen is what became of a partition: its longest gap, and the records per second
+// that it took.
+type seen struct {
+	gap  time.Duration
+	rate float64
+}
+
+func gapsOf(list []seen) Gaps {
+	slices.SortFunc(list, func(a, b seen) int { return cmp.Compare(a.gap, b.gap) })
 	at := func(q float64) float64 {
-		return float64(list[min(len(list)-1, int(q*float64(len(list))))].Microseconds()) / 1000
+		return float64(list[min(len(list)-1, int(q*float64(len(list))))].gap.Microseconds()) / 1000
 	}
-	return Gaps{Partitions: len(list), P50: at(0.5), P99: at(0.99), Max: at(1)}
+	g := Gaps{Partitions: len(list), P50: at(0.5), P99: at(0.99), Max: at(1)}
+	for _, s := range list {
+		g.Rate += s.rate
+	}
+	return g
 }
 
 // pause waits; false: ctx ended first.

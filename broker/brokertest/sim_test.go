@@ -1,6 +1,7 @@
 package brokertest
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -9,6 +10,10 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/varve/varve/broker"
 )
 
 var (
@@ -81,8 +86,10 @@ func TestUnresponsive(t *testing.T) {
 					if testing.Verbose() {
 						log = slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo})
 					}
-					c, _ := threeBrokers(11, t.TempDir(), log, 6, true)
+					c, w := threeBrokers(11, t.TempDir(), log, 6, true)
 					defer c.Close()
+					k := w.client("admin")
+					defer k.close()
 					if c.failed() {
 						t.Fatal(c.report())
 					}
@@ -93,6 +100,30 @@ func TestUnresponsive(t *testing.T) {
 						n = c.node(im.Controller%3 + 1)
 					}
 					one := im.Topic(topicOne).Partitions[0]
+					// told says whether DescribeCluster of another broker has n as one that does not answer.
+					told := func(want bool) error {
+						req := kmsg.NewPtrDescribeClusterRequest()
+						req.Version, req.EndpointType, req.IncludeFencedBrokers = 2, 1, true
+						resp, err := k.ask(n.id%3+1, req)
+						if err != nil {
+							return err
+						}
+						for _, b := range resp.(*kmsg.DescribeClusterResponse).Brokers {
+							state := byte(0)
+							b.UnknownTags.Each(func(tag uint32, v []byte) {
+								if tag == broker.BrokerStateTag {
+									state = v[0]
+								}
+							})
+							if b.IsFenced || (state == 4) != (want && b.NodeID == n.id) {
+								return fmt.Errorf("DescribeCluster: broker %d, fenced %t, state %b", b.NodeID, b.IsFenced, state)
+							}
+						}
+						return nil
+					}
+					if err := told(false); err != nil {
+						t.Error(err)
+					}
 					fault(c, n, true)
 					began := time.Now()
 					if err := eventually(healthy, func() error {
@@ -114,6 +145,9 @@ func TestUnresponsive(t *testing.T) {
 					if s := im.Session(n.id); s == nil || b.Fenced || !b.Unresponsive || im.Controller == n.id {
 						t.Errorf("broker %d: %+v, session %+v, controller %d", n.id, b, s, im.Controller)
 					}
+					if err := eventually(healthy, func() error { return told(true) }); err != nil {
+						t.Error(err)
+					}
 					if now := im.Topic(topicOne).Partitions[0]; now.Leader != one.Leader || now.LeaderEpoch != one.LeaderEpoch {
 						t.Errorf("the partition of one replica was %+v, is %+v", one, now)
 					}
@@ -127,7 +161,7 @@ func TestUnresponsive(t *testing.T) {
 						if im := c.image(); !im.Active(n.id) {
 							return fmt.Errorf("%+v", im.Broker(n.id))
 						}
-						return c.inSync(time.Second)
+						return errors.Join(told(false), c.inSync(time.Second))
 					}); err != nil {
 						t.Fatal(err)
 					}

@@ -45,5 +45,9 @@ func TestRepeatedEnd(t *testing.T) {
 		expect(t, "add", x.add("t"), 0)
 		log.code = protocol.CodeNotCoordinator
 		expect(t, "what is in it already", x.add("t"), protocol.CodeNotCoordinator)
+		expect(t, "a verification", x.verify("t"), protocol.CodeNotCoordinator)
+		expect(t, "a verification of what is not in it", x.verify("u"), protocol.CodeTransactionAbortable)
+		log.code = protocol.CodeNone
+		expect(t, "a verification, while it leads", x.verify("t"), 0)
 	})
 }

@@ -39,6 +39,9 @@ func NewTransactions(o Options, partitions int32) *Transactions {
 			return &txnMachine{Shard: txn.NewShard(s.o.Transactions), s: s, marking: map[string]*marking{}, waiting: map[string][]*patient{}}
 		},
 		of: func(c txn.Command) subject {
+			if l, ok := c.(leading); ok {
+				c = l.Command
+			}
 			_, tick := c.(*txn.Tick)
 			on := subject{c.TransactionalID(), exclusive, tick}
 			if txn.AccessOf(c) == txn.Free {
@@ -104,9 +107,10 @@ type leading struct{ txn.Command }
 
 // assures says whether a result tells a client from memory alone that something is done: there is no append that would fail if
 // another broker leads by now. A producer that keeps its epoch and asks for the end of its transaction would be told by a
-// coordinator that has been replaced, and does not know it, that the transaction has ended, which is the one before.
+// coordinator that has been replaced, and does not know it, that the transaction has ended, which is the one before; and a batch
+// that comes when its transaction has ended would be let into the partition, where nobody would end it any more.
 func assures(c txn.Command, r txn.Result) bool {
-	if len(r.Records) > 0 || len(r.Replies) == 0 || txn.AccessOf(c) == txn.Free {
+	if len(r.Records) > 0 || len(r.Replies) == 0 {
 		return false
 	}
 	switch resp := r.Replies[0].Response.(type) {
@@ -118,8 +122,13 @@ func assures(c txn.Command, r txn.Result) bool {
 		if resp.Version < 4 {
 			return len(resp.Topics) > 0 && len(resp.Topics[0].Partitions) > 0 && resp.Topics[0].Partitions[0].ErrorCode == protocol.CodeNone
 		}
-		t := resp.Transactions[0].Topics
-		return len(t) > 0 && len(t[0].Partitions) > 0 && t[0].Partitions[0].ErrorCode == protocol.CodeNone
+		for _, t := range resp.Transactions[0].Topics { // of a verification, some may be in the transaction and some not
+			for _, p := range t.Partitions {
+				if p.ErrorCode == protocol.CodeNone {
+					return true
+				}
+			}
+		}
 	}
 	return false
 }

@@ -123,9 +123,14 @@ func (x *txnClient) init(timeout time.Duration) int16 {
 }
 
 // add puts partitions 0 and 1 of a topic into the transaction, as the partition does for producers of version 2.
-func (x *txnClient) add(topic string) int16 {
+func (x *txnClient) add(topic string) int16 { return x.addOrVerify(topic, false) }
+
+// verify asks whether they are in it, as the partition does for producers below version 2.
+func (x *txnClient) verify(topic string) int16 { return x.addOrVerify(topic, true) }
+
+func (x *txnClient) addOrVerify(topic string, verify bool) int16 {
 	a := kmsg.NewAddPartitionsToTxnRequestTransaction()
-	a.TransactionalID, a.ProducerID, a.ProducerEpoch = x.id, x.pid, x.epoch
+	a.TransactionalID, a.ProducerID, a.ProducerEpoch, a.VerifyOnly = x.id, x.pid, x.epoch, verify
 	a.Topics = []kmsg.AddPartitionsToTxnRequestTransactionTopic{{Topic: topic, Partitions: []int32{0, 1}}}
 	return x.c.AddPartitionsToTxn(bg, 5, []kmsg.AddPartitionsToTxnRequestTransaction{a})[0].Transactions[0].Topics[0].Partitions[0].ErrorCode
 }

@@ -64,10 +64,10 @@ led them before. The same before the command says what the load itself is good f
 		if out.json() {
 			return writeJSON(cmd.OutOrStdout(), r)
 		}
-		t := newTable("GAPS", "PARTITIONS", "P50 MS", "P99 MS", "MAX MS")
+		t := newTable("GAPS", "PARTITIONS", "P50 MS", "P99 MS", "MAX MS", "RECORDS/S")
 		row := func(what string, g load.Gaps) {
 			ms := func(v float64) string { return strconv.FormatFloat(v, 'f', 1, 64) }
-			t.row(what, g.Partitions, ms(g.P50), ms(g.P99), ms(g.Max))
+			t.row(what, g.Partitions, ms(g.P50), ms(g.P99), ms(g.Max), strconv.FormatFloat(g.Rate, 'f', 0, 64))
 		}
 		row("before", r.Steady)
 		row("after", r.Event)

@@ -117,6 +117,7 @@ type clusterState struct {
 	Controller      int32   `json:"controller"`
 	Brokers         int     `json:"brokers"`
 	Fenced          []int32 `json:"fenced_brokers"`
+	Unresponsive    []int32 `json:"unresponsive_brokers"` // with a session, and silent
 	Topics          int     `json:"topics"`
 	Partitions      int     `json:"partitions"`
 	Offline         int     `json:"offline_partitions"`
@@ -152,10 +153,12 @@ func clusterStatus(conn *connection) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		st := clusterState{ID: c.ClusterID, Controller: c.ControllerID, Brokers: len(c.Brokers), Fenced: []int32{}, Partitions: len(list), Reassigning: len(moving)}
+		st := clusterState{ID: c.ClusterID, Controller: c.ControllerID, Brokers: len(c.Brokers), Fenced: []int32{}, Unresponsive: []int32{}, Partitions: len(list), Reassigning: len(moving)}
 		for _, b := range c.Brokers {
 			if b.IsFenced {
 				st.Fenced = append(st.Fenced, b.NodeID)
+			} else if stateOf(b).unresponsive {
+				st.Unresponsive = append(st.Unresponsive, b.NodeID)
 			}
 		}
 		topics := map[string]bool{}
@@ -174,6 +177,7 @@ func clusterStatus(conn *connection) *cobra.Command {
 			t.row("controller", st.Controller)
 			t.row("brokers", st.Brokers)
 			t.row("fenced brokers", idList(st.Fenced))
+			t.row("unresponsive brokers", idList(st.Unresponsive))
 			t.row("topics", st.Topics)
 			t.row("partitions", st.Partitions)
 			t.row("offline", st.Offline)
@@ -199,16 +203,17 @@ func count(b bool) int {
 }
 
 type listedBroker struct {
-	ID         int32  `json:"id"`
-	Host       string `json:"host"`
-	Port       int32  `json:"port"`
-	Rack       string `json:"rack,omitempty"`
-	Controller bool   `json:"controller"`
-	Fenced     bool   `json:"fenced"`
-	Cordoned   bool   `json:"cordoned"` // given no new replicas
-	Resting    bool   `json:"resting"`  // leads only what nobody else can
-	Leads      int    `json:"leads"`
-	Replicas   int    `json:"replicas"`
+	ID           int32  `json:"id"`
+	Host         string `json:"host"`
+	Port         int32  `json:"port"`
+	Rack         string `json:"rack,omitempty"`
+	Controller   bool   `json:"controller"`
+	Fenced       bool   `json:"fenced"`
+	Unresponsive bool   `json:"unresponsive"` // has a session and answers nobody: given no leaderships
+	Cordoned     bool   `json:"cordoned"`     // given no new replicas
+	Resting      bool   `json:"resting"`      // leads only what nobody else can
+	Leads        int    `json:"leads"`
+	Replicas     int    `json:"replicas"`
 }
 
 func (b listedBroker) drained() string {
@@ -249,15 +254,15 @@ func clusterBrokers(conn *connection) *cobra.Command {
 		})
 		list := []listedBroker{}
 		for _, b := range c.Brokers {
-			cordoned, resting := drainedBits(b)
-			list = append(list, listedBroker{b.NodeID, b.Host, b.Port, deref(b.Rack), b.NodeID == c.ControllerID, b.IsFenced, cordoned, resting, leads[b.NodeID], replicas[b.NodeID]})
+			st := stateOf(b)
+			list = append(list, listedBroker{b.NodeID, b.Host, b.Port, deref(b.Rack), b.NodeID == c.ControllerID, b.IsFenced, st.unresponsive, st.cordoned, st.resting, leads[b.NodeID], replicas[b.NodeID]})
 		}
 		if out.json() {
 			return writeJSON(cmd.OutOrStdout(), list)
 		}
-		t := newTable("ID", "ADDRESS", "RACK", "CONTROLLER", "FENCED", "DRAINED", "LEADS", "REPLICAS")
+		t := newTable("ID", "ADDRESS", "RACK", "CONTROLLER", "FENCED", "UNRESPONSIVE", "DRAINED", "LEADS", "REPLICAS")
 		for _, l := range list {
-			t.row(l.ID, fmt.Sprintf("%s:%d", l.Host, l.Port), dash(l.Rack), l.Controller, l.Fenced, dash(l.drained()), l.Leads, l.Replicas)
+			t.row(l.ID, fmt.Sprintf("%s:%d", l.Host, l.Port), dash(l.Rack), l.Controller, l.Fenced, l.Unresponsive, dash(l.drained()), l.Leads, l.Replicas)
 		}
 		return t.writeTo(cmd.OutOrStdout())
 	}

@@ -246,7 +246,7 @@ func (d *drain) look() error {
 	racks, alive := map[int32]string{}, map[int32]bool{}
 	for _, b := range c.Brokers {
 		alive[b.NodeID] = !b.IsFenced
-		if cordoned, _ := drainedBits(b); !b.IsFenced && !cordoned && b.NodeID != d.broker {
+		if st := stateOf(b); !b.IsFenced && !st.cordoned && b.NodeID != d.broker {
 			racks[b.NodeID] = deref(b.Rack)
 		}
 	}
@@ -300,12 +300,15 @@ func (d *drain) look() error {
 	return nil
 }
 
-// drainedBits says whether a broker is given no new replicas, and no leaderships.
-func drainedBits(b kmsg.DescribeClusterResponseBroker) (cordoned, resting bool) {
+// brokerState is what Varve says of a broker beyond Kafka's fields: see
+// broker.BrokerStateTag.
+type brokerState struct{ cordoned, resting, unresponsive bool }
+
+func stateOf(b kmsg.DescribeClusterResponseBroker) (st brokerState) {
 	b.UnknownTags.Each(func(tag uint32, v []byte) {
-		if tag == broker.DrainTag && len(v) == 1 {
-			cordoned, resting = v[0]&1 != 0, v[0]&2 != 0
+		if tag == broker.BrokerStateTag && len(v) == 1 {
+			st = brokerState{cordoned: v[0]&1 != 0, resting: v[0]&2 != 0, unresponsive: v[0]&4 != 0}
 		}
 	})
-	return cordoned, resting
+	return st
 }

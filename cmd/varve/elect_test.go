@@ -3,6 +3,8 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -101,6 +103,29 @@ func TestElect(t *testing.T) {
 		return nil
 	})
 	run("partition", "elect", "--unclean", "t", "0").want(t, 0, "t-0 is led by broker 1: there is nothing to elect\n", "")
+
+	// A reassignment tells what the three have yet to copy.
+	plan := filepath.Join(t.TempDir(), "plan.json")
+	if err := os.WriteFile(plan, []byte(`{"version":1,"partitions":[{"topic":"t","partition":0,"replicas":[1,2,3,4]}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run("reassign", "apply", plan).want(t, 0, "t      0", "")
+	servertest.Eventually(t, func() error {
+		var list []movingPartition
+		if err := json.Unmarshal([]byte(run("reassign", "status", "-o", "json").out), &list); err != nil {
+			return err
+		}
+		e, copied := shown(0, ""), int64(0)
+		for _, id := range []int32{2, 3, 4} {
+			copied += max(e.Of(id).LogEnd, 0)
+		}
+		if len(list) != 1 || list[0].Left == nil || *list[0].Left != 3*all-copied || copied == 0 {
+			return fmt.Errorf("%+v, of 3 x %d offsets %d are copied", list, all, copied)
+		}
+		return nil
+	})
+	run("reassign", "cancel", "t").want(t, 0, "t      0", "")
+	isr("1 [1]")
 	brokers[0].Stop()
 	isr("-1 [1]")
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,11 +12,15 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/varve/varve/broker"
 )
 
 func reassignCommand() *cobra.Command {
@@ -323,6 +328,7 @@ type movingPartition struct {
 	Adding    []int32 `json:"adding"`
 	Removing  []int32 `json:"removing"`
 	InSync    []int32 `json:"target_in_sync"`
+	Left      *int64  `json:"offsets_left"` // that replicas of the target have yet to copy; nil: not asked, or one did not say
 }
 
 // reassigning lists what is under way, of some topics or (nil) of all.
@@ -378,10 +384,92 @@ func reassigning(s *session, topics []string) ([]movingPartition, error) {
 	return list, nil
 }
 
+// askLeft asks how many offsets are yet to be copied.
+func askLeft(s *session, list []movingPartition) {
+	ends := logEnds(s, list)
+	for i := range list {
+		m := &list[i]
+		tp := topicPartition{m.Topic, m.Partition}
+		end, known := ends[m.Leader][tp]
+		left := int64(0)
+		for _, id := range m.Target {
+			if id != m.Leader && !slices.Contains(m.InSync, id) {
+				e, ok := ends[id][tp]
+				known = known && ok
+				left += max(end-e, 0)
+			}
+		}
+		if known {
+			m.Left = &left
+		}
+	}
+}
+
+type topicPartition struct {
+	topic     string
+	partition int32
+}
+
+// logEnds asks leaders and targets, all at once, where their logs of what is being moved end. Who does not answer is
+// missing: that is why something does not move.
+func logEnds(s *session, list []movingPartition) map[int32]map[topicPartition]int64 {
+	wanted := map[int32]map[string][]int32{}
+	for _, m := range list {
+		ask := m.Target
+		if m.Leader >= 0 && !slices.Contains(ask, m.Leader) {
+			ask = append(slices.Clone(ask), m.Leader)
+		}
+		for _, id := range ask {
+			if wanted[id] == nil {
+				wanted[id] = map[string][]int32{}
+			}
+			wanted[id][m.Topic] = append(wanted[id][m.Topic], m.Partition)
+		}
+	}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	ends := map[int32]map[topicPartition]int64{}
+	ctx, cancel := context.WithTimeout(s.ctx, min(s.conn.wait, logEndsWait))
+	defer cancel()
+	for id, topics := range wanted {
+		wg.Go(func() {
+			req := kmsg.NewPtrDescribeLogDirsRequest()
+			for name, indexes := range topics {
+				req.Topics = append(req.Topics, kmsg.DescribeLogDirsRequestTopic{Topic: name, Partitions: indexes})
+			}
+			resp, err := req.RequestWith(ctx, s.kgo.Broker(int(id)))
+			if err != nil {
+				return
+			}
+			of := map[topicPartition]int64{}
+			for _, d := range resp.Dirs {
+				for _, t := range d.Topics {
+					for _, p := range t.Partitions {
+						p.UnknownTags.Each(func(tag uint32, v []byte) {
+							if tag == broker.LogEndTag && len(v) == 8 {
+								of[topicPartition{t.Topic, p.Partition}] = int64(binary.BigEndian.Uint64(v))
+							}
+						})
+					}
+				}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			ends[id] = of
+		})
+	}
+	wg.Wait()
+	return ends
+}
+
+// logEndsWait bounds the wait for brokers that are away.
+const logEndsWait = 3 * time.Second
+
 func reassignStatus(conn *connection) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status [TOPIC...]",
-		Short: "What is being reassigned, and how many replicas of the target are in sync",
+		Short: "What is being reassigned: how many replicas of the target are in sync, and how many offsets they have yet to copy",
+		Long:  "OFFSETS-LEFT is ? while the leader or a replica of the target does not answer.",
 		Args:  arguments("", 0, -1),
 	}
 	out := addOutput(cmd)
@@ -402,16 +490,24 @@ func reassignStatus(conn *connection) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		askLeft(s, list)
 		if out.json() {
 			return writeJSON(cmd.OutOrStdout(), list)
 		}
-		t := newTable("TOPIC", "PARTITION", "LEADER", "TARGET", "ADDING", "REMOVING", "IN-SYNC")
+		t := newTable("TOPIC", "PARTITION", "LEADER", "TARGET", "ADDING", "REMOVING", "IN-SYNC", "OFFSETS-LEFT")
 		for _, m := range list {
-			t.row(m.Topic, m.Partition, m.Leader, idList(m.Target), idList(m.Adding), idList(m.Removing), fmt.Sprintf("%d of %d", len(m.InSync), len(m.Target)))
+			t.row(m.Topic, m.Partition, m.Leader, idList(m.Target), idList(m.Adding), idList(m.Removing), fmt.Sprintf("%d of %d", len(m.InSync), len(m.Target)), offsetsLeft(m.Left))
 		}
 		return t.writeTo(cmd.OutOrStdout())
 	}
 	return cmd
+}
+
+func offsetsLeft(n *int64) string {
+	if n == nil {
+		return "?"
+	}
+	return strconv.FormatInt(*n, 10)
 }
 
 func reassignCancel(conn *connection) *cobra.Command {

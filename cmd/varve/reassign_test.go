@@ -61,7 +61,7 @@ func TestReassign(t *testing.T) {
 	}
 
 	run("", "cluster", "status").want(t, 0, "brokers                           3\n", "")
-	run("", "cluster", "brokers").want(t, 0, b.Addr()+"  -     true        false   -        2      2\n", "")
+	run("", "cluster", "brokers").want(t, 0, b.Addr()+"  -     true        false   false         -        2      2\n", "")
 	run("", "partition", "list", "--under-replicated", "--offline", "--under-min-isr").want(t, 0, "TOPIC  PARTITION", "")
 	run("", "partition", "list", "nope").want(t, 1, "", "topic nope: it does not exist")
 
@@ -107,7 +107,7 @@ func TestReassign(t *testing.T) {
 	plan.want(t, 0, `"topic": "t"`, "2 partitions change, 2 replicas are copied")
 	run(plan.out, "reassign", "apply", "-").want(t, 0, "", "")
 	settled()
-	run("", "cluster", "brokers").want(t, 0, brokers[2].Addr()+"  -     false       false   -        0      0\n", "")
+	run("", "cluster", "brokers").want(t, 0, brokers[2].Addr()+"  -     false       false   false         -        0      0\n", "")
 
 	// One that waits for a broker that is away, and is called off.
 	target := func(replicas string) string {
@@ -125,7 +125,7 @@ func TestReassign(t *testing.T) {
 	run("", "cluster", "status").want(t, 0, "fenced brokers                    3\n", "")
 	run(target("2,1,3"), "reassign", "apply", "-").want(t, 0, "t      0", "")
 	servertest.Eventually(t, func() error {
-		if r := run("", "reassign", "status", "t"); !strings.Contains(r.out, "t      0          1       2,1,3   2       -         2 of 3") {
+		if r := run("", "reassign", "status", "t"); !strings.Contains(r.out, "t      0          1       2,1,3   2       -         2 of 3   ?") {
 			return fmt.Errorf("%s%s", r.out, r.errOut)
 		}
 		return nil

@@ -593,6 +593,51 @@ func TestThrottledReplication(t *testing.T) {
 	}
 }
 
+// Every broker lists the replicas that it has, with what they take in its log; what is in object storage counts once, at
+// the leader.
+func TestLogDirsOfReplicas(t *testing.T) {
+	brokers := servertest.StartCluster(t, 3, servertest.Options{})
+	brokers[0].CreateReplicated("t", 1, 3)
+	brokers[0].CreateReplicated("one", 1, 1)
+	cl := clientOf(brokers)
+	put(t, cl, "t", 0, 50)
+	put(t, cl, "one", 0, 50)
+	leader := inSync(t, brokers[0], "t", 3)
+	sizes := func() (map[int32]int64, int) {
+		t.Helper()
+		all, err := kadm.NewClient(cl).DescribeAllLogDirs(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		of, ones := map[int32]int64{}, 0
+		for _, dirs := range all {
+			dirs.EachPartition(func(p kadm.DescribedLogDirPartition) {
+				switch p.Topic {
+				case "t":
+					of[p.Broker] = p.Size
+				case "one":
+					ones++
+				}
+				if p.OffsetLag < 0 || p.IsFuture {
+					t.Errorf("%+v", p)
+				}
+			})
+		}
+		return of, ones
+	}
+	before, ones := sizes()
+	if len(before) != 3 || before[1] != before[2] || before[1] != before[3] || before[1] == 0 || ones != 1 {
+		t.Fatalf("sizes of the replicas by broker: %v, replicas of the other topic: %d", before, ones)
+	}
+	byID(brokers, leader).Remote("t", false)
+	servertest.Eventually(t, func() error {
+		if after, _ := sizes(); after[leader] < before[leader] {
+			return fmt.Errorf("sizes were %v, with all of it in object storage %v, leader %d", before, after, leader)
+		}
+		return nil
+	})
+}
+
 // A broker that registers again, because its session ran out, is told to the leaders of partitions that nobody writes
 // to as well: without its new epoch no ISR that has it in it would be taken, and the third could not come back (KIP-903).
 func TestIdleReplicaRegistersAgain(t *testing.T) {

@@ -45,11 +45,8 @@ func (s *Server) openTier(clusterID string) (*tiering.Tier, error) {
 		CollectInterval: min(max(c.RemoteDeleteGrace/6, 100*time.Millisecond), 10*time.Second),
 		PublishInterval: min(max(c.RemoteDeleteGrace/2, 500*time.Millisecond), time.Minute),
 
-		Urgent: func() bool {
-			// Uploads hurry before producers have to be refused.
-			st := s.wal.Stats()
-			return st.Full || st.Bytes > st.MaxBytes/4*3
-		},
+		// Uploads hurry before producers have to be refused.
+		Urgent: func() bool { return s.wal.Stats().Short() },
 		Logger: s.log.With("part", "tiering"), Events: s.metrics.tier,
 	})
 	if err != nil {
