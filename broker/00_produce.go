@@ -501,7 +501,7 @@ func (b *Broker) appendCode(err error) (int16, string) {
 			why, message = "the disk of the write-ahead log is full", "the disk of the write-ahead log is full"
 		}
 		if b.errorLog.Allow() {
-			b.log.Error("producers are refused: "+why, "wal_bytes", st.UsedBytes, "wal.max.bytes", st.MaxBytes)
+			b.log.Error("producers are refused: "+why, "pinned_bytes", st.PinnedBytes, "wal.max.bytes", st.MaxBytes)
 		}
 		return protocol.CodeNotEnoughReplicas, message
 	case errors.Is(err, wal.ErrTooLarge):

@@ -29,7 +29,7 @@ func (b *Broker) describeLogDirs(_ context.Context, _ *request, in kmsg.Request)
 	st := b.log_.Stats()
 	d := kmsg.NewDescribeLogDirsResponseDir()
 	d.Dir = b.conf().LogDir
-	d.TotalBytes, d.UsableBytes = st.MaxBytes, max(st.MaxBytes-st.UsedBytes, 0)
+	d.TotalBytes, d.UsableBytes = st.MaxBytes, max(st.MaxBytes-st.PinnedBytes, 0)
 	topics := map[string]*kmsg.DescribeLogDirsResponseDirTopic{}
 	var order []string
 	add := func(r *replica) {

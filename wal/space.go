@@ -106,6 +106,7 @@ func (l *Log) keeper() {
 			default:
 			}
 		}
+		l.lookForward()
 		l.tellFull()
 		// With many partitions a look costs something, and each of them asks for one when it has moved: at most a tenth
 		// of the time is spent on looking in vain.
@@ -340,7 +341,7 @@ func (l *Log) reclaimOldest() bool {
 	// would be copied round and round for nothing. With no file prepared, the copies must fit into the rest of the active
 	// segment, or they would wait for the file that they are to bring; and there must be room left to give back another
 	// segment that needs no copies.
-	if need -= int64(len(hs)) * descriptorSize; pinned > 0 && need > (g.size-4*pageSize)/2 || blocked && need > 0 && need+8*pageSize > left {
+	if need -= int64(len(hs)) * descriptorSize; pinned > 0 && !carriable(g, need) || blocked && need > 0 && need+8*pageSize > left {
 		if l.o.Events.Pinned != nil {
 			l.o.Events.Pinned(g.at.generation, most.p.id, most.pinned)
 		}
@@ -364,6 +365,32 @@ func (l *Log) reclaimOldest() bool {
 		return errors.Is(err, errStale) && l.lookAgain()
 	}
 	return true
+}
+
+// carriable says whether copying so much is worth the segment that it frees.
+func carriable(g *segment, need int64) bool { return need <= (g.size-4*pageSize)/2 }
+
+// lookForward finds out how many of the oldest segments may go when room is needed. What may go once may go for ever.
+func (l *Log) lookForward() {
+	begin := time.Now()
+	defer func() { l.keeperState.took += time.Since(begin) }()
+	l.segMu.Lock()
+	sealed := slices.Clone(l.segments[:max(0, len(l.segments)-1)])
+	l.segMu.Unlock()
+	for _, g := range sealed {
+		if g.at.generation <= l.free.Load() {
+			continue
+		}
+		var pinned, need int64
+		hs := l.holdings(g)
+		for _, h := range hs {
+			pinned, need = pinned+h.pinned, need+h.cost
+		}
+		if pinned > 0 && !carriable(g, need-int64(len(hs))*descriptorSize) {
+			return
+		}
+		l.free.Store(g.at.generation)
+	}
 }
 
 // staleWait is how long the keeper leaves to a truncation that is queued: about what a write takes.

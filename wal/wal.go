@@ -182,6 +182,7 @@ type Log struct {
 	completed chan []item
 	recycled  chan []item
 	keep      chan struct{} // the keeper looks for something to do
+	free      atomic.Uint64 // segments up to this generation may go when room is needed
 	rolled    chan struct{} // the checkpointer asks the owner for snapshots
 	stop      chan struct{}
 	writerEnd chan struct{}
@@ -754,7 +755,7 @@ func (l *Log) poke(c chan struct{}) {
 // Stats is how the log stands.
 type Stats struct {
 	Bytes, MaxBytes                   int64 // of all files, prepared ones included; bound
-	UsedBytes                         int64 // of segments in use
+	PinnedBytes                       int64 // of segments that cannot be given back: from the oldest on that has more than could be carried
 	Segments, FreeSegments            int   // in use; prepared
 	QueueBytes, QueueMax              int64
 	CacheBytes, CacheMax              int64
@@ -772,9 +773,9 @@ type Stats struct {
 	Stalled time.Duration
 }
 
-// Short says that there will be no room soon if nothing is given back: producers are refused, or a quarter is left. Prepared
-// files are room: a log that was full once keeps as many as it had segments.
-func (s Stats) Short() bool { return s.Full || s.UsedBytes > s.MaxBytes/4*3 }
+// Short says that there will be no room soon if SetReclaimable is told of nothing more: clients are refused, or a quarter is left.
+// Segments that may go are room, though the log keeps them for readers until it needs their files.
+func (s Stats) Short() bool { return s.Full || s.PinnedBytes > s.MaxBytes/4*3 }
 
 // Stats returns how the log stands.
 func (l *Log) Stats() Stats {
@@ -790,10 +791,14 @@ func (l *Log) Stats() Stats {
 	l.mu.Unlock()
 	l.segMu.Lock()
 	s.Segments, s.FreeSegments = len(l.segments), len(l.spares)
+	free := l.free.Load()
 	for _, g := range l.segments {
-		s.UsedBytes += g.size
+		s.Bytes += g.size
+		if g.at.generation > free {
+			s.PinnedBytes += g.size
+		}
 	}
-	s.Bytes = s.UsedBytes + int64(len(l.spares)) * l.o.SegmentBytes
+	s.Bytes += int64(len(l.spares)) * l.o.SegmentBytes
 	if n := len(l.segments); n > 0 {
 		s.OldestGeneration, s.NewestGenration = l.segments[0].at.generation, l.segments[n-1].at.generation
 	}

@@ -196,6 +196,55 @@ func TestSeams(t *testing.T) {
 	}
 }
 
+// TestLogThatHasGoneRound: uploads hurry when the log runs out of room, and not because it keeps for readers what is in
+// object storage. After several times what it may hold, a record waits for remote.flush.interval.ms as any other.
+func TestLogThatHasGoneRound(t *testing.T) {
+	t.Parallel()
+	bucket := newCounting(objstore.NewMem())
+	b := servertest.Start(t, servertest.Options{Bucket: bucket, Settings: map[string]string{
+		"remote.flush.interval.ms": "3600000", "remote.object.bytes": "1048576", "wal.max.bytes": "33554432",
+	}})
+	b.CreateTopic("t", 1)
+	cl := newKgo(t, b.Addr(), append(eager, kgo.DefaultProduceTopic("t"), kgo.ProducerBatchCompression(kgo.NoCompression()))...)
+	put := func(size int) {
+		t.Helper()
+		if err := cl.ProduceSync(patience(t), &kgo.Record{Value: text(1, size)}).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 1000 {
+		put(100_000)
+	}
+	m := metrics(t, b)
+	if m["varve_wal_reclaimed_segments_total"] == 0 {
+		t.Fatal("the log has not gone round")
+	}
+	// What is left below an object's size waits; the records that follow do not go one by one.
+	servertest.Eventually(t, func() error {
+		if m = metrics(t, b); m["varve_wal_pinned_bytes"] > m["varve_wal_max_bytes"]/4 {
+			return fmt.Errorf("%v bytes of a log of %v are still needed", m["varve_wal_pinned_bytes"], m["varve_wal_max_bytes"])
+		}
+		return nil
+	})
+	puts := int64(-1)
+	servertest.Eventually(t, func() error {
+		before := puts
+		if puts = int64(bucket.count(objstore.OpPut)); puts != before {
+			time.Sleep(500 * time.Millisecond)
+			return fmt.Errorf("uploads go on: %d", puts)
+		}
+		return nil
+	})
+	for range 10 {
+		put(100)
+		time.Sleep(100 * time.Millisecond)
+	}
+	if more := int64(bucket.count(objstore.OpPut)) - puts; more > 1 {
+		m = metrics(t, b)
+		t.Errorf("%d uploads for ten small records; the log has %v bytes, %v pinned, in %v segments, full %v", more, m["varve_wal_bytes"], m["varve_wal_pinned_bytes"], m["varve_wal_segments"], m["varve_wal_full"])
+	}
+}
+
 // TestSlowPartitions: a thousand partitions with little traffic cost few
 // uploads per flush and keep no segment of the log from being reclaimed.
 func TestSlowPartitions(t *testing.T) {

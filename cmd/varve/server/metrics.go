@@ -248,7 +248,7 @@ func (m *metrics) watch(s *Server) {
 		m.gauge(name, help, func() float64 { return float64(f(s.wal.Stats())) })
 	}
 	log("varve_wal_bytes", "Bytes of the log's files, prepared ones included.", func(t wal.Stats) int64 { return t.Bytes })
-	log("varve_wal_used_bytes", "Bytes of the log's segments in use.", func(t wal.Stats) int64 { return t.UsedBytes })
+	log("varve_wal_pinned_bytes", "Bytes of the log's segments that cannot be given back yet: at varve_wal_max_bytes producers are refused.", func(t wal.Stats) int64 { return t.PinnedBytes })
 	log("varve_wal_max_bytes", "Bound of the log (wal.max.bytes).", func(t wal.Stats) int64 { return t.MaxBytes })
 	log("varve_wal_segments", "Segments of the log in use.", func(t wal.Stats) int64 { return int64(t.Segments) })
 	log("varve_wal_queue_bytes", "Bytes waiting to be written to the log.", func(t wal.Stats) int64 { return t.QueueBytes })
