@@ -61,7 +61,9 @@ func (b *Broker) registerGroupAPIs() {
 		resp := b.groups.DescribeGroups(ctx, req)
 		if req.IncludeAuthorizedOperations {
 			for i := range resp.Groups {
-				resp.Groups[i].AuthorizedOperations = groupOperations
+				if resp.Groups[i].ErrorCode == protocol.CodeNone {
+					resp.Groups[i].AuthorizedOperations = groupOperations
+				}
 			}
 		}
 		return resp
@@ -221,14 +223,22 @@ func (b *Broker) commitOffsets(req *kmsg.OffsetCommitRequest, commit func(*kmsg.
 	}
 	req.Topics = known
 	resp := commit(req)
-	if req.Version >= 10 {
-		for i := range resp.Topics {
-			if it := im.Topic(resp.Topics[i].Topic); it != nil {
-				resp.Topics[i].TopicID = it.ID
-			}
+	place := make(map[string]int, len(resp.Topics))
+	for i := range resp.Topics {
+		t := &resp.Topics[i]
+		place[t.Topic] = i
+		if it := im.Topic(t.Topic); it != nil && req.Version >= 10 {
+			t.TopicID = it.ID
 		}
 	}
-	resp.Topics = append(resp.Topics, refused...)
+	// A topic comes once: clients count topics, or keep only the last of a name.
+	for _, t := range refused {
+		if i, ok := place[t.Topic]; ok {
+			resp.Topics[i].Partitions = append(resp.Topics[i].Partitions, t.Partitions...)
+			continue
+		}
+		resp.Topics = append(resp.Topics, t)
+	}
 	return resp
 }
 
@@ -244,8 +254,8 @@ func refusedCommit(t kmsg.OffsetCommitRequestTopic, partitions []kmsg.OffsetComm
 }
 
 // offsetDelete has offsets deleted of partitions that exist, and answers for the
-// others, of which no offset is kept. Like Kafka it asks the group only if a
-// partition is left.
+// others, of which no offset is kept. The group is asked also if no partition is
+// left: that there is none comes before that, as in Kafka 4.4.
 func (b *Broker) offsetDelete(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
 	req := in.(*kmsg.OffsetDeleteRequest)
 	im := b.meta.Image()
@@ -273,14 +283,22 @@ func (b *Broker) offsetDelete(ctx context.Context, _ *request, in kmsg.Request) 
 			known = append(known, t)
 		}
 	}
-	resp := req.ResponseKind().(*kmsg.OffsetDeleteResponse)
-	if len(known) > 0 || len(refused) == 0 {
-		req.Topics = known
-		if resp = b.groups.OffsetDelete(ctx, req); resp.ErrorCode != protocol.CodeNone {
-			return resp
-		}
+	req.Topics = known
+	resp := b.groups.OffsetDelete(ctx, req)
+	if resp.ErrorCode != protocol.CodeNone {
+		return resp
 	}
-	resp.Topics = append(resp.Topics, refused...)
+	place := make(map[string]int, len(resp.Topics))
+	for i, t := range resp.Topics {
+		place[t.Topic] = i
+	}
+	for _, t := range refused { // a topic comes once, as in commitOffsets
+		if i, ok := place[t.Topic]; ok {
+			resp.Topics[i].Partitions = append(resp.Topics[i].Partitions, t.Partitions...)
+			continue
+		}
+		resp.Topics = append(resp.Topics, t)
+	}
 	return resp
 }
 
@@ -323,7 +341,7 @@ func (b *Broker) offsetFetch(ctx context.Context, _ *request, in kmsg.Request) k
 				out.TopicID = t.TopicID
 				for _, p := range t.Partitions {
 					rp := kmsg.NewOffsetFetchResponseGroupTopicPartition()
-					rp.Partition, rp.Offset, rp.ErrorCode = p, -1, protocol.CodeUnknownTopicID
+					rp.Partition, rp.Offset, rp.Metadata, rp.ErrorCode = p, -1, kmsg.StringPtr(""), protocol.CodeUnknownTopicID
 					out.Partitions = append(out.Partitions, rp)
 				}
 				refused = append(refused, refusal{g, out})

@@ -111,8 +111,8 @@ func TestGroupsBadInput(t *testing.T) {
 	y.unharmed("groups")
 }
 
-// TestOffsetDelete: offsets are deleted of partitions that exist; the others are refused by name, and the group is not
-// asked when no other is left, as in Kafka.
+// TestOffsetDelete: offsets are deleted of partitions that exist; the others are refused by name. A group that does not
+// exist is told as such whatever was asked for, as in Kafka.
 func TestOffsetDelete(t *testing.T) {
 	b := startQuiet(t)
 	y := newBystander(t, b)
@@ -142,9 +142,10 @@ func TestOffsetDelete(t *testing.T) {
 		resp := y.do(req).(*kmsg.OffsetDeleteResponse)
 		got := map[string]map[int32]int16{}
 		for _, rt := range resp.Topics {
-			if got[rt.Topic] == nil {
-				got[rt.Topic] = map[int32]int16{}
+			if got[rt.Topic] != nil {
+				t.Errorf("the topic %s comes twice: clients keep the last", rt.Topic)
 			}
+			got[rt.Topic] = map[int32]int16{}
 			for _, p := range rt.Partitions {
 				got[rt.Topic][p.Partition] = p.ErrorCode
 			}
@@ -160,7 +161,7 @@ func TestOffsetDelete(t *testing.T) {
 	}{
 		{"g", map[string][]int32{"t": {0, 2, -1}, "no": {0}}, 0, map[string]map[int32]int16{"t": {0: 0, 2: unknown, -1: unknown}, "no": {0: unknown}}},
 		{"g", map[string][]int32{"no": {0}}, 0, map[string]map[int32]int16{"no": {0: unknown}}},
-		{"other", map[string][]int32{"no": {0}}, 0, map[string]map[int32]int16{"no": {0: unknown}}},
+		{"other", map[string][]int32{"no": {0}}, protocol.CodeGroupIDNotFound, map[string]map[int32]int16{}},
 		{"other", map[string][]int32{"t": {0}, "no": {0}}, protocol.CodeGroupIDNotFound, map[string]map[int32]int16{}},
 		{"", nil, protocol.CodeInvalidGroupID, map[string]map[int32]int16{}},
 	} {
@@ -173,5 +174,57 @@ func TestOffsetDelete(t *testing.T) {
 	left := y.do(at(9, fetch)).(*kmsg.OffsetFetchResponse).Groups[0].Topics
 	if len(left) != 1 || len(left[0].Partitions) != 1 || left[0].Partitions[0].Partition != 1 || left[0].Partitions[0].Offset != 8 {
 		t.Errorf("left of the offsets: %+v", left)
+	}
+}
+
+// TestCommitOfMissingPartitions: what is refused of a topic is told with what is committed of it. kgo takes an answer with more
+// topics than it asked for as none, and kadm keeps the last of those that have the same name.
+func TestCommitOfMissingPartitions(t *testing.T) {
+	b := startQuiet(t)
+	y := newBystander(t, b)
+	b.CreateTopic("t", 2)
+	b.CreateTopic("u", 1)
+	y.ready("g")
+	ids := map[string][16]byte{"no": {9}}
+	meta := kmsg.NewPtrMetadataRequest()
+	for _, topic := range y.do(at(12, meta)).(*kmsg.MetadataResponse).Topics {
+		ids[*topic.Topic] = topic.TopicID
+	}
+	for _, version := range []int16{2, 9, 10} {
+		req := kmsg.NewPtrOffsetCommitRequest()
+		req.Group = "g"
+		for _, topic := range []struct {
+			name       string
+			partitions []int32
+		}{{"t", []int32{7, 0, -1, 1}}, {"no", []int32{0}}, {"u", []int32{0}}} {
+			rt := kmsg.OffsetCommitRequestTopic{Topic: topic.name, TopicID: ids[topic.name]}
+			for _, p := range topic.partitions {
+				rt.Partitions = append(rt.Partitions, kmsg.OffsetCommitRequestTopicPartition{Partition: p, Offset: 5, LeaderEpoch: -1})
+			}
+			req.Topics = append(req.Topics, rt)
+		}
+		got := map[string]map[int32]int16{}
+		resp := y.do(at(version, req)).(*kmsg.OffsetCommitResponse)
+		for _, rt := range resp.Topics {
+			name := rt.Topic
+			for of, id := range ids {
+				if version >= 10 && id == rt.TopicID {
+					name = of
+				}
+			}
+			got[name] = map[int32]int16{}
+			for _, p := range rt.Partitions {
+				got[name][p.Partition] = p.ErrorCode
+			}
+		}
+		const unknown = protocol.CodeUnknownTopicOrPartition
+		no := unknown
+		if version >= 10 {
+			no = protocol.CodeUnknownTopicID
+		}
+		want := map[string]map[int32]int16{"t": {0: 0, 1: 0, 7: unknown, -1: unknown}, "no": {0: no}, "u": {0: 0}}
+		if len(resp.Topics) != len(want) || !reflect.DeepEqual(got, want) {
+			t.Errorf("version %d: %d topics, %v, want %v", version, len(resp.Topics), got, want)
+		}
 	}
 }
