@@ -186,7 +186,7 @@ func (h *harness) formatted(ctx context.Context, topic, formatter, name string) 
 	for _, c := range []byte(name) {
 		hash = 31*hash + int32(c)
 	}
-	partition := hash & 0x7fffffff % int32(len(ends[topic]))
+	partition := max(hash, -hash) % int32(len(ends[topic]))
 	end, _ := ends.Lookup(topic, partition)
 	return h.tool(ctx, "", "kafka-console-consumer", "--topic", topic, "--partition", strconv.Itoa(int(partition)), "--offset", "earliest",
 		"--formatter", "org.apache.kafka.tools.consumer."+formatter, "--max-messages", strconv.FormatInt(end.Offset, 10), "--timeout-ms", "30000")

@@ -163,12 +163,19 @@ func formed(t testing.TB, c *Coordinator, g string, n int) []*kmsg.JoinGroupResp
 }
 
 func TestPartitionFor(t *testing.T) {
-	// What Java says: String.hashCode(), without its sign, modulo the partitions.
+	// The hashes are what Java's String.hashCode() says, the partitions where Kafka has the groups' records.
 	for _, x := range []struct {
-		group string
-		hash  int32
-	}{{"", 0}, {"a", 97}, {"abc", 96354}, {"polygenelubricants", -2147483648}, {"grüße", 98768023}, {"consumer-group-1", 147483020}, {"😀", 1772899}} {
-		expect(t, x.group, PartitionOf(x.group, 50), (x.hash&0x7fffffff)%50)
+		group     string
+		hash      int32
+		partition int32
+	}{
+		{"", 0, 0}, {"a", 97, 47}, {"abc", 96354, 4}, {"grüße", 98768023, 23}, {"consumer-group-1", 147483020, 20}, {"😀", 1772899, 49},
+		{"orders", -1008770331, 31}, {"console-consumer", -648006740, 40}, {"billing", -109829509, 9},
+		{"polygenelubricants", -2147483648, 0},
+	} {
+		if got := PartitionOf(x.group, 50); got != x.partition {
+			t.Errorf("%q, whose hash is %d: partition %d, want %d", x.group, x.hash, got, x.partition)
+		}
 	}
 	expect(t, "no topic", PartitionOf("abc", 0), -1)
 }

@@ -3,6 +3,7 @@ package coordinator
 import (
 	"context"
 	"log/slog"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -49,7 +50,7 @@ func (c *host[M, C, R]) SetPartitions(n int32) {
 }
 
 // PartitionFor is the partition that holds the group or transactional id, or -1 while the topic does not exist. It is
-// Kafka's choice, so that tools can compute it: the hash of Java's String over UTF-16 code units.
+// Kafka's choice, so that tools can compute it: the absolute value of the hash of Java's String over UTF-16 code units.
 func (c *host[M, C, R]) PartitionFor(key string) int32 {
 	c.mu.Lock()
 	n := c.partitions
@@ -71,7 +72,10 @@ func PartitionOf(key string, n int32) int32 {
 			h = 31*h + r
 		}
 	}
-	return (h & 0x7fffffff) % n
+	if h == math.MinInt32 {
+		return 0 // which has no absolute value
+	}
+	return max(h, -h) % n
 }
 
 // Elected says that this broker leads the partition in that epoch: it is loaded, and then served. Being elected
