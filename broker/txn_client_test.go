@@ -20,6 +20,7 @@ import (
 
 	"github.com/varve/varve/broker/protocol"
 	"github.com/varve/varve/cmd/varve/servertest"
+	"github.com/varve/varve/tiering/objstore"
 	"github.com/varve/varve/wal/vfs"
 )
 
@@ -309,7 +310,8 @@ func TestTransactionsOverRestarts(t *testing.T) {
 func TestTransactionsOverPowerFailures(t *testing.T) {
 	const partitions, rounds = 3, 6
 	disk := vfs.NewMem()
-	b := servertest.Start(t, servertest.Options{FS: disk, Settings: map[string]string{"transaction.state.log.num.partitions": "2"}})
+	bucket := objstore.NewFaulty(objstore.NewMem(), 1)
+	b := servertest.Start(t, servertest.Options{FS: disk, Bucket: bucket, Settings: map[string]string{"transaction.state.log.num.partitions": "2"}})
 	b.CreateTopic("t", partitions)
 	var mu sync.Mutex
 	told := map[string]bool{} // value -> committed
@@ -352,9 +354,13 @@ func TestTransactionsOverPowerFailures(t *testing.T) {
 		mu.Lock()
 		want := maps.Clone(told)
 		mu.Unlock()
+		// The process goes on for a moment. Without power it would upload nothing of what it still takes.
+		bucket.SetOutage(true)
 		disk = disk.Crash(round)
 		cancel()
 		wg.Wait()
+		b.Stop()
+		bucket.SetOutage(false)
 		if err := b.RestartOn(disk); err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
