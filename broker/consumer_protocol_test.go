@@ -342,9 +342,9 @@ func TestConsumerMigration(t *testing.T) {
 
 	a := joinGroup(b, t, got, classic...)
 	read("one classic member")
-	is("Classic consumer")
+	is("classic consumer")
 	d := joinGroup(b, t, got, kgo.ConsumeTopics("t"))
-	is("Consumer consumer")
+	is("consumer consumer")
 	g := describeGroup(t, b, shares(2, whole))
 	if len(g.Members[0].Assignment["t"]) != 2 {
 		t.Errorf("the members of both protocols share the topic unevenly: %+v", g)
@@ -353,7 +353,7 @@ func TestConsumerMigration(t *testing.T) {
 	leave(a)
 	describeGroup(t, b, shares(1, whole))
 	read("one member of the consumer protocol")
-	if x, y := c.groupType("classic"), c.groupType("consumer"); x != "none" || y != "Consumer consumer" {
+	if x, y := c.groupType("classic"), c.groupType("consumer"); x != "none" || y != "consumer consumer" {
 		t.Errorf("listed by type: classic %q, consumer %q", x, y)
 	}
 
@@ -361,7 +361,7 @@ func TestConsumerMigration(t *testing.T) {
 	describeGroup(t, b, shares(2, whole))
 	read("members of both protocols again")
 	leave(d)
-	is("Classic consumer")
+	is("classic consumer")
 	read("one classic member again")
 	adm := kadm.NewClient(b.Client())
 	servertest.Eventually(t, func() error {

@@ -303,6 +303,8 @@ func TestConsumerGroupLimits(t *testing.T) {
 		}, closes},
 		{"no member id", func(r *kmsg.ConsumerGroupHeartbeatRequest) { r.MemberID = "" }, invalid},
 		{"no group", func(r *kmsg.ConsumerGroupHeartbeatRequest) { r.Group = "" }, invalid},
+		{"a blank group", func(r *kmsg.ConsumerGroupHeartbeatRequest) { r.Group = "  " }, invalid},
+		{"a blank rack", func(r *kmsg.ConsumerGroupHeartbeatRequest) { r.MemberID, r.RackID = "rack", kmsg.StringPtr(" ") }, invalid},
 		{"a forged epoch", func(r *kmsg.ConsumerGroupHeartbeatRequest) { r.MemberEpoch = math.MaxInt32 }, protocol.CodeFencedMemberEpoch},
 		{"an epoch below all", func(r *kmsg.ConsumerGroupHeartbeatRequest) { r.MemberEpoch = math.MinInt32 }, invalid},
 		{"an epoch of nobody", func(r *kmsg.ConsumerGroupHeartbeatRequest) { r.MemberID, r.MemberEpoch = "ghost", 7 }, protocol.CodeUnknownMemberID},

@@ -98,12 +98,12 @@ func (t *turn) discard() {
 // validConsumer says what is wrong with a request by itself.
 func (t *turn) validConsumer(c *ConsumerHeartbeat) *refusal {
 	req := c.Req
-	empty := func(s *string) bool { return s != nil && *s == "" }
+	empty := func(s *string) bool { return s != nil && strings.TrimSpace(*s) == "" }
 	invalid := func(text string) *refusal { return refuse(codeInvalidRequest, "%s", text) }
 	switch {
-	case req.MemberID == "" && (req.Version >= 1 || req.MemberEpoch > 0 || req.MemberEpoch == epochLeave):
+	case empty(&req.MemberID) && (req.Version >= 1 || req.MemberEpoch > 0 || req.MemberEpoch == epochLeave):
 		return invalid("MemberId can't be empty.")
-	case req.Group == "":
+	case empty(&req.Group):
 		return invalid("GroupId can't be empty.")
 	case empty(req.InstanceID):
 		return invalid("InstanceId can't be empty.")

@@ -596,9 +596,9 @@ func (s *Shard) List(states, types []string) (groups []kmsg.ListGroupsResponseGr
 	}
 	for _, id := range s.GroupIDs() {
 		e := s.groups[id]
-		protocolType, state, kind := e.group.protocolType, e.group.state.String(), "Classic"
+		protocolType, state, kind := e.group.protocolType, e.group.state.String(), "classic"
 		if e.consumer != nil {
-			protocolType, state, kind = consumerType, e.consumer.stateName(), "Consumer"
+			protocolType, state, kind = consumerType, e.consumer.stateName(), "consumer"
 		}
 		if !among(states, state) || !among(types, kind) {
 			continue

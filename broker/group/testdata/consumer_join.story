@@ -37,7 +37,7 @@ g Reconciling epoch=2 assignment-epoch=2 assignor=uniform
 
 list
 ----
-g Consumer Reconciling type="consumer"
+g consumer Reconciling type="consumer"
 
 # The first hears of it, keeps its epoch, and is asked for the partitions.
 beat a g member=A epoch=1
@@ -74,7 +74,7 @@ g Stable epoch=2 assignment-epoch=2 assignor=uniform
 
 list types=consumer states=stable
 ----
-g Consumer Stable type="consumer"
+g consumer Stable type="consumer"
 
 list types=classic
 ----
@@ -150,7 +150,7 @@ g Empty epoch=4 assignment-epoch=3 assignor=uniform
 
 list states=empty
 ----
-g Consumer Empty type="consumer"
+g consumer Empty type="consumer"
 
 delete x g
 ----

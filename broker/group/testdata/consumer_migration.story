@@ -62,7 +62,7 @@ g Reconciling epoch=2 assignment-epoch=2 assignor=uniform
 
 list
 ----
-g Consumer Reconciling type="consumer"
+g consumer Reconciling type="consumer"
 
 # The others hear of it by Heartbeat, and join again.
 heartbeat a g member=a-1 gen=2

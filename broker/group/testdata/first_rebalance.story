@@ -72,11 +72,11 @@ missing Dead type="" protocol=""
 
 list
 ----
-g Classic Stable type="consumer"
+g classic Stable type="consumer"
 
 list states=stable types=CLASSIC
 ----
-g Classic Stable type="consumer"
+g classic Stable type="consumer"
 
 list states=empty
 ----

@@ -9,7 +9,7 @@ append [1/0] g t/0: 1
 
 list
 ----
-g Classic Empty type=""
+g classic Empty type=""
 
 expire
 ----
