@@ -22,7 +22,7 @@ func TestGroupsBadInput(t *testing.T) {
 		t.Helper()
 		req := kmsg.NewPtrJoinGroupRequest()
 		req.Group, req.MemberID, req.InstanceID, req.ProtocolType = group, member, instance, "consumer"
-		req.SessionTimeoutMillis, req.RebalanceTimeoutMillis = sessionMs, 1000
+		req.SessionTimeoutMillis, req.RebalanceTimeoutMillis = sessionMs, 60_000 // no slow machine takes a member away
 		for _, m := range metadata {
 			req.Protocols = append(req.Protocols, kmsg.JoinGroupRequestProtocol{Name: "range", Metadata: m})
 		}
