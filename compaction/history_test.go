@@ -89,7 +89,7 @@ func TestHistories(t *testing.T) {
 		return
 	}
 	// A generator that stopped making what this is about would make the test pass for nothing.
-	for _, what := range []string{"compact", "purge", "merge", "rounds of several jobs", "tables too small", "tombstones gone", "aborted gone", "crashes", "crashes before a commit", "crashes after a commit",
+	for _, what := range []string{"compact", "purge", "merge", "rounds of several jobs", "rounds cut short", "tables too small", "tombstones gone", "aborted gone", "crashes", "crashes before a commit", "crashes after a commit",
 		"crashes at a put", "faults", "zombies", "claimed elsewhere", "commits rebased", "log starts moved", "policies changed", "leaders changed", "leaders restarted", "mixed sections",
 		"swaps in pages", "objects deleted", "consumers", "open transactions", "work thrown away", "claims left behind", "heads changed between reads"} {
 		if all[what] == 0 {
@@ -188,7 +188,11 @@ func (h *history) openLeader() {
 }
 
 func (h *history) openWorker() *workers {
-	return h.world.worker(h.now, func(o *Options, _ *tiering.Options) { o.TableBytes, o.Limits, o.Window = h.table, h.limits, h.window })
+	table := h.table
+	if h.chance(25) { // less than whoever began a round had
+		table = cleaner.SlotSize * int64(2+h.rnd.IntN(4))
+	}
+	return h.world.worker(h.now, func(o *Options, _ *tiering.Options) { o.TableBytes, o.Limits, o.Window = table, h.limits, h.window })
 }
 
 func (h *history) run() {

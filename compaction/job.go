@@ -146,8 +146,13 @@ func (r *run) compact(ctx context.Context) error {
 	if end <= state.CleanEnd {
 		return fmt.Errorf("the round does not get beyond the clean end %d", state.CleanEnd)
 	}
+	if end <= state.Next {
+		// The round was begun with a larger table, which has gone over everything below Next: each key is there once, and no
+		// tombstone has anything older to delete. With this one it gets no further, however often it is tried.
+		return r.commit(ctx, nil, nil, &manifest.Compaction{CleanEnd: state.Next}, horizon{})
+	}
 	for i, g := range j.Groups {
-		if g[0].Base >= end {
+		if g[0].Base >= end || !r.wanted() {
 			break // the table did not come so far
 		}
 		next := manifest.Compaction{CleanEnd: state.CleanEnd, End: end, Next: min(g[len(g)-1].Next(), end)}
@@ -163,6 +168,13 @@ func (r *run) compact(ctx context.Context) error {
 	return nil
 }
 
+// wanted tells whether the topic is still to be compacted: a job may take hours, and who has changed cleanup.policy wants to
+// keep what is left.
+func (r *run) wanted() bool {
+	t, ok := r.w.o.Topic(r.r.TopicID)
+	return ok && t.Policy.Compact
+}
+
 // purge takes from the groups, which are in the clean range, what has reached its horizon.
 func (r *run) purge(ctx context.Context) error {
 	clean := r.r.Head.Compaction.CleanEnd
@@ -171,6 +183,9 @@ func (r *run) purge(ctx context.Context) error {
 		return err
 	}
 	for _, g := range r.job.Groups {
+		if !r.wanted() {
+			break
+		}
 		if err := r.filter(ctx, round, g, nil, false); err != nil {
 			return err
 		}

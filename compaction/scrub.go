@@ -135,7 +135,24 @@ func (w *Worker) scrub(ctx context.Context) (*Pass, error) {
 	return p, nil
 }
 
-// orphans are the objects that nobody named at a pass OrphanAge ago and that nobody names now. One look does not tell: an
+// deleteDelay is how long file.delete.delay.ms has an object kept that nothing names: the topic's, or of a mixed object the longest
+// of all. It may come twice, for who finds an object that somebody else has let go of does not know when.
+func (w *Worker) deleteDelay(n manifest.Name) (d time.Duration) {
+	if n.Page || n.Kind != manifest.Mixed {
+		if t, ok := w.o.Topic(n.TopicID); ok {
+			d = t.DeleteDelay
+		}
+		return d
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, k := range w.known {
+		d = max(d, k.policy.DeleteDelay)
+	}
+	return d
+}
+
+// orphans are the objects that nobody named at a pass OrphanAge ago, or longer where the topic has them kept, and that nobody names now. One look does not tell: an
 // object may be on its way into a manifest, or have left one a moment ago. What the passes saw is shared, so that it does
 // not matter whether a worker lives for so long.
 func (w *Worker) orphans(list []tiering.UnnamedInfo, before map[manifest.Suffix]time.Time, began time.Time) (unnamed map[manifest.Suffix]time.Time, orphans []tiering.Finding) {
@@ -155,7 +172,7 @@ func (w *Worker) orphans(list []tiering.UnnamedInfo, before map[manifest.Suffix]
 			first = began
 		}
 		all = append(all, seen{n.Suffix, first})
-		if age := began.Sub(first); age >= w.o.OrphanAge {
+		if age := began.Sub(first); age >= w.o.OrphanAge+2*w.deleteDelay(n) {
 			orphans = append(orphans, tiering.Finding{Fault: tiering.FaultOrphan, Topic: u.Topic, Partition: u.Partition, Base: -1, Last: -1, Object: u.Key,
 				What: fmt.Sprintf("no manifest has named it for %s, and it is still there", age.Round(time.Second))})
 		}

@@ -244,7 +244,7 @@ func scrubOrphans(t *testing.T, lives int) {
 
 // As many are remembered as can be noted, those that were there first.
 func TestScrubRemembersTheFirst(t *testing.T) {
-	w := &Worker{o: Options{OrphanAge: 24 * time.Hour}}
+	w := &Worker{o: Options{OrphanAge: 24 * time.Hour, Topic: func([16]byte) (Topic, bool) { return Topic{}, false }}}
 	began := time.Unix(1_000_000, 0)
 	var list []tiering.UnnamedInfo
 	before := map[manifest.Suffix]time.Time{}
@@ -264,5 +264,31 @@ func TestScrubRemembersTheFirst(t *testing.T) {
 		if !unnamed[s].Equal(since) {
 			t.Errorf("%x is unnamed since %v, noted is %v", s, since, unnamed[s])
 		}
+	}
+}
+
+// What a topic has kept for longer than a day before it is deleted is no orphan meanwhile.
+func TestScrubKnowsTheDelay(t *testing.T) {
+	const day = 24 * time.Hour
+	w := &Worker{o: Options{OrphanAge: day, Topic: func(id [16]byte) (Topic, bool) {
+		return Topic{Name: "events", DeleteDelay: 2 * day}, id == [16]byte{1}
+	}}, known: map[partitionKey]known{
+		{topic: [16]byte{1}}: {policy: Topic{DeleteDelay: 2 * day}}, {topic: [16]byte{2}}: {policy: Topic{DeleteDelay: time.Minute}},
+	}}
+	began := time.Unix(10_000_000, 0)
+	at := func(n manifest.Name, age time.Duration) bool {
+		info := tiering.UnnamedInfo{Info: objstore.Info{Key: n.Key(), Modified: began.Add(-100 * day)}}
+		_, orphans := w.orphans([]tiering.UnnamedInfo{info}, map[manifest.Suffix]time.Time{n.Suffix: began.Add(-age)}, began)
+		return len(orphans) == 1
+	}
+	for what, n := range map[string]manifest.Name{
+		"an object": {Kind: manifest.Rewritten, TopicID: [16]byte{1}}, "a page": {Page: true, TopicID: [16]byte{1}}, "a mixed object": {Kind: manifest.Mixed},
+	} {
+		if at(n, 5*day-time.Second) || !at(n, 5*day) {
+			t.Errorf("%s: found after 5 days less a second: %v, after 5 days: %v", what, at(n, 5*day-time.Second), at(n, 5*day))
+		}
+	}
+	if n := (manifest.Name{Kind: manifest.Own, TopicID: [16]byte{3}}); at(n, day-time.Second) || !at(n, day) {
+		t.Error("an object of a topic that is not there")
 	}
 }

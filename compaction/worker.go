@@ -95,7 +95,7 @@ type Options struct {
 	Scrubs        Scrubs        // nil: there is no scrubbing
 	ScrubInterval time.Duration // from the end of a pass to the beginning of the next; 0: there is none
 	ScrubData     bool          // read every block, not only the footers
-	OrphanAge     time.Duration // an object that nobody names for so long is a finding; 24 hours
+	OrphanAge     time.Duration // an object that nobody names for so long, beside what file.delete.delay.ms says, is a finding; 24 hours
 
 	Now    func() time.Time
 	Logger *slog.Logger
@@ -576,6 +576,10 @@ func (w *Worker) work(ctx context.Context, lease int64, c candidate, table *clea
 		r, err := w.o.Tier.Remote(ctx, c.key.topic, c.key.index)
 		if err != nil {
 			return done, false, err
+		}
+		var ok bool
+		if c.topic, ok = w.o.Topic(c.key.topic); !ok {
+			return done, false, nil // deleted meanwhile
 		}
 		found, err := w.pick(ctx, r, c.topic)
 		if err != nil || !found.ok || done > 0 && !found.job.Urgent {

@@ -1086,6 +1086,87 @@ func TestSettingsChange(t *testing.T) {
 	})
 }
 
+// A round is broken off, and the table of whoever goes on is too small to reach what has been filtered: the round ends there,
+// and another begins behind it.
+func TestTableShrinks(t *testing.T) {
+	inScene(t, func(t *testing.T, s *scene) {
+		p := s.lead(1, compacted)
+		s.three(p)
+		s.put(p, "c=0")
+		s.put(p, "c=1")
+		s.upload()
+		k := s.work(single)
+		puts := 0
+		k.p.fail = func(what string) (before, after error) {
+			if strings.HasPrefix(what, "put data/") {
+				if puts++; puts > 2 {
+					return objstore.ErrUnavailable, nil
+				}
+			}
+			return nil, nil
+		}
+		if _, err := k.Round(bg, k.lease); err != nil || len(k.failures()) != 1 {
+			t.Fatalf("the round was not broken off: %v", err)
+		}
+		k.close()
+		if c := p.head().Compaction; c != (manifest.Compaction{End: p.end(), Next: 5}) {
+			t.Fatalf("%+v", c)
+		}
+		s.verifyAll()
+		k = s.worker(s.now, func(o *Options, _ *tiering.Options) { o.Limits, o.TableBytes = single, 2*cleaner.SlotSize }) // one key
+		defer k.close()
+		if n := s.round(k); n != 1 || p.head().Compaction != (manifest.Compaction{CleanEnd: 5}) {
+			t.Errorf("%d jobs, %+v", n, p.head().Compaction)
+		}
+		s.verifyAll()
+		s.finish(k)
+		if c := p.head().Compaction; c != (manifest.Compaction{CleanEnd: p.end()}) {
+			t.Errorf("%+v, end %d", c, p.end())
+		}
+		s.settled()
+	})
+}
+
+// cleanup.policy no longer says compact while a worker works: what it has not come to is kept. When the topic is to be compacted
+// again, the round goes on.
+func TestPolicyChangesMeanwhile(t *testing.T) {
+	for name, purge := range map[string]bool{"round": false, "purge": true} {
+		inScene(t, func(t *testing.T, s *scene) {
+			p := s.lead(1, compacted)
+			for i := range 4 { // in each object a tombstone, and what goes
+				s.put(p, fmt.Sprint("b", i), fmt.Sprintf("c%d=1", i), "a=1")
+				s.upload()
+			}
+			k := s.work(single)
+			defer k.close()
+			want := manifest.Compaction{End: p.end(), Next: 3}
+			if purge {
+				s.finish(k)
+				s.skew += time.Hour
+				want = manifest.Compaction{CleanEnd: p.end()}
+			}
+			before := s.live(p)
+			k.pauseAt("commit", func() { p.set(func(o *tiering.Policy, _ *picker.Policy) { o.Compact, o.Delete = false, true }) })
+			s.round(k)
+			s.finish(k)
+			after := s.live(p)
+			if after[0] == before[0] || !slices.Equal(after[1:], before[1:]) || p.head().Compaction != want {
+				t.Errorf("%s: %+v: %v in the place of %v", name, p.head().Compaction, after, before)
+			}
+			s.verifyAll()
+			p.set(func(o *tiering.Policy, _ *picker.Policy) { o.Compact, o.Delete = true, false })
+			s.finish(k)
+			s.skew += time.Hour
+			s.finish(k)
+			s.verifyAll()
+			if n := len(p.fetch(s.leader, s.rnd, 0, p.end()).kept); n != 5 { // a, c0 to c3
+				t.Errorf("%s: %d records", name, n)
+			}
+			s.settled()
+		})
+	}
+}
+
 // When the lease is gone, or may be, everything under it is called off, and begins again under another.
 func TestLeaseLost(t *testing.T) {
 	inScene(t, func(t *testing.T, s *scene) {

@@ -177,6 +177,8 @@ func (w *world) committed(r tiering.CommitRequest, was []byte) {
 		w.errorf("the clean end of %s went back: %+v after %+v", p.name, c, oldHead.Compaction)
 	} else if c.End > 0 {
 		w.seen["rounds of several jobs"]++
+	} else if was := oldHead.Compaction; was.End > 0 && c.CleanEnd < was.End {
+		w.seen["rounds cut short"]++
 	} else if c.CleanEnd > oldHead.Compaction.CleanEnd && !slices.ContainsFunc(entries, func(e manifest.Entry) bool { return e.Next() == c.CleanEnd }) {
 		w.seen["tables too small"]++
 	}

@@ -20,6 +20,7 @@ type Cleaner struct {
 	SpoolDir       string // "": the system's
 	ObjectBytes    int64
 	JobBytes       int64
+	JobRequests    int64
 	SessionTimeout time.Duration
 	ScrubInterval  time.Duration
 	ScrubData      bool
@@ -351,7 +352,7 @@ func (b *builder) fill(m Machine) *BrokerConfig {
 			Enable: b.bool("log.cleaner.enable"), Threads: b.int("log.cleaner.threads"), DedupeBytes: b.num("log.cleaner.dedupe.buffer.size"),
 			LoadFactor: b.double("log.cleaner.io.buffer.load.factor"), BytesPerSecond: b.double("log.cleaner.io.max.bytes.per.second"),
 			Backoff: b.ms("log.cleaner.backoff.ms"), SpoolDir: b.text("log.cleaner.spool.dir"), ObjectBytes: b.num("log.cleaner.object.bytes"),
-			JobBytes: b.num("log.cleaner.job.max.bytes"), SessionTimeout: b.ms("log.cleaner.session.timeout.ms"), ScrubInterval: b.ms("log.cleaner.scrub.interval.ms"),
+			JobBytes: b.num("log.cleaner.job.max.bytes"), JobRequests: b.num("log.cleaner.job.max.requests"), SessionTimeout: b.ms("log.cleaner.session.timeout.ms"), ScrubInterval: b.ms("log.cleaner.scrub.interval.ms"),
 			ScrubData: b.bool("log.cleaner.scrub.data"),
 		},
 	}

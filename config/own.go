@@ -72,6 +72,7 @@ func ownDefs() []*Def {
 		text("log.cleaner.spool.dir", null, "Where the compaction worker keeps what it writes until it is uploaded, one object for each thread; without it, the system's directory for temporary files."),
 		long("log.cleaner.object.bytes", "268435456", "The largest object that the compaction worker makes, if segment.bytes does not say less.", 1<<20, 4<<30),
 		long("log.cleaner.job.max.bytes", "17179869184", "How much the compaction worker reads and writes for one partition before it looks again what is most worth doing.", 64<<20, anyHigh),
+		long("log.cleaner.job.max.requests", "4096", "How many requests to object storage the compaction worker makes for one partition before it looks again what is most worth doing.", 64, anyHigh),
 		integer("log.cleaner.session.timeout.ms", "15000", "After how long without a sign of life a compaction worker's partitions are given to others.", 2000, anyHigh),
 		long("log.cleaner.scrub.interval.ms", "86400000", "How often every object that is named is looked for, and what is wrong is told; 0: never.", 0, anyHigh),
 		boolean("log.cleaner.scrub.data", "false", "Whether every byte is read and compared with its checksum then, not only what says which bytes there are."),

@@ -275,5 +275,16 @@ func TestRetired(t *testing.T) {
 		if list := x.Retired(); len(list) != 0 || w.objects() != 1 {
 			t.Errorf("afterwards: %+v, %d objects", list, w.objects())
 		}
+		x.Resign(f.id, 0)
+		w.store.DeleteTopic(f.id, f.name, 1)
+		time.Sleep(x.o.CollectInterval + time.Second)
+		list = slices.DeleteFunc(x.Retired(), func(r Retired) bool { return r.Object != "" }) // the sweep may have seen its object
+		if len(list) != 1 || list[0].Topic != f.name || list[0].TopicID != f.id || list[0].Earliest.Sub(list[0].Since) != x.o.Grace || w.objects() != 1 {
+			t.Errorf("the topic is deleted: %+v, %d objects", list, w.objects())
+		}
+		time.Sleep(2*x.o.Grace + time.Minute)
+		if list := x.Retired(); len(list) != 0 || w.objects() != 0 {
+			t.Errorf("and gone: %+v, %d objects", list, w.objects())
+		}
 	})
 }

@@ -34,11 +34,20 @@ type condemned struct {
 
 const maxCondemned = 100_000
 
+// MaxDeleteDelay is the longest delay that is kept to: longer ones count as this one.
+const MaxDeleteDelay = 30 * 365 * 24 * time.Hour
+
 type collector struct {
 	mu    sync.Mutex
 	list  map[string]condemned
-	tombs map[[16]byte]time.Time // deleted topics, since when known
+	tombs map[[16]byte]tomb
 	mixed map[manifest.Suffix]mixedHint
+}
+
+// tomb is a deleted topic of which not everything is gone.
+type tomb struct {
+	name  string
+	since time.Time // when this process heard of it
 }
 
 // mixedHint remembers a section that keeps a mixed object alive, so that the
@@ -55,7 +64,7 @@ const (
 
 func (g *collector) init() {
 	g.list = make(map[string]condemned)
-	g.tombs = make(map[[16]byte]time.Time)
+	g.tombs = make(map[[16]byte]tomb)
 	g.mixed = make(map[manifest.Suffix]mixedHint)
 }
 
@@ -384,17 +393,19 @@ func (t *Tier) published(c condemned) bool {
 	return mixed || c.rev == 0 || t.leader(partitionKey{c.name.TopicID, c.name.Partition}) != nil || time.Since(c.since) >= t.elsewhere(c)
 }
 
-// Retired is an object that is probably garbage, as one process knows it.
+// Retired is an object that is probably garbage, as one process knows it, or a deleted topic, with all that heads name of it.
 type Retired struct {
-	Object    string
-	TopicID   [16]byte // of a mixed object: zero
-	Partition int32
+	Object    string    // empty: a deleted topic
+	Topic     string    // of a deleted topic, its name
+	TopicID   [16]byte  // of a mixed object: zero
+	Partition int32     // of a deleted topic: -1
 	Bytes     int64     // 0: not known
 	Since     time.Time // when it was let go, or found
 	Earliest  time.Time // when it may be deleted, if no head names it then
 }
 
-// Retired lists what waits to be deleted by this process. Objects of deleted topics are not on the list: they go with their topic.
+// Retired lists what waits to be deleted by this process. Of deleted topics the topic is listed, and not its objects: any process
+// may delete them, whoever comes first.
 func (t *Tier) Retired() []Retired {
 	t.gc.mu.Lock()
 	defer t.gc.mu.Unlock()
@@ -411,6 +422,9 @@ func (t *Tier) Retired() []Retired {
 			r.Earliest = c.again
 		}
 		out = append(out, r)
+	}
+	for id, x := range t.gc.tombs {
+		out = append(out, Retired{Topic: x.name, TopicID: id, Partition: -1, Since: x.since, Earliest: x.since.Add(t.o.Grace)})
 	}
 	return out
 }
@@ -540,9 +554,11 @@ func (t *Tier) bury(ctx context.Context) error {
 	for _, d := range list {
 		present[d.TopicID] = true
 		t.gc.mu.Lock()
-		since, ok := t.gc.tombs[d.TopicID]
-		if !ok {
-			t.gc.tombs[d.TopicID], since = now, now
+		since, ok := now, false
+		if x, there := t.gc.tombs[d.TopicID]; there {
+			since, ok = x.since, true
+		} else {
+			t.gc.tombs[d.TopicID] = tomb{d.Name, now}
 		}
 		t.gc.mu.Unlock()
 		if !ok {

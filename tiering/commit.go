@@ -532,12 +532,13 @@ func (t *Tier) retire(ctx context.Context, l *leader, old, next *view, gone []ma
 		return
 	}
 	objects, bytes := 0, int64(0)
+	delay := time.Duration(min(l.r.Policy().DeleteDelayMs, MaxDeleteDelay.Milliseconds())) * time.Millisecond
 	err := t.entries(ctx, l.key, old.head, func(e manifest.Entry) (bool, error) {
 		if !next.head.Dead(e) {
 			return false, nil
 		}
 		objects, bytes = objects+1, bytes+e.Bytes
-		t.gc.condemn(condemned{name: e.Name(l.key.topic, l.key.index), rev: next.rev, delay: time.Duration(l.r.Policy().DeleteDelayMs) * time.Millisecond, bytes: e.Bytes})
+		t.gc.condemn(condemned{name: e.Name(l.key.topic, l.key.index), rev: next.rev, delay: delay, bytes: e.Bytes})
 		return true, nil
 	})
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"strings"
 	"sync/atomic"
@@ -621,6 +622,30 @@ func TestGrace(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The longest file.delete.delay.ms that there may be.
+func TestKeptForEver(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.opts.TargetBytes = 1000
+		x, f := w.open(), newLog(1, 0)
+		f.policy.DeleteDelayMs = math.MaxInt64
+		w.lead(x, f)
+		f.plain(t, 20, 1, 500)
+		w.drained(x, f)
+		before := w.objects()
+		if _, err := x.AdvanceLogStart(bg, f.id, 0, f.hw); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(24 * time.Hour)
+		list := x.Retired()
+		if n := w.objects(); n != before || len(list) != n-1 {
+			t.Fatalf("%d objects of %d are left, %d wait", n, before, len(list))
+		}
+		if r := list[0]; r.Earliest.Sub(r.Since) < MaxDeleteDelay {
+			t.Errorf("%+v", r)
+		}
+	})
 }
 
 func TestDeletedTopics(t *testing.T) {

@@ -567,12 +567,13 @@ func TestTierRetired(t *testing.T) {
 		{Object: "data/b", Since: at, Earliest: at.Add(2 * time.Hour)},
 		{Object: "data/a", Topic: "t", Partition: 1, Bytes: 12345678, Since: at, Earliest: at.Add(time.Hour)},
 	}, nil)
-	worker := listener([]admin.Retired{{Object: "data/c", Topic: "u", Since: at, Earliest: at.Add(90 * time.Minute)}}, nil)
+	worker := listener([]admin.Retired{{Object: "data/c", Topic: "u", Since: at, Earliest: at.Add(90 * time.Minute)}, {Topic: "v", Partition: -1, Since: at, Earliest: at.Add(3 * time.Hour)}}, nil)
 	r := varve(t, "", "tier", "retired", broker, worker)
 	r.want(t, 0, `TOPIC  PARTITION  BYTES    SINCE                 EARLIEST              OBJECT
 t      1          12.3 MB  2026-03-01T12:00:00Z  2026-03-01T13:00:00Z  data/a
 u      0          -        2026-03-01T12:00:00Z  2026-03-01T13:30:00Z  data/c
 -      -          -        2026-03-01T12:00:00Z  2026-03-01T14:00:00Z  data/b
+v      -          -        2026-03-01T12:00:00Z  2026-03-01T15:00:00Z  (the topic is deleted)
 `, "")
 	var list []admin.Retired
 	r = varve(t, "", "tier", "retired", broker, "-o", "json")

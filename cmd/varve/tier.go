@@ -228,8 +228,8 @@ func tierRetired() *cobra.Command {
 		Use:   "retired",
 		Short: "Objects that wait to be deleted from the bucket, and when they go",
 		Long: `Asks the admin listeners of brokers and compaction workers: each deletes what it has let go of itself. An object is deleted at the
-time that is shown or soon after it, once the state published in the bucket lacks it, if no manifest names it then. Objects of deleted topics are not
-on the list: they go with their topic.`,
+time that is shown or soon after it, once the state published in the bucket lacks it, if no manifest names it then. A deleted topic is one line, without
+its objects: whichever process comes first deletes them, so that several may show it.`,
 		Args: arguments("", 0, 0),
 	}
 	conn := addConnection(cmd)
@@ -270,7 +270,11 @@ on the list: they go with their topic.`,
 			if r.Bytes > 0 {
 				bytes = humanBytes(r.Bytes)
 			}
-			t.row(topic, partition, bytes, r.Since.UTC().Format(time.RFC3339), r.Earliest.UTC().Format(time.RFC3339), r.Object)
+			object := r.Object
+			if object == "" {
+				partition, object = "-", "(the topic is deleted)"
+			}
+			t.row(topic, partition, bytes, r.Since.UTC().Format(time.RFC3339), r.Earliest.UTC().Format(time.RFC3339), object)
 		}
 		return t.writeTo(cmd.OutOrStdout())
 	}

@@ -54,12 +54,12 @@ type TierStatus struct {
 	UploadLagMs   int64  `json:"upload_lag_ms"` // age of the oldest committed record that is not in the bucket; 0 if none
 }
 
-// Retired is an object that waits to be deleted from the bucket.
+// Retired is an object that waits to be deleted from the bucket, or a deleted topic with all its objects.
 type Retired struct {
-	Object    string    `json:"object"`
-	Topic     string    `json:"topic"` // empty: an object of several partitions, or of a topic that is gone
-	Partition int32     `json:"partition"`
-	Bytes     int64     `json:"bytes"` // of record batches that were let go; 0: not known
+	Object    string    `json:"object"`    // empty: a deleted topic
+	Topic     string    `json:"topic"`     // empty: an object of several partitions, or of a topic that is gone
+	Partition int32     `json:"partition"` // -1: of a deleted topic
+	Bytes     int64     `json:"bytes"`     // of record batches that were let go; 0: not known
 	Since     time.Time `json:"since"`
 	Earliest  time.Time `json:"earliest"` // when it is deleted, if no manifest names it then
 }

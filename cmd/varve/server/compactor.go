@@ -112,9 +112,10 @@ func newCompactor(c *config.BrokerConfig, store *etcd.Store, node *metadata.Node
 		Lease: func(ctx context.Context) (int64, <-chan struct{}, error) {
 			return store.Lease(ctx, c.Cleaner.SessionTimeout)
 		},
-		Settings: settingsOf(c.Cleaner), Changed: func() compaction.Settings { return settingsOf(k.cleaner()) }, Limits: picker.Limits{Bytes: c.Cleaner.JobBytes, Target: c.Cleaner.ObjectBytes, Fanin: merge},
+		Settings: settingsOf(c.Cleaner), Changed: func() compaction.Settings { return settingsOf(k.cleaner()) }, Limits: picker.Limits{Bytes: c.Cleaner.JobBytes, Requests: c.Cleaner.JobRequests, Target: c.Cleaner.ObjectBytes, Fanin: merge},
 		Scrubs: scrubs{store}, ScrubInterval: c.Cleaner.ScrubInterval, ScrubData: c.Cleaner.ScrubData,
-		Logger: log.With("part", "compaction"), Events: m.events(),
+		OrphanAge: 24*time.Hour + 2*min(grace, tiering.MaxDeleteDelay) + min(c.RemoteSweepInterval, tiering.MaxDeleteDelay),
+		Logger:    log.With("part", "compaction"), Events: m.events(),
 	})
 	if err != nil {
 		k.tier.Close()
@@ -168,7 +169,7 @@ func (k *compactor) topic(id [16]byte) (compaction.Topic, bool) {
 	}
 	c := config.Resolver{ClusterDynamic: all, Static: k.static}.Topic(t.Config)
 	out := compaction.Topic{
-		Name: t.Name, Codec: cleaner.KeepCodec, Level: batch.DefaultLevel, DeleteDelay: time.Duration(c.FileDeleteDelayMs) * time.Millisecond,
+		Name: t.Name, Codec: cleaner.KeepCodec, Level: batch.DefaultLevel, DeleteDelay: min(config.Milliseconds(c.FileDeleteDelayMs), tiering.MaxDeleteDelay),
 		Policy: picker.Policy{
 			Compact: c.Compact, Delete: c.Delete, MinDirtyRatio: c.MinCleanableDirtyRatio, MinLag: c.MinCompactionLagMs, MaxLag: c.MaxCompactionLagMs,
 			DeleteRetention: addUpTo(c.DeleteRetentionMs, late), RetentionMs: c.RetentionMs, RetentionBytes: c.RetentionBytes, SegmentBytes: int64(c.SegmentBytes),

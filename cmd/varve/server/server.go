@@ -593,7 +593,7 @@ func (s *Server) retired() ([]admin.Retired, error) {
 			continue
 		}
 		for _, r := range t.Retired() {
-			a := admin.Retired{Object: r.Object, Partition: r.Partition, Bytes: r.Bytes, Since: r.Since, Earliest: r.Earliest}
+			a := admin.Retired{Object: r.Object, Topic: r.Topic, Partition: r.Partition, Bytes: r.Bytes, Since: r.Since, Earliest: r.Earliest}
 			if topic := im.TopicByID(r.TopicID); topic != nil {
 				a.Topic = topic.Name
 			}
