@@ -487,9 +487,10 @@ func (w *Worker) pick(ctx context.Context, r *tiering.Remote, topic Topic) (out 
 	}
 	c := r.Head.Compaction
 	p := picker.Partition{LogStart: r.Head.LogStart, CleanEnd: c.CleanEnd, Round: picker.Round{End: c.End, Next: c.Next}, FirstUnstable: r.Head.RemoteEnd()}
-	for _, e := range r.Entries {
+	for i, e := range r.Entries {
 		x := picker.Entry{Entry: e.Entry, Page: e.Page, MinTimestamp: -1}
-		if topic.Policy.Compact && e.Kind == manifest.Rewritten {
+		expires := topic.Policy.Delete && topic.Policy.RetentionMs >= 0
+		if e.Kind == manifest.Rewritten && (topic.Policy.Compact || expires && i == 0) {
 			h, err := w.horizonOf(ctx, r, e.Entry)
 			if err != nil {
 				return picked{}, err

@@ -1127,6 +1127,35 @@ func TestTableShrinks(t *testing.T) {
 	})
 }
 
+// Merged objects of a topic with retention.ms are not merged with what comes so much later that their oldest records would be
+// kept for longer than segment.ms beyond it; nor does a worker that is new do so.
+func TestMergedForNoLongerThanASegment(t *testing.T) {
+	inScene(t, func(t *testing.T, s *scene) {
+		policy := kept
+		policy.Delete, policy.RetentionMs, policy.SegmentMs = true, 3_600_000, 60_000
+		p := s.lead(1, policy)
+		p.tierOpts.RetentionMs = 3_600_000
+		var k *workers
+		for i := range 24 { // one every 9 s
+			s.put(p, fmt.Sprintf("a%d=1", i))
+			s.upload()
+			k = s.work(picker.Limits{Fanin: 2})
+			s.finish(k)
+			k.close()
+		}
+		list := s.live(p)
+		for _, e := range list {
+			if f := s.footer(p, e); f.MaxTimestamp-f.MinTimestamp > 60_000 {
+				t.Errorf("%d-%d: %d ms from the oldest to the newest record", e.Base, e.Last, f.MaxTimestamp-f.MinTimestamp)
+			}
+		}
+		if len(list) < 4 || len(list) > 12 {
+			t.Errorf("%d entries of 24", len(list))
+		}
+		s.settled()
+	})
+}
+
 // cleanup.policy no longer says compact while a worker works: what it has not come to is kept. When the topic is to be compacted
 // again, the round goes on.
 func TestPolicyChangesMeanwhile(t *testing.T) {

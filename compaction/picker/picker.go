@@ -55,6 +55,14 @@ func (e *Entry) since() int64 {
 	return e.Created
 }
 
+// oldest is about how old the oldest record of an entry is: what it is made of came behind the entry before it.
+func (p *Partition) oldest(e Entry) int64 {
+	if i := after(p.Entries, e.Base); i > 0 {
+		return min(e.since(), p.Entries[i-1].time())
+	}
+	return e.since()
+}
+
 // Partition is what is known of a partition's remote part.
 type Partition struct {
 	Entries  []Entry // oldest first, without a gap; dead ones may be among them
@@ -83,6 +91,7 @@ type Policy struct {
 	RetentionMs     int64   // -1: for ever
 	RetentionBytes  int64   // -1: all
 	SegmentBytes    int64   // segment.bytes; 0: not said
+	SegmentMs       int64   // segment.ms; 0: not said
 }
 
 // Limits bound a job and say what is worth one. The zero value of a field is its default.
@@ -417,6 +426,9 @@ func (l *Limits) purgeWait(e *Entry, pol Policy) int64 {
 // In a compacted topic there must always be many, as long as one job can go over all of it: then the next round makes few
 // of them anyway, and what was merged for it would be written twice. Where a round is many jobs, larger objects let each
 // of them come further.
+//
+// Of what expires by time, an object holds no more than a segment of segment.ms would: all of it stays as long as its newest
+// record does.
 func merge(p *Partition, pol Policy, l Limits) (jobs []Job) {
 	target := min(l.Target, l.Bytes/2)
 	clean := after(p.Entries, p.CleanEnd) // an object on both sides of it would count as dirty
@@ -457,7 +469,18 @@ func merge(p *Partition, pol Policy, l Limits) (jobs []Job) {
 	for _, side := range [][]Entry{p.Entries[:clean], p.Entries[clean:]} {
 		for _, run := range runs(side, small) {
 			for _, g := range group(run, target) {
-				split(g)
+				if !pol.Delete || pol.RetentionMs < 0 || pol.SegmentMs <= 0 {
+					split(g)
+					continue
+				}
+				for len(g) > 0 {
+					n, oldest := 1, p.oldest(g[0])
+					for n < len(g) && g[n].time()-oldest <= pol.SegmentMs {
+						n++
+					}
+					split(g[:n])
+					g = g[n:]
+				}
 			}
 		}
 	}

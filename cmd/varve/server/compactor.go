@@ -172,7 +172,7 @@ func (k *compactor) topic(id [16]byte) (compaction.Topic, bool) {
 		Name: t.Name, Codec: cleaner.KeepCodec, Level: batch.DefaultLevel, DeleteDelay: min(config.Milliseconds(c.FileDeleteDelayMs), tiering.MaxDeleteDelay),
 		Policy: picker.Policy{
 			Compact: c.Compact, Delete: c.Delete, MinDirtyRatio: c.MinCleanableDirtyRatio, MinLag: c.MinCompactionLagMs, MaxLag: c.MaxCompactionLagMs,
-			DeleteRetention: addUpTo(c.DeleteRetentionMs, late), RetentionMs: c.RetentionMs, RetentionBytes: c.RetentionBytes, SegmentBytes: int64(c.SegmentBytes),
+			DeleteRetention: addUpTo(c.DeleteRetentionMs, late), RetentionMs: c.RetentionMs, RetentionBytes: c.RetentionBytes, SegmentBytes: int64(c.SegmentBytes), SegmentMs: c.SegmentMs,
 		},
 	}
 	if codec, ok := batch.ParseCodec(c.CompressionType); ok {
