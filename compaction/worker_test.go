@@ -1156,6 +1156,39 @@ func TestMergedForNoLongerThanASegment(t *testing.T) {
 	})
 }
 
+// What was replaced stays for file.delete.delay.ms, and no longer.
+func TestReplacedObjectsStay(t *testing.T) {
+	inScene(t, func(t *testing.T, s *scene) {
+		p := s.lead(1, compacted)
+		p.topic.DeleteDelay, p.tierOpts.DeleteDelayMs = 10*time.Minute, 600_000 // for the worker, and for the brokers' sweep
+		s.three(p)
+		var old []string
+		for _, e := range s.live(p) {
+			old = append(old, e.Key(p.id, p.index))
+		}
+		k := s.work(picker.Limits{})
+		defer k.close()
+		s.finish(k)
+		there := func() (n int) {
+			for _, key := range old {
+				if _, err := s.mem.Head(bg, key); err == nil {
+					n++
+				}
+			}
+			return n
+		}
+		time.Sleep(10*time.Minute - time.Second)
+		if n := there(); n != 3 {
+			t.Errorf("%d objects of 3 are left before their time", n)
+		}
+		time.Sleep(time.Minute)
+		if n := there(); n != 0 {
+			t.Errorf("%d objects are left after it", n)
+		}
+		s.settled()
+	})
+}
+
 // cleanup.policy no longer says compact while a worker works: what it has not come to is kept. When the topic is to be compacted
 // again, the round goes on.
 func TestPolicyChangesMeanwhile(t *testing.T) {

@@ -559,6 +559,12 @@ func (t *Tier) bury(ctx context.Context) error {
 			since, ok = x.since, true
 		} else {
 			t.gc.tombs[d.TopicID] = tomb{d.Name, now}
+			for k, c := range t.gc.list { // file.delete.delay.ms went with the topic
+				if c.name.TopicID == d.TopicID && (c.name.Page || c.name.Kind != manifest.Mixed) {
+					c.delay = 0
+					t.gc.list[k] = c
+				}
+			}
 		}
 		t.gc.mu.Unlock()
 		if !ok {
@@ -701,6 +707,10 @@ func (t *Tier) sweep(ctx context.Context) error {
 	if err := t.refresh(ctx, bad); err != nil {
 		return err
 	}
+	longest := time.Duration(0) // for mixed objects: which topics have let go of them is not known here
+	for _, l := range t.leaders() {
+		longest = max(longest, l.deleteDelay())
+	}
 	for _, prefix := range []string{manifest.DataPrefix, manifest.PagePrefix} {
 		for after := ""; ; {
 			c, cancel := context.WithTimeout(ctx, t.o.RequestTimeout)
@@ -733,7 +743,14 @@ func (t *Tier) sweep(ctx context.Context) error {
 						continue
 					}
 				}
-				if suspect && t.gc.propose(condemned{name: n, bytes: info.Size}, false) {
+				delay := longest
+				if n.Page || n.Kind != manifest.Mixed {
+					delay = 0
+					if l := t.leader(key); l != nil {
+						delay = l.deleteDelay()
+					}
+				}
+				if suspect && t.gc.propose(condemned{name: n, delay: delay, bytes: info.Size}, false) {
 					found++
 				}
 			}

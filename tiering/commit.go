@@ -522,6 +522,11 @@ func (t *Tier) tell(l *leader, v *view) {
 	}
 }
 
+// deleteDelay is the topic's file.delete.delay.ms.
+func (l *leader) deleteDelay() time.Duration {
+	return time.Duration(min(l.r.Policy().DeleteDelayMs, MaxDeleteDelay.Milliseconds())) * time.Millisecond
+}
+
 // retire hands what the new head does not name any more to the collector. If a
 // page that is needed cannot be read, the sweep finds the objects later.
 func (t *Tier) retire(ctx context.Context, l *leader, old, next *view, gone []manifest.PageRef) {
@@ -532,7 +537,7 @@ func (t *Tier) retire(ctx context.Context, l *leader, old, next *view, gone []ma
 		return
 	}
 	objects, bytes := 0, int64(0)
-	delay := time.Duration(min(l.r.Policy().DeleteDelayMs, MaxDeleteDelay.Milliseconds())) * time.Millisecond
+	delay := l.deleteDelay()
 	err := t.entries(ctx, l.key, old.head, func(e manifest.Entry) (bool, error) {
 		if !next.head.Dead(e) {
 			return false, nil

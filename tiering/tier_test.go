@@ -624,7 +624,7 @@ func TestGrace(t *testing.T) {
 	}
 }
 
-// The longest file.delete.delay.ms that there may be.
+// The longest file.delete.delay.ms that there may be, until the topic is deleted.
 func TestKeptForEver(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.opts.TargetBytes = 1000
@@ -644,6 +644,12 @@ func TestKeptForEver(t *testing.T) {
 		}
 		if r := list[0]; r.Earliest.Sub(r.Since) < MaxDeleteDelay {
 			t.Errorf("%+v", r)
+		}
+		x.Resign(f.id, 0)
+		w.store.DeleteTopic(f.id, f.name, 1)
+		time.Sleep(10 * time.Minute)
+		if n := w.objects(); n != 0 {
+			t.Errorf("%d objects of the topic that was deleted are left: %+v", n, x.Retired())
 		}
 	})
 }

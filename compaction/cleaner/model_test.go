@@ -2,8 +2,10 @@ package cleaner
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"maps"
 	"math"
 	"math/rand/v2"
@@ -12,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/klauspost/compress/snappy"
 
 	"github.com/varve/varve/wal/batch"
 	"github.com/varve/varve/wal/producer"
@@ -952,6 +956,52 @@ func (h *history) checkConsumers(log [][]byte) {
 		r := reader{since: h.now, values: map[string]string{}}
 		read(&r, h.rnd.Int64N(h.next+1))
 		h.readers = append(h.readers, r)
+	}
+}
+
+// Before a batch that cannot be opened piece by piece is, leave is asked for, and given back; what was refused is not opened.
+func TestLeaveToHold(t *testing.T) {
+	s := &story{state: producer.New()}
+	for i := range 2 {
+		b := batch.NewBuilder()
+		b.Add(1, []byte("k"), bytes.Repeat([]byte{'v'}, 4<<20+i))
+		raw, err := b.Build()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw = append(raw[:batch.HeaderSize], snappy.Encode(nil, raw[batch.HeaderSize:])...) // one block, as no client writes it
+		binary.BigEndian.PutUint32(raw[8:], uint32(len(raw)-12))
+		raw[22] |= byte(batch.Snappy)
+		binary.BigEndian.PutUint32(raw[17:], crc32.Checksum(raw[21:], crc32.MakeTable(crc32.Castagnoli)))
+		s.append(raw)
+	}
+	var asked, held int64
+	var refused error
+	r := NewRound(Options{End: 2, Codec: KeepCodec, Hold: func(n int64) (func(), error) {
+		if refused != nil {
+			return nil, refused
+		}
+		asked, held = asked+n, held+n
+		return func() { held -= n }, nil
+	}}, newTable(t, 10, 0.9))
+	want := int64(0)
+	for i, b := range s.log {
+		h, _ := batch.ParseHeader(b)
+		if want += batch.Held(b); batch.Held(b) == 0 {
+			t.Fatal("nothing is held of the batch")
+		}
+		if _, err := r.Scan(h, b); err != nil || asked != want || held != 0 {
+			t.Errorf("scan of batch %d: asked for %d, want %d, %d is held, %v", i, asked, want, held, err)
+		}
+	}
+	h, _ := batch.ParseHeader(s.log[0])
+	refused = errors.New("called off")
+	if _, err := r.Filter(h, s.log[0], false); !errors.Is(err, refused) {
+		t.Errorf("refused: %v", err)
+	}
+	refused, asked = nil, 0
+	if _, err := r.Filter(h, s.log[0], false); err != nil || asked != batch.Held(s.log[0]) || held != 0 {
+		t.Errorf("filter: asked for %d, %d is held, %v", asked, held, err)
 	}
 }
 

@@ -587,12 +587,19 @@ func (s *Server) retired() ([]admin.Retired, error) {
 		return nil, err
 	}
 	var out []admin.Retired
+	deleted := make(map[[16]byte]bool)
 	im := s.node.Image()
 	for _, t := range []*tiering.Tier{s.tier, s.compactor.parts()} {
 		if t == nil {
 			continue
 		}
 		for _, r := range t.Retired() {
+			if r.Object == "" {
+				if deleted[r.TopicID] {
+					continue // the worker inside knows it as well
+				}
+				deleted[r.TopicID] = true
+			}
 			a := admin.Retired{Object: r.Object, Topic: r.Topic, Partition: r.Partition, Bytes: r.Bytes, Since: r.Since, Earliest: r.Earliest}
 			if topic := im.TopicByID(r.TopicID); topic != nil {
 				a.Topic = topic.Name

@@ -3,14 +3,20 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/varve/varve/compaction"
+	"github.com/varve/varve/compaction/picker"
+	"github.com/varve/varve/tiering"
+	"github.com/varve/varve/wal/batch"
 )
 
 // What fails for a moment is nobody's trouble, and what goes on failing is, whatever the reason is each time.
@@ -38,6 +44,34 @@ func TestTrouble(t *testing.T) {
 		if (err != nil) != (c.want != "") || err != nil && !strings.HasSuffix(err.Error(), c.want) {
 			t.Errorf("minute %d: %v, want %q", c.minute, err, c.want)
 		}
+	}
+}
+
+// What the worker is told of a topic: its settings, and to keep tombstones for as long as brokers may not have heard of what
+// was compacted.
+func TestWorkersTopic(t *testing.T) {
+	s, err := Open(context.Background(), options(t, t.TempDir(), map[string]string{"remote.storage.url": "mem://", "log.cleaner.backoff.ms": "7000"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close(context.Background())
+	cl, err := kgo.NewClient(kgo.SeedBrokers(fmt.Sprintf("127.0.0.1:%d", s.Endpoints()[0].Port)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	adm := kadm.NewClient(cl)
+	set := func(v string) *string { return &v }
+	if _, err := adm.CreateTopic(t.Context(), 1, 1, map[string]*string{
+		"cleanup.policy": set("compact,delete"), "delete.retention.ms": set("1000"), "file.delete.delay.ms": set("9223372036854775807"), "segment.ms": set("5000"), "segment.bytes": set("2000000"),
+		"compression.type": set("zstd"), "min.compaction.lag.ms": set("11"), "max.compaction.lag.ms": set("12"), "min.cleanable.dirty.ratio": set("0.25"), "retention.ms": set("13"), "retention.bytes": set("14"),
+	}, "t"); err != nil {
+		t.Fatal(err)
+	}
+	got, ok := s.compactor.topic(s.node.Image().Topic("t").ID)
+	want := picker.Policy{Compact: true, Delete: true, MinDirtyRatio: 0.25, MinLag: 11, MaxLag: 12, DeleteRetention: 1000 + 2*7000, RetentionMs: 13, RetentionBytes: 14, SegmentBytes: 2_000_000, SegmentMs: 5000}
+	if !ok || got.Name != "t" || got.Policy != want || got.Codec != batch.Zstd || got.DeleteDelay != tiering.MaxDeleteDelay {
+		t.Errorf("%v %+v", ok, got)
 	}
 }
 
