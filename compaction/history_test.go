@@ -89,7 +89,7 @@ func TestHistories(t *testing.T) {
 		return
 	}
 	// A generator that stopped making what this is about would make the test pass for nothing.
-	for _, what := range []string{"compact", "purge", "merge", "rounds of several jobs", "rounds cut short", "tables too small", "tombstones gone", "aborted gone", "crashes", "crashes before a commit", "crashes after a commit",
+	for _, what := range []string{"compact", "purge", "merge", "rounds of several jobs", "tables too small", "tombstones gone", "aborted gone", "crashes", "crashes before a commit", "crashes after a commit",
 		"crashes at a put", "faults", "zombies", "claimed elsewhere", "commits rebased", "log starts moved", "policies changed", "leaders changed", "leaders restarted", "mixed sections",
 		"swaps in pages", "objects deleted", "consumers", "open transactions", "work thrown away", "claims left behind", "heads changed between reads"} {
 		if all[what] == 0 {
