@@ -20,7 +20,6 @@ import (
 
 	"github.com/varve/varve/broker/protocol"
 	"github.com/varve/varve/cmd/varve/servertest"
-	"github.com/varve/varve/tiering/objstore"
 	"github.com/varve/varve/wal/vfs"
 )
 
@@ -309,9 +308,7 @@ func TestTransactionsOverRestarts(t *testing.T) {
 // those of which the producer was told the end as it was told.
 func TestTransactionsOverPowerFailures(t *testing.T) {
 	const partitions, rounds = 3, 6
-	disk := vfs.NewMem()
-	bucket := objstore.NewFaulty(objstore.NewMem(), 1)
-	b := servertest.Start(t, servertest.Options{FS: disk, Bucket: bucket, Settings: map[string]string{"transaction.state.log.num.partitions": "2"}})
+	b := servertest.Start(t, servertest.Options{FS: vfs.NewMem(), Settings: map[string]string{"transaction.state.log.num.partitions": "2"}})
 	b.CreateTopic("t", partitions)
 	var mu sync.Mutex
 	told := map[string]bool{} // value -> committed
@@ -354,14 +351,7 @@ func TestTransactionsOverPowerFailures(t *testing.T) {
 		mu.Lock()
 		want := maps.Clone(told)
 		mu.Unlock()
-		// The process goes on for a moment. Without power it would upload nothing of what it still takes.
-		bucket.SetOutage(true)
-		disk = disk.Crash(round)
-		cancel()
-		wg.Wait()
-		b.Stop()
-		bucket.SetOutage(false)
-		if err := b.RestartOn(disk); err != nil {
+		if err := b.PowerFailure(round, func() { cancel(); wg.Wait() }); err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
 		mu.Lock()

@@ -326,8 +326,7 @@ func TestTxnOffsetsThroughPowerFailures(t *testing.T) {
 
 func txnOffsetsThroughPowerFailures(t *testing.T, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 28))
-	disk := vfs.NewMem()
-	b := servertest.Start(t, servertest.Options{FS: disk, Settings: map[string]string{
+	b := servertest.Start(t, servertest.Options{FS: vfs.NewMem(), Settings: map[string]string{
 		unverified: "false", "offsets.topic.num.partitions": "1", "remote.flush.interval.ms": "100"}})
 	x := &txnOffsets{bystander: newBystander(t, b)}
 	b.CreateTopic("t", 1)
@@ -341,8 +340,7 @@ func txnOffsetsThroughPowerFailures(t *testing.T, seed uint64) {
 			frame, _ := x.frame(req)
 			x.send(frame)
 			time.Sleep(time.Duration(rng.IntN(3000)) * time.Microsecond)
-			disk = disk.Crash(rng.Uint64())
-			if err := b.RestartOn(disk); err != nil {
+			if err := b.PowerFailure(rng.Uint64(), nil); err != nil {
 				t.Fatal(err)
 			}
 			x.client = dial(t, b)

@@ -23,11 +23,10 @@ import (
 // txnWorld is a broker, several producers, and what a reader of committed records
 // has to see of them.
 type txnWorld struct {
-	t    *testing.T
-	rng  *rand.Rand
-	b    *servertest.Broker
-	disk *vfs.Mem
-	y    *client
+	t   *testing.T
+	rng *rand.Rand
+	b   *servertest.Broker
+	y   *client
 
 	parts     []*txnPart
 	producers []*txnProducer
@@ -82,8 +81,7 @@ func (w *txnWorld) cut(frame []byte) {
 	w.t.Helper()
 	w.y.send(frame)
 	time.Sleep(time.Duration(w.rng.IntN(3000)) * time.Microsecond)
-	w.disk = w.disk.Crash(w.rng.Uint64())
-	if err := w.b.RestartOn(w.disk); err != nil {
+	if err := w.b.PowerFailure(w.rng.Uint64(), nil); err != nil {
 		w.t.Fatal(err)
 	}
 	w.connect()
@@ -277,8 +275,8 @@ func TestRandomTransactions(t *testing.T) {
 }
 
 func randomTransactions(t *testing.T, seed uint64) {
-	w := &txnWorld{t: t, rng: rand.New(rand.NewPCG(seed, 5)), disk: vfs.NewMem()}
-	w.b = servertest.Start(t, servertest.Options{FS: w.disk, Settings: map[string]string{
+	w := &txnWorld{t: t, rng: rand.New(rand.NewPCG(seed, 5))}
+	w.b = servertest.Start(t, servertest.Options{FS: vfs.NewMem(), Settings: map[string]string{
 		"remote.flush.interval.ms": "100", "wal.segment.bytes": "1048576", "offsets.topic.num.partitions": "1",
 	}})
 	w.b.CreateTopic("hot", 2)
@@ -334,8 +332,7 @@ func randomTransactions(t *testing.T, seed uint64) {
 	w.check("from objects alone")
 	w.restart()
 	w.check("from objects alone, after a restart")
-	w.disk = vfs.NewMem()
-	if err := w.b.RestartOn(w.disk); err != nil {
+	if err := w.b.RestartOn(vfs.NewMem()); err != nil {
 		t.Fatal(err)
 	}
 	w.connect()

@@ -510,7 +510,7 @@ func (h *harness) toolsMembers(ctx context.Context) {
 		})
 	}
 	h.check("tools", name+": --validate-regex", func() error {
-		return errors.Join(h.expect(ctx, []string{`^\s*$|valid`}, name, "--validate-regex", "tools-.*"), h.expect(ctx, []string{`(?i)invalid|missing`}, name, "--validate-regex", "tools-("))
+		return errors.Join(h.expect(ctx, []string{`^\s*$|\bvalid\b`}, name, "--validate-regex", "tools-.*"), h.expect(ctx, []string{`(?i)invalid|missing`}, name, "--validate-regex", "tools-("))
 	})
 }
 

@@ -108,8 +108,7 @@ func verifyThere(t *testing.T, b *servertest.Broker, topic string, want map[int6
 // Power fails while an idempotent producer writes: what was not synced may be
 // lost, torn or kept. Whatever was acknowledged before is there.
 func TestPowerLoss(t *testing.T) {
-	disk := vfs.NewMem()
-	b := servertest.Start(t, servertest.Options{FS: disk})
+	b := servertest.Start(t, servertest.Options{FS: vfs.NewMem()})
 	b.CreateTopic("power", 1)
 	a := &acked{at: map[int64]uint64{}}
 	for round := range uint64(4) {
@@ -129,10 +128,7 @@ func TestPowerLoss(t *testing.T) {
 			return nil
 		})
 		want := a.snapshot()
-		disk = disk.Crash(round)
-		close(stop)
-		wg.Wait()
-		if err := b.RestartOn(disk); err != nil {
+		if err := b.PowerFailure(round, func() { close(stop); wg.Wait() }); err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
 		verifyThere(t, b, "power", want)

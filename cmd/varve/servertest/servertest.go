@@ -45,9 +45,10 @@ type Broker struct {
 	// acceptCorruptLog is what the flag of that name does.
 	acceptCorruptLog bool
 
-	dir  string
-	addr string
-	s    *server.Server
+	dir    string
+	addr   string
+	s      *server.Server
+	bucket *objstore.Faulty // if FS is a vfs.Mem
 
 	// Of a cluster.
 	id   int
@@ -61,6 +62,10 @@ func Start(tb testing.TB, o Options) *Broker {
 		o.Bucket = objstore.NewMem()
 	}
 	b := &Broker{tb: tb, o: o, dir: tb.TempDir(), addr: freeAddr(tb), id: 1}
+	if _, ok := o.FS.(*vfs.Mem); ok {
+		b.bucket = objstore.NewFaulty(o.Bucket, 1)
+		b.o.Bucket = b.bucket
+	}
 	b.start()
 	return b
 }
@@ -238,6 +243,22 @@ func (b *Broker) RestartOn(disk vfs.FS) error {
 	b.Stop()
 	b.o.FS = disk
 	return b.open()
+}
+
+// PowerFailure takes the power of a broker whose FS is a vfs.Mem, and starts it
+// again on what that left of the disk. The process goes on for a moment, and
+// meanwhile may wait for its clients; of what it still takes nothing reaches the
+// bucket.
+func (b *Broker) PowerFailure(seed uint64, meanwhile func()) error {
+	b.tb.Helper()
+	b.bucket.SetOutage(true)
+	disk := b.o.FS.(*vfs.Mem).Crash(seed)
+	if meanwhile != nil {
+		meanwhile()
+	}
+	b.Stop()
+	b.bucket.SetOutage(false)
+	return b.RestartOn(disk)
 }
 
 // Client is a franz-go client of the broker, closed when the test ends.
