@@ -151,7 +151,11 @@ func (l *Log) take() (work, blocked, closed bool) {
 			w.left[i].err = fmt.Errorf("%w: %w", ErrClosed, ErrNoSpace)
 		}
 	}
-	w.items, w.left = w.left[:n:n], w.left[n:]
+	if n == len(w.left) {
+		w.items, w.left = w.left, nil // with its room, for the next that are queued
+	} else {
+		w.items, w.left = w.left[:n:n], w.left[n:]
+	}
 	return true, false, false
 }
 

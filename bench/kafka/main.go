@@ -49,7 +49,7 @@ func main() {
 	flag.BoolVar(&o.quick, "quick", false, "the form of ten minutes: short sides, one block, fewer rows")
 	flag.BoolVar(&o.long, "long", false, "also the rows that take minutes each: 4,000 and 20,000 partitions, a restart with 10,000")
 	flag.BoolVar(&o.cluster, "cluster", false, "the workloads of clusters of three brokers, rather than of one broker")
-	flag.StringVar(&o.from, "from", "", "measure nothing: put the JSON of earlier runs of one build together into a report, comma-separated, for machines that are not free for so long")
+	flag.StringVar(&o.from, "from", "", "measure nothing: put the JSON of earlier runs of one build together into a report, comma-separated, for machines that are not free for so long; -only leaves the others out")
 	flag.BoolVar(&o.plan, "plan", false, "print what would run and about how long it takes")
 	flag.BoolVar(&o.noMinio, "no-minio", false, "replay from a directory rather than from a MinIO server")
 	flag.IntVar(&o.repeats, "repeats", 1, "blocks of a row that may be measured again because their floor moved")
@@ -221,6 +221,10 @@ func together(o options) error {
 	if o.report == "" {
 		return errors.New("-from needs -report")
 	}
+	wanted, err := choose(o.only, false, true, o.cluster)
+	if err != nil {
+		return err
+	}
 	var reports []*report
 	for name := range strings.SplitSeq(o.from, ",") {
 		b, err := os.ReadFile(strings.TrimSpace(name))
@@ -230,6 +234,11 @@ func together(o options) error {
 		rep := &report{}
 		if err := json.Unmarshal(b, rep); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
+		}
+		if o.only != "" {
+			rep.Tables = slices.DeleteFunc(rep.Tables, func(t *table) bool {
+				return !slices.ContainsFunc(wanted, func(w workload) bool { return w.Key == t.Key })
+			})
 		}
 		reports = append(reports, rep)
 	}
