@@ -44,6 +44,9 @@ type Options struct {
 	// line begins with, as a namespace of the network wants it. nil: all are on 127.0.0.1.
 	Place func(name string) (host string, before []string)
 
+	// Within is what the command line of a process begins with after that: a program that becomes what the rest says. May be nil, and return nil.
+	Within func(name string) []string
+
 	Varve   []string                // the program that `broker` is an argument of, after its own first ones
 	Servers []string                // a program that begins with Serve, likewise
 	Env     []string                // of brokers and workers, added to this program's
@@ -231,6 +234,9 @@ func (c *Cluster) describe() {
 		var before []string
 		if c.o.Place != nil {
 			_, before = c.o.Place(name)
+		}
+		if c.o.Within != nil {
+			before = slices.Concat(before, c.o.Within(name))
 		}
 		all := slices.Concat(before, program, args)
 		return exec.Command(all[0], all[1:]...)

@@ -1,15 +1,18 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -31,6 +34,7 @@ type fault struct {
 	long  bool // it lasts for longLasts more; of all faults it is taken every third time only
 	net   bool // of the network
 	disk  bool // of the disk
+	fsync bool // of fsyncs
 	// pick says which processes it happens to; false: not now.
 	pick func(*nemesis, context.Context) ([]string, bool)
 	// do does it to them, has it last, and heals it.
@@ -49,6 +53,8 @@ var faults = []fault{
 	{name: "pause", pick: anyBroker, do: paused},
 	{name: "pause-leader", pick: leaderBroker, do: paused},
 	{name: "pause-long", long: true, pick: leaderBroker, do: paused},
+	{name: "kill-after-fsync", fsync: true, pick: leaderReplica, do: afterFsync(killed)},
+	{name: "pause-after-fsync", fsync: true, pick: leaderReplica, do: afterFsync(outlasted)},
 	{name: "restart", pick: anyBroker, do: restarted},
 	{name: "rolling-restart", alone: true, pick: allBrokers, do: restarted},
 	{name: "crash-all", alone: true, pick: allBrokers, do: killed},
@@ -61,6 +67,7 @@ var faults = []fault{
 	{name: "etcd-crash", pick: allMembers, do: killed},
 	{name: "etcd-away-long", alone: true, long: true, pick: everybody, do: etcdAway},
 	{name: "etcd-full", alone: true, pick: everybody, do: etcdFull},
+	{name: "etcd-slow-disk", alone: true, fsync: true, pick: everybody, do: etcdSlowDisk},
 	{name: "s3-away", pick: bucket, do: paused},
 	{name: "s3-kill", pick: bucket, do: killed},
 	{name: "s3-away-long", long: true, pick: bucket, do: paused},
@@ -75,6 +82,8 @@ var faults = []fault{
 	{name: "power-loss-one", disk: true, pick: anyBroker, do: powerLost},
 	{name: "disk-gone", disk: true, pick: anyReplica, do: diskGone}, // who writes nothing does not learn of it
 	{name: "disk-full", disk: true, pick: anyBroker, do: diskFilled},
+	{name: "slow-disk", fsync: true, pick: leaderReplica, do: slowDisk(func(time.Duration) time.Duration { return 500 * time.Millisecond })},
+	{name: "disk-stalls", fsync: true, pick: leaderReplica, do: slowDisk(func(lasts time.Duration) time.Duration { return lasts })},
 	{name: "cut", net: true, pick: anyBroker, do: unlinked},
 	{name: "flap", net: true, pick: anyBroker, do: flapped},
 	{name: "cut-leader", net: true, pick: leaderBroker, do: unlinked},
@@ -93,15 +102,16 @@ var faults = []fault{
 
 // nemesis has the faults happen.
 type nemesis struct {
-	c     *cluster.Cluster
-	net   *network // nil: there is none
-	disks *disks   // nil: there are none
-	varve string   // the command
-	adm   *kadm.Client
-	rnd   *rand.Rand
-	note  func(string, ...any)
-	list  []fault
-	rare  bool // faults that last long are to be
+	c      *cluster.Cluster
+	net    *network // nil: there is none
+	disks  *disks   // nil: there are none
+	fsyncs *fsyncs  // nil: nothing can be done about them
+	varve  string   // the command
+	adm    *kadm.Client
+	rnd    *rand.Rand
+	note   func(string, ...any)
+	list   []fault
+	rare   bool // faults that last long are to be
 
 	l  *ledger // of the round
 	in string  // the topic that clients write to without a word to etcd
@@ -267,6 +277,12 @@ func leaderBroker(n *nemesis, ctx context.Context) ([]string, bool) {
 		return nil, false
 	}
 	return []string{n.c.Broker(leaders[i%len(leaders)]).Name}, true
+}
+
+// leaderReplica is a leaderBroker that is not the spare one, whose log may be idle.
+func leaderReplica(n *nemesis, ctx context.Context) ([]string, bool) {
+	names, ok := leaderBroker(n, ctx)
+	return names, ok && names[0] != n.c.Broker(spare).Name
 }
 
 func controllerBroker(n *nemesis, ctx context.Context) ([]string, bool) {
@@ -655,15 +671,56 @@ func flapped(n *nemesis, ctx context.Context, names []string, d time.Duration) e
 	if err != nil {
 		return err
 	}
-	var most int32
-	var where string
-	after.EachPartition(func(p kadm.PartitionDetail) {
-		if was, ok := before[p.Topic].Partitions[p.Partition]; ok && p.LeaderEpoch-was.LeaderEpoch > most {
-			most, where = p.LeaderEpoch-was.LeaderEpoch, fmt.Sprintf(" (%s-%d)", p.Topic, p.Partition)
-		}
-	})
+	_, most, where := risen(before, after)
 	n.note("leader epochs rose by %d at most%s in %.1fs of flap %v", most, where, time.Since(from).Seconds(), names)
 	return nil
+}
+
+// risen says in how many partitions the leader epoch is higher than before, by how much at most, and where that is.
+func risen(before, after kadm.TopicDetails) (in int, most int32, where string) {
+	after.EachPartition(func(p kadm.PartitionDetail) {
+		was, ok := before[p.Topic].Partitions[p.Partition]
+		by := p.LeaderEpoch - was.LeaderEpoch
+		if !ok || by == 0 {
+			return
+		}
+		if in++; by > most {
+			most, where = by, fmt.Sprintf(" (%s-%d)", p.Topic, p.Partition)
+		}
+	})
+	return in, most, where
+}
+
+// sessionsLost is how often the brokers' sessions have run out since they were started, of those that run.
+func (n *nemesis) sessionsLost(ctx context.Context) (lost int, err error) {
+	for _, b := range n.c.Brokers {
+		if !b.Running() {
+			continue
+		}
+		l, e := metric(ctx, b.Admin, "varve_sessions_lost_total")
+		lost, err = lost+int(l), errors.Join(err, e)
+	}
+	return lost, err
+}
+
+// metric is one of a process, without labels.
+func metric(ctx context.Context, admin, name string) (value float64, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, admin+"/metrics", nil)
+	if err != nil {
+		return 0, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	for lines.Scan() {
+		if text, ok := strings.CutPrefix(lines.Text(), name+" "); ok {
+			return strconv.ParseFloat(text, 64)
+		}
+	}
+	return 0, errors.Join(fmt.Errorf("%s: there is no %s", admin, name), lines.Err())
 }
 
 // cut has what a process sends to others, or what they send to it, or both come to nothing.

@@ -64,6 +64,7 @@ type options struct {
 }
 
 func main() {
+	gated(os.Args[1:])
 	cluster.Serve(os.Args[1:])
 	varve := flag.String("varve", "bin/varve", "the brokers' binary")
 	rounds := flag.Int("rounds", 5, "how many rounds")
@@ -158,24 +159,35 @@ func keepLogs(dir string) error {
 // lagIn is which of lags a round has. Neighbours have the same, so that it is not always those that read from the bucket.
 func (o *options) lagIn(round int) int32 { return int32((o.seed + uint64(round)/2) % 2) }
 
-func choose(names string, net, disk bool) (list []fault, err error) {
+// choose returns the faults that have these names, or without names all that can be had here.
+func (n *nemesis) choose(names string) (list []fault, err error) {
 	for _, name := range strings.FieldsFunc(names, func(r rune) bool { return r == ',' }) {
 		i := slices.IndexFunc(faults, func(f fault) bool { return f.name == name })
 		if i < 0 {
 			return nil, fmt.Errorf("there is no fault %q", name)
 		}
-		if faults[i].net && !net {
-			return nil, fmt.Errorf("fault %q wants network namespaces", name)
-		}
-		if faults[i].disk && !disk {
-			return nil, fmt.Errorf("fault %q wants disks of its own", name)
+		if wants := n.lacks(faults[i]); wants != "" {
+			return nil, fmt.Errorf("fault %q wants %s", name, wants)
 		}
 		list = append(list, faults[i])
 	}
 	if names == "" {
-		list = slices.DeleteFunc(slices.Clone(faults), func(f fault) bool { return f.net && !net || f.disk && !disk })
+		list = slices.DeleteFunc(slices.Clone(faults), func(f fault) bool { return n.lacks(f) != "" })
 	}
 	return list, nil
+}
+
+// lacks is what a fault wants and is not to be had here.
+func (n *nemesis) lacks(f fault) string {
+	switch {
+	case f.net && n.net == nil:
+		return "network namespaces"
+	case f.disk && n.disks == nil:
+		return "disks of its own"
+	case f.fsync && n.fsyncs == nil:
+		return "fsyncs that can be held"
+	}
+	return ""
 }
 
 func (o *options) run(ctx context.Context, dir, names string) (done, anomalies int, beyond time.Duration, err error) {
@@ -207,11 +219,23 @@ func (o *options) run(ctx context.Context, dir, names string) (done, anomalies i
 	if o.network != nil {
 		co.Place = o.network.place
 	}
+	f, err := newFsyncs(dir)
+	if err != nil {
+		fmt.Printf("chaos: fsyncs cannot be held here (%v), and none is slow\n", err)
+	} else {
+		defer f.close()
+		co.Within = func(name string) []string {
+			if strings.HasPrefix(name, "broker-") || strings.HasPrefix(name, "etcd-") {
+				return f.begin(name)
+			}
+			return nil
+		}
+	}
 	c, err := cluster.New(co)
 	if err != nil {
 		return 0, 0, 0, err
 	}
-	n := &nemesis{c: c, net: o.network, varve: o.varve, rnd: rand.New(rand.NewPCG(o.seed, 1)), busy: map[string]bool{}, rare: names == ""}
+	n := &nemesis{c: c, net: o.network, fsyncs: f, varve: o.varve, rnd: rand.New(rand.NewPCG(o.seed, 1)), busy: map[string]bool{}, rare: names == ""}
 	if o.network != nil {
 		if n.disks, err = newDisks(c, dir); err != nil {
 			fmt.Printf("chaos: no disks of their own for the brokers here (%v), and none of their faults\n", err)
@@ -219,7 +243,7 @@ func (o *options) run(ctx context.Context, dir, names string) (done, anomalies i
 			defer n.disks.close()
 		}
 	}
-	if n.list, err = choose(names, o.network != nil, n.disks != nil); err != nil {
+	if n.list, err = n.choose(names); err != nil {
 		return 0, 0, 0, err
 	}
 	if _, err := c.Up(ctx); err != nil {
