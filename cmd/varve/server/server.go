@@ -174,7 +174,7 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 		return err
 	})
 	if err != nil {
-		return s, fmt.Errorf("metadata: %w (as remembered in %s: if log.dirs names another broker's directory, that is why)", err, seenFile)
+		return s, fmt.Errorf("metadata: %w", remembered(err, seenFile))
 	}
 
 	var b atomic.Pointer[broker.Broker]
@@ -224,6 +224,9 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	if err = s.patiently(ctx, func() (err error) { s.node, err = metadata.Open(ctx, options); return err }); err != nil {
 		return s, fmt.Errorf("metadata: %w", err)
 	}
+	if err = ahead(s.wal.Partitions(), s.node.Image()); err != nil {
+		return s, fmt.Errorf("metadata: %w", err)
+	}
 	if s.tier, err = s.openTier(clusterID); err != nil {
 		return s, err
 	}
@@ -262,6 +265,35 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	s.metrics.watch(s)
 	s.up.Store(true)
 	return s, nil
+}
+
+// remembered says of an error that etcd is not what this broker remembers what is to be done.
+func remembered(err error, seenFile string) error {
+	if errors.Is(err, etcd.ErrRevisionRegressed) {
+		return fmt.Errorf("%w (remembered in %s). %s", err, seenFile, setBack)
+	}
+	return fmt.Errorf("%w (as remembered in %s: if log.dirs names another broker's directory, that is why)", err, seenFile)
+}
+
+// setBack is for whoever is woken because brokers do not start.
+const setBack = "etcd was restored from a backup, or etcd.endpoints names another one. This broker does not start, and has changed nothing there: " +
+	"what was acknowledged since then is in the brokers' logs and in the bucket, and that etcd does not know of it. " +
+	"Bring back the etcd that is not behind, and start the broker again"
+
+// ahead is an error if a log has a leader epoch that etcd has not reached. Nobody leads in one before it is there, so etcd has gone
+// back; that shows also where its revision does not, such as after `--bump-revision`. To go on would give the same epochs
+// to other leaders, and drop the logs of topics that were made since.
+func ahead(logs []wal.Recovered, im *image.Image) error {
+	for _, r := range logs {
+		p := im.Partition(r.TopicID, r.Partition)
+		last, ok := r.Lineage.Latest()
+		if p == nil || !ok || last.Epoch <= p.LeaderEpoch {
+			continue
+		}
+		return fmt.Errorf("%w: the log of %s-%d has records of leader epoch %d, and etcd knows of %d. %s",
+			etcd.ErrRevisionRegressed, im.TopicByID(r.TopicID).Name, r.Partition, last.Epoch, p.LeaderEpoch, setBack)
+	}
+	return nil
 }
 
 // errNoCluster says that no broker has ever started on this etcd.
