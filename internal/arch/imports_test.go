@@ -64,6 +64,7 @@ var allowed = map[string][]string{
 	"internal/arch":    {},
 	"internal/child":   {},
 	"internal/install": {},
+	"internal/skew":    {},
 	"internal/cluster": {"internal/child", "tiering/objstore/s3test"},
 	"cmd/varve/...":    {"..."},
 	"demo":             {},
