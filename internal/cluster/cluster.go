@@ -47,13 +47,14 @@ type Options struct {
 	// Within is what the command line of a process begins with after that: a program that becomes what the rest says. May be nil, and return nil.
 	Within func(name string) []string
 
-	Varve   []string                // the program that `broker` is an argument of, after its own first ones
-	Servers []string                // a program that begins with Serve, likewise
-	Env     []string                // of brokers and workers, added to this program's
-	MinIO   string                  // the program of the S3 server; empty: the one of the tests
-	Config  func(id int32) string   // a broker's configuration file; nil: none
-	Set     []string                // settings of all brokers and workers, as name=value
-	SetOf   func(id int32) []string // settings of one broker; may be nil
+	Varve   []string                   // the program that `broker` is an argument of, after its own first ones
+	Servers []string                   // a program that begins with Serve, likewise
+	Env     []string                   // of brokers and workers, added to this program's
+	EnvOf   func(name string) []string // of one broker or worker, likewise; may be nil
+	MinIO   string                     // the program of the S3 server; empty: the one of the tests
+	Config  func(id int32) string      // a broker's configuration file; nil: none
+	Set     []string                   // settings of all brokers and workers, as name=value
+	SetOf   func(id int32) []string    // settings of one broker; may be nil
 
 	WorkerConfig string // the workers' configuration file; empty: none
 
@@ -293,7 +294,7 @@ func (c *Cluster) describe() {
 			}
 			args = append(args, child.SetFlags(settings)...)
 			cmd := command(s.Name, c.o.Varve, args...)
-			cmd.Env = append(os.Environ(), c.o.Env...)
+			cmd.Env = c.env(s.Name)
 			return cmd
 		}
 		s.ready = func() error {
@@ -316,12 +317,21 @@ func (c *Cluster) describe() {
 				"admin.listener=" + a.Admin, "etcd.endpoints=" + strings.Join(endpoints, ","), "remote.storage.url=" + c.BucketURL(), "log.cleaner.spool.dir=" + w.Dir,
 			}, c.o.Set...))...)
 			cmd := command(w.Name, c.o.Varve, args...)
-			cmd.Env = append(os.Environ(), c.o.Env...)
+			cmd.Env = c.env(w.Name)
 			return cmd
 		}
 		w.ready = func() error { return child.AnswersOK(w.Admin + "/readyz") }
 		c.Workers = append(c.Workers, w)
 	}
+}
+
+// env is the environment of a broker or worker.
+func (c *Cluster) env(name string) []string {
+	env := append(os.Environ(), c.o.Env...)
+	if c.o.EnvOf != nil {
+		env = append(env, c.o.EnvOf(name)...)
+	}
+	return env
 }
 
 // first are the servers that Up starts.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -24,6 +25,7 @@ import (
 
 	"github.com/varve/varve/internal/child"
 	"github.com/varve/varve/internal/cluster"
+	"github.com/varve/varve/internal/skew"
 )
 
 // A fault happens to some processes, lasts, and is over. Two may last at a time, of different processes; what they are,
@@ -35,6 +37,7 @@ type fault struct {
 	net   bool // of the network
 	disk  bool // of the disk
 	fsync bool // of fsyncs
+	clock bool // of the clock
 	// pick says which processes it happens to; false: not now.
 	pick func(*nemesis, context.Context) ([]string, bool)
 	// do does it to them, has it last, and heals it.
@@ -98,6 +101,10 @@ var faults = []fault{
 	{name: "one-way", net: true, pick: twoBrokers, do: cut(true, false, second)},
 	{name: "slow-link", net: true, pick: anyBroker, do: slowed},
 	{name: "deaf", net: true, pick: anyBroker, do: cut(false, true, otherBrokers)},
+	{name: "clock", clock: true, pick: anyClock, do: jumped},
+	{name: "clock-leader", clock: true, pick: leaderBroker, do: jumped},
+	{name: "clock-all", clock: true, pick: allClocks, do: jumped},
+	{name: "clock-strobe", clock: true, pick: anyClock, do: strobed},
 }
 
 // nemesis has the faults happen.
@@ -106,7 +113,9 @@ type nemesis struct {
 	net    *network // nil: there is none
 	disks  *disks   // nil: there are none
 	fsyncs *fsyncs  // nil: nothing can be done about them
-	varve  string   // the command
+	// clocks are those of brokers and workers, by name; nil: they all have the machine's.
+	clocks map[string]*skew.Clock
+	varve  string // the command
 	adm    *kadm.Client
 	rnd    *rand.Rand
 	note   func(string, ...any)
@@ -331,6 +340,16 @@ func leaderMember(n *nemesis, ctx context.Context) ([]string, bool) {
 		}
 	}
 	return nil, false
+}
+
+// anyClock is a process whose clock can be set.
+func anyClock(n *nemesis, ctx context.Context) ([]string, bool) {
+	all, _ := allClocks(n, ctx)
+	return all[n.rnd.IntN(len(all)):][:1], true
+}
+
+func allClocks(n *nemesis, _ context.Context) ([]string, bool) {
+	return slices.Sorted(maps.Keys(n.clocks)), true
 }
 
 func bucket(n *nemesis, _ context.Context) ([]string, bool) { return []string{n.c.S3.Name}, true }
@@ -636,6 +655,36 @@ func (n *nemesis) once(ctx context.Context, args ...string) error {
 		err = fmt.Errorf("varve %s: %w: %s", strings.Join(args, " "), err, out)
 	}
 	return err
+}
+
+// jumped has the wall clock of processes go an hour before the machine's, or an hour behind it, and then right again.
+func jumped(n *nemesis, ctx context.Context, names []string, d time.Duration) error {
+	by := time.Hour
+	if d/time.Millisecond%2 == 1 {
+		by = -by
+	}
+	n.note("the clock of %v jumps by %s", names, by)
+	n.set(names, by)
+	wait(ctx, d)
+	n.set(names, 0)
+	return nil
+}
+
+// strobed has it jump to and fro.
+func strobed(n *nemesis, ctx context.Context, names []string, d time.Duration) error {
+	by := 30 * time.Second
+	for end := time.Now().Add(d); time.Now().Before(end) && ctx.Err() == nil; wait(ctx, 200*time.Millisecond) {
+		n.set(names, by)
+		by = -by
+	}
+	n.set(names, 0)
+	return nil
+}
+
+func (n *nemesis) set(names []string, d time.Duration) {
+	for _, name := range names {
+		n.clocks[name].Set(d)
+	}
 }
 
 func slowed(n *nemesis, ctx context.Context, names []string, d time.Duration) error {

@@ -28,6 +28,7 @@ import (
 
 	"github.com/varve/varve/internal/child"
 	"github.com/varve/varve/internal/cluster"
+	"github.com/varve/varve/internal/skew"
 	"github.com/varve/varve/interop/chaos/history"
 )
 
@@ -59,6 +60,7 @@ type options struct {
 	back    time.Duration // within which everything has to be acknowledged again
 	keep    time.Duration // beyond the faults; logs are kept of a partition that was without acknowledgements for longer
 	network *network
+	clock   bool // the clocks of brokers and workers can be set
 
 	lag atomic.Int32 // of lags, for brokers that start
 }
@@ -74,6 +76,7 @@ func main() {
 	breaks := flag.String("break", "", "what clients do wrong, to see it found: acks, isolation")
 	back := flag.Duration("back-within", 20*time.Second, "after the last fault every partition that clients write to has to be acknowledged again within this; what processors write to, 26s later")
 	keep := flag.Duration("keep-logs-of", 20*time.Second, "keep the logs of a run in which a partition was without acknowledgements for longer than this beyond the longest fault that lasted meanwhile")
+	clock := flag.Bool("clock", false, "build brokers and workers whose clock can be set, which takes minutes the first time, and have it jump")
 	flag.Parse()
 	if *breaks != "" && *breaks != breaksAcks && *breaks != breaksIsolation {
 		fmt.Fprintf(os.Stderr, "chaos: there is no --break %q\n", *breaks)
@@ -88,7 +91,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	code, err := run(ctx, &options{varve: *varve, rounds: *rounds, lasts: *lasts, seed: *seed, breaks: *breaks, back: *back, keep: *keep}, *names)
+	code, err := run(ctx, &options{varve: *varve, rounds: *rounds, lasts: *lasts, seed: *seed, breaks: *breaks, back: *back, keep: *keep, clock: *clock}, *names)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "chaos:", err)
 		if code == 0 {
@@ -186,6 +189,8 @@ func (n *nemesis) lacks(f fault) string {
 		return "disks of its own"
 	case f.fsync && n.fsyncs == nil:
 		return "fsyncs that can be held"
+	case f.clock && n.clocks == nil:
+		return "--clock"
 	}
 	return ""
 }
@@ -231,6 +236,16 @@ func (o *options) run(ctx context.Context, dir, names string) (done, anomalies i
 			return nil
 		}
 	}
+	clockOf := func(name string) string { return filepath.Join(dir, name+".clock") }
+	if o.clock {
+		built := filepath.Join(dir, "varve")
+		fmt.Println("chaos: building brokers whose clock can be set")
+		if err := skew.Build(ctx, built, "./cmd/varve"); err != nil {
+			return 0, 0, 0, err
+		}
+		co.Varve = []string{built}
+		co.EnvOf = func(name string) []string { return []string{skew.Env + "=" + clockOf(name)} }
+	}
 	c, err := cluster.New(co)
 	if err != nil {
 		return 0, 0, 0, err
@@ -241,6 +256,18 @@ func (o *options) run(ctx context.Context, dir, names string) (done, anomalies i
 			fmt.Printf("chaos: no disks of their own for the brokers here (%v), and none of their faults\n", err)
 		} else {
 			defer n.disks.close()
+		}
+	}
+	if o.clock {
+		n.clocks = map[string]*skew.Clock{}
+		for _, s := range c.Servers() {
+			if s == c.S3 || slices.Contains(c.Etcd, s) {
+				continue
+			}
+			if n.clocks[s.Name], err = skew.New(clockOf(s.Name)); err != nil {
+				return 0, 0, 0, err
+			}
+			defer n.clocks[s.Name].Close()
 		}
 	}
 	if n.list, err = n.choose(names); err != nil {
