@@ -352,7 +352,11 @@ func (s *shard[M, C, R]) run() {
 		if busy {
 			continue
 		}
-		timer.Reset(time.Until(s.next()))
+		rest := time.Until(s.next())
+		if len(s.deadlines) > 0 {
+			rest = min(rest, lookAgain)
+		}
+		timer.Reset(rest)
 		select {
 		case <-s.wake:
 		case <-timer.C:
@@ -360,6 +364,11 @@ func (s *shard[M, C, R]) run() {
 		}
 	}
 }
+
+// lookAgain is how long run rests at most while something has a deadline. Those of transactions are of the wall clock, for they
+// are in records; a timer that was set while the clock was an hour behind would be late by an hour once it goes right again. Kafka's
+// coordinator looks as often (transaction.abort.timed.out.transaction.cleanup.interval.ms).
+const lookAgain = 10 * time.Second
 
 // next is when run has something to do by itself.
 func (s *shard[M, C, R]) next() time.Time {
