@@ -36,12 +36,12 @@ image: ## build the container image that docker-compose.yml runs
 test: ## all tests of the tree
 	$(GO) test ./...
 
-test-long: ## the long forms: crashes and damage everywhere, a 30 s open loop, 10,000 partitions and a million commits with figures, 200 members that come and go, torn ends of logs, clocks that jump
+test-long: ## the long forms: crashes and damage everywhere, a 30 s open loop, 10,000 partitions and a million commits with figures, 200 members that come and go, torn ends of logs, clocks that jump, kills at every step of tiering
 	VARVE_LONG=1 $(GO) test -timeout 3h -count=1 ./tiering/... ./compaction/...
 	$(GO) test -timeout 3h -count=1 ./wal -long
 	VARVE_LONG=1 $(GO) test -count=1 ./internal/skew
 	VARVE_LONG=1 $(GO) test -timeout 1h -count=1 -v -run 'TestOpenLoop$$|TestManyPartitions|TestManyCommits|TestRestartsUnderLoad' ./cmd/varve/e2e
-	VARVE_LONG=1 $(GO) test -timeout 3h -count=1 -v -run 'TestRebalanceStorm|TestEpochsRunOut|TestTornEnd|TestClocks' ./cmd/varve
+	VARVE_LONG=1 $(GO) test -timeout 3h -count=1 -v -run 'TestRebalanceStorm|TestEpochsRunOut|TestTornEnd|TestClocks|TestKilledAtEveryStep|TestAmbiguousBucket' ./cmd/varve
 
 race: ## all tests under the race detector
 	$(GO) test -race ./...

@@ -2,10 +2,12 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -42,6 +44,9 @@ const (
 	// envFailSync names a file: once it exists, one fsync of the log fails, and
 	// what it was to write is lost.
 	envFailSync = "TEST_FAIL_SYNC"
+	// envDieAt names a file: once it exists, the process kills itself where it gives back a file of its log, before that or after it, as the
+	// file says.
+	envDieAt = "TEST_DIE_AT"
 	// envMayMount says that the test runs again, in name spaces in which it may mount.
 	envMayMount = "TEST_MAY_MOUNT"
 )
@@ -51,36 +56,86 @@ func TestMain(m *testing.M) {
 	if os.Getenv(envBeVarve) == "" {
 		os.Exit(m.Run())
 	}
-	trigger := os.Getenv(envFailSync)
-	if trigger == "" {
+	var disk vfs.FS
+	switch {
+	case os.Getenv(envFailSync) != "":
+		disk = &failingDisk{trigger: os.Getenv(envFailSync)}
+	case os.Getenv(envDieAt) != "":
+		disk = &lastDisk{trigger: os.Getenv(envDieAt)}
+	default:
 		main()
 	}
 	ctx, stop := withSignals(context.Background())
 	defer stop()
 	root := newRoot()
-	cmd, _, err := root.Find([]string{"dev"})
-	if err != nil {
-		panic(err)
-	}
-	// As `varve dev`, on a disk that fails.
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		dir, err := cmd.Flags().GetString("data-dir")
+	for _, name := range []string{"dev", "broker"} {
+		cmd, _, err := root.Find([]string{name})
 		if err != nil {
-			return err
+			panic(err)
 		}
-		set, err := cmd.Flags().GetStringArray("set")
-		if err != nil {
+		cmd.RunE = func(cmd *cobra.Command, _ []string) error { return onDisk(cmd, disk) }
+	}
+	os.Exit(run(ctx, root, os.Stderr))
+}
+
+// onDisk is `varve dev` or `varve broker` on another disk, without configuration files.
+func onDisk(cmd *cobra.Command, disk vfs.FS) error {
+	set, err := cmd.Flags().GetStringArray("set")
+	if err != nil {
+		return err
+	}
+	o := server.Options{Dev: cmd.Name() == "dev", FS: disk}
+	var mode config.Settings
+	required := []string{"node.id"}
+	if o.Dev {
+		required = nil
+		if o.DataDir, err = cmd.Flags().GetString("data-dir"); err != nil {
 			return err
 		}
 		defaults := config.DevDefaults()
-		defaults["log.dirs"] = filepath.Join(dir, "wal")
-		cfg, err := loadConfig(cmd.ErrOrStderr(), config.FromMode("varve dev", defaults), "", set, nil)
-		if err != nil {
+		defaults["log.dirs"] = filepath.Join(o.DataDir, "wal")
+		mode = config.FromMode("varve dev", defaults)
+	}
+	if o.Config, err = loadConfig(cmd.ErrOrStderr(), mode, "", set, required); err != nil {
+		return err
+	}
+	if !o.Dev {
+		o.DataDir = o.Config.LogDir
+	}
+	return serve(cmd.Context(), cmd.ErrOrStderr(), o)
+}
+
+// lastDisk is the disk of a process that dies where it gives back a file of its log: before that or after it, as it is told by a file.
+type lastDisk struct {
+	vfs.OS
+	trigger string
+}
+
+func (d *lastDisk) Remove(name string) error {
+	return d.dies(name, func() error { return d.OS.Remove(name) })
+}
+
+func (d *lastDisk) Rename(from, to string) error {
+	return d.dies(from, func() error { return d.OS.Rename(from, to) })
+}
+
+func (d *lastDisk) dies(name string, do func() error) error {
+	if filepath.Ext(name) != ".wal" {
+		return do()
+	}
+	when, err := os.ReadFile(d.trigger)
+	if err != nil {
+		return do()
+	}
+	if string(when) == "after" {
+		if err := do(); err != nil {
 			return err
 		}
-		return serve(cmd.Context(), cmd.ErrOrStderr(), server.Options{Config: cfg, Dev: true, DataDir: dir, FS: &failingDisk{trigger: trigger}})
 	}
-	os.Exit(run(ctx, root, os.Stderr))
+	if err := syscall.Kill(os.Getpid(), syscall.SIGKILL); err != nil {
+		panic(err)
+	}
+	select {}
 }
 
 // failingDisk is a disk of which one fsync fails, as file systems let it fail:
@@ -288,8 +343,13 @@ func (l *ledger) len() int {
 	return len(l.at)
 }
 
+// numbered is the value of a record: its number, and so many bytes that follow from it.
 func numbered(n uint64, size int) []byte {
-	return append(binary.BigEndian.AppendUint64(nil, n), make([]byte, size)...)
+	b := binary.BigEndian.AppendUint64(make([]byte, 0, 16+size), n)
+	for rnd := rand.NewPCG(n, 0); len(b) < 8+size; {
+		b = binary.BigEndian.AppendUint64(b, rnd.Uint64())
+	}
+	return b[:8+size]
 }
 
 // produce writes numbered records to a topic's partition 0, a few at a time,
@@ -363,6 +423,9 @@ func (l *ledger) checkWith(t *testing.T, cl *kgo.Client, from int64) {
 			}
 			next = r.Offset + 1
 			got := binary.BigEndian.Uint64(r.Value)
+			if !bytes.Equal(r.Value, numbered(got, len(r.Value)-8)) {
+				t.Errorf("offset %d: the %d bytes of record %d are not what was written", r.Offset, len(r.Value), got)
+			}
 			if before, twice := seen[got]; twice {
 				t.Errorf("record %d is there twice, at offsets %d and %d", got, before, r.Offset)
 			}

@@ -58,8 +58,17 @@ type Options struct {
 
 	WorkerConfig string // the workers' configuration file; empty: none
 
+	// Bucket are further parameters of remote.storage.url, as part_size=5242880&part_concurrency=2.
+	Bucket string
+	// Front puts something before a server: it is told the server's name (s3, etcd-1) and where that listens, and returns where brokers and
+	// workers go instead, all as host:port. It is called once for each, by New. nil: nothing is before them.
+	Front func(name, addr string) string
+
 	// Advertised is the address that clients are told of a broker, where it is not the one that it listens at. May be nil.
 	Advertised func(id int32) string
+
+	// Ambiguous has the S3 server of the tests end requests otherwise than it tells, where Cluster.Ambiguous asks for it.
+	Ambiguous bool
 
 	// Stays lets the processes go on when this program has ended.
 	Stays bool
@@ -243,11 +252,16 @@ func (c *Cluster) describe() {
 		return exec.Command(all[0], all[1:]...)
 	}
 
+	front := func(_, addr string) string { return addr }
+	if c.o.Front != nil {
+		front = c.o.Front
+	}
 	var members, endpoints []string
 	for i, e := range l.Etcd {
 		members = append(members, etcdName(i)+"=http://"+e.Peer)
-		endpoints = append(endpoints, "http://"+e.Client)
+		endpoints = append(endpoints, "http://"+front(etcdName(i), e.Client))
 	}
+	bucket := c.bucketURL(front(s3Name, l.S3))
 	for i, e := range l.Etcd {
 		s := server(etcdName(i), e.Client, e.Peer)
 		s.command = func() *exec.Cmd {
@@ -258,7 +272,13 @@ func (c *Cluster) describe() {
 	}
 
 	c.S3 = server(s3Name, l.S3)
-	c.S3.command = func() *exec.Cmd { return command(s3Name, c.o.Servers, s3Server, c.S3.Dir, l.S3) }
+	c.S3.command = func() *exec.Cmd {
+		args := []string{s3Server, c.S3.Dir, l.S3}
+		if c.o.Ambiguous {
+			args = append(args, c.ambiguous())
+		}
+		return command(s3Name, c.o.Servers, args...)
+	}
 	c.S3.ready = func() error { return child.AnswersOK("http://" + l.S3 + s3test.HealthPath) }
 	if l.MinIO {
 		c.S3.command = func() *exec.Cmd { return child.MinIOCommand(c.o.MinIO, c.S3.Dir, l.S3) }
@@ -287,7 +307,7 @@ func (c *Cluster) describe() {
 			}
 			settings = append(settings,
 				"listeners="+listens(a.Host), "advertised.listeners="+listens(advertised), "admin.listener="+a.Admin, "log.dirs="+s.Dir,
-				"etcd.endpoints="+strings.Join(endpoints, ","), "remote.storage.url="+c.BucketURL())
+				"etcd.endpoints="+strings.Join(endpoints, ","), "remote.storage.url="+bucket)
 			settings = append(settings, c.o.Set...)
 			if c.o.SetOf != nil {
 				settings = append(settings, c.o.SetOf(id)...)
@@ -314,7 +334,7 @@ func (c *Cluster) describe() {
 				args = append(args, "--config", c.o.WorkerConfig)
 			}
 			args = append(args, child.SetFlags(append([]string{
-				"admin.listener=" + a.Admin, "etcd.endpoints=" + strings.Join(endpoints, ","), "remote.storage.url=" + c.BucketURL(), "log.cleaner.spool.dir=" + w.Dir,
+				"admin.listener=" + a.Admin, "etcd.endpoints=" + strings.Join(endpoints, ","), "remote.storage.url=" + bucket, "log.cleaner.spool.dir=" + w.Dir,
 			}, c.o.Set...))...)
 			cmd := command(w.Name, c.o.Varve, args...)
 			cmd.Env = c.env(w.Name)
@@ -364,10 +384,27 @@ func (c *Cluster) Bootstrap() []string {
 // Broker returns the broker with an id.
 func (c *Cluster) Broker(id int32) *Broker { return c.Brokers[id-1] }
 
-// BucketURL is the brokers' remote.storage.url.
-func (c *Cluster) BucketURL() string {
-	return "s3://varve?endpoint=http://" + c.layout.S3 + "&region=us-east-1&create=true&credentials_file=" + c.credentials()
+// BucketURL is the brokers' remote.storage.url, with nothing before the server.
+func (c *Cluster) BucketURL() string { return c.bucketURL(c.layout.S3) }
+
+func (c *Cluster) bucketURL(addr string) string {
+	u := "s3://varve?endpoint=http://" + addr + "&region=us-east-1&create=true&credentials_file=" + c.credentials()
+	if c.o.Bucket != "" {
+		u += "&" + c.o.Bucket
+	}
+	return u
 }
+
+// Ambiguous has something happen to a share of the requests that the S3 server gets, as s3test.Ambiguous says; 0: to none.
+func (c *Cluster) Ambiguous(share float64) error {
+	file := c.ambiguous()
+	if err := os.WriteFile(file+".new", strconv.AppendFloat(nil, share, 'g', -1, 64), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(file+".new", file)
+}
+
+func (c *Cluster) ambiguous() string { return filepath.Join(c.o.Dir, "s3.ambiguous") }
 
 func (c *Cluster) credentials() string { return filepath.Join(c.o.Dir, "s3.credentials") }
 

@@ -37,6 +37,10 @@ func Serve(args []string) {
 		if err = s3test.Serve(ctx, args[1], args[2]); ctx.Err() != nil {
 			err = nil // it calls its own end an error
 		}
+	case args[0] == s3Server && len(args) == 4:
+		if err = s3test.ServeAmbiguous(ctx, args[1], args[2], args[3]); ctx.Err() != nil {
+			err = nil
+		}
 	default:
 		return
 	}

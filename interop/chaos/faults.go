@@ -73,6 +73,7 @@ var faults = []fault{
 	{name: "etcd-slow-disk", alone: true, fsync: true, pick: everybody, do: etcdSlowDisk},
 	{name: "s3-away", pick: bucket, do: paused},
 	{name: "s3-kill", pick: bucket, do: killed},
+	{name: "s3-ambiguous", pick: bucket, do: ambiguous},
 	{name: "s3-away-long", long: true, pick: bucket, do: paused},
 	{name: "compactor-kill", pick: anyWorker, do: killed},
 	{name: "compactor-pause", pick: anyWorker, do: paused},
@@ -403,6 +404,13 @@ func paused(n *nemesis, ctx context.Context, names []string, d time.Duration) er
 		err = errors.Join(err, n.server(name).Resume())
 	}
 	return err
+}
+
+// ambiguous has the bucket carry out a third of the changes without an answer, later, or twice.
+func ambiguous(n *nemesis, ctx context.Context, _ []string, d time.Duration) error {
+	err := n.c.Ambiguous(1. / 3)
+	wait(ctx, d)
+	return errors.Join(err, n.c.Ambiguous(0))
 }
 
 // etcdAway has all members of etcd stopped, for a minute at least. Nobody can be elected, nothing be created; what is led is

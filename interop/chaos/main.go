@@ -202,7 +202,7 @@ func (o *options) run(ctx context.Context, dir, names string) (done, anomalies i
 	}
 	o.lag.Store(o.lagIn(1))
 	co := cluster.Options{
-		Dir: dir, FreePorts: true, Brokers: spare, Workers: workers, Varve: []string{o.varve}, Servers: []string{self},
+		Dir: dir, FreePorts: true, Brokers: spare, Workers: workers, Ambiguous: true, Varve: []string{o.varve}, Servers: []string{self},
 		Set: []string{
 			"default.replication.factor=3", "min.insync.replicas=2",
 			"offsets.topic.replication.factor=3", "offsets.topic.num.partitions=4",

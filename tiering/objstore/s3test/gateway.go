@@ -1,6 +1,7 @@
 package s3test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -20,13 +21,14 @@ import (
 type Gateway struct {
 	Addr string // host:port
 
-	server *Server
+	to     string // the server's host:port
 	signer *v4.Signer
 
 	mu       sync.Mutex
 	accounts map[string]bool
 	before   func(r *http.Request) (status int, code string)
 	after    func(r *http.Request, a *Answer)
+	around   func(r *http.Request, body []byte, forward func() *Answer) *Answer
 	requests []time.Time
 }
 
@@ -38,12 +40,19 @@ type Answer struct {
 }
 
 // Gateway starts a gateway before the server, until the test ends.
-func (s *Server) Gateway(tb testing.TB) *Gateway {
-	g := &Gateway{server: s, signer: v4.NewSigner(func(o *v4.SignerOptions) { o.DisableURIPathEscaping = true }), accounts: map[string]bool{AccessKey: true}}
+func (s *Server) Gateway(tb testing.TB) *Gateway { return NewGateway(tb, s.Addr) }
+
+// NewGateway starts a gateway before the server that listens at an address, or will, until the test ends.
+func NewGateway(tb testing.TB, addr string) *Gateway {
+	g := newGateway(addr)
 	h := httptest.NewServer(g)
 	tb.Cleanup(h.Close)
 	g.Addr = strings.TrimPrefix(h.URL, "http://")
 	return g
+}
+
+func newGateway(addr string) *Gateway {
+	return &Gateway{to: addr, signer: v4.NewSigner(func(o *v4.SignerOptions) { o.DisableURIPathEscaping = true }), accounts: map[string]bool{AccessKey: true}}
 }
 
 // Allow opens or revokes an account.
@@ -68,6 +77,15 @@ func (g *Gateway) After(f func(r *http.Request, a *Answer)) {
 	g.after = f
 }
 
+// Around has each request that Before lets pass, with the whole of its body. f has it forwarded when it is time, as often as it likes and also after it
+// has returned; it is answered with 502 if the server cannot be reached. What f returns is what the client gets; for nil its
+// connection ends without an answer. The request's context ends when the client has given it up. nil lets all pass.
+func (g *Gateway) Around(f func(r *http.Request, body []byte, forward func() *Answer) *Answer) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.around = f
+}
+
 // Requests are the times at which requests came.
 func (g *Gateway) Requests() []time.Time {
 	g.mu.Lock()
@@ -78,7 +96,7 @@ func (g *Gateway) Requests() []time.Time {
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.mu.Lock()
 	g.requests = append(g.requests, time.Now())
-	before, after := g.before, g.after
+	before, after, around := g.before, g.after, g.around
 	_, account, _ := strings.Cut(r.Header.Get("Authorization"), "Credential=")
 	account, _, _ = strings.Cut(account, "/")
 	known := g.accounts[account]
@@ -88,7 +106,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(status)
 		fmt.Fprintf(w, `<?xml version="1.0"?><Error><Code>%s</Code><Message>by the gateway</Message></Error>`, code)
 	}
-	if !known {
+	if !known && r.URL.Path != HealthPath {
 		refuse(http.StatusForbidden, "InvalidAccessKeyId")
 		return
 	}
@@ -98,7 +116,31 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	a, err := g.forward(r)
+	var a *Answer
+	var err error
+	if around == nil {
+		a, err = g.forward(r)
+	} else {
+		var body []byte
+		if body, err = io.ReadAll(r.Body); err != nil {
+			return // the client has gone
+		}
+		again := r.Clone(context.WithoutCancel(r.Context()))
+		a = around(r, body, func() *Answer {
+			one := again.Clone(again.Context())
+			if one.Body = http.NoBody; len(body) > 0 {
+				one.Body = io.NopCloser(bytes.NewReader(body))
+			}
+			a, err := g.forward(one)
+			if err != nil {
+				return &Answer{Status: http.StatusBadGateway}
+			}
+			return a
+		})
+		if a == nil {
+			panic(http.ErrAbortHandler)
+		}
+	}
 	if err != nil {
 		refuse(http.StatusBadGateway, "InternalError")
 		return
@@ -116,8 +158,8 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // forward sends a request on under the server's own account.
 func (g *Gateway) forward(r *http.Request) (*Answer, error) {
 	out := r.Clone(context.WithoutCancel(r.Context()))
-	out.RequestURI, out.Host = "", g.server.Addr
-	out.URL.Scheme, out.URL.Host = "http", g.server.Addr
+	out.RequestURI, out.Host = "", g.to
+	out.URL.Scheme, out.URL.Host = "http", g.to
 	for _, h := range []string{"Authorization", "X-Amz-Date", "X-Amz-Content-Sha256", "X-Amz-Security-Token", "Accept-Encoding", "Expect"} {
 		out.Header.Del(h)
 	}

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
+	"strconv"
 	"testing"
 	"time"
 
@@ -80,6 +82,37 @@ func Serve(ctx context.Context, dir, addr string) error {
 		Ports: []string{addr}, MaxConnections: 4096, MaxRequests: 4096, MultipartMaxParts: 10000,
 		HealthPath: HealthPath, Quiet: true, KeepAlive: true,
 	})
+}
+
+// ServeAmbiguous is Serve with a Gateway before it, and with Ambiguous as long as there is a file, which holds the share of the requests.
+func ServeAmbiguous(ctx context.Context, dir, addr, file string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	inside := l.Addr().String()
+	l.Close()
+	g, a := newGateway(inside), NewAmbiguous(0, uint64(time.Now().UnixNano()))
+	g.Around(func(r *http.Request, body []byte, forward func() *Answer) *Answer {
+		b, _ := os.ReadFile(file)
+		share, _ := strconv.ParseFloat(string(b), 64) // 0 if it is not there
+		a.Set(share)
+		return a.Around(r, body, forward)
+	})
+	if l, err = net.Listen("tcp", addr); err != nil {
+		return err
+	}
+	front := &http.Server{Handler: g}
+	ended := make(chan error, 2)
+	go func() { ended <- front.Serve(l) }()
+	go func() { ended <- Serve(ctx, dir, inside) }()
+	err = <-ended
+	front.Close()
+	cancel()
+	<-ended
+	return err
 }
 
 // HealthPath answers 200 once a server serves.
