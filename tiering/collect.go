@@ -166,6 +166,13 @@ func (b *bench) read(ctx context.Context, keys []partitionKey) error {
 	for i, k := range keys {
 		ids[i] = PartitionID{k.topic, k.index}
 	}
+	// Before the question: commits go on, and may be newer than the answer.
+	seen := make([]int64, len(keys))
+	b.t.mu.Lock()
+	for i, k := range keys {
+		seen[i] = b.t.seen[k]
+	}
+	b.t.mu.Unlock()
 	c, cancel := context.WithTimeout(ctx, b.t.o.RequestTimeout)
 	list, err := b.t.store.Standing(c, ids)
 	cancel()
@@ -173,12 +180,13 @@ func (b *bench) read(ctx context.Context, keys []partitionKey) error {
 		return fmt.Errorf("read how %s and %d others stand: %w", keys[0], len(keys)-1, err)
 	}
 	for i, key := range keys {
-		b.known[key] = b.standing(key, list[i])
+		b.known[key] = b.standing(key, list[i], seen[i])
 	}
 	return nil
 }
 
-func (b *bench) standing(key partitionKey, s Standing) standing {
+// standing is what an answer says, which may not be older than what was seen before the question.
+func (b *bench) standing(key partitionKey, s Standing, seen int64) standing {
 	out := standing{epoch: -1}
 	if s.Exists {
 		out.epoch = s.LeaderEpoch
@@ -189,9 +197,6 @@ func (b *bench) standing(key partitionKey, s Standing) standing {
 	if out.view, out.err = b.t.viewOf(key, s.Head, s.Rev); out.err != nil {
 		return out
 	}
-	b.t.mu.Lock()
-	seen := b.t.seen[key]
-	b.t.mu.Unlock()
 	if s.Rev < seen {
 		// Also where there is no head and no partition, as long as no tombstone
 		// said so: a metadata store that was wiped knows nothing, and everything

@@ -2,7 +2,9 @@ package tiering
 
 import (
 	"bytes"
+	"fmt"
 	"io"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -280,5 +282,70 @@ func TestMixedObjectIsJudgedInFewRequests(t *testing.T) {
 			t.Errorf("%d objects are left, %d requests", w.objects(), n)
 		}
 		w.clean(x, logs...)
+	})
+}
+
+// A leader commits, or a compaction worker does, while the collector asks how partitions stand and while a head is read back: the answer is older than
+// what is known when it comes, and no store that has lost something.
+func TestCommitsMeanwhile(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		var mu sync.Mutex
+		var failed []error
+		w.opts.Events.Failed = func(d Duty, err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			failed = append(failed, fmt.Errorf("%s: %w", d, err))
+		}
+		x, f := w.open(), newLog(1, 0)
+		claim := Claim{Worker: "worker", Lease: 1}
+		var busy atomic.Bool // by what the hook does itself
+		var asked, readBack atomic.Int64
+		w.store.Hook = func(op string, id [16]byte, _ int32, after bool) error {
+			if !after || !busy.CompareAndSwap(false, true) {
+				return nil
+			}
+			defer busy.Store(false)
+			switch l := x.leader(partitionKey{f.id, 0}); {
+			case op == "standing":
+				asked.Add(1)
+				f.plain(t, 1, 1, 10)
+				time.Sleep(2 * time.Second)
+			case op == "load" && id == f.id && l != nil && l.unread.Load():
+				readBack.Add(1)
+				head, rev, err := w.store.Load(bg, f.id, 0)
+				if err == nil {
+					err = w.store.Claim(bg, f.id, 0, claim)
+				}
+				if err == nil {
+					_, err = w.store.Commit(bg, CommitRequest{TopicID: f.id, Rev: rev, Claim: &claim, Head: head})
+				}
+				if err == nil {
+					err = x.refresh(bg, map[partitionKey]error{})
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
+			return nil
+		}
+		w.lead(x, f)
+		for range 5 {
+			f.plain(t, 1, 1, 10)
+			w.drained(x, f)
+			if _, err := x.AdvanceLogStart(bg, f.id, 0, f.hw-1); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Minute)
+			synctest.Wait()
+		}
+		if asked.Load() == 0 || readBack.Load() == 0 {
+			t.Errorf("asked %d times how a partition stands, read a head back %d times", asked.Load(), readBack.Load())
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if len(failed) > 0 {
+			t.Errorf("%d failures, the first: %v", len(failed), failed[0])
+		}
+		w.clean(x, f)
 	})
 }

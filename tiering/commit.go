@@ -497,12 +497,13 @@ func (t *Tier) byView(ctx context.Context, l *leader, f func(*view) error) error
 // log may reclaim what the head covers: what is told was read from committed
 // state (I2). If it cannot be loaded now the scheduler tries again.
 func (t *Tier) readBack(ctx context.Context, l *leader) {
+	have := l.view.Load() // before the read: a sweep may take over what a compaction worker commits meanwhile
 	v, err := t.load(ctx, l.key)
 	if err != nil {
 		t.outcome(Commit, err)
 		return
 	}
-	if have := l.view.Load(); v.rev < have.rev {
+	if v.rev < have.rev {
 		t.outcome(Commit, fmt.Errorf("manifest of %s: %w: revision %d, committed %d", l.key, ErrRegressed, v.rev, have.rev))
 		return
 	}
