@@ -513,8 +513,9 @@ func TestKilledAtEveryStep(t *testing.T) {
 				x.burst("own", 3<<19)
 			case large:
 				x.burst("large", 8<<20)
-			case trimmed:
-				x.adm.DeleteRecords(ctx, x.somewhere("small-1", rand.New(rand.NewPCG(rand.Uint64(), 1))))
+			case trimmed: // a mixed object would live on in another partition
+				x.burst("own", 3<<19)
+				x.adm.DeleteRecords(ctx, x.somewhere("own", rand.New(rand.NewPCG(rand.Uint64(), 1))))
 			case buried:
 				name := fmt.Sprintf("gone-%d", deleted)
 				if deleted++; deleted > 1 {
