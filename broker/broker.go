@@ -166,6 +166,7 @@ type Broker struct {
 
 	// What a client can cause again and again is logged at a bounded rate.
 	badInputLog, errorLog *rate.Limiter
+	refusedLog            *rate.Limiter // of who says to be another broker, and is not: no flood of anything else hides it
 
 	ctx      context.Context
 	cancel   context.CancelFunc
@@ -200,7 +201,8 @@ func New(o Options) (*Broker, error) {
 		heavy:       newOpening(o.ResponseBytes / 2),
 		sessions:    newSessions(s.FetchSessionSlots, o.ResponseBytes/sessionPartitionBytes),
 		badInputLog: rate.NewLimiter(rate.Every(time.Second), 10), errorLog: rate.NewLimiter(rate.Every(time.Second), 10),
-		ctx: ctx, cancel: cancel,
+		refusedLog: rate.NewLimiter(rate.Every(time.Second), 10),
+		ctx:        ctx, cancel: cancel,
 		conns: map[*conn]struct{}{}, perIP: map[string]int{},
 	}
 	b.suspicions = make(chan suspicion, 64)

@@ -82,7 +82,7 @@ func (b *Broker) peerAuthenticate(_ context.Context, r *request, in kmsg.Request
 	refuse := func(code int16, why string) kmsg.Response {
 		*p = peerProof{}
 		b.ev.PeerRefused()
-		if b.badInputLog.Allow() {
+		if b.refusedLog.Allow() {
 			b.log.Warn("a connection to the inter-broker listener is not another broker's", "remote", r.c.nc.RemoteAddr().String(), "why", why)
 		}
 		resp.ErrorCode, resp.ErrorMessage = code, kmsg.StringPtr("Authentication failed.")

@@ -31,6 +31,7 @@ import (
 // tieredSettings are those of brokers whose records go to the bucket within a moment and leave the log at once, and whose garbage goes within seconds.
 var tieredSettings = []string{
 	"wal.segment.bytes=1048576", "wal.max.bytes=67108864", "remote.flush.interval.ms=300", "remote.delete.grace.ms=1000", "remote.sweep.interval.ms=1000",
+	"log.segment.delete.delay.ms=100",
 }
 
 // inParts has objects of more than 5 MiB go out in parts.

@@ -321,7 +321,7 @@ func TestCompactorsUnderFaults(t *testing.T) {
 		"default.replication.factor=2", "min.insync.replicas=1", "transaction.state.log.replication.factor=2", "transaction.state.log.min.isr=1",
 		"transaction.state.log.num.partitions=2", "offsets.topic.replication.factor=2", "offsets.topic.num.partitions=2",
 		"log.cleaner.backoff.ms=200", "log.cleaner.session.timeout.ms=2000", "log.cleaner.scrub.interval.ms=3000", "log.cleaner.dedupe.buffer.size=1048576",
-		"remote.flush.interval.ms=500", "remote.delete.grace.ms=2000", "remote.sweep.interval.ms=3000",
+		"remote.flush.interval.ms=500", "remote.delete.grace.ms=2000", "remote.sweep.interval.ms=3000", "log.segment.delete.delay.ms=1000",
 	}}))
 	adm := kadm.NewClient(c.Client(t))
 	text := func(s string) *string { return &s }

@@ -427,7 +427,7 @@ func TestForgedBrokers(t *testing.T) {
 	}
 	put(cl)
 	log, err := os.ReadFile(c.Broker(leader).Log())
-	if err != nil || !bytes.Contains(log, []byte("it does not know the cluster's secret")) {
+	if err != nil || !bytes.Contains(log, []byte("a connection to the inter-broker listener is not another broker's")) {
 		t.Errorf("the leader's log does not say that somebody tried: %v", err)
 	}
 	if bytes.Contains(log, []byte("panic")) {
