@@ -154,7 +154,8 @@ func TestForgedBrokers(t *testing.T) {
 		}
 		return im
 	}
-	cl := c.Client(t, kgo.MetadataMinAge(50*time.Millisecond), kgo.DefaultProduceTopic("t"))
+	brief := kgo.RequestTimeoutOverhead(time.Second) // of two brokers there will be no answer
+	cl := c.Client(t, brief, kgo.MetadataMinAge(50*time.Millisecond), kgo.DefaultProduceTopic("t"))
 	adm := kadm.NewClient(cl)
 	topic, err := adm.CreateTopic(t.Context(), 1, -1, nil, "t")
 	if err != nil {
@@ -216,7 +217,7 @@ func TestForgedBrokers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	one := c.Client(t, kgo.DefaultProduceTopic("t"), kgo.RequiredAcks(kgo.LeaderAck()), kgo.DisableIdempotentWrite())
+	one := c.Client(t, brief, kgo.DefaultProduceTopic("t"), kgo.RequiredAcks(kgo.LeaderAck()), kgo.DisableIdempotentWrite())
 	for range 10 {
 		put(one)
 	}
