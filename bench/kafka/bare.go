@@ -18,6 +18,7 @@ import (
 
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
+	"golang.org/x/sys/unix"
 
 	"github.com/varve/varve/bench/load"
 	"github.com/varve/varve/internal/child"
@@ -164,7 +165,8 @@ func (r *runner) replayBare(ctx context.Context, k *bucket, consumers int, limit
 	}
 	took := time.Since(began).Seconds()
 	if err != nil {
-		return nil, err
+		p.Kill()
+		return nil, fmt.Errorf("%w; %s", err, p.Tail())
 	}
 	if total.Load() == 0 {
 		return nil, errors.New("the bare replay sent nothing")
@@ -208,7 +210,8 @@ func readBare(ctx context.Context, addr string, total *atomic.Int64) error {
 
 // bareRestart does what nothing that starts on a log can leave out: it looks at
 // both ends of every segment in dir, reads the newest one, makes a checksum over
-// it, and serves.
+// it, and serves. What it has read does not stay in the page cache: the broker
+// that starts after it would find its log there.
 func bareRestart(addr, dir string) error {
 	var segments []string // generations are in hexadecimal of one length
 	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
@@ -242,6 +245,7 @@ func bareRestart(addr, dir string) error {
 			n, err = f.Read(b)
 			crc32.Checksum(b[:n], castagnoli)
 		}
+		unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
 		f.Close()
 		if err != nil && err != io.EOF {
 			return err

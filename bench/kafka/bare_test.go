@@ -1,9 +1,12 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync/atomic"
 	"testing"
 )
 
@@ -46,6 +49,28 @@ func TestBareReplay(t *testing.T) {
 		if sum != c.want {
 			t.Errorf("parts of %d bytes up to %d, want %d", sum, c.limit, c.want)
 		}
+		arg, err := json.Marshal(bareStore{Dir: k.dir, Limit: c.limit})
+		if err != nil {
+			t.Fatal(err)
+		}
+		addr, p, err := r.startBare(t.Context(), "replay", string(arg))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var arrived atomic.Int64
+		errs := make(chan error, c.consumers)
+		for range c.consumers {
+			go func() { errs <- readBare(t.Context(), addr, &arrived) }()
+		}
+		for range c.consumers {
+			if err := <-errs; err != nil {
+				t.Error(err)
+			}
+		}
+		p.Kill()
+		if got := arrived.Load(); got != c.want {
+			t.Errorf("%d bytes arrive at %d readers, want %d", got, c.consumers, c.want)
+		}
 		s, err := r.replayBare(t.Context(), k, c.consumers, c.limit)
 		if err != nil {
 			t.Fatal(err)
@@ -59,6 +84,25 @@ func TestBareReplay(t *testing.T) {
 	}
 	if _, err := r.replayBare(t.Context(), &bucket{dir: t.TempDir()}, 1, 1<<40); err == nil {
 		t.Error("an empty bucket is replayed")
+	}
+}
+
+// A run that is short, or of a part, leaves the report of a whole one alone.
+func TestReportNames(t *testing.T) {
+	seen := map[string]bool{}
+	for _, clusters := range []bool{false, true} {
+		for _, quick := range []bool{false, true} {
+			for _, part := range []bool{false, true} {
+				name := reportName(clusters, quick, part)
+				if seen[name] || strings.Contains(name, "cluster") != clusters {
+					t.Errorf("clusters %v, quick %v, part %v: %s", clusters, quick, part, name)
+				}
+				seen[name] = true
+			}
+		}
+	}
+	if got := reportName(false, false, false); got != "REPORT.md" {
+		t.Errorf("a whole run writes %s", got)
 	}
 }
 

@@ -42,7 +42,7 @@ func main() {
 	flag.StringVar(&o.varve, "varve", "", "Varve's binary (default: it is built)")
 	flag.StringVar(&o.only, "only", "", "only these workloads, comma-separated: W2 means all of W2, W2-tuned that one")
 	flag.StringVar(&o.dir, "dir", "", "where the brokers' data goes, about 35 GB at most (default: the temporary directory)")
-	flag.StringVar(&o.report, "report", "", "the report (default bench/REPORT.md, or bench/REPORT-cluster.md)")
+	flag.StringVar(&o.report, "report", "", "the report (default bench/REPORT.md, or bench/REPORT-cluster.md; with -quick bench/REPORT-quick.md, with -only bench/REPORT-only.md)")
 	flag.StringVar(&o.json, "json", "", "everything that was measured, as JSON (default: beside the report)")
 	flag.Float64Var(&o.seconds, "seconds", 0, "length of a side (default 20, quick 4); some workloads take a part of it")
 	flag.Float64Var(&o.warmup, "warmup", 0, "seconds of load after a broker's start (default 20, quick 4)")
@@ -80,10 +80,7 @@ func run(ctx context.Context, o options) error {
 	}
 	clusters := !slices.ContainsFunc(ws, func(w workload) bool { return !w.Cluster })
 	if o.report == "" {
-		o.report = filepath.Join("bench", "REPORT.md")
-		if clusters {
-			o.report = filepath.Join("bench", "REPORT-cluster.md")
-		}
+		o.report = filepath.Join("bench", reportName(clusters, o.quick, o.only != ""))
 	}
 	r := newRunner(o)
 	if o.plan {
@@ -141,6 +138,22 @@ func run(ctx context.Context, o options) error {
 		rep.Notes = append(rep.Notes, "**The run was ended before its end.**")
 	}
 	return errors.Join(failed, rep.save(o))
+}
+
+// reportName is the report's file where none is named: a run that is short, or of
+// a part, does not take the place of a whole one.
+func reportName(clusters, quick, part bool) string {
+	name := "REPORT"
+	if clusters {
+		name += "-cluster"
+	}
+	if quick {
+		name += "-quick"
+	}
+	if part {
+		name += "-only"
+	}
+	return name + ".md"
 }
 
 func newRunner(o options) *runner {
@@ -205,7 +218,7 @@ func (r *runner) install(ctx context.Context, o options, ws []workload) (err err
 
 // form is how the run is laid out, in a sentence.
 func (r *runner) form(clusters bool) string {
-	f := fmt.Sprintf("Sides of %s (some workloads take a part of that), three blocks for the rows with a goal and one for the others, a warm-up of %s after each start of Kafka and of a quarter of that for Varve, floors of %s.",
+	f := fmt.Sprintf("Sides of %s (some workloads take a part of that), three blocks for the rows with a goal (one where the goal is about idling, starting or connections) and one for the others, a warm-up of %s after each start of Kafka and of a quarter of that for Varve, floors of %s.",
 		r.side, r.warmup, r.floor)
 	if clusters {
 		f = fmt.Sprintf("Sides of %s and less, one block, a warm-up of %s after the start of Kafka's brokers and of a quarter of that for Varve's.", r.side, r.warmup)
@@ -236,9 +249,17 @@ func together(o options) error {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 		if o.only != "" {
+			var left []string
 			rep.Tables = slices.DeleteFunc(rep.Tables, func(t *table) bool {
-				return !slices.ContainsFunc(wanted, func(w workload) bool { return w.Key == t.Key })
+				out := !slices.ContainsFunc(wanted, func(w workload) bool { return w.Key == t.Key })
+				if out {
+					left = append(left, t.Key)
+				}
+				return out
 			})
+			if len(left) > 0 {
+				rep.Notes = append(rep.Notes, "Measured in the same run and left out of this page: "+strings.Join(left, ", ")+".")
+			}
 		}
 		reports = append(reports, rep)
 	}

@@ -229,7 +229,7 @@ func (r *runner) crash(ctx context.Context, run *setupRun, b *broker, cold int, 
 			began := time.Now()
 			_, p, berr := r.startBare(ctx, "restart", b.dir)
 			if berr == nil {
-				run.bare = append(run.bare, sample{mRestart: time.Since(began).Seconds()})
+				run.bare = append(run.bare, floorRun{Sample: sample{mRestart: time.Since(began).Seconds()}})
 				p.Kill()
 			}
 			err = berr
@@ -372,7 +372,7 @@ func (r *runner) fresh(ctx context.Context, run *setupRun, b *broker, measure fu
 	}
 	defer f.end()
 	bare, err := greeted(&broker{kind: "the floor", addr: f.addr, process: f.Process})
-	run.bare = append(run.bare, bare)
+	run.bare = append(run.bare, floorRun{Sample: bare})
 	return []sample{s}, err
 }
 

@@ -14,7 +14,7 @@ var dear = map[string]time.Duration{
 	"W8-idle": 50 * time.Second, "W8-start": 45 * time.Second, "W11": 80 * time.Second, "W11-more": 80 * time.Second, "W14": 120 * time.Second, "W14-churn": 60 * time.Second,
 	"W18": 110 * time.Second, "W18-10k": 6 * time.Minute, "W8-4k": 2 * time.Minute, "W8-20k": 4 * time.Minute,
 	"groups-rebalance": 4 * time.Minute,
-	"tiered":           75 * time.Second, "4k": 25 * time.Second, "10k": 60 * time.Second, "20k": 3 * time.Minute, "1k": 5 * time.Second,
+	"tiered":           90 * time.Second, "4k": 25 * time.Second, "10k": 60 * time.Second, "20k": 3 * time.Minute, "1k": 5 * time.Second,
 	"W16": 4 * time.Minute, "W17": 2 * time.Minute, "W17-size": 4 * time.Minute, "rf3": 15 * time.Second, "grow": 15 * time.Second,
 }
 

@@ -50,9 +50,9 @@ type runner struct {
 type setupRun struct {
 	setup   *setup
 	brokers map[string]*broker
-	stop    func()   // what Prepare has started beside them
-	shared  any      // of Prepare, for the setup's measurements
-	bare    []sample // floors that a measurement has measured itself
+	stop    func()     // what Prepare has started beside them
+	shared  any        // of Prepare, for the setup's measurements
+	bare    []floorRun // floors that a measurement has measured itself
 }
 
 // close ends everything that runs.
@@ -224,9 +224,10 @@ func (r *runner) measureSide(ctx context.Context, w workload, c *kase, t *table,
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	for _, s := range run.bare {
-		r.say("%-9s %-32s floor %s", w.Key, c.Name, s.line())
-		t.Floors = append(t.Floors, floorRun{At: blk, Case: p.Case, Sample: s})
+	for _, f := range run.bare {
+		r.say("%-9s %-32s floor %s%s", w.Key, c.Name, f.Sample.line(), f.Error)
+		f.At, f.Case = blk, p.Case
+		t.Floors = append(t.Floors, f)
 	}
 	run.bare = nil
 	if err != nil {
