@@ -11,7 +11,7 @@ type Payload string
 
 const (
 	Random Payload = "random" // does not compress
-	JSON   Payload = "json"   // events: names repeat, values vary; compresses about fourfold
+	JSON   Payload = "json"   // events: names repeat, values vary; compresses to a quarter with gzip and zstd, to less than half with lz4 and snappy
 	Zero   Payload = "zero"
 )
 

@@ -19,7 +19,7 @@ func TestBenchTxn(t *testing.T) {
 	short := []string{"bench", "txn", "in", b, "--partitions=2", "--duration=1s", "--warmup=200ms", "--quiet"}
 	with := func(args ...string) []string { return append(append([]string{}, short...), args...) }
 	for _, args := range [][]string{
-		with("--records=2", "--every=10ms"), with("--producers=0"), with("--to=in"), with("--to=a/b"), with("--floor=1s"),
+		with("--records=2", "--every=10ms"), with("--producers=0"), with("--to=in"), with("--to=a/b"), with("--floor=1s"), with("--keys=3"),
 	} {
 		varve(t, "", args...).want(t, 2, "", "")
 	}
