@@ -33,17 +33,17 @@ var (
 	seconds = flag.Float64("seconds", 8, "how long each measures")
 	rounds  = flag.Int("rounds", 3, "how often, in turn; medians are shown")
 	dir     = flag.String("dir", "", "where the broker's data goes (default: the temporary directory)")
+	linger  = flag.Int("linger", 5, "how long a batch waits for more records, ms")
 	rates   = flag.String("rates", "5000,20000,0", "offered records/s; 0: as fast as they are taken; empty: only what is read")
 )
 
 // The load is the same for all: one producer, records of 1 KiB, batches of 16
-// KiB, linger 5 ms, acks=all, five requests in flight, no idempotence. librdkafka
+// KiB, acks=all, five requests in flight, no idempotence. librdkafka
 // has a partition in a request, so that five of those would be all that it waits
 // for: its number of requests is left at its default.
 const (
 	record     = 1024
 	batch      = 16384
-	linger     = 5
 	inFlight   = 5
 	partitions = 16
 )
@@ -111,7 +111,7 @@ func run(ctx context.Context) error {
 		head = append(head, g.name, "")
 	}
 	fmt.Printf("| %s |\n|%s\n", strings.Join(head[:len(head)-1], " | ")+" | ", strings.Repeat("---|", len(head)))
-	const most = 60_000 // records/s that any of them takes, for the length of a run without a rate
+	const most = 200_000 // records for each second of a run without a rate, of those that are told a number and not a time
 	topics := 0
 	for f := range strings.SplitSeq(*rates, ",") {
 		if f == "" {
@@ -132,6 +132,7 @@ func run(ctx context.Context) error {
 			if err := a.create(ctx, topic); err != nil {
 				return figures{}, err
 			}
+			defer output(ctx, *binary, "topic", "delete", topic, "--bootstrap-server", a.addr) // the disk is finite
 			return g.produce(ctx, topic, rate, count)
 		}); err != nil {
 			return err
@@ -141,7 +142,7 @@ func run(ctx context.Context) error {
 	if err := a.create(ctx, "agree-read"); err != nil {
 		return err
 	}
-	count := int(4 * most * *seconds) // so much that starting is a small part of it
+	count := int(most * *seconds) // so much that starting is a small part of it
 	if _, err := a.javaProduce(ctx, "agree-read", 0, count); err != nil {
 		return err
 	}
@@ -223,7 +224,7 @@ const (
 
 func (a *agree) varveProduce(ctx context.Context, topic string, rate float64, _ int) (figures, error) {
 	args := []string{"bench", "produce", topic, "--bootstrap-server", a.addr, "--quiet", "-o", "json", "--batch-bytes", strconv.Itoa(batch), "--record-bytes", strconv.Itoa(record),
-		"--linger", fmt.Sprintf("%dms", linger), "--in-flight", strconv.Itoa(inFlight), "--warmup", warmup.String(), "--duration", fmt.Sprintf("%gs", *seconds)}
+		"--linger", fmt.Sprintf("%dms", *linger), "--in-flight", strconv.Itoa(inFlight), "--warmup", warmup.String(), "--duration", fmt.Sprintf("%gs", *seconds)}
 	if rate > 0 {
 		args = append(args, "--rate", strconv.FormatFloat(rate, 'f', -1, 64))
 	}
@@ -258,7 +259,7 @@ func (a *agree) javaProduce(ctx context.Context, topic string, rate float64, cou
 	}
 	out, err := a.tool(ctx, "org.apache.kafka.tools.ProducerPerformance", "--topic", topic, "--num-records", strconv.Itoa(count+warm), "--warmup-records", strconv.Itoa(warm),
 		"--record-size", strconv.Itoa(record), "--throughput", throughput, "--bootstrap-server", a.addr, "--command-property", "acks=all", "enable.idempotence=false",
-		fmt.Sprintf("batch.size=%d", batch), fmt.Sprintf("linger.ms=%d", linger), fmt.Sprintf("max.in.flight.requests.per.connection=%d", inFlight))
+		fmt.Sprintf("batch.size=%d", batch), fmt.Sprintf("linger.ms=%d", *linger), fmt.Sprintf("max.in.flight.requests.per.connection=%d", inFlight))
 	if err != nil {
 		return figures{}, err
 	}
@@ -282,7 +283,7 @@ func (a *agree) rdkafkaArgs(topic string, count int, more ...string) []string {
 }
 
 func (a *agree) rdkafkaProduce(ctx context.Context, topic string, rate float64, count int) (figures, error) {
-	args := a.rdkafkaArgs(topic, count, "-P", "-s", strconv.Itoa(record), "-a", "-1", "-X", fmt.Sprintf("batch.size=%d", batch), "-X", fmt.Sprintf("linger.ms=%d", linger),
+	args := a.rdkafkaArgs(topic, count, "-P", "-s", strconv.Itoa(record), "-a", "-1", "-X", fmt.Sprintf("batch.size=%d", batch), "-X", fmt.Sprintf("linger.ms=%d", *linger),
 		"-X", "queue.buffering.max.kbytes=32768")
 	if rate > 0 {
 		args = append(args, "-r", strconv.FormatFloat(rate, 'f', -1, 64))
