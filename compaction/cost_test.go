@@ -203,7 +203,7 @@ func simulate(t *testing.T, partitions, fanin int, every time.Duration) (out hou
 		var broker, worker, replay bill
 		mem, store := objstore.NewMem(), tiering.NewMemManifests()
 		// As varve wires them with its defaults.
-		o := tiering.Options{ClusterID: "c", Grace: time.Minute, CollectInterval: 10 * time.Second}
+		o := tiering.Options{ClusterID: "c", Grace: time.Minute, CollectInterval: 10 * time.Second, DeleteDelay: func([16]byte) time.Duration { return time.Minute }}
 		bo := o
 		bo.BrokerID, bo.Bucket, bo.Manifests, bo.PublishInterval = 1, broker.of(mem), billed{store, &broker}, time.Minute
 		leader, err := tiering.Open(bo)

@@ -460,6 +460,10 @@ func (w *world) tier(p *process, change func(*tiering.Options)) *tiering.Tier {
 		FlushInterval: flush, RetentionInterval: 20 * time.Second, CollectInterval: interval, SweepInterval: w.sweep, Grace: grace,
 		PublishInterval: interval, FullInterval: time.Minute, MinBackoff: 10 * time.Millisecond, MaxBackoff: time.Second,
 		RequestTimeout: 5 * time.Second, UploadTimeout: 10 * time.Second, BlockBytes: 300, ChunkBytes: 700,
+		DeleteDelay: func(id [16]byte) time.Duration {
+			t, _ := w.topic(id)
+			return t.DeleteDelay
+		},
 	}
 	if change != nil {
 		change(&o)

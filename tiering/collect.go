@@ -23,7 +23,8 @@ import (
 type condemned struct {
 	name  manifest.Name
 	rev   int64         // of the head that no longer names it; 0: never named
-	delay time.Duration // at least, from since on
+	delay time.Duration // at least, from since on; of a mixed object, from dead on: its topics are known once it was read
+	of    [16]byte      // of a mixed object: the topic whose delay it is
 	bytes int64         // of it, or of the section that was let go; 0: not known
 	never bool          // its upload failed here: no commit was or will be told its name
 	since time.Time
@@ -31,6 +32,9 @@ type condemned struct {
 	again time.Time // undecided: not before
 	tries int
 }
+
+// mixed tells whether it is data of several partitions, whose name says of none.
+func (c *condemned) mixed() bool { return c.name.Kind == manifest.Mixed && !c.name.Page }
 
 const maxCondemned = 100_000
 
@@ -82,6 +86,9 @@ func (g *collector) propose(c condemned, again bool) bool {
 		return false
 	}
 	c.rev, c.delay, c.bytes = max(c.rev, was.rev), max(c.delay, was.delay), max(c.bytes, was.bytes)
+	if c.mixed() {
+		c.delay = 0
+	}
 	g.list[key] = c
 	return !there
 }
@@ -298,7 +305,11 @@ func (t *Tier) collect(ctx context.Context) error {
 	t.gc.mu.Lock()
 	due := make(map[string]condemned)
 	for k, c := range t.gc.list {
-		if now.Sub(c.since) >= max(t.o.Grace, c.delay) && !now.Before(c.again) {
+		wait := t.o.Grace
+		if !c.mixed() {
+			wait = max(wait, c.delay)
+		}
+		if now.Sub(c.since) >= wait && !now.Before(c.again) {
 			due[k] = c
 		}
 	}
@@ -329,13 +340,13 @@ func (t *Tier) collect(ctx context.Context) error {
 			f = dead // whatever there is under that name, and whether or not it can be read
 		case c.name.Page:
 			f, err = b.judgePage(ctx, c.name)
-		case c.name.Kind == manifest.Mixed:
-			f, elsewhere, err = t.judgeMixed(ctx, b, c)
+		case c.mixed():
+			f, elsewhere, err = t.judgeMixed(ctx, b, &c)
 		default:
 			f, err = b.judge(ctx, partitionKey{c.name.TopicID, c.name.Partition}, c.name.Base, c.name.Epoch, c.name.Kind, c.name.Suffix)
 		}
 		switch {
-		case vanished(err) && c.name.Kind == manifest.Mixed && !c.name.Page:
+		case vanished(err) && c.mixed():
 			t.gc.spare(k, c) // never arrived, or gone already
 		case err != nil:
 			failed = fmt.Errorf("judge %s: %w", k, err)
@@ -344,8 +355,8 @@ func (t *Tier) collect(ctx context.Context) error {
 		case f == dead && elsewhere && (c.dead.IsZero() || now.Sub(c.dead) < t.elsewhere(c)):
 			if c.dead.IsZero() {
 				c.dead = now
-				t.gc.later(k, c, t.elsewhere(c))
 			}
+			t.gc.later(k, c, t.elsewhere(c)-now.Sub(c.dead)) // on the second look the delay may have become another
 		case f == dead:
 			keys = append(keys, k)
 		default:
@@ -394,8 +405,7 @@ func (t *Tier) published(c condemned) bool {
 	if !t.pub.since(c.since) {
 		return false
 	}
-	mixed := c.name.Kind == manifest.Mixed && !c.name.Page
-	return mixed || c.rev == 0 || t.leader(partitionKey{c.name.TopicID, c.name.Partition}) != nil || time.Since(c.since) >= t.elsewhere(c)
+	return c.mixed() || c.rev == 0 || t.leader(partitionKey{c.name.TopicID, c.name.Partition}) != nil || time.Since(c.since) >= t.elsewhere(c)
 }
 
 // Retired is an object that is probably garbage, as one process knows it, or a deleted topic, with all that heads name of it.
@@ -417,7 +427,7 @@ func (t *Tier) Retired() []Retired {
 	out := make([]Retired, 0, len(t.gc.list))
 	for key, c := range t.gc.list {
 		r := Retired{Object: key, Bytes: c.bytes, Since: c.since, Earliest: c.since.Add(max(t.o.Grace, c.delay))}
-		if mixed := c.name.Kind == manifest.Mixed && !c.name.Page; !mixed {
+		if !c.mixed() {
 			r.TopicID, r.Partition = c.name.TopicID, c.name.Partition
 			if c.rev != 0 && t.o.Worker {
 				r.Earliest = c.since.Add(t.elsewhere(c)) // what is led elsewhere is published there
@@ -464,8 +474,9 @@ func (t *Tier) elsewhere(c condemned) time.Duration {
 
 // judgeMixed reads the directory of a mixed object and then the head of every
 // partition in it, until one names it. elsewhere tells whether there are any:
-// other brokers and compaction workers let go of sections as well.
-func (t *Tier) judgeMixed(ctx context.Context, b *bench, c condemned) (res fate, elsewhere bool, err error) {
+// other brokers and compaction workers let go of sections as well. If it is dead,
+// c gets the longest file.delete.delay.ms of the topics that there still are.
+func (t *Tier) judgeMixed(ctx context.Context, b *bench, c *condemned) (res fate, elsewhere bool, err error) {
 	t.gc.mu.Lock()
 	hint, ok := t.gc.mixed[c.name.Suffix]
 	t.gc.mu.Unlock()
@@ -490,6 +501,7 @@ func (t *Tier) judgeMixed(ctx context.Context, b *bench, c condemned) (res fate,
 	}
 	res = dead
 	ahead := 1
+	topics := make(map[[16]byte]bool)
 	for i, s := range list {
 		k := partitionKey{s.TopicID, s.Partition}
 		if _, ok := b.known[k]; !ok {
@@ -515,12 +527,27 @@ func (t *Tier) judgeMixed(ctx context.Context, b *bench, c condemned) (res fate,
 		case undecided:
 			res = undecided
 		case dead:
-			elsewhere = elsewhere || b.known[k].epoch >= 0
+			if b.known[k].epoch >= 0 {
+				elsewhere, topics[s.TopicID] = true, true
+			}
 		}
 	}
 	t.gc.mu.Lock()
 	delete(t.gc.mixed, c.name.Suffix)
+	for id := range topics {
+		if _, gone := t.gc.tombs[id]; gone { // its partitions may be there for a moment longer
+			delete(topics, id)
+		}
+	}
 	t.gc.mu.Unlock()
+	c.delay, c.of = 0, [16]byte{}
+	if t.o.DeleteDelay != nil {
+		for id := range topics {
+			if d := min(t.o.DeleteDelay(id), MaxDeleteDelay); d > c.delay {
+				c.delay, c.of = d, id
+			}
+		}
+	}
 	return res, elsewhere, nil
 }
 
@@ -565,8 +592,12 @@ func (t *Tier) bury(ctx context.Context) error {
 		} else {
 			t.gc.tombs[d.TopicID] = tomb{d.Name, now}
 			for k, c := range t.gc.list { // file.delete.delay.ms went with the topic
-				if c.name.TopicID == d.TopicID && (c.name.Page || c.name.Kind != manifest.Mixed) {
-					c.delay = 0
+				of := c.name.TopicID
+				if c.mixed() {
+					of = c.of // the next look finds the delay of the other topics
+				}
+				if of == d.TopicID {
+					c.delay, c.again = 0, time.Time{}
 					t.gc.list[k] = c
 				}
 			}
@@ -712,10 +743,6 @@ func (t *Tier) sweep(ctx context.Context) error {
 	if err := t.refresh(ctx, bad); err != nil {
 		return err
 	}
-	longest := time.Duration(0) // for mixed objects: which topics have let go of them is not known here
-	for _, l := range t.leaders() {
-		longest = max(longest, l.deleteDelay())
-	}
 	for _, prefix := range []string{manifest.DataPrefix, manifest.PagePrefix} {
 		for after := ""; ; {
 			c, cancel := context.WithTimeout(ctx, t.o.RequestTimeout)
@@ -748,12 +775,9 @@ func (t *Tier) sweep(ctx context.Context) error {
 						continue
 					}
 				}
-				delay := longest
-				if n.Page || n.Kind != manifest.Mixed {
-					delay = 0
-					if l := t.leader(key); l != nil {
-						delay = l.deleteDelay()
-					}
+				delay := time.Duration(0)
+				if l := t.leader(key); l != nil {
+					delay = l.deleteDelay()
 				}
 				if suspect && t.gc.propose(condemned{name: n, delay: delay, bytes: info.Size}, false) {
 					found++

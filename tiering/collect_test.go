@@ -244,6 +244,104 @@ func TestMixedObjectOfTwoBrokers(t *testing.T) {
 	})
 }
 
+// A mixed object that was let go of waits for the longest file.delete.delay.ms of its topics: in the process that let go of it, and in one that
+// leads none of them and finds it in the bucket. A topic that is deleted meanwhile does not count any more.
+func TestDelayOfMixedObjects(t *testing.T) {
+	const first, second = 2 * time.Hour, 10 * time.Minute
+	for _, c := range []struct {
+		name     string
+		deleted  time.Duration // after both have let go of it, the topic with the longer delay; -1: it stays
+		from, to time.Duration // when it goes
+	}{
+		{"both stay", -1, first, first + time.Minute},
+		{"one is deleted at once", 0, second, second + time.Minute},
+		{"one is deleted before the other's delay is over", time.Minute, second, second + time.Minute},
+		{"one is deleted when the other's delay is over", time.Hour, time.Hour, time.Hour + time.Minute},
+	} {
+		inWorld(t, func(t *testing.T, w *world) {
+			var deleted atomic.Bool
+			w.opts.DeleteDelay = func(id [16]byte) time.Duration {
+				switch {
+				case id[0] == 1 && !deleted.Load():
+					return first
+				case id[0] == 2:
+					return second
+				}
+				return 0
+			}
+			w.opts.SweepInterval = 10 * time.Second
+			x, f, g := w.open(), newLog(1, 0), newLog(2, 0)
+			f.policy.DeleteDelayMs, g.policy.DeleteDelayMs = first.Milliseconds(), second.Milliseconds()
+			w.lead(x, f, g)
+			for range 2 {
+				f.plain(t, 1, 1, 10)
+				g.plain(t, 1, 1, 10)
+				w.drained(x, f, g)
+			}
+			raw, _, _ := w.store.Load(bg, g.id, 0)
+			h, err := manifest.DecodeHead(raw)
+			if err != nil || len(h.Tail) != 2 || h.Tail[0].Kind != manifest.Mixed {
+				t.Fatalf("%+v %v", h, err)
+			}
+			key := h.Tail[0].Key(g.id, 0)
+			time.Sleep(time.Minute) // and it is published
+			for _, l := range []*fakeLog{g, f} {
+				if _, err := x.AdvanceLogStart(bg, l.id, 0, 1); err != nil {
+					t.Fatal(err)
+				}
+			}
+			began := time.Now()
+			w.open()
+			if c.deleted >= 0 {
+				time.Sleep(c.deleted)
+				x.Resign(f.id, 0)
+				w.store.DeleteTopic(f.id, f.name, 1)
+				deleted.Store(true)
+			}
+			time.Sleep(c.from - time.Since(began) - time.Second)
+			synctest.Wait()
+			if _, err := w.mem.Head(bg, key); err != nil {
+				t.Errorf("%s: gone before its time: %v", c.name, err)
+			}
+			time.Sleep(c.to - time.Since(began))
+			synctest.Wait()
+			if _, err := w.mem.Head(bg, key); err == nil {
+				t.Errorf("%s: still there after its time: %+v", c.name, x.Retired())
+			}
+			if c.deleted >= 0 {
+				w.clean(x, g)
+			}
+		})
+	}
+}
+
+// What the sweep has found waits for file.delete.delay.ms before and after it was judged, until the topic is deleted.
+func TestOrphanOfADeletedTopic(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.opts.TargetBytes = 1000
+		x, f := w.open(), newLog(1, 0)
+		f.policy.DeleteDelayMs = 600_000
+		w.lead(x, f)
+		f.plain(t, 20, 1, 500)
+		w.drained(x, f)
+		orphan := manifest.Name{TopicID: f.id, Epoch: 1, Suffix: newSuffix()}.Key()
+		if err := w.mem.Put(bg, orphan, bytesReader([]byte("x")), 1, objstore.CRC32C([]byte("x"))); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(15 * time.Minute)
+		if _, err := w.mem.Head(bg, orphan); err != nil {
+			t.Fatal("gone before its time:", err)
+		}
+		x.Resign(f.id, 0)
+		w.store.DeleteTopic(f.id, f.name, 1)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if _, err := w.mem.Head(bg, orphan); err == nil {
+			t.Errorf("it waits for the delay of a topic that was deleted: %+v", x.Retired())
+		}
+	})
+}
+
 // Whether a mixed object of many partitions is garbage is asked of many of them in one request.
 func TestMixedObjectIsJudgedInFewRequests(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {

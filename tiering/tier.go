@@ -156,6 +156,10 @@ type Options struct {
 	FullInterval      time.Duration // all heads to the bucket; 1 hour
 	ViewAge           time.Duration // how long the head of a partition led elsewhere is believed; 5 s
 
+	// DeleteDelay is file.delete.delay.ms of a topic, led here or not, 0 for one that does not exist: mixed objects have
+	// sections of many. It is called without a lock held. Nil: 0.
+	DeleteDelay func(topicID [16]byte) time.Duration
+
 	// Worker says that this is the Tier of a compaction worker: it leads nothing, so
 	// it only publishes and collects what it replaces.
 	Worker   bool

@@ -102,7 +102,11 @@ func newCompactor(c *config.BrokerConfig, store *etcd.Store, node *metadata.Node
 		Grace: grace, RequestTimeout: c.RemoteRequestTimeout, UploadTimeout: 4 * c.RemoteRequestTimeout,
 		CollectInterval: min(max(grace/6, 100*time.Millisecond), 10*time.Second),
 		PublishInterval: min(max(grace/2, 500*time.Millisecond), time.Minute),
-		Logger:          log.With("part", "tiering"), Events: events,
+		DeleteDelay: func(id [16]byte) time.Duration {
+			t, _ := k.topic(id)
+			return t.DeleteDelay
+		},
+		Logger: log.With("part", "tiering"), Events: events,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("tiering of the compaction worker: %w", err)

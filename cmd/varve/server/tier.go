@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/varve/varve/compaction"
@@ -45,6 +46,7 @@ func (s *Server) openTier(clusterID string) (*tiering.Tier, error) {
 		CollectInterval: min(max(c.RemoteDeleteGrace/6, 100*time.Millisecond), 10*time.Second),
 		PublishInterval: min(max(c.RemoteDeleteGrace/2, 500*time.Millisecond), time.Minute),
 
+		DeleteDelay: s.deleteDelay,
 		// Uploads hurry before producers have to be refused.
 		Urgent: func() bool { return s.wal.Stats().Short() },
 		Logger: s.log.With("part", "tiering"), Events: s.metrics.tier,
@@ -53,6 +55,21 @@ func (s *Server) openTier(clusterID string) (*tiering.Tier, error) {
 		return nil, fmt.Errorf("tiering: %w", err)
 	}
 	return t, nil
+}
+
+// deleteDelay is file.delete.delay.ms of a topic, whoever leads it; 0 where there is none.
+func (s *Server) deleteDelay(id [16]byte) time.Duration {
+	im := s.node.Image()
+	t := im.TopicByID(id)
+	if t == nil {
+		return 0
+	}
+	c := config.Resolver{
+		BrokerDynamic:  im.Config(image.BrokerResource, strconv.Itoa(int(s.o.Config.NodeID))),
+		ClusterDynamic: im.Config(image.BrokerResource, ""),
+		Static:         s.o.Config.Static,
+	}.Topic(t.Config)
+	return config.Milliseconds(c.FileDeleteDelayMs)
 }
 
 // tierLimits are the settings of object storage that may change while the

@@ -73,6 +73,13 @@ func TestWorkersTopic(t *testing.T) {
 	if !ok || got.Name != "t" || got.Policy != want || got.Codec != batch.Zstd || got.DeleteDelay != tiering.MaxDeleteDelay {
 		t.Errorf("%v %+v", ok, got)
 	}
+	// A broker of the topics of others, for mixed objects.
+	if _, err := adm.CreateTopic(t.Context(), 1, 1, map[string]*string{"file.delete.delay.ms": set("1234")}, "u"); err != nil {
+		t.Fatal(err)
+	}
+	if d, none := s.deleteDelay(s.node.Image().Topic("u").ID), s.deleteDelay([16]byte{1}); d != 1234*time.Millisecond || none != 0 {
+		t.Errorf("file.delete.delay.ms is %v, of a topic that does not exist %v", d, none)
+	}
 }
 
 // varve dev serves clients while its compaction fails, and says that it does.
