@@ -236,23 +236,19 @@ func (b *Broker) verify(r *request, req *protocol.ProduceRequest) []txnVerdict {
 	return verdicts
 }
 
-// How often and how long a producer of transaction version 2 is spared
-// CONCURRENT_TRANSACTIONS: it begins its next transaction while the markers of
-// the last are being written, which takes a few syncs; sending a batch again
-// takes longer. The coordinator waits for the markers itself, and this is for
-// when it says no all the same. As Kafka's add.partitions.to.txn.retry.backoff.ms and .max.ms.
-const (
-	addRetryBackoff = 20 * time.Millisecond
-	addRetryFor     = 100 * time.Millisecond
-)
-
 // askTimeout is how long a coordinator may take (Kafka's request.timeout.ms).
 const askTimeout = 30 * time.Second
 
+// askCoordinator spares a producer of transaction version 2 CONCURRENT_TRANSACTIONS
+// for a while (add.partitions.to.txn.retry.backoff.max.ms): it begins its next
+// transaction while the markers of the last are being written, which takes a few
+// syncs; sending a batch again takes longer. The coordinator waits for the markers
+// itself, and asking again is for when it says no all the same.
 func (b *Broker) askCoordinator(ctx context.Context, id string, who batch.Header, topics []kmsg.AddPartitionsToTxnRequestTransactionTopic, add bool) [][]int16 {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	until := time.Now().Add(addRetryFor)
+	c := b.conf()
+	until := time.Now().Add(c.AddToTxnMax)
 	for {
 		codes := b.verifyTransaction(ctx, id, who.ProducerID, who.ProducerEpoch, topics, add)
 		again := false
@@ -263,7 +259,7 @@ func (b *Broker) askCoordinator(ctx context.Context, id string, who batch.Header
 			return codes
 		}
 		select {
-		case <-time.After(addRetryBackoff):
+		case <-time.After(c.AddToTxnBackoff):
 		case <-ctx.Done():
 			return codes
 		}

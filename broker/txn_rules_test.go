@@ -631,6 +631,28 @@ func (k *testCoordinator) set(code int16, hold chan struct{}) []string {
 	return was
 }
 
+// TestAskingAgain: add.partitions.to.txn.retry.backoff.ms and .max.ms say how often and how long a partition asks a coordinator that waits for the
+// markers of the last transaction.
+func TestAskingAgain(t *testing.T) {
+	k := &testCoordinator{began: make(chan struct{}, 1000)}
+	defer broker.SetVerifier(k.verify)()
+	for _, tc := range []struct {
+		backoff, most string
+		asked         int
+	}{{"1", "0", 1}, {"2000", "2000", 2}} {
+		b := startQuiet(t, "add.partitions.to.txn.retry.backoff.ms", tc.backoff, "add.partitions.to.txn.retry.backoff.max.ms", tc.most)
+		y := newBystander(t, b)
+		b.CreateTopic("v", 1)
+		k.set(protocol.CodeConcurrentTransactions, nil)
+		if p := y.produceTxn(12, "v", 0, inTxn(1, 0, 0, 1)); p.ErrorCode != protocol.CodeConcurrentTransactions {
+			t.Error(describe(p))
+		}
+		if got := k.set(0, nil); len(got) != tc.asked {
+			t.Errorf("every %s ms for %s ms: asked %d times, expected %d", tc.backoff, tc.most, len(got), tc.asked)
+		}
+	}
+}
+
 // TestVerification: no transaction begins in a partition that its coordinator
 // knows nothing of (KIP-890).
 func TestVerification(t *testing.T) {

@@ -56,6 +56,7 @@ func (b *Broker) newTransactions() *coordinator.Transactions {
 		Transactions: txn.Config{MaxTimeout: c.TxnMaxTimeout, Expiration: c.TransactionalIDExpiry, TransactionVersion: transactionVersion},
 		Markers:      markers{b},
 		ProducerID:   func(ctx context.Context) (int64, error) { return b.pids.next(ctx, b.meta) },
+		Patience:     c.AddToTxnMax,
 		ReplyTimeout: txnReplyTimeout, ExpiryInterval: c.TxnExpiryInterval,
 		MaxBytes: b.opts.TxnBytes,
 		Events:   events,

@@ -187,6 +187,7 @@ func brokerDefs() []*Def {
 		integer("group.consumer.max.size", "2147483647", "How many members such a group has at most.", 1, anyHigh),
 		list("group.consumer.assignors", "uniform,range", "The assignors of such groups, the first being the default.", []string{"uniform", "range"}),
 		integer("group.consumer.assignment.interval.ms", "0", "The shortest time between two assignments of such a group. 0 assigns as soon as something changes.", 0, anyHigh),
+		integer("group.consumer.regex.refresh.interval.ms", "600000", "How often it is looked again which topics the expressions of such a group match.", 10000, anyHigh, noted("they are matched again when topics change, and nothing but the topics' names decides what they match")),
 		choice("group.consumer.migration.policy", "bidirectional", "Which way groups may change their protocol.", []string{"bidirectional", "upgrade", "downgrade", "disabled"}),
 	)
 
@@ -201,6 +202,8 @@ func brokerDefs() []*Def {
 		integer("transaction.state.log.load.buffer.size", "5242880", "How much is read at a time when a coordinator loads.", 1, anyHigh, noted("the log hands out runs of its own size")),
 		integer("transaction.abort.timed.out.transaction.cleanup.interval.ms", "10000", "How often transactions that timed out are looked for.", 1, anyHigh, noted("a transaction is aborted when its time is over, not at intervals")),
 		integer("transaction.remove.expired.transaction.cleanup.interval.ms", "3600000", "How often expired transactional ids are looked for.", 1, anyHigh),
+		integer("add.partitions.to.txn.retry.backoff.ms", "20", "After how long a partition that begins a transaction asks again, when the coordinator says that the last one is not complete.", 1, anyHigh),
+		integer("add.partitions.to.txn.retry.backoff.max.ms", "100", "How long a producer that begins its next transaction, or takes its id over, waits for the last one to be complete before it is told CONCURRENT_TRANSACTIONS: in the coordinator (15 s at most), and in the partition that asks it again.", 0, anyHigh),
 		boolean("transaction.partition.verification.enable", "true", "Whether a transactional write is checked with its coordinator. Produce 12 and later add their partitions there whatever this says.", clusterWide),
 		boolean("transaction.two.phase.commit.enable", "false", "Whether producers may take part in a two-phase commit.", warned("two-phase commit does not exist yet: a producer that asks for it is refused")),
 		integer("producer.id.expiration.ms", "86400000", "How long an idle producer is protected against duplicates, at least.", 1, anyHigh, clusterWide),

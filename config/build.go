@@ -85,6 +85,8 @@ type BrokerConfig struct {
 	TxnMaxTimeout         time.Duration
 	TransactionalIDExpiry time.Duration // after which an unused transactional id is forgotten
 	TxnExpiryInterval     time.Duration // how often those are looked for
+	AddToTxnBackoff       time.Duration // between two questions of a partition whose coordinator waits for markers
+	AddToTxnMax           time.Duration // for which producers are spared CONCURRENT_TRANSACTIONS
 	TxnTopicPartitions    int32
 	TxnTopicReplication   int16
 	TxnTopicMinISR        int
@@ -318,7 +320,8 @@ func (b *builder) fill(m Machine) *BrokerConfig {
 		FetchMaxBytes: b.int("fetch.max.bytes"), FetchSessionSlots: b.int("max.incremental.fetch.session.cache.slots"),
 
 		TxnMaxTimeout: b.ms("transaction.max.timeout.ms"), TransactionalIDExpiry: b.ms("transactional.id.expiration.ms"),
-		TxnExpiryInterval:  b.ms("transaction.remove.expired.transaction.cleanup.interval.ms"),
+		TxnExpiryInterval: b.ms("transaction.remove.expired.transaction.cleanup.interval.ms"),
+		AddToTxnBackoff:   b.ms("add.partitions.to.txn.retry.backoff.ms"), AddToTxnMax: b.ms("add.partitions.to.txn.retry.backoff.max.ms"),
 		TxnTopicPartitions: int32(b.num("transaction.state.log.num.partitions")), TxnTopicReplication: int16(b.num("transaction.state.log.replication.factor")),
 		TxnTopicMinISR: b.int("transaction.state.log.min.isr"), TxnTopicSegmentBytes: b.int("transaction.state.log.segment.bytes"),
 

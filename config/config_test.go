@@ -192,6 +192,7 @@ func TestValidate(t *testing.T) {
 		"max.connections.per.ip.overrides": "host", "remote.storage.url": "http://x", "etcd.endpoints": "localhost:2379", "admin.listener": "9644",
 		"create.topic.policy.class.name": "a.B", "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer", "log.dirs": "/a,/b",
 		"remote.log.storage.system.enable": "false", "memory.max.bytes": "1000", "offsets.topic.replication.factor": "40000", "etcd.prefix": "varve/",
+		"add.partitions.to.txn.retry.backoff.ms": "0", "add.partitions.to.txn.retry.backoff.max.ms": "-1", "group.consumer.regex.refresh.interval.ms": "9999",
 	} {
 		d, ok := Broker(name)
 		if !ok {

@@ -65,8 +65,6 @@ var foreign = func() map[string]string {
 		delegation.token.max.lifetime.ms delegation.token.expiry.check.interval.ms`)
 	put("connecting to another broker may take 2 s; duties begin at once", `
 		socket.connection.setup.timeout.ms socket.connection.setup.timeout.max.ms log.initial.task.delay.ms`)
-	put("the partition asks its coordinator again every 20 ms, for 100 ms", `
-		add.partitions.to.txn.retry.backoff.ms add.partitions.to.txn.retry.backoff.max.ms`)
 	put("clients are not asked for their metrics yet", `telemetry.max.bytes`)
 	put(noteNoShare, `
 		group.share.enable group.share.delivery.count.limit group.share.heartbeat.interval.ms group.share.max.groups
@@ -85,8 +83,7 @@ var foreign = func() map[string]string {
 		group.streams.heartbeat.interval.ms group.streams.min.heartbeat.interval.ms group.streams.max.heartbeat.interval.ms
 		group.streams.max.size group.streams.num.standby.replicas group.streams.max.standby.replicas
 		group.streams.initial.rebalance.delay.ms`)
-	put("the consumer protocol is always there, and expressions are looked at again when topics change", `
-		group.consumer.regex.refresh.interval.ms group.coordinator.new.enable`)
+	put("the consumer protocol is always there", `group.coordinator.new.enable`)
 	return m
 }()
 

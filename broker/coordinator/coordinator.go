@@ -92,6 +92,7 @@ type Options struct {
 	Transactions txn.Config
 	Markers      Markers
 	ProducerID   func(context.Context) (int64, error) // one that nobody else has
+	Patience     time.Duration                        // how long a request waits for markers before it is answered CONCURRENT_TRANSACTIONS; half of ReplyTimeout at most
 
 	Codec          batch.Codec   // offsets.topic.compression.codec
 	ReplyTimeout   time.Duration // offsets.commit.timeout.ms: an append that takes longer is answered COORDINATOR_NOT_AVAILABLE
@@ -148,6 +149,7 @@ func (o *Options) fill() {
 	if o.ReplyTimeout == 0 {
 		o.ReplyTimeout = DefaultReplyTimeout
 	}
+	o.Patience = min(o.Patience, o.ReplyTimeout/2)
 	if o.ExpiryInterval == 0 {
 		o.ExpiryInterval = DefaultExpiryInterval
 	}

@@ -84,7 +84,7 @@ func (m *txnMachine) Handle(now time.Time, c txn.Command) (txn.Result, outcome) 
 	}
 	if m.Ending(c.TransactionalID()) && mayWait(c) {
 		if !again {
-			p = &patient{Command: c, until: now.Add(endPatience)}
+			p = &patient{Command: c, until: now.Add(m.s.o.Patience)}
 		}
 		if now.Before(p.until) {
 			m.putOff(p, now)
@@ -308,10 +308,6 @@ type patient struct {
 	until time.Time
 	timer *time.Timer
 }
-
-// endPatience is how long a request waits for markers before it is answered CONCURRENT_TRANSACTIONS (as Kafka's
-// add.partitions.to.txn.retry.backoff.max.ms).
-const endPatience = 100 * time.Millisecond
 
 // mayWait says whether a command waits for markers. EndTxn does not: whoever is told CONCURRENT_TRANSACTIONS has not begun
 // the transaction that it ends. Neither does a verification, which is not for a client that has just begun.
@@ -546,7 +542,7 @@ func (c *Transactions) Stats() TransactionStats {
 func (c *Transactions) InitProducerID(ctx context.Context, req *kmsg.InitProducerIDRequest) *kmsg.InitProducerIDResponse {
 	began := time.Now()
 	r := c.initProducerID(ctx, req)
-	if r.ErrorCode == protocol.CodeConcurrentTransactions && time.Since(began) < endPatience {
+	if r.ErrorCode == protocol.CodeConcurrentTransactions && time.Since(began) < c.o.Patience {
 		r = c.initProducerID(ctx, req) // it has aborted a transaction; now it waits for that
 	}
 	return r

@@ -1,6 +1,7 @@
 package coordinator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -93,8 +94,11 @@ type txnClient struct {
 	epoch int16
 }
 
+// endPatience is that of a coordinator whose test does not say otherwise.
+const endPatience = 100 * time.Millisecond
+
 func transactions(t testing.TB, log Log, k Markers, o Options) *Transactions {
-	o.Log, o.Markers = log, k
+	o.Log, o.Markers, o.Patience = log, k, cmp.Or(o.Patience, endPatience)
 	if o.ProducerID == nil {
 		var mu sync.Mutex
 		next := int64(1000)
@@ -325,6 +329,24 @@ func TestMarkersOnce(t *testing.T) {
 			t.Error("two attempts at a time at one partition")
 		}
 	})
+}
+
+// TestHowPatient: add.partitions.to.txn.retry.backoff.max.ms, and half of what a reply may take, bound how long a request waits for markers.
+func TestHowPatient(t *testing.T) {
+	for _, c := range []struct{ set, want time.Duration }{{-1, 0}, {time.Second, time.Second}, {time.Hour, 5 * time.Second}} {
+		synctest.Test(t, func(t *testing.T) {
+			k := &marked{hold: func(string, int32) bool { return true }}
+			x := &txnClient{c: transactions(t, newMemLog(), k, Options{Patience: c.set, ReplyTimeout: 10 * time.Second}), id: "x"}
+			expect(t, "init", x.init(10*time.Second), 0)
+			expect(t, "add", x.add("t"), 0)
+			expect(t, "end", x.end(5, true), 0)
+			for what, next := range map[string]func() int16{"add": func() int16 { return x.add("t") }, "init": func() int16 { return x.init(10 * time.Second) }} {
+				began := time.Now()
+				expect(t, what, next(), protocol.CodeConcurrentTransactions)
+				expect(t, what+" after", time.Since(began), c.want)
+			}
+		})
+	}
 }
 
 // TestPatience begins transactions while the markers of the last are on their way: it waits for them.
