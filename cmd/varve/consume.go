@@ -39,9 +39,7 @@ func consumeCommand() *cobra.Command {
 --exit-at-end. Order holds within a partition.
 
 Format verbs:
-` + formatHelp + `
-
-On a topic from which compaction removed the very last records, --exit-at-end waits for them; add --timeout there.`,
+` + formatHelp,
 		Example: `  varve consume clicks --from-beginning --exit-at-end --format '%p %o %T %k %v\n'
   varve consume clicks --offset -10 --partition 0 --max 10 -o json
   varve consume clicks --timestamp 2026-01-31T00:00:00Z --timeout 5s`,
@@ -190,7 +188,8 @@ type consumption struct {
 	out   *bufio.Writer
 	cl    *kgo.Client
 
-	ends     map[int32]int64 // --exit-at-end: partitions that are not at their end yet
+	endSearch // --exit-at-end
+
 	count    int64
 	bytes    int64
 	progress bool
@@ -276,7 +275,7 @@ func (c *consumption) openPartitions(ctx context.Context, at startAt) error {
 	}
 	begin := make(map[int32]kgo.Offset, len(parts))
 	if c.f.exitAtEnd {
-		c.ends = make(map[int32]int64)
+		c.endSearch = newEndSearch()
 	}
 	beyond := 0
 	for _, p := range parts {
@@ -290,7 +289,7 @@ func (c *consumption) openPartitions(ctx context.Context, at startAt) error {
 		}
 		begin[p] = kgo.NewOffset().At(from)
 		if c.f.exitAtEnd && from < b.end {
-			c.ends[p] = b.end
+			c.ends[p], c.next[p] = b.end, from
 		}
 	}
 	if beyond == len(parts) {
@@ -407,6 +406,7 @@ func (c *consumption) run(ctx context.Context) error {
 	f := c.f
 	started := time.Now()
 	last, shown := started, started
+	c.progressed(started)
 	var buf []byte
 	for {
 		if c.ends != nil && len(c.ends) == 0 {
@@ -416,12 +416,19 @@ func (c *consumption) run(ctx context.Context) error {
 		if f.max > 0 {
 			n = int(min(int64(n), f.max-c.count))
 		}
-		pollCtx, cancel := ctx, context.CancelFunc(func() {})
+		var until time.Time // zero: without an end
 		if f.timeout > 0 {
-			pollCtx, cancel = context.WithDeadline(ctx, last.Add(f.timeout))
+			until = last.Add(f.timeout)
+		}
+		wake := until
+		if c.ends != nil && (wake.IsZero() || c.at.Before(wake)) {
+			wake = c.at
+		}
+		pollCtx, cancel := ctx, context.CancelFunc(func() {})
+		if !wake.IsZero() {
+			pollCtx, cancel = context.WithDeadline(ctx, wake)
 		}
 		fs := c.cl.PollRecords(pollCtx, n)
-		pollErr := pollCtx.Err()
 		cancel()
 
 		for r := range fs.RecordsAll() {
@@ -452,6 +459,10 @@ func (c *consumption) run(ctx context.Context) error {
 			s := time.Since(started).Seconds()
 			fmt.Fprintf(os.Stderr, "\r\x1b[K%d records, %s, %s/s", c.count, humanBytes(c.bytes), humanBytes(int64(float64(c.bytes)/s)))
 		}
+		if c.ends != nil && !time.Now().Before(c.at) {
+			c.look(ctx, until)
+		}
+		silent := fs.NumRecords() == 0 && !until.IsZero() && !time.Now().Before(until)
 		switch {
 		case f.max > 0 && c.count >= f.max:
 			return c.lost
@@ -460,9 +471,9 @@ func (c *consumption) run(ctx context.Context) error {
 				return c.lost // an endless consume ends in this way
 			}
 			return fmt.Errorf("%w after %d records", context.Cause(ctx), c.count)
-		case pollErr != nil && fs.NumRecords() == 0 && c.atEnd():
+		case silent && c.atEnd():
 			return c.lost
-		case pollErr != nil && fs.NumRecords() == 0:
+		case silent:
 			return c.timedOut()
 		}
 	}
@@ -487,12 +498,13 @@ func (c *consumption) timedOut() error {
 func (c *consumption) wanted(r *kgo.Record) bool {
 	if c.ends != nil {
 		end, open := c.ends[r.Partition]
-		if !open || r.Offset >= end {
-			delete(c.ends, r.Partition)
+		if !open {
 			return false
 		}
-		if r.Offset == end-1 {
-			delete(c.ends, r.Partition)
+		c.progressed(time.Now())
+		c.found(r.Partition, r.Offset+1)
+		if r.Offset >= end {
+			return false
 		}
 	}
 	return !r.Attrs.IsControl()

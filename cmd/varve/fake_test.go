@@ -368,7 +368,7 @@ func (f *fakeBroker) fetch(req *kmsg.FetchRequest) kmsg.Response {
 			for _, b := range fp.batches {
 				if b.next > p.FetchOffset && len(rp.RecordBatches) < int(p.PartitionMaxBytes) {
 					rp.RecordBatches = append(rp.RecordBatches, b.b...)
-					found = true
+					found = found || len(b.b) > 0
 				}
 			}
 			rt.Partitions = append(rt.Partitions, rp)
