@@ -431,8 +431,11 @@ func (c *consumption) run(ctx context.Context) error {
 		fs := c.cl.PollRecords(pollCtx, n)
 		cancel()
 
+		got := false // a record of a partition that is not at its end
 		for r := range fs.RecordsAll() {
-			last = time.Now()
+			if _, open := c.ends[r.Partition]; open || c.ends == nil {
+				got, last = true, time.Now()
+			}
 			if !c.wanted(r) {
 				continue
 			}
@@ -462,7 +465,7 @@ func (c *consumption) run(ctx context.Context) error {
 		if c.ends != nil && !time.Now().Before(c.at) {
 			c.look(ctx, until)
 		}
-		silent := fs.NumRecords() == 0 && !until.IsZero() && !time.Now().Before(until)
+		silent := !got && !until.IsZero() && !time.Now().Before(until)
 		switch {
 		case f.max > 0 && c.count >= f.max:
 			return c.lost
