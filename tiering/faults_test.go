@@ -671,6 +671,7 @@ func TestLyingReads(t *testing.T) {
 func TestObjectVanishes(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.opts.ViewAge = time.Hour
+		w.opts.SweepInterval = time.Hour // a sweep would show the leader the new head before its commit
 		x, f := w.open(), newLog(1, 0)
 		w.lead(x, f)
 		f.plain(t, 5, 10, 100)

@@ -137,6 +137,7 @@ func TestCopiedDirectory(t *testing.T) {
 	c.put(100)
 	copies := t.TempDir()
 	twin, old := filepath.Join(copies, "twin"), filepath.Join(copies, "old")
+	eventually(t, func() error { _, err := os.Stat(filepath.Join(first.Dir, "marks")); return err })
 	if err := first.Pause(); err != nil {
 		t.Fatal(err)
 	}
@@ -266,7 +267,8 @@ func TestCopiedDirectoryWithoutMarks(t *testing.T) {
 }
 
 // All brokers are killed at once, and the last block of one log, which all had acknowledged, is damaged: it looks like one
-// that was being written, and is cut off. The broker leads, if it is there first, and hands over to one that has more.
+// that was being written, and is cut off. The broker leads, if it is there first, and hands over to one that has more; if it is there
+// while the sessions of the others last, they lead, and it waits for them.
 func TestDamagedEndOfALog(t *testing.T) {
 	c := startThreeCopies(t)
 	damaged := c.Broker(c.inSync())
@@ -276,7 +278,7 @@ func TestDamagedEndOfALog(t *testing.T) {
 	if err := damaged.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	c.says(damaged, "local log given up") // where there was time to say that the last block is whole
+	c.says(damaged, "local log given up", "others lead 1 partitions before it does") // the first where there was time to say that the last block is whole
 	c.startOthers()
 }
 
