@@ -39,9 +39,8 @@ test: ## all tests of the tree
 test-long: ## the long forms: crashes and damage everywhere, a 30 s open loop, 10,000 partitions and a million commits with figures, 200 members that come and go, torn ends of logs, clocks that jump, kills at every step of tiering
 	VARVE_LONG=1 $(GO) test -timeout 3h -count=1 ./tiering/... ./compaction/...
 	$(GO) test -timeout 3h -count=1 ./wal -long
-	VARVE_LONG=1 $(GO) test -count=1 ./internal/skew
 	VARVE_LONG=1 $(GO) test -timeout 1h -count=1 -v -run 'TestOpenLoop$$|TestManyPartitions|TestManyCommits|TestRestartsUnderLoad' ./cmd/varve/e2e
-	VARVE_LONG=1 $(GO) test -timeout 3h -count=1 -v -run 'TestRebalanceStorm|TestEpochsRunOut|TestTornEnd|TestClocks|TestKilledAtEveryStep|TestAmbiguousBucket' ./cmd/varve
+	VARVE_LONG=1 $(GO) test -tags long -timeout 3h -count=1 -v -run 'TestRebalanceStorm|TestEpochsRunOut|TestTornEnd|TestClocks|TestKilledAtEveryStep|TestAmbiguousBucket' ./cmd/varve
 
 race: ## all tests under the race detector
 	$(GO) test -race ./...
@@ -49,6 +48,7 @@ race: ## all tests under the race detector
 lint: ## gofmt, vet, staticcheck, import graph
 	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "gofmt would change:"; echo "$$out"; exit 1; fi
 	$(GO) vet ./...
+	$(GO) vet -tags long ./cmd/varve
 	$(GO) tool staticcheck ./...
 	$(GO) test ./internal/arch
 

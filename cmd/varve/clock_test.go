@@ -1,3 +1,7 @@
+//go:build long
+
+// Compiles everything anew, with another clock, which takes minutes: `make test-long`.
+
 package main
 
 import (
@@ -117,9 +121,6 @@ func (x *transactor) check(t *testing.T, c *cluster.Cluster, topic string) {
 //
 // What is as in Kafka, and printed: with a broker whose clock is an hour ahead, records go an hour early.
 func TestClocks(t *testing.T) {
-	if !long {
-		t.Skip("compiles everything anew, with another clock: VARVE_LONG=1")
-	}
 	dir := t.TempDir()
 	built := filepath.Join(dir, "varve")
 	if err := skew.Build(t.Context(), built, "."); err != nil {

@@ -66,9 +66,6 @@ func TestPatch(t *testing.T) {
 
 // A program sees the clock jump, and durations, timers and deadlines as they are.
 func TestClock(t *testing.T) {
-	if os.Getenv("VARVE_LONG") != "1" {
-		t.Skip("compiles the standard library anew: VARVE_LONG=1")
-	}
 	dir := t.TempDir()
 	source := `package main
 

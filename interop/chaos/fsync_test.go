@@ -31,7 +31,7 @@ func openFsyncs(t *testing.T) *fsyncs {
 	t.Helper()
 	f, err := newFsyncs(t.TempDir())
 	if err != nil {
-		t.Skip(err)
+		t.Fatal(err) // Linux 5.6 and later; `make chaos` says why, and does without
 	}
 	t.Cleanup(f.close)
 	return f
