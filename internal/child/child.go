@@ -113,6 +113,23 @@ func (p *Process) Tail() string {
 	return "its log ends:\n" + end(string(b), 3000)
 }
 
+// Stacks ends the child, a Go program that is still there, with SIGQUIT, and is what it prints then: where each of its goroutines stands.
+func (p *Process) Stacks() string {
+	before, _ := os.ReadFile(p.Log)
+	p.cmd.Process.Signal(syscall.SIGQUIT)
+	select {
+	case <-p.done:
+	case <-time.After(5 * time.Second):
+		p.Kill()
+	}
+	b, err := os.ReadFile(p.Log)
+	if err != nil {
+		return err.Error()
+	}
+	s := string(b[min(len(before), len(b)):])
+	return "its goroutines:\n" + s[:min(len(s), 60_000)]
+}
+
 func end(s string, n int) string {
 	s = strings.TrimSpace(s)
 	if len(s) > n {

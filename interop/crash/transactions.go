@@ -489,18 +489,19 @@ func (p *pipeline) end() {
 	}
 }
 
+// logs is what the processes have to say, for a run that has failed. It ends them.
 func (p *pipeline) logs() string {
 	var s strings.Builder
 	for _, w := range p.workers {
 		if w.process != nil {
-			fmt.Fprintf(&s, "%s: %s\n", w.id, w.process.Tail())
+			fmt.Fprintf(&s, "%s: %s\n%s\n", w.id, w.process.Tail(), w.process.Stacks())
 		}
 	}
 	for line, n := range p.failures {
 		fmt.Fprintf(&s, "%d processors ended with: %s\n", n, line)
 	}
 	if p.broker != nil && p.broker.Process != nil {
-		fmt.Fprintf(&s, "the broker: %s\n", p.broker.Tail())
+		fmt.Fprintf(&s, "the broker: %s\n%s\n", p.broker.Tail(), p.broker.Stacks())
 	}
 	return s.String()
 }
