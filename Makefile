@@ -60,7 +60,7 @@ fuzz: ## every fuzz target for FUZZTIME (20s)
 bench: ## benchmarks of the components, with allocations
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
-bench-kafka: build ## Varve beside Apache Kafka, 80 minutes, writes bench/REPORT.md (QUICK=1: ten minutes, bench/REPORT-quick.md; ARGS="-only W2")
+bench-kafka: build ## Varve beside Apache Kafka, an hour, writes bench/REPORT.md (QUICK=1: ten minutes, bench/REPORT-quick.md; ARGS="-only W2")
 	$(GO) run ./bench/kafka -varve $(BIN) $(if $(QUICK),-quick) $(ARGS)
 
 bench-cluster: build ## three brokers of Varve beside three of Kafka: cost, failover, moves; 25 minutes, writes bench/REPORT-cluster.md

@@ -4,7 +4,7 @@ import "time"
 
 // What the parts of a run take, by experience.
 const (
-	sideOverhead  = 2750 * time.Millisecond // a topic made and deleted, the disk come to rest
+	sideOverhead  = 2750 * time.Millisecond // a topic made and deleted, the disk come to rest; and a tenth of the side, for what was written
 	floorOverhead = 1500 * time.Millisecond
 	setupOverhead = 10 * time.Second // both brokers started
 )
@@ -58,7 +58,7 @@ func (r *runner) plannedOf(w workload) time.Duration {
 		}
 	}
 	n := w.blocks(r.quick)
-	return time.Duration(n)*(time.Duration(sides)*(r.seconds(w)+sideOverhead)+ramps) + time.Duration((n+1)*floors)*(r.floor+r.ramp(0)+floorOverhead)
+	return time.Duration(n)*(time.Duration(sides)*(r.seconds(w)*11/10+sideOverhead)+ramps) + time.Duration((n+1)*floors)*(r.floor+r.ramp(0)+floorOverhead)
 }
 
 // scaled is what the quick form makes of it: smaller sizes.

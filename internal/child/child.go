@@ -127,7 +127,7 @@ func (p *Process) Stacks() string {
 		return err.Error()
 	}
 	s := string(b[min(len(before), len(b)):])
-	return "its goroutines:\n" + s[:min(len(s), 60_000)]
+	return "its goroutines:\n" + s[:min(len(s), 400_000)]
 }
 
 func end(s string, n int) string {
