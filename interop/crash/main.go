@@ -38,6 +38,7 @@ func main() {
 	seed := flag.Uint64("seed", uint64(time.Now().UnixNano()), "decides when each kill comes")
 	workload := flag.String("workload", "produce", "produce or transactions")
 	breaks := flag.String("break", "", "what the workload transactions does wrong, to see it found: offsets, isolation")
+	logs := flag.String("logs", "", "a directory in which the workload transactions leaves the logs of its processors, whose clients say there what they do")
 	if len(os.Args) > 1 && os.Args[1] == "processor" {
 		fmt.Println(processorMain(os.Args[2:]))
 		os.Exit(1) // a processor does not end by itself
@@ -48,7 +49,7 @@ func main() {
 	var err error
 	switch {
 	case *workload == "transactions" && (*breaks == "" || *breaks == breaksOffsets || *breaks == breaksIsolation):
-		err = runTransactions(ctx, *varve, *rounds, *partitions, *seed, *breaks)
+		err = runTransactions(ctx, *varve, *rounds, *partitions, *seed, *breaks, *logs)
 	case *workload == "produce" && *breaks == "":
 		err = run(ctx, *varve, *rounds, *partitions, *seed)
 	default:

@@ -48,15 +48,16 @@ var groups = []string{"classic", "consumer"}
 func outputs(group string) []string { return []string{"out-" + group + "-a", "out-" + group + "-b"} }
 
 type pipeline struct {
-	varve, dir string
-	addr, adm  string
-	partitions int
-	breaks     string
-	rnd        *rand.Rand
-	broker     *child.Varve
-	workers    []*worker
-	started    uint64 // processes, ever
-	failures   map[string]int
+	varve, dir    string
+	processorLogs string // where processors, whose clients say what they do, leave their logs; "": in dir, without that
+	addr, adm     string
+	partitions    int
+	breaks        string
+	rnd           *rand.Rand
+	broker        *child.Varve
+	workers       []*worker
+	started       uint64 // processes, ever
+	failures      map[string]int
 
 	cl     *kgo.Client
 	next   [keys]uint64 // numbers of the inputs
@@ -72,7 +73,7 @@ type worker struct {
 	process   *child.Process
 }
 
-func runTransactions(ctx context.Context, varve string, rounds, partitions int, seed uint64, breaks string) error {
+func runTransactions(ctx context.Context, varve string, rounds, partitions int, seed uint64, breaks, logs string) error {
 	varve, err := filepath.Abs(varve)
 	if err != nil {
 		return err
@@ -82,7 +83,15 @@ func runTransactions(ctx context.Context, varve string, rounds, partitions int, 
 		return err
 	}
 	defer os.RemoveAll(dir)
-	p := &pipeline{varve: varve, dir: dir, partitions: partitions, breaks: breaks, rnd: rand.New(rand.NewPCG(seed, 1)), failures: map[string]int{}}
+	if logs != "" {
+		if logs, err = filepath.Abs(logs); err == nil {
+			err = os.MkdirAll(logs, 0o755)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	p := &pipeline{varve: varve, dir: dir, processorLogs: logs, partitions: partitions, breaks: breaks, rnd: rand.New(rand.NewPCG(seed, 1)), failures: map[string]int{}}
 	if p.addr, err = child.FreeAddr(); err != nil {
 		return err
 	}
@@ -473,7 +482,12 @@ func (p *pipeline) startWorker(ctx context.Context, w *worker) (err error) {
 	if p.breaks == breaksOffsets {
 		args = append(args, "-break", breaksOffsets)
 	}
-	w.process, err = child.Start(ctx, &child.Process{Name: "processor " + w.id, Log: filepath.Join(p.dir, fmt.Sprintf("processor-%s-%d.log", w.id, p.started))},
+	logs := p.dir
+	if p.processorLogs != "" {
+		logs = p.processorLogs
+		args = append(args, "-debug")
+	}
+	w.process, err = child.Start(ctx, &child.Process{Name: "processor " + w.id, Log: filepath.Join(logs, fmt.Sprintf("processor-%s-%d.log", w.id, p.started))},
 		exec.Command(self, args...), func() error { return nil })
 	return err
 }
