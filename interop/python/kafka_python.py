@@ -78,7 +78,9 @@ class Member:
     def poll(self):
         try:
             while not self.ending:
-                for rs in self.c.poll(timeout_ms=100).values():
+                # kafka-python 3.0.12 takes itself for a member, and sends no heartbeat, after a poll whose time was over
+                # between JoinGroup and the answer to SyncGroup: its time is long.
+                for rs in self.c.poll(timeout_ms=2000).values():
                     for r in rs:
                         with lock:
                             self.got[r.value] = self.got.get(r.value, 0) + 1
