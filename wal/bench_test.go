@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,14 +17,15 @@ import (
 	"github.com/varve/varve/wal/vfs"
 )
 
-// bareLoop is what the log is measured against: a queue, one goroutine that takes all of it, one write of the
-// buffers as they are, one fdatasync, and the waiters are told. No checksum, no index, no memory of anything.
+// bareLoop is what the log is measured against, by the same appenders: a queue, one goroutine that takes all of it, one
+// write of the buffers as they are, one fdatasync, and the waiters are told. No checksum, no index, no memory of anything.
 type bareLoop struct {
 	f     vfs.File
 	size  int64
 	mu    sync.Mutex
 	queue []bareItem
 	wake  chan struct{}
+	syncs atomic.Int64
 }
 
 type bareItem struct {
@@ -78,6 +80,7 @@ func (l *bareLoop) run() {
 					panic(err)
 				}
 				pos += int64(size)
+				l.syncs.Add(1)
 				for _, it := range left[:n] {
 					it.done(nil)
 				}
@@ -100,11 +103,18 @@ func (l *bareLoop) append(b []byte, done func(error)) {
 }
 
 var benchLog struct {
-	l    *Log
-	bare *bareLoop
-	ids  []PartitionID
-	mu   []sync.Mutex
-	next []int64
+	l     *Log
+	bare  *bareLoop
+	parts []benchPart
+}
+
+// benchPart is what whoever appends to a partition has of it, be it to the log or to the bare loop: its lock, and the next
+// offset.
+type benchPart struct {
+	id   PartitionID
+	mu   sync.Mutex
+	next int64
+	_    [5]int64 // none shares a line of the processor's cache
 }
 
 // benchSetup opens a log whose files have all been written once, as they have in a broker that has run for a while.
@@ -116,9 +126,9 @@ func benchSetup(b *testing.B) {
 	}
 	benchLog.l, benchLog.bare = l, newBare(b, dir)
 	go benchLog.bare.run()
-	benchLog.mu, benchLog.next, benchLog.ids = make([]sync.Mutex, 1000), make([]int64, 1000), nil
+	benchLog.parts = make([]benchPart, 2000) // the second half is the bare loop's
 	for i := range 1000 {
-		benchLog.ids = append(benchLog.ids, l.Create([16]byte{1}, int32(i), 0, nil, nil, nil))
+		benchLog.parts[i].id = l.Create([16]byte{1}, int32(i), 0, nil, nil, nil)
 	}
 	for st := l.Stats(); !b.Failed() && (st.Segments+st.FreeSegments < 10 || st.NewestGenration < 14); st = l.Stats() {
 		benchAppend(b, 0, 4<<20)
@@ -164,11 +174,12 @@ func benchAppend(b *testing.B, part int, size int) {
 		}
 		time.Sleep(100 * time.Microsecond)
 	}
-	benchLog.mu[part].Lock()
-	base := benchLog.next[part]
-	benchLog.next[part]++
-	l.Append(&Append{Partition: benchLog.ids[part], BaseOffset: base, LastOffset: base, Run: buf.Bytes(), Sum: benchSums[size], Summed: true, Buf: buf, Done: func(err error) { done <- err }})
-	benchLog.mu[part].Unlock()
+	p := &benchLog.parts[part]
+	p.mu.Lock()
+	base := p.next
+	p.next++
+	l.Append(&Append{Partition: p.id, BaseOffset: base, LastOffset: base, Run: buf.Bytes(), Sum: benchSums[size], Summed: true, Buf: buf, Done: func(err error) { done <- err }})
+	p.mu.Unlock()
 	if err := <-done; err != nil {
 		b.Error(err)
 	}
@@ -176,7 +187,7 @@ func benchAppend(b *testing.B, part int, size int) {
 	acks.Put(done)
 	// As often as manifests are committed under such a load, or more: every quarter of a megabyte.
 	if base%int64(max(1, 256<<10/size)) == 0 {
-		l.SetReclaimable(benchLog.ids[part], base+1) // all of it, or a thousand partitions would hold on to a megabyte each
+		l.SetReclaimable(p.id, base+1) // all of it, or a thousand partitions would hold on to a megabyte each
 	}
 }
 
@@ -215,9 +226,10 @@ func BenchmarkAppend(b *testing.B) {
 					for i := range at {
 						at[i] = i
 					}
+					bareAt := slices.Clone(at)
 					b.ReportAllocs()
 					b.ResetTimer()
-					total := 0
+					total, blocks, syncs := 0, benchLog.l.Stats().Blocks, benchLog.bare.syncs.Load()
 					for turn := range turns {
 						n := b.N/turns + min(1, b.N%turns/(turn+1))
 						total += n
@@ -226,11 +238,16 @@ func BenchmarkAppend(b *testing.B) {
 							at[w] += appenders
 						})
 						b.StopTimer()
-						bareTime += each(n, func(int) {
+						bareTime += each(n, func(w int) {
 							buf := slab.Get(size)
 							copy(buf.Bytes(), benchPayload)
 							done := acks.Get().(chan error)
+							p := &benchLog.parts[1000+bareAt[w]%partitions]
+							bareAt[w] += appenders
+							p.mu.Lock()
+							p.next++
 							benchLog.bare.append(buf.Bytes(), func(err error) { done <- err })
+							p.mu.Unlock()
 							<-done
 							buf.Release()
 							acks.Put(done)
@@ -242,6 +259,8 @@ func BenchmarkAppend(b *testing.B) {
 					b.ReportMetric(mb/logTime.Seconds(), "MB/s")
 					b.ReportMetric(mb/bareTime.Seconds(), "bare-MB/s")
 					b.ReportMetric(float64(total)/logTime.Seconds(), "appends/s")
+					b.ReportMetric(float64(total)/float64(benchLog.l.Stats().Blocks-blocks), "appends/block")
+					b.ReportMetric(float64(total)/float64(benchLog.bare.syncs.Load()-syncs), "bare-appends/block")
 					b.ReportMetric(bareTime.Seconds()/logTime.Seconds(), "ratio")
 				})
 			}

@@ -17,17 +17,26 @@ import (
 // have made the rest, through apply: recovery builds the same from the same records. Reads are served from mem,
 // which always reaches from some offset to end without a gap, and below that from pieces.
 type part struct {
-	id        PartitionID
-	overShare atomic.Bool
+	// What every append touches comes first, so that it is in few lines of the processors' caches: with many partitions
+	// none of them is there.
+	mu         sync.Mutex
+	end        int64
+	mem        ring[chunk]
+	chunks     uint64 // that there were in mem
+	id         PartitionID
+	block      uint64 // of the writer alone: where the partition's items are in the block being laid out
+	group      int32
+	dropped    bool
+	hole       bool    // of apply: blocks are missing since a record last said where the log ended
+	appliedEnd int64   // of apply: of what is here, without a gap, from appliedStart on
+	claimedEnd int64   // of apply: of the log as records claim it; above appliedEnd only if something is missing
+	pieces     []piece // of apply: ascending, disjoint
 
-	mu          sync.Mutex
-	start, end  int64
 	hw          int64
 	hwDirty     bool
+	overShare   atomic.Bool
+	start       int64
 	reclaimable int64
-	dropped     bool
-	mem         ring[chunk]
-	chunks      uint64 // that there were in mem
 	cuts        uint32 // truncations asked for: a carried copy read before one is void
 	appliedCuts uint32 // and durable: while fewer, pieces hold what has been cut off
 
@@ -36,21 +45,13 @@ type part struct {
 	topicID      [16]byte
 	index        int32
 	appliedStart int64
-	appliedEnd   int64 // of what is here, without a gap, from there on
-	claimedEnd   int64 // of the log as records claim it; above appliedEnd only if something is missing
-	hole         bool  // blocks are missing since a record last said where the log ended
 	appliedHW    int64
 	lineage      lineage.Lineage
 	snapshot     snapshotRef
-	pieces       []piece // ascending, disjoint
-	carried      int64   // bytes of pieces that were carried
-	control      int64   // its part of Log.controlSize
+	carried      int64 // bytes of pieces that were carried
+	control      int64 // its part of Log.controlSize
 
 	look uint64 // of the keeper alone: the last look that has seen it
-
-	// Of the writer alone: where the partition's items are in the block being laid out.
-	block uint64
-	group int32
 }
 
 func newPart(id PartitionID) *part { return &part{id: id} }
@@ -62,8 +63,8 @@ type piece struct {
 	maxTS      int64
 	bytes      int64
 	runs       []run // nil: in the segment's footer
-	foot       footerPiece
 	carried    bool
+	foot       footerPiece
 }
 
 const pieceBytes = 160 // of a piece in memory

@@ -67,7 +67,7 @@ func Open(o Options) (l *Log, err error) {
 		return nil, err
 	}
 	l = &Log{
-		o: o, fs: o.FS, log: o.Logger, opened: time.Now(), parts: map[PartitionID]*part{}, applied: map[PartitionID]*part{},
+		o: o, fs: o.FS, log: o.Logger, opened: time.Now(), applied: map[PartitionID]*part{},
 		maxAppend: o.SegmentBytes / 2, blockBytes: int(min(maxBlockBytes, o.SegmentBytes/4)), share: o.MaxBytes / 16,
 		space: space{segment: o.SegmentBytes, maxFiles: int(o.MaxBytes / o.SegmentBytes), changed: make(chan struct{})},
 		wake:  make(chan struct{}, 1), failedCh: make(chan struct{}), completed: make(chan []item, 2), recycled: make(chan []item, 4),
@@ -453,7 +453,8 @@ func (l *Log) finishParts() {
 			delete(l.applied, id)
 			continue
 		}
-		l.parts[id], p.cuts = p, p.appliedCuts
+		l.parts.put(p)
+		p.cuts = p.appliedCuts
 		p.start, p.end, p.hw = p.appliedStart, p.appliedEnd, p.appliedHW
 		r := Recovered{
 			ID: id, TopicID: p.topicID, Partition: p.index, Start: p.start, End: p.end, Lineage: p.lineage,
@@ -476,7 +477,7 @@ func (l *Log) finishParts() {
 		l.recovered = append(l.recovered, r)
 	}
 	slices.SortFunc(l.recovered, func(a, b Recovered) int { return int(int64(a.ID) - int64(b.ID)) })
-	l.lastID = l.maxID
+	l.lastID.Store(uint64(l.maxID))
 }
 
 // readSnapshot returns the newest producer snapshot of a partition, or nil if it cannot be read.

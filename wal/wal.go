@@ -116,7 +116,7 @@ type Events struct {
 
 // Log is a write-ahead log. Open makes it, Close ends it.
 //
-// Lock ordering: part.mu, then Log.mu. Log.segMu, partsMu and marksMu are taken alone or last. No I/O is done and nothing is
+// Lock ordering: part.mu, then Log.mu. Log.segMu, partTable.mu and marksMu are taken alone or last. No I/O is done and nothing is
 // waited for under any of them.
 type Log struct {
 	o    Options
@@ -136,9 +136,8 @@ type Log struct {
 	marksMu sync.Mutex
 	marks   marks
 
-	partsMu sync.RWMutex
-	parts   map[PartitionID]*part
-	lastID  PartitionID // given out
+	parts  partTable
+	lastID atomic.Uint64 // given out to a partition
 	// applied has the partitions as of the last durable block, and maxID the largest id that was ever seen. Of the
 	// writer alone: a checkpoint must not know of what is still queued.
 	applied map[PartitionID]*part
@@ -272,18 +271,9 @@ func (l *Log) fail(err error) {
 	}
 }
 
-func (l *Log) part(id PartitionID) *part {
-	l.partsMu.RLock()
-	p := l.parts[id]
-	l.partsMu.RUnlock()
-	return p
-}
+func (l *Log) part(id PartitionID) *part { return l.parts.get(id) }
 
-func (l *Log) partitions() int {
-	l.partsMu.RLock()
-	defer l.partsMu.RUnlock()
-	return len(l.parts)
-}
+func (l *Log) partitions() int { return l.parts.count() }
 
 func noPartition(id PartitionID) error {
 	return fmt.Errorf("%w: no local partition %d", ErrOutOfRange, id)
@@ -590,14 +580,11 @@ func (l *Log) control(id PartitionID, it item, ahead func(p *part)) {
 // Create begins a local partition that starts, empty, at an offset. lin and snapshot are its lineage and producer
 // state there.
 func (l *Log) Create(topicID [16]byte, partition int32, start int64, lin lineage.Lineage, snapshot []byte, done func(error)) PartitionID {
-	l.partsMu.Lock()
-	l.lastID++
-	p := newPart(l.lastID)
+	p := newPart(PartitionID(l.lastID.Add(1)))
 	p.start, p.end = start, start
 	p.control = controlBytes(lin)
 	l.controlSize.Add(p.control)
-	l.parts[p.id] = p
-	l.partsMu.Unlock()
+	l.parts.put(p)
 	m := partitionMap{topicID: topicID, index: partition, start: start, end: start, hw: start, lineage: lin, inline: snapshot}
 	p.mu.Lock()
 	l.enqueue(&item{kind: kindPartitionMap, base: start, p: p, payload: m.append(nil), done: done})
@@ -690,9 +677,7 @@ func (l *Log) Drop(id PartitionID, done func(error)) {
 		p.dropped = true
 		l.forget(p, p.mem.n)
 	})
-	l.partsMu.Lock()
-	delete(l.parts, id)
-	l.partsMu.Unlock()
+	l.parts.remove(id)
 }
 
 // Skip lets a suspect partition go on above its damage: if all is intact from an offset on, up to where its records
@@ -833,11 +818,7 @@ func (l *Log) Close() error {
 	}
 	<-l.writerEnd
 	l.wg.Wait()
-	l.partsMu.Lock()
-	parts := l.parts
-	l.parts = map[PartitionID]*part{}
-	l.partsMu.Unlock()
-	for _, p := range parts {
+	for _, p := range l.parts.empty() {
 		p.mu.Lock()
 		p.dropped = true
 		l.forget(p, p.mem.n)
