@@ -506,7 +506,7 @@ func ReadPublished(ctx context.Context, b objstore.Bucket) ([]PublishedHead, err
 	return out, nil
 }
 
-// adopt makes sure, once, that the bucket is this cluster's and that the heads in
+// adopt makes sure, once, that the bucket is this cluster's, the same that others have, and that the heads in
 // the metadata store are not older than those published: then it was restored
 // from an old backup, and committing or deleting would destroy what is newer.
 func (t *Tier) adopt(ctx context.Context) error {
@@ -523,9 +523,13 @@ func (t *Tier) adopt(ctx context.Context) error {
 		return nil
 	}
 	c, cancel := context.WithTimeout(ctx, t.o.RequestTimeout)
-	err := t.mark(c)
-	cancel()
-	if err != nil {
+	defer cancel()
+	if t.o.Shared != nil {
+		if err := t.o.Shared(c); err != nil {
+			return err
+		}
+	}
+	if err := t.mark(c); err != nil {
 		return err
 	}
 	c, cancel = context.WithTimeout(ctx, 10*t.o.UploadTimeout) // in a large cluster many objects

@@ -160,6 +160,10 @@ type Options struct {
 	// sections of many. It is called without a lock held. Nil: 0.
 	DeleteDelay func(topicID [16]byte) time.Duration
 
+	// Shared is nil, or why the bucket may not be the one that the others of the cluster have. It is asked before anything is
+	// uploaded, replaced or deleted, until it has said once that it is; objstore.ErrNotShared if it is not. Nil: nobody else is there.
+	Shared func(ctx context.Context) error
+
 	// Worker says that this is the Tier of a compaction worker: it leads nothing, so
 	// it only publishes and collects what it replaces.
 	Worker   bool

@@ -42,6 +42,7 @@ const (
 	unnamedPart   = "scrub/unnamed"
 	producerPart  = "producer-ids"
 	secretPart    = "secret"
+	bucketPart    = "bucket"
 	markPart      = "mark/"
 )
 
@@ -63,6 +64,7 @@ func (k keys) config(c image.ConfigKey) string {
 func (k keys) mark(id int32) string { return fmt.Sprintf("%s%s%010d", k.prefix, markPart, id) }
 func (k keys) producerIDs() string  { return k.prefix + producerPart }
 func (k keys) secret() string       { return k.prefix + secretPart }
+func (k keys) bucket() string       { return k.prefix + bucketPart }
 
 func (k keys) partition(id [16]byte, index int32) string {
 	return k.below(partitionPart, id) + fmt.Sprintf("%07d", index)
@@ -101,6 +103,10 @@ type (
 	secretValue struct {
 		V      int    `json:"v"`
 		Secret []byte `json:"secret"`
+	}
+	bucketValue struct {
+		V     int    `json:"v"`
+		Probe string `json:"probe"`
 	}
 	controllerValue struct {
 		V           int    `json:"v"`
@@ -233,6 +239,8 @@ func version(v any) int {
 	case unnamedValue:
 		return v.V
 	case secretValue:
+		return v.V
+	case bucketValue:
 		return v.V
 	case controllerValue:
 		return v.V

@@ -313,6 +313,31 @@ func (s *Store) EnsureSecret(ctx context.Context) ([]byte, error) {
 	return v.Secret, nil
 }
 
+// Probe returns the token of the probe by which the cluster's bucket is known, or "" if no broker has left one.
+func (s *Store) Probe(ctx context.Context) (string, error) {
+	key := s.keys.bucket()
+	resp, err := s.get(ctx, key)
+	if err != nil {
+		return "", fmt.Errorf("the probe of the cluster's bucket: %w", err)
+	}
+	if len(resp.Kvs) == 0 {
+		return "", nil
+	}
+	v, err := decode[bucketValue](key, resp.Kvs[0].Value)
+	return v.Probe, err
+}
+
+// EnsureProbe returns the token of the probe by which the cluster's bucket is known: token, if it is the first.
+func (s *Store) EnsureProbe(ctx context.Context, token string) (string, error) {
+	key := s.keys.bucket()
+	raw, err := s.ensure(ctx, key, encode(bucketValue{formatVersion, token}))
+	if err != nil {
+		return "", fmt.Errorf("the probe of the cluster's bucket: %w", err)
+	}
+	v, err := decode[bucketValue](key, raw)
+	return v.Probe, err
+}
+
 // Known says whether a broker of that id has ever been admitted to the cluster.
 func (s *Store) Known(ctx context.Context, id int32) (bool, error) {
 	resp, err := s.get(ctx, s.keys.broker(id), clientv3.WithKeysOnly())

@@ -9,12 +9,12 @@ import (
 )
 
 // A directory is easily configured on every broker and shared by none: each then sees only what it wrote itself, and
-// the history of a partition that moves is gone. So before several brokers use one bucket, each proves that the others
-// see it: a broker writes a probe under a token that it publishes with its registration (its incarnation, say),
-// and confirms the probes of the others.
+// the history of a partition that moves is gone. A bucket is as easily mistyped. So before several brokers use one, each makes
+// sure that it is the one that the others see: the first of all writes a probe under a random token, which then is in the
+// metadata, and everybody else confirms it.
 
 // ErrNotShared means that a probe written by another process is not visible here.
-var ErrNotShared = errors.New("bucket is not the one the other broker sees")
+var ErrNotShared = errors.New("bucket is not the one that the cluster's other brokers see")
 
 const probePrefix = "probe/"
 
@@ -39,7 +39,7 @@ func WriteProbe(ctx context.Context, b Bucket, token string) error {
 }
 
 // ConfirmProbe checks that the probe of token, written by another process, is visible here. It is ErrNotShared if it
-// is not; network file systems cache what is missing, so it looks again for up to wait.
+// is not; network file systems cache what is missing, and what came is not always what is there, so it looks again for up to wait.
 func ConfirmProbe(ctx context.Context, b Bucket, token string, wait time.Duration) error {
 	key, err := probeKey(token)
 	if err != nil {
@@ -51,11 +51,12 @@ func ConfirmProbe(ctx context.Context, b Bucket, token string, wait time.Duratio
 		switch {
 		case err == nil && bytes.Equal(got, want):
 			return nil
-		case err == nil || errors.Is(err, ErrRange):
-			return fmt.Errorf("%w: %s in %s holds something else", ErrNotShared, key, b)
-		case !errors.Is(err, ErrNotExist):
+		case err != nil && !errors.Is(err, ErrRange) && !errors.Is(err, ErrNotExist):
 			return fmt.Errorf("confirm shared bucket: %w", err)
-		case !time.Now().Before(deadline):
+		case time.Now().Before(deadline):
+		case !errors.Is(err, ErrNotExist):
+			return fmt.Errorf("%w: %s in %s holds something else", ErrNotShared, key, b)
+		default:
 			return fmt.Errorf("%w: %s is not in %s; all brokers must be given the same bucket or mount the same directory there", ErrNotShared, key, b)
 		}
 		t := time.NewTimer(min(wait/10+time.Millisecond, time.Second))

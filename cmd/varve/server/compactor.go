@@ -90,7 +90,7 @@ type resolved struct {
 	cluster int64 // of the settings of all brokers
 }
 
-func newCompactor(c *config.BrokerConfig, store *etcd.Store, node *metadata.Node, bucket objstore.Bucket, clusterID string, log *slog.Logger,
+func newCompactor(c *config.BrokerConfig, store *etcd.Store, node *metadata.Node, bucket objstore.Bucket, tie *bond, clusterID string, log *slog.Logger,
 	events tiering.Events, m *compactionMetrics, merge int) (*compactor, error) {
 	host, _ := os.Hostname()
 	k := &compactor{name: fmt.Sprintf("%s/%d", host, os.Getpid()), node: node, static: c.Static, log: log, now: c.Cleaner, topics: make(map[[16]byte]resolved)}
@@ -106,6 +106,7 @@ func newCompactor(c *config.BrokerConfig, store *etcd.Store, node *metadata.Node
 			t, _ := k.topic(id)
 			return t.DeleteDelay
 		},
+		Shared: tie.confirm,
 		Logger: log.With("part", "tiering"), Events: events,
 	})
 	if err != nil {
@@ -341,6 +342,10 @@ func OpenCompactor(ctx context.Context, o Options) (w *Compactor, err error) {
 	if s.bucket, err = s.openBucket(ctx, true, newStoreMetrics(reg).events()); err != nil {
 		return w, err
 	}
+	tie := &bond{store: store, cluster: clusterID, bucket: s.bucket, log: log}
+	if err = tie.early(ctx, s.away); err != nil {
+		return w, fmt.Errorf("remote.storage.url: %w", err)
+	}
 	err = s.patiently(ctx, func() (err error) {
 		s.node, err = metadata.Open(ctx, metadata.Options{Store: store, Logger: log.With("part", "metadata")})
 		return err
@@ -349,7 +354,7 @@ func OpenCompactor(ctx context.Context, o Options) (w *Compactor, err error) {
 		return w, fmt.Errorf("metadata: %w", err)
 	}
 	s.node.Start()
-	if w.k, err = newCompactor(c, store, s.node, s.bucket, clusterID, log, tierEvents(reg), newCompactionMetrics(reg), o.Merge); err != nil {
+	if w.k, err = newCompactor(c, store, s.node, s.bucket, tie, clusterID, log, tierEvents(reg), newCompactionMetrics(reg), o.Merge); err != nil {
 		return w, err
 	}
 	w.k.alone = true

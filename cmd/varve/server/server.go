@@ -42,6 +42,8 @@ type Options struct {
 	DataDir string
 
 	AcceptCorruptLog bool
+	// AcceptBucket takes a bucket for the cluster's that lacks what says so.
+	AcceptBucket bool
 	// AcceptLoss lets partitions whose only log was lost go on from the end of
 	// their object storage part.
 	AcceptLoss bool
@@ -76,6 +78,7 @@ type Server struct {
 	client    *clientv3.Client
 	wal       *wal.Log
 	bucket    objstore.Bucket
+	away      bool // the bucket did not answer when it was opened
 	node      *metadata.Node
 	tier      *tiering.Tier
 	broker    *broker.Broker
@@ -195,6 +198,10 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	if s.bucket, err = s.openBucket(ctx, known, s.metrics.store.events()); err != nil {
 		return s, err
 	}
+	tie := &bond{store: store, cluster: clusterID, bucket: s.bucket, founds: true, accepts: o.AcceptBucket, log: s.log}
+	if err = tie.early(ctx, s.away); err != nil {
+		return s, fmt.Errorf("remote.storage.url: %w", err)
+	}
 	// Before anything of the cluster is changed: a process that cannot have its
 	// addresses must not have raised epochs or accepted a loss.
 	bound, endpoints, err := broker.Bind(c, o.Listen, s.log)
@@ -227,7 +234,7 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	if err = ahead(s.wal.Partitions(), s.node.Image()); err != nil {
 		return s, fmt.Errorf("metadata: %w", err)
 	}
-	if s.tier, err = s.openTier(clusterID); err != nil {
+	if s.tier, err = s.openTier(clusterID, tie); err != nil {
 		return s, err
 	}
 	if s.broker, err = broker.New(broker.Options{
@@ -255,7 +262,7 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 		s.broker.Run(run)
 	}()
 	if o.Dev && c.Cleaner.Enable && c.Cleaner.Threads > 0 {
-		if s.compactor, err = newCompactor(c, store, s.node, s.bucket, clusterID, s.log, s.metrics.tier, newCompactionMetrics(s.metrics.reg), o.Merge); err != nil {
+		if s.compactor, err = newCompactor(c, store, s.node, s.bucket, &bond{store: store, cluster: clusterID, bucket: s.bucket, log: s.log}, clusterID, s.log, s.metrics.tier, newCompactionMetrics(s.metrics.reg), o.Merge); err != nil {
 			return s, err
 		}
 		s.wg.Go(func() { s.compactor.run(run) })
@@ -512,6 +519,7 @@ func (s *Server) openBucket(ctx context.Context, before bool, events objstore.Ev
 		o := objstore.Options{Create: s.o.Dev, Logger: s.log.With("part", "objstore")}
 		if before {
 			o.Away = func(err error) {
+				s.away = true
 				s.log.Warn("the bucket does not answer: starting without it, uploads go on when it does", "err", err)
 			}
 		}

@@ -66,7 +66,11 @@ func TestStartWithTheBucketAway(t *testing.T) {
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "secret")
 	var status atomic.Int32 // of every answer
 	store := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if code := status.Load(); code != 0 {
+		code := status.Load()
+		if _, key, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/"); key != "" && code == 200 && r.Method != http.MethodPut {
+			code = 404 // nothing is kept
+		}
+		if code != 0 {
 			w.WriteHeader(int(code))
 		}
 	}))

@@ -19,7 +19,7 @@ import (
 
 // openTier opens the object storage part over the bucket and the manifest
 // heads in etcd.
-func (s *Server) openTier(clusterID string) (*tiering.Tier, error) {
+func (s *Server) openTier(clusterID string, tie *bond) (*tiering.Tier, error) {
 	c := s.o.Config
 	dir := c.RemoteCacheDir
 	if dir == "" && c.RemoteCacheDiskBytes > 0 {
@@ -46,7 +46,7 @@ func (s *Server) openTier(clusterID string) (*tiering.Tier, error) {
 		CollectInterval: min(max(c.RemoteDeleteGrace/6, 100*time.Millisecond), 10*time.Second),
 		PublishInterval: min(max(c.RemoteDeleteGrace/2, 500*time.Millisecond), time.Minute),
 
-		DeleteDelay: s.deleteDelay,
+		DeleteDelay: s.deleteDelay, Shared: tie.confirm,
 		// Uploads hurry before producers have to be refused.
 		Urgent: func() bool { return s.wal.Stats().Short() },
 		Logger: s.log.With("part", "tiering"), Events: s.metrics.tier,

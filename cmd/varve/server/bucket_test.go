@@ -1,0 +1,213 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/varve/varve/metadata/etcd"
+	"github.com/varve/varve/tiering"
+	"github.com/varve/varve/tiering/objstore"
+)
+
+// member opens a broker of a cluster whose brokers share an etcd.
+type member struct {
+	t    *testing.T
+	etcd *etcd.Server
+	dir  string
+}
+
+func newMember(t *testing.T) *member {
+	e, err := etcd.Embedded(t.TempDir(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { e.Close() })
+	return &member{t, e, t.TempDir()}
+}
+
+func (m *member) options(id int, b objstore.Bucket) Options {
+	return m.with(id, b, nil)
+}
+
+func (m *member) with(id int, b objstore.Bucket, settings map[string]string) Options {
+	set := map[string]string{"node.id": strconv.Itoa(id), "remote.flush.interval.ms": "100"}
+	maps.Copy(set, settings)
+	o := options(m.t, filepath.Join(m.dir, strconv.Itoa(id)), set)
+	o.Dev, o.Etcd, o.Bucket = false, m.etcd.Client(), b
+	return o
+}
+
+func (m *member) open(id int, b objstore.Bucket) (*Server, error) {
+	return Open(context.Background(), m.options(id, b))
+}
+
+// A broker that is given another bucket than the cluster's does not start, whether it is a new one or was one of the cluster before,
+// unless an operator says that it is the one. What would follow: it leads, uploads, and lets go of what nobody else finds.
+func TestAnotherBucket(t *testing.T) {
+	m := newMember(t)
+	ours, other := objstore.NewMem(), objstore.NewMem()
+	first, err := m.open(1, ours)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close(context.Background())
+	refused := func(id int) {
+		t.Helper()
+		s, err := m.open(id, other)
+		if err == nil {
+			s.Close(context.Background())
+		}
+		if !errors.Is(err, objstore.ErrNotShared) || !strings.Contains(err.Error(), "--accept-bucket") {
+			t.Errorf("broker %d with another bucket: %v", id, err)
+		}
+		if first.node.Image().Broker(int32(id)) != nil && id != 2 {
+			t.Errorf("broker %d was admitted", id)
+		}
+	}
+	refused(3)
+	for range 2 {
+		s, err := m.open(2, ours)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused(2)
+	o := m.options(4, other)
+	if w, err := OpenCompactor(context.Background(), o); !errors.Is(err, objstore.ErrNotShared) {
+		if err == nil {
+			w.Close()
+		}
+		t.Errorf("a worker with another bucket: %v", err)
+	}
+
+	// The bucket was emptied, and an operator says so: once.
+	o = m.options(2, other)
+	o.AcceptBucket = true
+	for range 2 {
+		s, err := Open(context.Background(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		o = m.options(2, other)
+	}
+}
+
+// A cluster that is begun with another's bucket takes it for its own neither then nor later.
+func TestForeignBucket(t *testing.T) {
+	theirs := objstore.NewMem()
+	mark := "varve cluster 1\nanother\n"
+	if err := theirs.Put(context.Background(), "cluster", strings.NewReader(mark), int64(len(mark)), objstore.CRC32C([]byte(mark))); err != nil {
+		t.Fatal(err)
+	}
+	m := newMember(t)
+	s, err := m.open(1, theirs)
+	if err == nil {
+		s.Close(context.Background())
+	}
+	if !errors.Is(err, tiering.ErrForeign) {
+		t.Errorf("begun with the bucket of another cluster: %v", err)
+	}
+	if list, _, err := theirs.List(context.Background(), "", "", objstore.MaxList); err != nil || len(list) != 1 {
+		t.Errorf("in the other's bucket there is %v: %v", list, err)
+	}
+	if s, err = m.open(1, objstore.NewMem()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(context.Background()); err != nil {
+		t.Error(err)
+	}
+}
+
+// Of brokers that start a cluster together, each with a bucket of its own, one does.
+func TestEachItsOwnBucket(t *testing.T) {
+	m := newMember(t)
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	var open []*Server
+	refused := 0
+	for id := 1; id <= 3; id++ {
+		wg.Go(func() {
+			b := objstore.NewMem()
+			s, err := m.open(id, b)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err == nil:
+				open = append(open, s)
+			case errors.Is(err, objstore.ErrNotShared):
+				refused++
+				if list, _, err := b.List(context.Background(), "probe/", "", objstore.MaxList); err != nil || len(list) > 0 {
+					t.Errorf("broker %d left %v in its bucket: %v", id, list, err)
+				}
+			default:
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	for _, s := range open {
+		defer s.Close(context.Background())
+	}
+	if len(open) != 1 || refused != 2 {
+		t.Errorf("%d brokers serve, %d were refused", len(open), refused)
+	}
+}
+
+// A broker that starts while its bucket does not answer finds out later, before it uploads anything: then it says so, and the log keeps
+// what it has.
+func TestAnotherBucketThatWasAway(t *testing.T) {
+	m := newMember(t)
+	first, err := m.open(1, objstore.NewMem())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	mem := objstore.NewMem()
+	other := objstore.NewFaulty(mem, 1)
+	other.SetOutage(true)
+	s, err := m.open(1, other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close(context.Background())
+	cl, err := kgo.NewClient(kgo.SeedBrokers(fmt.Sprintf("127.0.0.1:%d", s.Endpoints()[0].Port)), kgo.AllowAutoTopicCreation())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := cl.ProduceSync(ctx, &kgo.Record{Topic: "t", Value: []byte("v")}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	other.SetOutage(false)
+	for !errors.Is(s.tier.Healthy(), objstore.ErrNotShared) {
+		if ctx.Err() != nil {
+			t.Fatalf("nobody says that the bucket is another: %v", s.tier.Healthy())
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	list, _, err := mem.List(ctx, "", "", objstore.MaxList)
+	if err != nil || len(list) > 0 {
+		t.Errorf("in the other bucket there is %v: %v", list, err)
+	}
+}
