@@ -211,3 +211,42 @@ func TestAnotherBucketThatWasAway(t *testing.T) {
 		t.Errorf("in the other bucket there is %v: %v", list, err)
 	}
 }
+
+// A broker that names another inter-broker listener than those that run, or has the address of one of them, does not start.
+func TestBrokersReachEachOther(t *testing.T) {
+	m := newMember(t)
+	b := objstore.NewMem()
+	first, err := m.open(1, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ep := first.Endpoints()[0]
+	try := func(settings map[string]string) error {
+		s, err := Open(context.Background(), m.with(2, b, settings))
+		if err == nil {
+			err = s.Close(context.Background())
+		}
+		return err
+	}
+	wrong := map[string]map[string]string{
+		"advertises no listener": {"listeners": "INSIDE://127.0.0.1:0", "listener.security.protocol.map": "INSIDE:PLAINTEXT", "inter.broker.listener.name": "INSIDE"},
+		"an address of its own":  {"advertised.listeners": fmt.Sprintf("PLAINTEXT://%s:%d", ep.Host, ep.Port)},
+	}
+	for what, settings := range wrong {
+		if err := try(settings); err == nil || !strings.Contains(err.Error(), what) || !strings.Contains(err.Error(), "broker 1") {
+			t.Errorf("%v: %v", settings, err)
+		}
+	}
+	if err := try(nil); err != nil {
+		t.Error(err)
+	}
+	// What has ended is in nobody's way: all may change their listener together, and one may have the address of another.
+	if err := first.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	for _, settings := range wrong {
+		if err := try(settings); err != nil {
+			t.Errorf("%v: %v", settings, err)
+		}
+	}
+}

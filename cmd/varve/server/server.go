@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -234,6 +235,9 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	if err = ahead(s.wal.Partitions(), s.node.Image()); err != nil {
 		return s, fmt.Errorf("metadata: %w", err)
 	}
+	if err = reachable(s.node.Image(), c.NodeID, c, advertised); err != nil {
+		return s, err
+	}
 	if s.tier, err = s.openTier(clusterID, tie); err != nil {
 		return s, err
 	}
@@ -299,6 +303,40 @@ func ahead(logs []wal.Recovered, im *image.Image) error {
 		}
 		return fmt.Errorf("%w: the log of %s-%d has records of leader epoch %d, and etcd knows of %d. %s",
 			etcd.ErrRevisionRegressed, im.TopicByID(r.TopicID).Name, r.Partition, last.Epoch, p.LeaderEpoch, setBack)
+	}
+	return nil
+}
+
+// reachable is an error if this broker, advertising these endpoints, could not reach those that run, or could not be told from one of
+// them. It would be given replicas that it cannot copy, and could be elected controller.
+func reachable(im *image.Image, id int32, c *config.BrokerConfig, advertised []image.Endpoint) error {
+	among, ok := c.InterBroker()
+	if !ok {
+		return nil
+	}
+	named := func(eps []image.Endpoint) (image.Endpoint, bool) {
+		i := slices.IndexFunc(eps, func(ep image.Endpoint) bool { return ep.Listener == among.Name })
+		if i < 0 {
+			return image.Endpoint{}, false
+		}
+		return eps[i], true
+	}
+	own, _ := named(advertised)
+	for _, s := range im.Sessions() {
+		if s.ID == id {
+			continue
+		}
+		switch ep, ok := named(s.Endpoints); {
+		case !ok:
+			var have []string
+			for _, ep := range s.Endpoints {
+				have = append(have, ep.Listener)
+			}
+			return fmt.Errorf("inter.broker.listener.name: it is %s here, and broker %d, which runs, advertises no listener of that name: there is %s. All brokers of a cluster use one name",
+				among.Name, s.ID, strings.Join(have, ", "))
+		case ep.Host == own.Host && ep.Port == own.Port:
+			return fmt.Errorf("advertised.listeners: %s://%s:%d is where broker %d, which runs, is reached: give each broker an address of its own", ep.Listener, ep.Host, ep.Port, s.ID)
+		}
 	}
 	return nil
 }
