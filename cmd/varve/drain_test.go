@@ -91,6 +91,18 @@ func TestDrain(t *testing.T) {
 	if replicas, _ := held(1); replicas != 0 {
 		t.Fatalf("%d replicas of new topics on a drained broker", replicas)
 	}
+	for _, args := range [][]string{{"--topic", "t", "--topic", "one", "--topic", "new", "--replication-factor", "2"}, {"--topic", "one", "--replication-factor", "3"}} {
+		r := run(append([]string{"reassign", "plan"}, args...)...)
+		plan, err := readPlan(strings.NewReader(r.out), "what was printed")
+		if err != nil || len(plan.Partitions) == 0 {
+			t.Fatal(err, r)
+		}
+		for _, p := range plan.Partitions {
+			if slices.Contains(p.Replicas, 1) {
+				t.Errorf("%v: a plan has %+v, with broker 1, which takes none", args, p)
+			}
+		}
+	}
 	adm := kadm.NewClient(b.Client())
 	if _, err := adm.CreateTopic(context.Background(), 1, 4, nil, "four"); err == nil || !strings.Contains(err.Error(), "REPLICATION_FACTOR") {
 		t.Fatalf("four replicas on three brokers: %v", err)

@@ -116,7 +116,7 @@ there are racks enough. The plan has the partitions that change, in the format o
 	f.Lookup("from-broker").DefValue = ""
 	f.Var(intValue{&rf, 1, math.MaxInt16, "a number from 1"}, "replication-factor", "replicas of each partition of --topic (default: as it is)")
 	f.Lookup("replication-factor").DefValue = ""
-	brokers := f.String("brokers", "", "the brokers to place replicas on, as 1,2,3 (default: all that are alive)")
+	brokers := f.String("brokers", "", "the brokers to place replicas on, as 1,2,3 (default: all that are alive, without those that were drained or are cordoned)")
 	rollback := f.String("rollback", "", "a file to write the present assignment of these partitions to")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		switch {
@@ -177,7 +177,7 @@ func makePlan(s *session, topics []string, from int32, named []int32, rf int) (p
 		if b.Rack != nil {
 			rack = *b.Rack
 		}
-		if named == nil && !b.IsFenced && b.NodeID != from || slices.Contains(named, b.NodeID) {
+		if named == nil && !b.IsFenced && !stateOf(b).cordoned && b.NodeID != from || slices.Contains(named, b.NodeID) {
 			racks[b.NodeID] = rack
 		}
 		if b.IsFenced && slices.Contains(named, b.NodeID) {
@@ -202,6 +202,8 @@ func makePlan(s *session, topics []string, from int32, named []int32, rf int) (p
 	if err != nil {
 		return plan, before, 0, err
 	}
+	// One that was unregistered, or that has never been there, may have replicas all the same.
+	known := from < 0 || slices.ContainsFunc(c.Brokers, func(b kmsg.DescribeClusterResponseBroker) bool { return b.NodeID == from })
 	var all, some []placed
 	for _, d := range details.Sorted() {
 		for _, p := range d.Partitions.Sorted() {
@@ -215,6 +217,9 @@ func makePlan(s *session, topics []string, from int32, named []int32, rf int) (p
 			}
 			some = append(some, now)
 		}
+	}
+	if !known && len(some) == 0 {
+		return plan, before, 0, fmt.Errorf("there is no broker %d; `varve cluster brokers` shows which there are", from)
 	}
 	var next []placed
 	if from >= 0 {
@@ -331,8 +336,19 @@ type movingPartition struct {
 	Left      *int64  `json:"offsets_left"` // that replicas of the target have yet to copy; nil: not asked, or one did not say
 }
 
-// reassigning lists what is under way, of some topics or (nil) of all.
+// reassigning lists what is under way, of some topics, which exist, or (nil) of all.
 func reassigning(s *session, topics []string) ([]movingPartition, error) {
+	if topics != nil {
+		details, err := s.ListTopicsWithInternal(s.ctx, topics...)
+		if err != nil {
+			return nil, s.failed("looking topics up", err)
+		}
+		for _, t := range topics {
+			if err := details[t].Err; err != nil {
+				return nil, fmt.Errorf("topic %s: %w", t, brokerError(err, ""))
+			}
+		}
+	}
 	req := kmsg.NewPtrListPartitionReassignmentsRequest()
 	req.TimeoutMillis = int32(min(s.conn.wait.Milliseconds(), math.MaxInt32))
 	resp, err := req.RequestWith(s.ctx, s.kgo)

@@ -63,6 +63,10 @@ func TestReassign(t *testing.T) {
 	run("", "cluster", "status").want(t, 0, "brokers                           3\n", "")
 	run("", "cluster", "brokers").want(t, 0, b.Addr()+"  -     true        false   false         -        2      2\n", "")
 	run("", "partition", "list", "--under-replicated", "--offline", "--under-min-isr").want(t, 0, "TOPIC  PARTITION", "")
+	for _, args := range [][]string{{"reassign", "status", "nope"}, {"reassign", "status", "t", "nope"}, {"reassign", "cancel", "nope"}} {
+		run("", args...).want(t, 1, "", "topic nope: it does not exist")
+	}
+	run("", "reassign", "plan", "--from-broker", "9").want(t, 1, "", "there is no broker 9")
 	run("", "partition", "list", "nope").want(t, 1, "", "topic nope: it does not exist")
 
 	// The plan alone changes nothing.
