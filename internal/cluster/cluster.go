@@ -448,8 +448,8 @@ func (c *Cluster) Up(ctx context.Context) (started []string, err error) {
 	if err := begin(c.first()[len(c.Etcd)+1:]...); err != nil {
 		return nil, err
 	}
-	first := c.Bootstrap()[:len(c.Brokers)-c.o.Spare]
-	for _, b := range c.Brokers[:len(first)] {
+	first := c.Brokers[:len(c.Brokers)-c.o.Spare]
+	for _, b := range first {
 		if err := child.Eventually(ctx, patience, func() error { return b.knows(ctx, first) }); err != nil {
 			return nil, fmt.Errorf("%s: %w\n%s", b.Name, err, b.Tail())
 		}
@@ -460,8 +460,8 @@ func (c *Cluster) Up(ctx context.Context) (started []string, err error) {
 	return started, nil
 }
 
-// knows asks a broker which brokers there are.
-func (b *Broker) knows(ctx context.Context, all []string) error {
+// knows asks a broker which brokers there are. Beside these there may be others, which somebody else runs.
+func (b *Broker) knows(ctx context.Context, all []*Broker) error {
 	cl, err := kgo.NewClient(kgo.SeedBrokers(b.Addr))
 	if err != nil {
 		return err
@@ -473,8 +473,11 @@ func (b *Broker) knows(ctx context.Context, all []string) error {
 	if err != nil {
 		return err
 	}
-	if len(meta.Brokers) != len(all) {
-		return fmt.Errorf("it knows the brokers %v, and there are %d", meta.Brokers.NodeIDs(), len(all))
+	ids := meta.Brokers.NodeIDs()
+	for _, other := range all {
+		if !slices.Contains(ids, other.ID) {
+			return fmt.Errorf("it knows the brokers %v, and not %d", ids, other.ID)
+		}
 	}
 	return nil
 }
