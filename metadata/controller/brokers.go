@@ -149,6 +149,7 @@ func admit(im *image.Image, env Env, old *image.Broker, s *image.Session) ([]ima
 				// Nobody else has what was not in the bucket yet.
 				forfeited++
 				next.ISR = []int32{s.ID}
+				next.Recovering = true // it may have an older log, of another history
 			}
 			switch {
 			case p.Leader == s.ID && (fresh || lost || !slices.Contains(next.ISR, s.ID)), p.Leader == image.NoLeader:
