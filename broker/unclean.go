@@ -105,7 +105,7 @@ func (r *replica) held() ReplicaLog {
 		if last, ok := r.recov.Lineage.Latest(); ok {
 			l.LeaderEpoch = last.Epoch
 		}
-		l.LogEnd, l.HighWatermark, l.Damaged = r.recov.End, r.recov.HighWatermark, r.recov.Suspect
+		l.LogEnd, l.HighWatermark, l.Damaged = r.recov.End, r.recov.HighWatermark, r.recov.Suspect && !r.b.opts.AcceptCorruptLog
 	}
 	return l
 }
@@ -270,7 +270,7 @@ type shownElection struct {
 func forController(logs []ReplicaLog) (out []controller.ReplicaLog) {
 	for _, l := range logs {
 		if l.Told {
-			out = append(out, controller.ReplicaLog{Broker: l.Broker, LeaderEpoch: l.LeaderEpoch, LogEnd: l.LogEnd})
+			out = append(out, controller.ReplicaLog{Broker: l.Broker, LeaderEpoch: l.LeaderEpoch, LogEnd: l.LogEnd, Damaged: l.Damaged})
 		}
 	}
 	return out

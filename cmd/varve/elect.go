@@ -31,7 +31,7 @@ is away; it has one again, and loses nothing, when one of them comes back with i
 lost for good. So the command asks every broker that is there what it has, and prints it with what is known to be lost:
 from the end of the chosen replica's log, or of what is in object storage, to the highest high watermark that anybody has
 heard of. What was acknowledged after that, nobody who is there knows of. Nothing is done without --accept-loss and at least
-that number of offsets; then the replica with the latest leader epoch and the longest log of it leads.`,
+that number of offsets; then the replica with the latest leader epoch and the longest log of it leads; one whose log is damaged, only where all are.`,
 		Example: "  varve partition elect --preferred\n  varve partition elect --unclean clicks 3\n  varve partition elect --unclean clicks 3 --accept-loss 190",
 		Args:    arguments("", 0, 2),
 	}

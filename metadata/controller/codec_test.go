@@ -20,7 +20,7 @@ func TestCommandsAsBytes(t *testing.T) {
 		AlterReassignments{Partitions: []Reassignment{{Topic: "a", Partition: 1, Replicas: []int32{1, 2}}, {Topic: "a", Replicas: []int32{}}, {Topic: "b"}}, KeepReplicationFactor: true},
 		GiveUp{Broker: 3, Incarnation: [16]byte{4}, Partitions: []image.PartitionRef{{TopicID: [16]byte{5}, Index: 6}}},
 		ElectLeaders{Unclean: true, Partitions: []PartitionName{{Topic: "a", Partition: 1}}, Leader: new(int32),
-			Logs: []PartitionLogs{{PartitionName{"a", 1}, []ReplicaLog{{Broker: 2, LeaderEpoch: 3, LogEnd: 1 << 60}}}}},
+			Logs: []PartitionLogs{{PartitionName{"a", 1}, []ReplicaLog{{Broker: 2, LeaderEpoch: 3, LogEnd: 1 << 60}, {Broker: 3, Damaged: true}}}}},
 		BeginShutdown{Broker: 3, Incarnation: [16]byte{8}},
 		AcceptLoss{Broker: 4},
 		UnregisterBroker{Broker: 5},

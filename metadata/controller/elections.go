@@ -176,12 +176,14 @@ type ReplicaLog struct {
 	Broker      int32
 	LeaderEpoch int32 // the last one in its log, -1: none
 	LogEnd      int64
+	Damaged     bool `json:",omitempty"` // it cannot lead before an operator accepts what is left of its log
 }
 
 // electUnclean has the replica lead, of those that are there, that has most: the
 // latest leader epoch, and with it the longest log (KIP-966). What others had
 // beyond that is gone. They are not in sync with it, and not eligible. Who has not
-// told what it has comes after those who have, in the order of the assignment.
+// told what it has comes after those who have, in the order of the assignment, and
+// last whoever could not lead: a partition that has a leader is not given another.
 func electUnclean(p *image.Partition, of candidates, logs []ReplicaLog) bool {
 	has := func(id int32) ReplicaLog {
 		if at := slices.IndexFunc(logs, func(l ReplicaLog) bool { return l.Broker == id }); at >= 0 {
@@ -197,6 +199,12 @@ func electUnclean(p *image.Partition, of candidates, logs []ReplicaLog) bool {
 		}
 		l := has(id)
 		more := cmp.Or(cmp.Compare(l.LeaderEpoch, best.LeaderEpoch), cmp.Compare(l.LogEnd, best.LogEnd))
+		switch {
+		case best.Damaged && !l.Damaged:
+			more = 1
+		case l.Damaged && !best.Damaged:
+			more = -1
+		}
 		if p.Leader == image.NoLeader || more > 0 || more == 0 && of.reserve[p.Leader] && !of.reserve[id] {
 			p.Leader, best = id, l
 		}

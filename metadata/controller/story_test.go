@@ -467,7 +467,8 @@ func (w *world) run(t *testing.T, d *datadriven.TestData) string {
 			logs := PartitionLogs{PartitionName: name}
 			for id, has := range m {
 				epoch, end, _ := strings.Cut(has, "/")
-				logs.Logs = append(logs.Logs, ReplicaLog{int32(num(id, 0)), int32(num(epoch, 0)), int64(num(end, 0))})
+				end, damaged := strings.CutSuffix(end, "/damaged")
+				logs.Logs = append(logs.Logs, ReplicaLog{int32(num(id, 0)), int32(num(epoch, 0)), int64(num(end, 0)), damaged})
 			}
 			if len(logs.Logs) > 0 {
 				c.Logs = append(c.Logs, logs)
