@@ -227,7 +227,7 @@ func TestCopiesTheBatchThatHoldsTheLogStart(t *testing.T) {
 		t.Errorf("begun at %d, %d appends; %+v, %+v", log.start, len(log.appended), v, p)
 	}
 
-	r.durable(7, nil)
+	r.durable(r.localID(), 7, nil)
 	again := &copyRun{epoch: 2, from: p, records: slices.Clone(raw), highWatermark: 7, logStart: 5, remoteEnd: 3}
 	batch.SetBaseOffset(again.records, 6)
 	if appended, err := r.copy(t.Context(), again, func(error) {}); appended || !errors.Is(err, errCorruptCopy) {

@@ -297,12 +297,12 @@ func (r *replica) appendPieces(c *copyRun, pieces []copyPiece, done func(error))
 	if err != nil {
 		return err
 	}
-	now := time.Now().UnixMilli()
+	now, id := time.Now().UnixMilli(), r.localID()
 	for i := range pieces {
 		x := &pieces[i]
 		batch.Walk(x.bytes, func(h batch.Header, b []byte) error { // it was walked before: there is no error
 			if r.st.Copied(h, b) {
-				r.b.log_.Epoch(r.localID(), h.LeaderEpoch, h.BaseOffset, nil)
+				r.b.log_.Epoch(id, h.LeaderEpoch, h.BaseOffset, nil)
 			}
 			r.unsaved = r.unsaved || h.ProducerID >= 0
 			return nil
@@ -311,10 +311,10 @@ func (r *replica) appendPieces(c *copyRun, pieces []copyPiece, done func(error))
 		r.maxTS = max(r.maxTS, x.maxTS)
 		last := i == len(pieces)-1
 		r.b.log_.Append(&wal.Append{
-			Partition: r.localID(), LeaderEpoch: x.epoch, BaseOffset: x.base, LastOffset: x.next - 1,
+			Partition: id, LeaderEpoch: x.epoch, BaseOffset: x.base, LastOffset: x.next - 1,
 			MaxTimestamp: x.maxTS, Run: x.bytes, Sum: x.sum, Summed: true, Buf: c.buf, Class: wal.ClassReplication,
 			Done: func(err error) {
-				r.durable(x.next, err)
+				r.durable(id, x.next, err)
 				if last {
 					done(err)
 				}

@@ -666,8 +666,9 @@ func (r *replica) append(a *appendArgs) partition.Decision {
 	now := time.Now().UnixMilli()
 	r.mu.Lock()
 	if !r.started {
+		code := r.unavailable()
 		r.mu.Unlock()
-		return partition.Decision{Kind: partition.Reject, Code: r.unavailable(), Message: "this broker does not lead the partition"}
+		return partition.Decision{Kind: partition.Reject, Code: code, Message: "this broker does not lead the partition"}
 	}
 	if a.term != nil && *a.term != r.term.Epoch {
 		r.mu.Unlock()
@@ -704,17 +705,18 @@ func (r *replica) append(a *appendArgs) partition.Decision {
 	if a.base != nil {
 		*a.base = d.Base
 	}
+	id := r.localID()
 	r.b.log_.Append(&wal.Append{
-		Partition: r.localID(), LeaderEpoch: v.Epoch, BaseOffset: d.Base, LastOffset: end - 1,
+		Partition: id, LeaderEpoch: v.Epoch, BaseOffset: d.Base, LastOffset: end - 1,
 		MaxTimestamp: a.header.MaxTimestamp, Run: a.bytes, Sum: batch.Sum(a.bytes), Summed: true, Buf: a.buf, Class: a.class,
-		Done: func(err error) { r.durable(end, err) },
+		Done: func(err error) { r.durable(id, end, err) },
 	})
 	r.mu.Unlock()
 	r.appended(int64(len(a.bytes)))
 	return d
 }
 
-// unavailable is the code for a partition that this broker does not serve now.
+// unavailable is the code for a partition that this broker does not serve now. Called with mu held.
 func (r *replica) unavailable() int16 {
 	if errors.Is(r.offline, errSuspect) {
 		return protocol.CodeKafkaStorageError
@@ -722,9 +724,9 @@ func (r *replica) unavailable() int16 {
 	return protocol.CodeNotLeaderOrFollower
 }
 
-// durable takes the log's word that everything below end is on stable storage
+// durable takes the log's word that everything below end of a local log is on stable storage
 // here. It runs on the log's completion goroutine and does not block.
-func (r *replica) durable(end int64, err error) {
+func (r *replica) durable(id wal.PartitionID, end int64, err error) {
 	if err != nil {
 		// The log has failed and the process is about to end. What was not
 		// fsynced is not acknowledged.
@@ -738,7 +740,8 @@ func (r *replica) durable(end int64, err error) {
 		return
 	}
 	r.mu.Lock()
-	if r.st == nil {
+	if r.st == nil || r.localID() != id {
+		// Dropped while the disk was slow. What has its place may end below: that says nothing of it.
 		r.mu.Unlock()
 		return
 	}

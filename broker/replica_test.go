@@ -87,7 +87,7 @@ func TestRepetitionsWaitForTheFirst(t *testing.T) {
 	if !all.is() || !one.is() || !none.is(protocol.CodeNone) {
 		t.Errorf("before the sync: acks=all %v, acks=1 %v, acks=0 %v", all, one, none)
 	}
-	r.durable(end, nil)
+	r.durable(0, end, nil)
 	if !first.is(protocol.CodeNone) || !all.is(protocol.CodeNone) || !one.is(protocol.CodeNone) {
 		t.Errorf("after the sync: the first %v, acks=all %v, acks=1 %v", first, all, one)
 	}
@@ -95,7 +95,7 @@ func TestRepetitionsWaitForTheFirst(t *testing.T) {
 	// The log fails, and the repetition has got past its reservation.
 	first, all, one = told{}, told{}, told{}
 	end = add(r, 5, &first)
-	r.durable(end, errors.New("fsync failed"))
+	r.durable(0, end, errors.New("fsync failed"))
 	r.waitCommitted(end, -1, &all)
 	r.waitCommitted(end, 1, &one)
 	if !first.is(protocol.CodeKafkaStorageError) || !all.is(protocol.CodeKafkaStorageError) || !one.is(protocol.CodeKafkaStorageError) {
@@ -254,5 +254,30 @@ func TestShrunkISRIsTold(t *testing.T) {
 	rs.follow(r, &image.Partition{Leader: 1, LeaderEpoch: 1, PartitionEpoch: 1, Replicas: []int32{1, 2, 3}, ISR: []int32{1, 2}}, 2)
 	if hw := r.view.Load().HighWatermark; hw != 10 || !follower.dirty || !consumer.dirty {
 		t.Errorf("high watermark %d; the follower is told: %t, the consumer: %t", hw, follower.dirty, consumer.dirty)
+	}
+}
+
+// A log was dropped, for another that ends earlier, before the disk had written all of it: that it is written by then says
+// nothing of the other.
+func TestDurableOfADroppedLog(t *testing.T) {
+	r := &replica{b: &Broker{tier: deafTier{}, log_: deafLog{}}, started: true, watches: map[*watch]struct{}{}}
+	r.view.Store(&partition.View{})
+	r.pid.Store(2)
+	r.st = partition.New(1, partition.Recovered{LogEnd: 10})
+	r.term = partition.Term{Epoch: 1, Replicas: []int32{1}, ISR: []int32{1}, MinISR: 1}
+	if _, err := r.st.Lead(r.term, 0); err != nil {
+		t.Fatal(err)
+	}
+	r.st.Appended(batch.Header{BaseOffset: 10, LastOffsetDelta: 4, ProducerID: -1}, nil)
+	r.publish()
+	for _, end := range []int64{12, 15, 50} {
+		r.durable(1, end, nil)
+	}
+	if v, end := r.view.Load(), r.st.DurableEnd(); v.HighWatermark != 10 || end != 10 {
+		t.Errorf("high watermark %d, durable %d", v.HighWatermark, end)
+	}
+	r.durable(2, 15, nil)
+	if v := r.view.Load(); v.HighWatermark != 15 {
+		t.Errorf("high watermark %d", v.HighWatermark)
 	}
 }
