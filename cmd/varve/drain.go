@@ -75,7 +75,7 @@ and the same command again goes on with the rest. ` + "`varve broker undrain`" +
 			return fmt.Errorf("%d partitions keep their replica on broker %d, %s-%d the first: it has %d replicas, and the other brokers that take replicas cannot hold as many; lower the replication factor (`varve reassign plan`) or add a broker, and drain again",
 				len(d.Stay), id, first.Topic, first.Partition, len(first.Replicas))
 		case d.Leads > 0:
-			return fmt.Errorf("broker %d still leads %d partitions, of which nobody else is in sync", id, d.Leads)
+			return fmt.Errorf("broker %d still leads %d partitions, of which nobody else is in sync that may lead: `varve cluster brokers` shows who is away or drained", id, d.Leads)
 		}
 		return nil
 	}
@@ -243,10 +243,11 @@ func (d *drain) look() error {
 	if err != nil {
 		return err
 	}
-	racks, alive := map[int32]string{}, map[int32]bool{}
+	racks, lead := map[int32]string{}, map[int32]bool{}
 	for _, b := range c.Brokers {
-		alive[b.NodeID] = !b.IsFenced
-		if st := stateOf(b); !b.IsFenced && !st.cordoned && b.NodeID != d.broker {
+		st := stateOf(b)
+		lead[b.NodeID] = !b.IsFenced && !st.resting && !st.unresponsive // the others lead only what nobody else can
+		if !b.IsFenced && !st.cordoned && b.NodeID != d.broker {
 			racks[b.NodeID] = deref(b.Rack)
 		}
 	}
@@ -276,7 +277,7 @@ func (d *drain) look() error {
 			all = append(all, now)
 			if p.Leader == d.broker {
 				d.Leads++
-				others := func(id int32) bool { return id != d.broker && alive[id] }
+				others := func(id int32) bool { return id != d.broker && lead[id] }
 				d.settled = d.settled && !slices.ContainsFunc(p.ISR, others)
 			}
 			if !slices.Contains(p.Replicas, d.broker) {

@@ -129,6 +129,13 @@ func TestDrain(t *testing.T) {
 	}
 	run("broker", "drain", "2", "--leaders-only").want(t, 0, "2       0      20\n", "")
 
+	// With all of them drained nobody hands over to another: that is said, and not waited for.
+	run("broker", "drain", "3", "--leaders-only")
+	run("broker", "drain", "4", "--leaders-only").want(t, exitFailed, "", "nobody else is in sync that may lead")
+	for _, id := range []string{"3", "4"} {
+		run("broker", "undrain", id).want(t, 0, "", "")
+	}
+
 	// Both come back; who is preferred leads at once.
 	run("broker", "undrain", "1").want(t, 0, "leads 0 partitions as their preferred leader", "")
 	r = run("broker", "undrain", "2")
