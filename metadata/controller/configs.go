@@ -53,6 +53,7 @@ func (c AlterConfigs) handle(im *image.Image, env Env) ([]image.Change, Reply) {
 	var changes []image.Change
 	results := make([]Result, 0, len(c.Resources))
 	added := map[int8]int{}
+	after := im // of what comes before in the request: two of them together may lower what none does alone
 	for _, res := range c.Resources {
 		r := Result{Type: res.Type, Name: res.Name}
 		if seen[image.ConfigKey{Type: res.Type, Name: res.Name}] > 1 {
@@ -62,8 +63,9 @@ func (c AlterConfigs) handle(im *image.Image, env Env) ([]image.Change, Reply) {
 		r, change := res.alter(im, env, c.Incremental, added, r)
 		results = append(results, r)
 		if change != nil && !c.ValidateOnly {
-			changes = append(changes, lowerMinISR(im, env, change)...)
-			changes = append(changes, change)
+			made := append(lowerMinISR(after, env, change), change)
+			after = after.Apply(image.Delta{Changes: made})
+			changes = append(changes, made...)
 		}
 	}
 	return changes, Reply{Results: results}
