@@ -186,7 +186,7 @@ func (b *Broker) ReplicationStats() ReplicationStats {
 	b.sessions.mu.Lock()
 	st.Sessions = len(b.sessions.byID)
 	b.sessions.mu.Unlock()
-	lags := map[int32]int64{}
+	lags, im := map[int32]int64{}, b.meta.Image()
 	for _, r := range b.replicas.all() {
 		r.mu.Lock()
 		switch {
@@ -194,7 +194,11 @@ func (b *Broker) ReplicationStats() ReplicationStats {
 			st.Following++
 		case r.started:
 			t := &r.term
-			if len(t.ISR) < len(t.Replicas) {
+			assigned := len(t.Replicas)
+			if p := im.Partition(r.topicID, r.index); p != nil {
+				assigned = len(p.Assigned()) // as Kafka: without those that a reassignment is adding
+			}
+			if len(t.ISR) < assigned {
 				st.UnderReplicated++
 			}
 			if len(t.ISR) < min(t.MinISR, len(t.Replicas)) {

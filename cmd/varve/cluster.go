@@ -69,8 +69,14 @@ func (p partitionState) lacks() string {
 }
 
 // partitionStates lists the partitions of the topics named, or of all. A topic of
-// those named that is not there is an error beside the others' partitions.
-func partitionStates(s *session, topics ...string) ([]partitionState, error) {
+// those named that is not there is an error beside the others' partitions. moving
+// is what is being reassigned: as for Kafka's tools and metrics, and for the brokers that
+// count min.insync.replicas, replicas that are only being added do not lack yet.
+func partitionStates(s *session, moving []movingPartition, topics ...string) ([]partitionState, error) {
+	adding := map[topicPartition]int{}
+	for _, m := range moving {
+		adding[topicPartition{m.Topic, m.Partition}] = len(m.Adding)
+	}
 	details, err := s.ListTopicsWithInternal(s.ctx, topics...)
 	if err != nil {
 		return nil, s.failed("listing partitions", err)
@@ -101,9 +107,10 @@ func partitionStates(s *session, topics ...string) ([]partitionState, error) {
 	list := []partitionState{}
 	for _, name := range names {
 		for _, p := range details[name].Partitions.Sorted() {
+			assigned := len(p.Replicas) - adding[topicPartition{name, p.Partition}]
 			st := partitionState{
 				Topic: name, Partition: p.Partition, Leader: p.Leader, Replicas: ids(p.Replicas), ISR: ids(p.ISR), OfflineReplicas: ids(p.OfflineReplicas),
-				MinISR: min(least[name], len(p.Replicas)), Offline: p.Leader < 0, UnderReplicated: len(p.ISR) < len(p.Replicas),
+				MinISR: min(least[name], assigned), Offline: p.Leader < 0, UnderReplicated: len(p.ISR) < assigned,
 			}
 			st.UnderMinISR = len(p.ISR) < st.MinISR
 			list = append(list, st)
@@ -145,11 +152,11 @@ func clusterStatus(conn *connection) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		list, err := partitionStates(s)
+		moving, err := reassigning(s, nil)
 		if err != nil {
 			return err
 		}
-		moving, err := reassigning(s, nil)
+		list, err := partitionStates(s, moving)
 		if err != nil {
 			return err
 		}
@@ -290,7 +297,11 @@ func partitionList(conn *connection) *cobra.Command {
 			return err
 		}
 		defer s.close()
-		list, err := partitionStates(s, args...)
+		moving, err := reassigning(s, nil)
+		if err != nil {
+			return err
+		}
+		list, err := partitionStates(s, moving, args...)
 		if *under || *offline || *underMin {
 			list = slices.DeleteFunc(list, func(p partitionState) bool {
 				return !(*under && p.UnderReplicated || *offline && p.Offline || *underMin && p.UnderMinISR)

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/twmb/franz-go/pkg/kadm"
+
 	"github.com/varve/varve/cmd/varve/servertest"
 )
 
@@ -103,6 +105,33 @@ func TestReassign(t *testing.T) {
 	if list := partitions("t"); len(list) != 6 || len(list[0].Replicas) != 1 {
 		t.Fatalf("rolled back: %+v", list)
 	}
+
+	// While replicas are being added nothing lacks: they are not counted before they are all there, by the brokers neither.
+	adm := kadm.NewClient(b.Client())
+	throttle := func(op kadm.IncrementalOp) {
+		t.Helper()
+		if _, err := adm.AlterBrokerConfigs(t.Context(), []kadm.AlterConfig{{Op: op, Name: "follower.replication.throttled.rate", Value: kadm.StringPtr("0")}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	throttle(kadm.SetConfig)
+	b.CreateReplicated("slow", 1, 1, "min.insync.replicas", "2", "follower.replication.throttled.replicas", "*")
+	all := []int32{1, 2, 3}
+	first := partitions("slow")[0].Leader
+	all[0], all[first-1] = all[first-1], all[0]
+	run(fmt.Sprintf(`{"version":1,"partitions":[{"topic":"slow","partition":0,"replicas":[%d,%d,%d]}]}`, all[0], all[1], all[2]), "reassign", "apply", "-").want(t, 0, "slow   0", "")
+	if p := partitions("slow")[0]; len(p.Replicas) != 3 || len(p.ISR) != 1 || p.UnderReplicated || p.UnderMinISR || p.MinISR != 1 {
+		t.Errorf("while replicas are added: %+v", p)
+	}
+	run("", "cluster", "status").want(t, 0, "being reassigned                  1\n", "")
+	for _, name := range []string{"varve_under_replicated_partitions", "varve_under_min_isr_partitions"} {
+		if n := metric(brokers[first-1].AdminURL(), name); n != 0 {
+			t.Errorf("%s is %v", name, n)
+		}
+	}
+	throttle(kadm.DeleteConfig)
+	settled()
+	run("", "topic", "delete", "slow").want(t, 0, "", "")
 
 	// Broker 3 is emptied.
 	run("", "reassign", "plan", "--from-broker", "3", "--brokers", "3").want(t, 1, "", "no replica can be placed on broker 3")
