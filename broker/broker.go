@@ -333,6 +333,23 @@ func (b *Broker) Ready() error {
 	return nil
 }
 
+// Waits says which partitions wait for an operator, or nil. The others are served, and by the metadata these have a leader as they do.
+func (b *Broker) Waits() error {
+	waiting, example := 0, ""
+	for _, r := range b.replicas.all() {
+		r.mu.Lock()
+		if r.leads && !r.started && errors.Is(r.offline, errSuspect) {
+			waiting++
+			example = r.String() + ": " + r.offline.Error()
+		}
+		r.mu.Unlock()
+	}
+	if waiting > 0 {
+		return fmt.Errorf("%d partitions are not served, for one %s", waiting, example)
+	}
+	return nil
+}
+
 // Close stops accepting, lets what is under way finish until ctx ends, and
 // ends every connection.
 func (b *Broker) Close(ctx context.Context) error {

@@ -164,6 +164,7 @@ func refuses(code int16) bool {
 // ReplicationStats are what this broker leads and follows, at one moment.
 type ReplicationStats struct {
 	UnderReplicated, UnderMinISR int // partitions led here
+	Unserved                     int // partitions to be led here that are not served
 	Following                    int // partitions copied here
 	Followers                    []FollowerLag
 	Sessions, SessionPartitions  int
@@ -209,6 +210,8 @@ func (b *Broker) ReplicationStats() ReplicationStats {
 					lags[l.Broker] = max(lags[l.Broker], l.Behind)
 				}
 			}
+		case r.leads:
+			st.Unserved++
 		}
 		r.mu.Unlock()
 	}

@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -42,11 +45,34 @@ func TestForgottenPartition(t *testing.T) {
 			t.Fatalf("%d bytes and %v from a partition that lacks an acknowledged record", len(run), err)
 		}
 	}
+	// Metadata has a leader for it: whoever looks after the broker is told otherwise.
+	if n := metricOf(t, b, "varve_unserved_partitions"); n != 1 {
+		t.Errorf("%v partitions are said not to be served", n)
+	}
+	ready := func() string {
+		t.Helper()
+		resp, err := http.Get(b.AdminURL() + "/readyz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		if err != nil || resp.StatusCode != http.StatusOK {
+			t.Fatal(resp.Status, err)
+		}
+		return string(text)
+	}
+	if text := ready(); !strings.Contains(text, "f-0") || !strings.Contains(text, "--accept-corrupt-log") {
+		t.Errorf("/readyz says %s", text)
+	}
 	b.CreateTopic("g", 1)
 	kgoProduce(t, b.Addr(), "g", []rec{{value: []byte("new")}})
 	b.AcceptCorruptLog()
 	if err := b.Restart(nil); err != nil {
 		t.Fatal(err)
+	}
+	if text := ready(); strings.Contains(text, "f-0") {
+		t.Errorf("/readyz says %s", text)
 	}
 	kgoProduce(t, b.Addr(), "f", []rec{{value: []byte("more")}})
 	got := kgoConsume(t, b.Addr(), "f", 2)

@@ -20,8 +20,8 @@ type replicationMetrics struct {
 	image      func() *image.Image
 	controller func() bool
 
-	underReplicated, underMinISR, following, lag, offline, active, epoch, fenced, unresponsive *prometheus.Desc
-	sessions, sessionPartitions, shrinks, expands                                              *prometheus.Desc
+	underReplicated, underMinISR, unserved, following, lag, offline, active, epoch, fenced, unresponsive *prometheus.Desc
+	sessions, sessionPartitions, shrinks, expands                                                        *prometheus.Desc
 
 	mu     sync.Mutex
 	last   broker.ReplicationStats
@@ -39,6 +39,7 @@ func newReplicationMetrics(s *Server) *replicationMetrics {
 		stats: s.broker.ReplicationStats, image: s.node.Image, controller: s.node.IsController,
 		underReplicated:   desc("varve_under_replicated_partitions", "Partitions led here with replicas that are not in sync."),
 		underMinISR:       desc("varve_under_min_isr_partitions", "Partitions led here with fewer replicas in sync than min.insync.replicas: producers with acks=all are refused."),
+		unserved:          desc("varve_unserved_partitions", "Partitions that this broker is to lead and does not serve: it takes them over, or they wait for an operator, of which /readyz warns."),
 		following:         desc("varve_follower_partitions", "Partitions that this broker copies from their leaders."),
 		lag:               desc("varve_replication_lag_records", "How many records the follower that is furthest behind lacks, of all partitions led here, by broker.", "follower"),
 		offline:           desc("varve_offline_partitions", "Partitions of the cluster without a leader; 0 at every broker but the controller."),
@@ -54,7 +55,7 @@ func newReplicationMetrics(s *Server) *replicationMetrics {
 }
 
 func (m *replicationMetrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.underReplicated, m.underMinISR, m.following, m.lag, m.offline, m.active, m.epoch, m.fenced, m.unresponsive,
+	for _, d := range []*prometheus.Desc{m.underReplicated, m.underMinISR, m.unserved, m.following, m.lag, m.offline, m.active, m.epoch, m.fenced, m.unresponsive,
 		m.sessions, m.sessionPartitions, m.shrinks, m.expands} {
 		ch <- d
 	}
@@ -72,6 +73,7 @@ func (m *replicationMetrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(m.underReplicated, float64(st.UnderReplicated))
 	gauge(m.underMinISR, float64(st.UnderMinISR))
+	gauge(m.unserved, float64(st.Unserved))
 	gauge(m.following, float64(st.Following))
 	for _, f := range st.Followers {
 		gauge(m.lag, float64(f.Lag), f.Name())

@@ -635,6 +635,7 @@ func (s *Server) warn() error {
 	if err := s.tier.Healthy(); err != nil {
 		errs = append(errs, fmt.Errorf("object storage: %w", err))
 	}
+	errs = append(errs, s.broker.Waits())
 	if k := s.compactor; k != nil {
 		errs = append(errs, k.stuck(), k.failing())
 	}
