@@ -16,7 +16,7 @@ const (
 	noteNoPlugin  = "there is no JVM here to load a class"
 	noteManifest  = "the metadata of objects is kept in etcd and in the bucket, not in a topic"
 	noteOtherTier = "object storage is built in and needs no plugin: set remote.storage.url"
-	noteEtcd      = "etcd keeps the cluster's metadata here; set etcd.endpoints"
+	noteEtcd      = "etcd keeps the cluster's metadata here: that of etcd.endpoints"
 )
 
 var securityProtocols = []string{"PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"}

@@ -246,7 +246,7 @@ remote.storage.url=file://` + filepath.Join(dir, "objects") + `?create=true
 			warned = append(warned, strings.TrimSpace(w))
 		}
 	}
-	const etcd = "etcd keeps the cluster's metadata here; set etcd.endpoints"
+	const etcd = "etcd keeps the cluster's metadata here: that of etcd.endpoints"
 	want := []string{
 		"7: controller.quorum.voters has no effect: " + etcd,
 		"4: process.roles has no effect: " + etcd,
