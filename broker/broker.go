@@ -36,6 +36,7 @@ type Log interface {
 	Drop(p wal.PartitionID, done func(error))
 	Skip(p wal.PartitionID, to int64) (wal.Recovered, bool)
 	Reserve(ctx context.Context, class wal.Class, bytes int64) error
+	ReserveAll(ctx context.Context, class wal.Class, bytes []int64) error
 	Unreserve(bytes int64)
 	Admit(p wal.PartitionID) error
 	Append(a *wal.Append)

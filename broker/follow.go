@@ -144,11 +144,12 @@ func (r *replica) copy(ctx context.Context, c *copyRun, done func(error)) (appen
 	if err != nil {
 		return false, err
 	}
+	sizes := make([]int64, len(pieces))
 	for i := range pieces {
-		if err := r.b.log_.Reserve(ctx, wal.ClassReplication, int64(len(pieces[i].bytes))); err != nil {
-			r.unreserve(pieces[:i])
-			return false, err
-		}
+		sizes[i] = int64(len(pieces[i].bytes))
+	}
+	if err := r.b.log_.ReserveAll(ctx, wal.ClassReplication, sizes); err != nil {
+		return false, err
 	}
 	if len(pieces) > 0 && pieces[0].base < c.from.Offset && c.from.Offset < pieces[0].next {
 		if err := r.beginInside(ctx, c, pieces[0].base); err != nil {
@@ -202,8 +203,9 @@ func (r *replica) beginInside(ctx context.Context, c *copyRun, base int64) error
 	st.Producers().SetLimit(r.b.conf().MaxProducersPerPartition)
 	r.b.log_.Drop(old, nil)
 	r.ages, r.savedAt, r.unsaved = nil, -1, true
-	if !r.keep(ctx, st, id) {
-		return ctx.Err()
+	// Not with ctx: that ends with the leader's life, and r goes on to follow in this epoch.
+	if !r.keep(r.b.ctx, st, id) {
+		return r.b.ctx.Err()
 	}
 	if err := st.Follow(r.term); err != nil {
 		return err
@@ -467,7 +469,7 @@ func (r *replica) restart(ctx context.Context, c *copyRun) error {
 	defer r.mu.Unlock()
 	r.b.log_.Drop(old, nil)
 	r.ages, r.savedAt, r.unsaved = nil, -1, true
-	if !r.keep(ctx, st, id) || !r.following || r.term.Epoch != c.epoch {
+	if !r.keep(r.b.ctx, st, id) || !r.following || r.term.Epoch != c.epoch { // as in beginInside
 		return nil
 	}
 	if err := st.Follow(r.term); err != nil {

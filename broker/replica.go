@@ -731,6 +731,10 @@ func (r *replica) durable(id wal.PartitionID, end int64, err error) {
 		// The log has failed and the process is about to end. What was not
 		// fsynced is not acknowledged.
 		r.mu.Lock()
+		if r.localID() != id && !errors.Is(err, wal.ErrFailed) {
+			r.mu.Unlock() // refused, for its log was dropped: who waits for the next one is not concerned
+			return
+		}
 		waiting := r.waiting
 		r.waiting = nil
 		r.mu.Unlock()

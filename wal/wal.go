@@ -337,7 +337,24 @@ func (l *Log) Reserve(ctx context.Context, class Class, size int64) error {
 	if most := l.largest(); size > most {
 		return fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, size, most)
 	}
-	n := cost(size)
+	return l.reserve(ctx, class, cost(size))
+}
+
+// ReserveAll is Reserve for several appends, which are used up, or given back, one by one. Whoever has several to make asks for
+// all at once: who has some and waits for more stands behind those who wait for what he has.
+func (l *Log) ReserveAll(ctx context.Context, class Class, sizes []int64) error {
+	n, most := int64(0), l.largest()
+	for _, size := range sizes {
+		if size > most {
+			return fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, size, most)
+		}
+		n += cost(size)
+	}
+	return l.reserve(ctx, class, n)
+}
+
+// reserve waits until appends of that cost may be queued: together more than the queue holds when they are alone.
+func (l *Log) reserve(ctx context.Context, class Class, n int64) error {
 	for room := &l.room[class]; ; {
 		r := l.reserved.Load()
 		if r+n > room.Load() {
@@ -349,7 +366,7 @@ func (l *Log) Reserve(ctx context.Context, class Class, size int64) error {
 		if r+n <= room.Load() {
 			return nil
 		}
-		l.Unreserve(size) // there was less room already
+		l.giveRoom(n) // there was less room already
 		break
 	}
 	for {
@@ -455,10 +472,12 @@ func (l *Log) endedLocked() error {
 	return nil
 }
 
-// Unreserve gives back what Reserve took.
-func (l *Log) Unreserve(n int64) {
+// Unreserve gives back what Reserve took for an append of so many bytes.
+func (l *Log) Unreserve(n int64) { l.giveRoom(cost(n)) }
+
+func (l *Log) giveRoom(n int64) {
 	l.mu.Lock()
-	l.reserved.Add(-cost(n))
+	l.reserved.Add(-n)
 	l.grant()
 	l.mu.Unlock()
 }

@@ -622,3 +622,54 @@ func TestProducerSnapshot(t *testing.T) {
 		t.Error("of no partition")
 	}
 }
+
+// TestReserveAll: a run that is larger than the queue goes when it is alone, and while it waits it has nothing that those before it
+// wait for. Reserved one after the other, its pieces would be held behind who waits for them.
+func TestReserveAll(t *testing.T) {
+	o := testOptions(vfs.NewMem())
+	o.QueueBytes, o.SegmentBytes, o.MaxBytes = 1<<20, 16<<20, 160<<20
+	l := mustOpen(t, o)
+	defer mustClose(t, l)
+	piece := int64(400 << 10)
+	run := []int64{piece, piece, piece, piece}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := l.ReserveAll(ctx, ClassReplication, run); err != nil {
+		t.Fatalf("alone: %v", err)
+	}
+	large, all := make(chan error, 1), make(chan error, 1)
+	go func() { large <- l.Reserve(ctx, ClassClient, 2<<20) }() // larger than the queue, too
+	for waiting := 0; waiting < 1; time.Sleep(time.Millisecond) {
+		l.mu.Lock()
+		waiting = len(l.waiters)
+		l.mu.Unlock()
+	}
+	go func() { all <- l.ReserveAll(ctx, ClassReplication, run) }()
+	for waiting := 0; waiting < 2; time.Sleep(time.Millisecond) {
+		l.mu.Lock()
+		waiting = len(l.waiters)
+		l.mu.Unlock()
+	}
+	for _, n := range run {
+		l.Unreserve(n)
+	}
+	if err := <-large; err != nil {
+		t.Fatalf("behind a run: %v", err)
+	}
+	l.Unreserve(2 << 20)
+	if err := <-all; err != nil {
+		t.Fatalf("behind who waits for all: %v", err)
+	}
+	for _, n := range run {
+		l.Unreserve(n)
+	}
+	if n := l.Stats().QueueBytes; n != 0 {
+		t.Errorf("%d bytes of the queue are taken, and nobody has any", n)
+	}
+	if err := l.ReserveAll(ctx, ClassReplication, []int64{1, 1 << 30}); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("a piece that fits into no segment: %v", err)
+	}
+	if n := l.Stats().QueueBytes; n != 0 {
+		t.Errorf("%d bytes taken by who was refused", n)
+	}
+}

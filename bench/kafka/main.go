@@ -218,7 +218,7 @@ func (r *runner) install(ctx context.Context, o options, ws []workload) (err err
 
 // form is how the run is laid out, in a sentence.
 func (r *runner) form(clusters bool) string {
-	f := fmt.Sprintf("Sides of %s (some workloads take a part of that), three blocks for the rows with a goal (one where the goal is about idling, starting or connections) and one for the others, a warm-up of %s after each start of Kafka and of a quarter of that for Varve, floors of %s.",
+	f := fmt.Sprintf("Sides of %s in W1 and W2 and of a part of that elsewhere (each table says it), three blocks for the rows with a goal (one where the goal is about idling, starting or connections) and one for the others, a warm-up of %s after each start of Kafka and of a quarter of that for Varve, floors of %s.",
 		r.side, r.warmup, r.floor)
 	if clusters {
 		f = fmt.Sprintf("Sides of %s and less, one block, a warm-up of %s after the start of Kafka's brokers and of a quarter of that for Varve's.", r.side, r.warmup)

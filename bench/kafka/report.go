@@ -59,7 +59,9 @@ func joined(reports []*report) (*report, error) {
 		all.Tables = append(all.Tables, r.Tables...)
 	}
 	all.Took = took.String()
-	all.Notes = append(all.Notes, fmt.Sprintf("%d runs of the same programs, put together. Each started its brokers anew.", len(reports)))
+	if len(reports) > 1 {
+		all.Notes = append(all.Notes, fmt.Sprintf("%d runs of the same programs, put together. Each started its brokers anew.", len(reports)))
+	}
 	place := map[string]int{}
 	for i, w := range matrix() {
 		place[w.Key] = i
@@ -141,7 +143,8 @@ func (r *report) writeMarkdown(out io.Writer) error {
 var howToRead = []string{
 	"Varve has every record on disk (fdatasync) before it acknowledges it. Kafka acknowledges what is in the page cache, except where a row says `flush.messages=1`.",
 	"A block is each case on Kafka, then on Varve, and all of it backwards (A-B-B-A). Figures are medians over the sides of the blocks that count. A ratio is Varve's median over Kafka's; in brackets the least and the greatest ratio of two sides that were measured side by side.",
-	"The floor is a bare server that does the least that can be called durable: the same framing, a checksum, one shared file, group commit with fdatasync, an answer. It writes around the page cache and serves what it has in memory. It runs under the same load before each block and after the last. A block whose floor lies more than 20 % from the others of its row does not count and is measured again; what does not count is listed.",
+	"The floor is a bare server that does the least that can be called durable: the same framing, a checksum, one shared file, group commit with fdatasync, an answer. It writes around the page cache and serves what it has in memory. It runs under the same load before each block and after the last. A block whose floor lies more than 20 % from the others of its row does not count; one is measured again where there is time. What does not count is listed.",
+	"Varve uploads nothing here but in W2-uploads and W11, as Kafka with its defaults has no remote storage. With its own defaults a broker pays what W2-uploads shows.",
 	"Where the work is no load (W11, W14, W18), the floor is a bare program that does the same, run beside each side of Varve: it sends what parallel GETs bring to as many readers; it holds or takes as many connections; it reads both ends of every segment and all of the newest one. These are shown and not judged.",
 	"Load, broker and floor share this machine's cores, so throughput is what is left over when the load has taken its part. CPU time of the broker's process for each GB is the fairer comparison.",
 	"Where a load sends as fast as records are taken, its latency is the length of the client's buffer and no property of the broker: only the rows with a rate (W3, W5, W6, W11-tail) say how fast a broker answers.",
@@ -177,7 +180,11 @@ func (r *report) writeMachine(w *writer) {
 	w.line("")
 }
 
+// writeGoals leaves goals out of the page of rows on which none rests.
 func (r *report) writeGoals(w *writer) {
+	if !slices.ContainsFunc(r.Goals, func(g verdict) bool { return g.Result != notMeasured }) {
+		return
+	}
 	w.line("## Goals")
 	w.line("")
 	w.head("goal", "asked", "measured", "spread", "result")

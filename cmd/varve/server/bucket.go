@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
+	"github.com/varve/varve/config"
 	"github.com/varve/varve/metadata/etcd"
 	"github.com/varve/varve/tiering"
 	"github.com/varve/varve/tiering/objstore"
@@ -26,6 +28,7 @@ type bond struct {
 	bucket  objstore.Bucket
 	founds  bool // a broker: leaves the object if nobody has
 	accepts bool // an operator says that the bucket is the one; so the object is written again
+	memory  bool // the bucket is of this process: nobody else can have it, and at the next start it is another
 	log     *slog.Logger
 
 	own string // the name that this process would give it
@@ -40,6 +43,9 @@ const (
 // confirm is nil if the bucket is the cluster's, objstore.ErrNotShared or tiering.ErrForeign if it is not, and another error if that cannot be
 // found out now. One at a time.
 func (b *bond) confirm(ctx context.Context) error {
+	if b.memory {
+		return nil
+	}
 	token, err := b.store.Probe(ctx)
 	if err != nil || token == "" && !b.founds {
 		return err
@@ -95,3 +101,5 @@ func (b *bond) early(ctx context.Context, away bool) error {
 	}
 	return nil
 }
+
+func inMemory(c *config.BrokerConfig) bool { return strings.HasPrefix(c.RemoteStorageURL, "mem:") }

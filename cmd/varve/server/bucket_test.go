@@ -250,3 +250,15 @@ func TestBrokersReachEachOther(t *testing.T) {
 		}
 	}
 }
+
+// A bucket in memory is another one at each start, and is said to be none that lasts: it keeps nobody from starting.
+func TestBucketInMemory(t *testing.T) {
+	m := newMember(t)
+	for start := range 2 {
+		s, err := Open(context.Background(), m.with(1, nil, map[string]string{"remote.storage.url": "mem://"}))
+		if err != nil {
+			t.Fatalf("start %d: %v", start+1, err)
+		}
+		s.Close(context.Background())
+	}
+}

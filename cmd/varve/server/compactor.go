@@ -342,7 +342,7 @@ func OpenCompactor(ctx context.Context, o Options) (w *Compactor, err error) {
 	if s.bucket, err = s.openBucket(ctx, true, newStoreMetrics(reg).events()); err != nil {
 		return w, err
 	}
-	tie := &bond{store: store, cluster: clusterID, bucket: s.bucket, log: log}
+	tie := &bond{store: store, cluster: clusterID, bucket: s.bucket, memory: inMemory(c), log: log}
 	if err = tie.early(ctx, s.away); err != nil {
 		return w, fmt.Errorf("remote.storage.url: %w", err)
 	}

@@ -199,7 +199,7 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	if s.bucket, err = s.openBucket(ctx, known, s.metrics.store.events()); err != nil {
 		return s, err
 	}
-	tie := &bond{store: store, cluster: clusterID, bucket: s.bucket, founds: true, accepts: o.AcceptBucket, log: s.log}
+	tie := &bond{store: store, cluster: clusterID, bucket: s.bucket, founds: true, accepts: o.AcceptBucket, memory: inMemory(c), log: s.log}
 	if err = tie.early(ctx, s.away); err != nil {
 		return s, fmt.Errorf("remote.storage.url: %w", err)
 	}
@@ -266,7 +266,7 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 		s.broker.Run(run)
 	}()
 	if o.Dev && c.Cleaner.Enable && c.Cleaner.Threads > 0 {
-		if s.compactor, err = newCompactor(c, store, s.node, s.bucket, &bond{store: store, cluster: clusterID, bucket: s.bucket, log: s.log}, clusterID, s.log, s.metrics.tier, newCompactionMetrics(s.metrics.reg), o.Merge); err != nil {
+		if s.compactor, err = newCompactor(c, store, s.node, s.bucket, &bond{store: store, cluster: clusterID, bucket: s.bucket, memory: inMemory(c), log: s.log}, clusterID, s.log, s.metrics.tier, newCompactionMetrics(s.metrics.reg), o.Merge); err != nil {
 			return s, err
 		}
 		s.wg.Go(func() { s.compactor.run(run) })
@@ -551,7 +551,7 @@ func (s *Server) openBucket(ctx context.Context, before bool, events objstore.Ev
 			}
 			url = "file://" + dir
 		}
-		if strings.HasPrefix(url, "mem:") {
+		if inMemory(s.o.Config) {
 			s.log.Warn("remote.storage.url names memory: what has left the local log is lost when this process ends", "remote.storage.url", url)
 		}
 		o := objstore.Options{Create: s.o.Dev, Logger: s.log.With("part", "objstore")}
