@@ -37,9 +37,10 @@ func (l *begunLog) SetReclaimable(wal.PartitionID, int64)            {}
 func (l *begunLog) Drop(id wal.PartitionID, _ func(error))           { l.dropped = append(l.dropped, id) }
 func (l *begunLog) Epoch(wal.PartitionID, int32, int64, func(error)) {}
 
-func (l *begunLog) Reserve(context.Context, wal.Class, int64) error { return nil }
-func (l *begunLog) Unreserve(int64)                                 {}
-func (l *begunLog) Append(a *wal.Append)                            { l.appended = append(l.appended, a) }
+func (l *begunLog) Reserve(context.Context, wal.Class, int64) error      { return nil }
+func (l *begunLog) ReserveAll(context.Context, wal.Class, []int64) error { return nil }
+func (l *begunLog) Unreserve(int64)                                      {}
+func (l *begunLog) Append(a *wal.Append)                                 { l.appended = append(l.appended, a) }
 
 // Bounds are those of what was appended behind where it was begun.
 func (l *begunLog) Bounds(id wal.PartitionID) (start, end int64) {

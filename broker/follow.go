@@ -204,8 +204,8 @@ func (r *replica) beginInside(ctx context.Context, c *copyRun, base int64) error
 	r.b.log_.Drop(old, nil)
 	r.ages, r.savedAt, r.unsaved = nil, -1, true
 	// Not with ctx: that ends with the leader's life, and r goes on to follow in this epoch.
-	if !r.keep(r.b.ctx, st, id) {
-		return r.b.ctx.Err()
+	if !r.keep(context.WithoutCancel(ctx), st, id) {
+		return nil
 	}
 	if err := st.Follow(r.term); err != nil {
 		return err
@@ -469,7 +469,7 @@ func (r *replica) restart(ctx context.Context, c *copyRun) error {
 	defer r.mu.Unlock()
 	r.b.log_.Drop(old, nil)
 	r.ages, r.savedAt, r.unsaved = nil, -1, true
-	if !r.keep(r.b.ctx, st, id) || !r.following || r.term.Epoch != c.epoch { // as in beginInside
+	if !r.keep(context.WithoutCancel(ctx), st, id) || !r.following || r.term.Epoch != c.epoch { // as in beginInside
 		return nil
 	}
 	if err := st.Follow(r.term); err != nil {
