@@ -270,14 +270,20 @@ func TestDurableOfADroppedLog(t *testing.T) {
 	}
 	r.st.Appended(batch.Header{BaseOffset: 10, LastOffsetDelta: 4, ProducerID: -1}, nil)
 	r.publish()
+	var waits told
+	r.waiting = append(r.waiting, appendWait{end: 15, commit: &waits})
 	for _, end := range []int64{12, 15, 50} {
 		r.durable(1, end, nil)
+		r.durable(1, end, wal.ErrOutOfRange) // refused, for it was dropped before
+	}
+	if !waits.is() {
+		t.Errorf("who waits for the next log is told %v", waits)
 	}
 	if v, end := r.view.Load(), r.st.DurableEnd(); v.HighWatermark != 10 || end != 10 {
 		t.Errorf("high watermark %d, durable %d", v.HighWatermark, end)
 	}
 	r.durable(2, 15, nil)
-	if v := r.view.Load(); v.HighWatermark != 15 {
-		t.Errorf("high watermark %d", v.HighWatermark)
+	if v := r.view.Load(); v.HighWatermark != 15 || !waits.is(protocol.CodeNone) {
+		t.Errorf("high watermark %d, who waits for it is told %v", v.HighWatermark, waits)
 	}
 }

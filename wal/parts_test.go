@@ -14,6 +14,7 @@ func TestPartTable(t *testing.T) {
 	const ids = 20 * partsOfPage
 	stop := make(chan struct{})
 	var readers sync.WaitGroup
+	defer func() { close(stop); readers.Wait() }()
 	for range 2 {
 		readers.Go(func() {
 			for id := PartitionID(0); ; id = (id + 1) % ids {
@@ -52,8 +53,6 @@ func TestPartTable(t *testing.T) {
 			t.Fatalf("step %d: %d of them, want %d", step, table.count(), len(want))
 		}
 	}
-	close(stop)
-	readers.Wait()
 	pages := map[PartitionID]bool{}
 	for id := range want {
 		pages[id/partsOfPage] = true

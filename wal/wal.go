@@ -343,6 +343,9 @@ func (l *Log) Reserve(ctx context.Context, class Class, size int64) error {
 // ReserveAll is Reserve for several appends, which are used up, or given back, one by one. Whoever has several to make asks for
 // all at once: who has some and waits for more stands behind those who wait for what he has.
 func (l *Log) ReserveAll(ctx context.Context, class Class, sizes []int64) error {
+	if len(sizes) == 0 {
+		return nil // nothing waits for nothing, nor is it refused by a full log
+	}
 	n, most := int64(0), l.largest()
 	for _, size := range sizes {
 		if size > most {

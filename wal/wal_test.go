@@ -639,17 +639,23 @@ func TestReserveAll(t *testing.T) {
 	}
 	large, all := make(chan error, 1), make(chan error, 1)
 	go func() { large <- l.Reserve(ctx, ClassClient, 2<<20) }() // larger than the queue, too
-	for waiting := 0; waiting < 1; time.Sleep(time.Millisecond) {
-		l.mu.Lock()
-		waiting = len(l.waiters)
-		l.mu.Unlock()
+	waiting := func(want int) {
+		t.Helper()
+		for n := 0; n < want; time.Sleep(time.Millisecond) {
+			if ctx.Err() != nil {
+				t.Fatalf("%d wait, and not %d", n, want)
+			}
+			l.mu.Lock()
+			n = len(l.waiters)
+			l.mu.Unlock()
+		}
+	}
+	waiting(1)
+	if err := l.ReserveAll(ctx, ClassReplication, nil); err != nil {
+		t.Errorf("nothing, where others wait: %v", err)
 	}
 	go func() { all <- l.ReserveAll(ctx, ClassReplication, run) }()
-	for waiting := 0; waiting < 2; time.Sleep(time.Millisecond) {
-		l.mu.Lock()
-		waiting = len(l.waiters)
-		l.mu.Unlock()
-	}
+	waiting(2)
 	for _, n := range run {
 		l.Unreserve(n)
 	}

@@ -100,6 +100,17 @@ func TestStartWithTheBucketAway(t *testing.T) {
 	}
 }
 
+// clientOf is a client of a broker that creates the topics it names.
+func clientOf(t *testing.T, s *Server) *kgo.Client {
+	t.Helper()
+	cl, err := kgo.NewClient(kgo.SeedBrokers(fmt.Sprintf("127.0.0.1:%d", s.Endpoints()[0].Port)), kgo.AllowAutoTopicCreation())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cl.Close)
+	return cl
+}
+
 // What Prometheus's own linter has to say about the names, types and help of
 // everything that is served, and that there are series only of what happened.
 func TestMetrics(t *testing.T) {
@@ -109,14 +120,9 @@ func TestMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close(context.Background())
-	cl, err := kgo.NewClient(kgo.SeedBrokers(fmt.Sprintf("127.0.0.1:%d", s.Endpoints()[0].Port)), kgo.AllowAutoTopicCreation())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer cl.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	if err := cl.ProduceSync(ctx, &kgo.Record{Topic: "t", Value: []byte("v")}).FirstErr(); err != nil {
+	if err := clientOf(t, s).ProduceSync(ctx, &kgo.Record{Topic: "t", Value: []byte("v")}).FirstErr(); err != nil {
 		t.Fatal(err)
 	}
 	// What waits for its upload has an age.

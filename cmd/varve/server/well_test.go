@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -11,7 +10,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/varve/varve/compaction"
 	"github.com/varve/varve/compaction/picker"
@@ -55,12 +53,7 @@ func TestWorkersTopic(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close(context.Background())
-	cl, err := kgo.NewClient(kgo.SeedBrokers(fmt.Sprintf("127.0.0.1:%d", s.Endpoints()[0].Port)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer cl.Close()
-	adm := kadm.NewClient(cl)
+	adm := kadm.NewClient(clientOf(t, s))
 	set := func(v string) *string { return &v }
 	if _, err := adm.CreateTopic(t.Context(), 1, 1, map[string]*string{
 		"cleanup.policy": set("compact,delete"), "delete.retention.ms": set("1000"), "file.delete.delay.ms": set("9223372036854775807"), "segment.ms": set("5000"), "segment.bytes": set("2000000"),
