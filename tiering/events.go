@@ -3,6 +3,8 @@ package tiering
 import (
 	"sync"
 	"time"
+
+	"github.com/varve/varve/tiering/objstore"
 )
 
 // Duty is a kind of background work, as failures name it.
@@ -81,13 +83,14 @@ type failures struct {
 type failure struct {
 	err    error
 	since  time.Time
-	logged time.Time
+	logged map[objstore.Class]time.Time // when last of errors of that class
 }
 
 const logEvery = 30 * time.Second
 
 // set notes the outcome of a duty and tells whether it is worth a line in the
-// log: the first failure, one every logEvery, and the success after them.
+// log: the first failure of each class (a store that denies access may break the
+// connection before it says so), one of it every logEvery, and the success after them.
 func (f *failures) set(d Duty, err error) (since time.Time, say bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -103,12 +106,13 @@ func (f *failures) set(d Duty, err error) (since time.Time, say bool) {
 		f.last = make(map[Duty]*failure)
 	}
 	if was == nil {
-		was = &failure{since: now}
+		was = &failure{since: now, logged: make(map[objstore.Class]time.Time)}
 		f.last[d] = was
 	}
 	was.err = err
-	if say = now.Sub(was.logged) >= logEvery || was.logged.IsZero(); say {
-		was.logged = now
+	class := objstore.ClassOf(err)
+	if say = now.Sub(was.logged[class]) >= logEvery; say { // the zero time is long ago
+		was.logged[class] = now
 	}
 	return was.since, say
 }

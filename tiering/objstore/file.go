@@ -372,18 +372,17 @@ func (l *lister) walk(dir, base string) error {
 		return err
 	}
 	d, err := l.f.root.Open(dir)
-	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			if dir == "." {
-				return fmt.Errorf("%w: directory is gone", ErrNoBucket)
-			}
-			return nil // removed since its parent was read
-		}
-		return err
+	var entries []fs.DirEntry
+	if err == nil {
+		entries, err = d.ReadDir(-1)
+		d.Close()
 	}
-	entries, err := d.ReadDir(-1)
-	d.Close()
-	if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && dir == ".":
+		return fmt.Errorf("%w: directory is gone", ErrNoBucket)
+	case errors.Is(err, fs.ErrNotExist):
+		return nil // removed since its parent was read, or while it was read: it was empty
+	case err != nil:
 		return err
 	}
 	keys := make([]string, 0, len(entries))
