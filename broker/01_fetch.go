@@ -371,8 +371,12 @@ func (f *fetch) read(res *fetchResult, room int64) {
 	}
 	if f.copier != nil {
 		if p.news {
+			moved, code := r.fetched(f.copier, v.Epoch, p.fetchOffset)
+			if res.code = code; code != 0 {
+				return
+			}
 			p.news = false
-			if r.fetched(f.copier, v.Epoch, p.fetchOffset) {
+			if moved {
 				v = *r.view.Load()
 				res.view = v
 			}

@@ -27,20 +27,26 @@ type copier struct {
 }
 
 // fetched notes that a follower has everything below offset on stable storage.
-// It reports whether the high watermark moved.
-func (r *replica) fetched(c *copier, epoch int32, offset int64) bool {
+// moved reports whether the high watermark moved. A code other than 0: nothing was
+// noted, and the follower has to say it again. It may know before this broker does
+// that it is to have a replica.
+func (r *replica) fetched(c *copier, epoch int32, offset int64) (moved bool, code int16) {
 	r.mu.Lock()
 	if !r.started || r.term.Epoch != epoch {
 		r.mu.Unlock()
-		return false
+		return false, protocol.CodeNotLeaderOrFollower
+	}
+	if !slices.Contains(r.term.Replicas, c.id) {
+		r.mu.Unlock()
+		return false, protocol.CodeUnknownLeaderEpoch // as Kafka: what is known here is not new enough
 	}
 	before := r.view.Load()
 	if !r.st.Fetched(c.id, c.epoch, offset, r.b.uptimeMs()) {
 		r.mu.Unlock()
-		return false
+		return false, protocol.CodeNone
 	}
 	r.advanced(before)
-	return true
+	return true, protocol.CodeNone
 }
 
 // advanced tells everybody that the high watermark moved. Called with mu held,

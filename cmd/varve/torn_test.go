@@ -20,6 +20,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/varve/varve/cmd/varve/servertest"
 	"github.com/varve/varve/internal/cluster"
 	"github.com/varve/varve/wal/batch"
 )
@@ -204,11 +205,12 @@ func numbers(t *testing.T, cl *kgo.Client, topic string) (n int64) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	ends, err := kadm.NewClient(cl).ListEndOffsets(ctx, topic)
-	if err != nil || ends.Error() != nil {
-		t.Fatal(err, ends.Error())
-	}
-	end, _ := ends.Lookup(topic, 0)
+	var end kadm.ListedOffset
+	servertest.Eventually(t, func() error { // OFFSET_NOT_AVAILABLE, to be asked again, until the leader's followers have begun
+		ends, err := kadm.NewClient(cl).ListEndOffsets(ctx, topic)
+		end, _ = ends.Lookup(topic, 0)
+		return errors.Join(err, ends.Error())
+	})
 	for n < end.Offset {
 		fs := cl.PollFetches(ctx)
 		if err := fs.Err(); err != nil {
