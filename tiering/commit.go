@@ -598,3 +598,23 @@ func (t *Tier) entries(ctx context.Context, key partitionKey, h *manifest.Head, 
 
 // pageCost is about what a decoded page takes in memory.
 func pageCost(p *manifest.Page) int64 { return int64(200 + 120*(len(p.Entries)+len(p.Refs))) }
+
+// Uploaded says whether a head names what was uploaded, and of which partition.
+func Uploaded(ctx context.Context, m ManifestStore) (of string, uploaded bool, err error) {
+	errFound := errors.New("found")
+	err = m.Range(ctx, func(s StoredHead) error {
+		h, err := manifest.DecodeHead(s.Head)
+		if err != nil {
+			return fmt.Errorf("manifest of %s at revision %d: %w", partitionKey{s.TopicID, s.Partition}, s.Rev, err)
+		}
+		if h.RemoteEnd() > 0 {
+			of = partitionKey{s.TopicID, s.Partition}.String()
+			return errFound
+		}
+		return nil
+	})
+	if errors.Is(err, errFound) {
+		return of, true, nil
+	}
+	return "", false, err
+}

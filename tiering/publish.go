@@ -529,7 +529,7 @@ func (t *Tier) adopt(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := t.mark(c); err != nil {
+	if _, err := Mark(c, t.bucket, t.o.ClusterID); err != nil {
 		return err
 	}
 	c, cancel = context.WithTimeout(ctx, 10*t.o.UploadTimeout) // in a large cluster many objects
@@ -571,25 +571,30 @@ func Owner(ctx context.Context, b objstore.Bucket) (string, error) {
 
 const markPrefix = "varve cluster 1\n"
 
-// mark compares the bucket's mark with our cluster, or leaves ours.
-func (t *Tier) mark(ctx context.Context) error {
-	id, err := Owner(ctx, t.bucket)
+// Mark makes a bucket the cluster's, if it is nobody's yet: made. It is ErrForeign if it is another's.
+func Mark(ctx context.Context, b objstore.Bucket, clusterID string) (made bool, err error) {
+	id, err := Owner(ctx, b)
 	if err == nil && id == "" {
-		want := markPrefix + t.o.ClusterID + "\n"
-		err = t.bucket.Put(ctx, clusterKey, strings.NewReader(want), int64(len(want)), objstore.CRC32C([]byte(want)))
+		want := markPrefix + clusterID + "\n"
+		err = b.Put(ctx, clusterKey, strings.NewReader(want), int64(len(want)), objstore.CRC32C([]byte(want)))
 		if err == nil {
-			return nil
+			return true, nil
 		}
 		if !errors.Is(err, objstore.ErrExists) {
-			return fmt.Errorf("mark the bucket: %w", err)
+			return false, fmt.Errorf("mark the bucket: %w", err)
 		}
-		id, err = Owner(ctx, t.bucket)
+		id, err = Owner(ctx, b)
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
-	if id != t.o.ClusterID {
-		return fmt.Errorf("%w: of %q, we are %q", ErrForeign, id, t.o.ClusterID)
+	if id != clusterID {
+		return false, fmt.Errorf("%w: %s is of cluster %q, and this is %q", ErrForeign, b, id, clusterID)
 	}
-	return nil
+	return false, nil
+}
+
+// Unmark takes back what Mark has made.
+func Unmark(ctx context.Context, b objstore.Bucket) error {
+	return b.Delete(ctx, []string{clusterKey})
 }

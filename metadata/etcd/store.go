@@ -338,6 +338,25 @@ func (s *Store) EnsureProbe(ctx context.Context, token string) (string, error) {
 	return v.Probe, err
 }
 
+// ReplaceProbe makes token the one by which the cluster's bucket is known, if it still is was. It returns the one that it is.
+func (s *Store) ReplaceProbe(ctx context.Context, was, token string) (string, error) {
+	key, value := s.keys.bucket(), encode(bucketValue{formatVersion, token})
+	for {
+		_, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.Value(key), "=", encode(bucketValue{formatVersion, was}))}, []clientv3.Op{clientv3.OpPut(key, value)}, nil)
+		switch {
+		case errors.Is(err, ErrAmbiguous) && ctx.Err() == nil:
+			// Whether or not it was applied, the next attempt finds out, or changes nothing.
+			if !pause(ctx, 100*time.Millisecond) {
+				return "", fmt.Errorf("the probe of the cluster's bucket: %w", err)
+			}
+		case err != nil:
+			return "", fmt.Errorf("the probe of the cluster's bucket: %w", err)
+		default:
+			return s.Probe(ctx)
+		}
+	}
+}
+
 // Known says whether a broker of that id has ever been admitted to the cluster.
 func (s *Store) Known(ctx context.Context, id int32) (bool, error) {
 	resp, err := s.get(ctx, s.keys.broker(id), clientv3.WithKeysOnly())

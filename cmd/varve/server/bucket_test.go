@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -107,6 +108,121 @@ func TestAnotherBucket(t *testing.T) {
 		}
 		o = m.options(2, other)
 	}
+	// From now on that is the bucket, and the one before is not.
+	s, err := m.open(3, ours)
+	if !errors.Is(err, objstore.ErrNotShared) {
+		t.Errorf("with the bucket before the one that was accepted: %v", err)
+	}
+	if err == nil {
+		s.Close(context.Background())
+	}
+}
+
+// names lists what is in a bucket.
+func names(t *testing.T, b objstore.Bucket, prefix string) (keys []string) {
+	t.Helper()
+	list, _, err := b.List(context.Background(), prefix, "", objstore.MaxList)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range list {
+		keys = append(keys, i.Key)
+	}
+	return keys
+}
+
+// Of two clusters that are begun with one bucket, one is, before either has uploaded anything.
+func TestOneBucketOfTwoClusters(t *testing.T) {
+	b := objstore.NewMem()
+	first, err := newMember(t).open(1, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close(context.Background())
+	before := names(t, b, "")
+	second, err := newMember(t).open(1, b)
+	if err == nil {
+		second.Close(context.Background())
+	}
+	if !errors.Is(err, tiering.ErrForeign) {
+		t.Errorf("begun with the bucket of another cluster: %v", err)
+	}
+	if after := names(t, b, ""); !slices.Equal(after, before) {
+		t.Errorf("in the other's bucket there is %v, and was %v", after, before)
+	}
+}
+
+// A cluster of before there were names of buckets, with records in object storage, takes no bucket that has never been one's.
+func TestBucketWithoutAName(t *testing.T) {
+	m := newMember(t)
+	b := objstore.NewMem()
+	s, err := m.open(1, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := clientOf(t, s).ProduceSync(ctx, &kgo.Record{Topic: "t", Value: []byte("v")}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	for len(names(t, b, "data/")) == 0 {
+		if ctx.Err() != nil {
+			t.Fatal("nothing was uploaded")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err := s.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	keys := names(t, b, "probe/")
+	if err := b.Delete(ctx, keys); err != nil || len(keys) != 1 {
+		t.Fatalf("%v: %v", keys, err)
+	}
+	if resp, err := m.etcd.Client().Delete(ctx, "/varve/bucket"); err != nil || resp.Deleted != 1 {
+		t.Fatalf("%+v: %v", resp, err)
+	}
+	empty := objstore.NewMem()
+	s, err = m.open(1, empty)
+	if !errors.Is(err, objstore.ErrNotShared) || !strings.Contains(err.Error(), "--accept-bucket") {
+		t.Errorf("with an empty bucket: %v", err)
+	}
+	if err == nil {
+		s.Close(context.Background())
+	}
+	if keys := names(t, empty, ""); len(keys) > 0 {
+		t.Errorf("in it there is %v", keys)
+	}
+	if s, err = m.open(1, b); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(context.Background()); err != nil {
+		t.Error(err)
+	}
+}
+
+// A worker that asks before any broker has named the bucket is not told that it is the one: it asks again.
+func TestWorkerBeforeTheBucketHasAName(t *testing.T) {
+	m := newMember(t)
+	store := etcd.New(etcd.Options{Client: m.etcd.Client(), Prefix: "/varve/"})
+	ours, other := objstore.NewMem(), objstore.NewMem()
+	worker := &bond{store: store, cluster: "c", bucket: other, log: slog.New(slog.DiscardHandler)}
+	if err := worker.early(t.Context(), false); err != nil {
+		t.Errorf("at the worker's start: %v", err)
+	}
+	if err := worker.confirm(t.Context()); !errors.Is(err, errUnnamed) {
+		t.Errorf("before a broker was there: %v", err)
+	}
+	broker := &bond{store: store, cluster: "c", bucket: ours, founds: true, log: worker.log}
+	if err := broker.confirm(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := worker.confirm(t.Context()); !errors.Is(err, objstore.ErrNotShared) {
+		t.Errorf("with another bucket: %v", err)
+	}
+	worker.bucket = ours
+	if err := worker.confirm(t.Context()); err != nil {
+		t.Error(err)
+	}
 }
 
 // A cluster that is begun with another's bucket takes it for its own neither then nor later.
@@ -124,8 +240,8 @@ func TestForeignBucket(t *testing.T) {
 	if !errors.Is(err, tiering.ErrForeign) {
 		t.Errorf("begun with the bucket of another cluster: %v", err)
 	}
-	if list, _, err := theirs.List(context.Background(), "", "", objstore.MaxList); err != nil || len(list) != 1 {
-		t.Errorf("in the other's bucket there is %v: %v", list, err)
+	if keys := names(t, theirs, ""); len(keys) != 1 {
+		t.Errorf("in the other's bucket there is %v", keys)
 	}
 	if s, err = m.open(1, objstore.NewMem()); err != nil {
 		t.Fatal(err)
@@ -153,8 +269,8 @@ func TestEachItsOwnBucket(t *testing.T) {
 				open = append(open, s)
 			case errors.Is(err, objstore.ErrNotShared):
 				refused++
-				if list, _, err := b.List(context.Background(), "probe/", "", objstore.MaxList); err != nil || len(list) > 0 {
-					t.Errorf("broker %d left %v in its bucket: %v", id, list, err)
+				if keys := names(t, b, ""); len(keys) > 0 {
+					t.Errorf("broker %d left %v in its bucket", id, keys)
 				}
 			default:
 				t.Error(err)
@@ -201,9 +317,8 @@ func TestAnotherBucketThatWasAway(t *testing.T) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	list, _, err := mem.List(ctx, "", "", objstore.MaxList)
-	if err != nil || len(list) > 0 {
-		t.Errorf("in the other bucket there is %v: %v", list, err)
+	if keys := names(t, mem, ""); len(keys) > 0 {
+		t.Errorf("in the other bucket there is %v", keys)
 	}
 }
 
@@ -217,7 +332,9 @@ func TestBrokersReachEachOther(t *testing.T) {
 	}
 	ep := first.Endpoints()[0]
 	try := func(settings map[string]string) error {
-		s, err := Open(context.Background(), m.with(2, b, settings))
+		set := map[string]string{"broker.session.timeout.ms": "1000"} // what is in the way is waited for, twice as long
+		maps.Copy(set, settings)
+		s, err := Open(context.Background(), m.with(2, b, set))
 		if err == nil {
 			err = s.Close(context.Background())
 		}
@@ -235,10 +352,16 @@ func TestBrokersReachEachOther(t *testing.T) {
 	if err := try(nil); err != nil {
 		t.Error(err)
 	}
-	// What has ended is in nobody's way: all may change their listener together, and one may have the address of another.
-	if err := first.Close(context.Background()); err != nil {
-		t.Fatal(err)
-	}
+	// What has ended is in nobody's way: all may change their listener together, and one may have the address of another, also while the
+	// session of a process that was killed is still there.
+	var ended sync.WaitGroup
+	ended.Go(func() {
+		time.Sleep(300 * time.Millisecond)
+		if err := first.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	defer ended.Wait()
 	for _, settings := range wrong {
 		if err := try(settings); err != nil {
 			t.Errorf("%v: %v", settings, err)

@@ -235,7 +235,7 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	if err = ahead(s.wal.Partitions(), s.node.Image()); err != nil {
 		return s, fmt.Errorf("metadata: %w", err)
 	}
-	if err = reachable(s.node.Image(), c.NodeID, c, advertised); err != nil {
+	if err = s.reach(ctx, store, advertised); err != nil {
 		return s, err
 	}
 	if s.tier, err = s.openTier(clusterID, tie); err != nil {
@@ -305,6 +305,30 @@ func ahead(logs []wal.Recovered, im *image.Image) error {
 			etcd.ErrRevisionRegressed, im.TopicByID(r.TopicID).Name, r.Partition, last.Epoch, p.LeaderEpoch, setBack)
 	}
 	return nil
+}
+
+// reach is reachable, asked again for as long as there can be the session of a process that has ended: one broker takes
+// another's place with its address, or all come back with another listener.
+func (s *Server) reach(ctx context.Context, store *etcd.Store, advertised []image.Endpoint) error {
+	c, im, said := s.o.Config, s.node.Image(), false
+	for end := time.Now().Add(2*c.SessionTimeout + 2*time.Second); ; {
+		err := reachable(im, c.NodeID, c, advertised)
+		if err == nil || time.Now().After(end) {
+			return err
+		}
+		if !said {
+			said = true
+			s.log.Warn("another broker is in the way; it is waited for, because its process may have ended", "err", err)
+		}
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return err
+		}
+		if next, err := store.Load(ctx); err == nil {
+			im = next
+		}
+	}
 }
 
 // reachable is an error if this broker, advertising these endpoints, could not reach those that run, or could not be told from one of
