@@ -40,9 +40,11 @@ type Options struct {
 	BrokerID  int32
 	Rack      string
 	Endpoints []image.Endpoint
-	WAL       [16]byte // identity of the log directory
-	Place     string   // where that is; see image.Session. "" if it is not known
-	Marks     Marks    // of the log directory; nil: it has none
+	// InterBroker is the listener of Endpoints for other brokers.
+	InterBroker string
+	WAL         [16]byte // identity of the log directory
+	Place       string   // where that is; see image.Session. "" if it is not known
+	Marks       Marks    // of the log directory; nil: it has none
 	// AcceptLoss lets partitions whose only replica was on a log directory
 	// that this broker lost go on from their remote end, without an operator's
 	// command.

@@ -89,7 +89,7 @@ func (n *Node) registerWith(ctx context.Context, lease int64) error {
 		return err
 	}
 	revision, err := n.store.Register(ctx, image.Session{
-		ID: n.o.BrokerID, Incarnation: n.incarnation, Rack: n.o.Rack, Endpoints: n.o.Endpoints,
+		ID: n.o.BrokerID, Incarnation: n.incarnation, Rack: n.o.Rack, Endpoints: n.o.Endpoints, InterBroker: n.o.InterBroker,
 		WAL: n.o.WAL, Lease: lease, AcceptLoss: n.o.AcceptLoss,
 		Place: n.o.Place, Stale: old, Cut: n.o.Marks != nil && n.o.Marks.CutTail(),
 	}, held)

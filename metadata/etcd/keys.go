@@ -130,6 +130,7 @@ type (
 		Place       string          `json:"place,omitempty"`
 		Stale       bool            `json:"stale,omitempty"`
 		Cut         bool            `json:"cut,omitempty"`
+		InterBroker string          `json:"interBroker,omitempty"`
 	}
 	markValue struct {
 		V    int    `json:"v"`
@@ -280,7 +281,7 @@ func encodeBroker(b image.Broker) string {
 
 func encodeSession(s image.Session) string {
 	return encode(sessionValue{formatVersion, hex.EncodeToString(s.Incarnation[:]), s.Rack,
-		encodeEndpoints(s.Endpoints), hex.EncodeToString(s.WAL[:]), s.Lease, s.AcceptLoss, s.Place, s.Stale, s.Cut})
+		encodeEndpoints(s.Endpoints), hex.EncodeToString(s.WAL[:]), s.Lease, s.AcceptLoss, s.Place, s.Stale, s.Cut, s.InterBroker})
 }
 
 func encodeEndpoints(es []image.Endpoint) []endpointValue {
@@ -332,7 +333,7 @@ func (k keys) change(key string, value []byte, createRevision int64) (image.Chan
 		if err != nil {
 			return nil, err
 		}
-		s := image.Session{ID: id, Rack: v.Rack, Endpoints: decodeEndpoints(v.Endpoints), Lease: v.Lease, AcceptLoss: v.AcceptLoss, Place: v.Place, Stale: v.Stale, Cut: v.Cut}
+		s := image.Session{ID: id, Rack: v.Rack, Endpoints: decodeEndpoints(v.Endpoints), Lease: v.Lease, AcceptLoss: v.AcceptLoss, Place: v.Place, Stale: v.Stale, Cut: v.Cut, InterBroker: v.InterBroker}
 		if s.Incarnation, err = unhex(key, v.Incarnation); err != nil {
 			return nil, err
 		}

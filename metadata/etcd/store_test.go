@@ -201,7 +201,7 @@ func dump(im *image.Image) string {
 		x := *x
 		x.Revision, x.Lease = 0, 0
 		// As below.
-		fmt.Fprintf(&b, "session %s\n", strings.Replace(fmt.Sprintf("%+v", x), " Place: Stale:false Cut:false", "", 1))
+		fmt.Fprintf(&b, "session %s\n", strings.NewReplacer(" Place: Stale:false Cut:false", "", " InterBroker: ", " ").Replace(fmt.Sprintf("%+v", x)))
 	}
 	for _, x := range im.Brokers() {
 		x := *x

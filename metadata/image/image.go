@@ -115,6 +115,7 @@ type Session struct {
 	Incarnation [16]byte
 	Rack        string
 	Endpoints   []Endpoint
+	InterBroker string // the listener of Endpoints on which it serves other brokers; "" of a process that did not say
 	WAL         [16]byte
 	Lease       int64
 	// AcceptLoss asks that partitions whose only replica was on the disk this

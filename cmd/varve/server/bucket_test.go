@@ -326,7 +326,7 @@ func TestAnotherBucketThatWasAway(t *testing.T) {
 func TestBrokersReachEachOther(t *testing.T) {
 	m := newMember(t)
 	b := objstore.NewMem()
-	first, err := m.open(1, b)
+	first, err := Open(context.Background(), m.with(1, b, map[string]string{"listeners": "PLAINTEXT://127.0.0.1:0,FRONT://127.0.0.1:0", "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,FRONT:PLAINTEXT"}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -342,6 +342,7 @@ func TestBrokersReachEachOther(t *testing.T) {
 	}
 	wrong := map[string]map[string]string{
 		"advertises no listener": {"listeners": "INSIDE://127.0.0.1:0", "listener.security.protocol.map": "INSIDE:PLAINTEXT", "inter.broker.listener.name": "INSIDE"},
+		"serves other brokers":   {"listeners": "FRONT://127.0.0.1:0", "listener.security.protocol.map": "FRONT:PLAINTEXT", "inter.broker.listener.name": "FRONT"},
 		"an address of its own":  {"advertised.listeners": fmt.Sprintf("PLAINTEXT://%s:%d", ep.Host, ep.Port)},
 	}
 	for what, settings := range wrong {

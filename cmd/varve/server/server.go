@@ -221,8 +221,9 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 			advertised = append(advertised, ep)
 		}
 	}
+	among, _ := c.InterBroker()
 	options := metadata.Options{
-		Store: store, BrokerID: c.NodeID, Rack: c.Rack, Endpoints: advertised, AcceptLoss: o.Dev || o.AcceptLoss,
+		Store: store, BrokerID: c.NodeID, Rack: c.Rack, Endpoints: advertised, InterBroker: among.Name, AcceptLoss: o.Dev || o.AcceptLoss,
 		WAL: s.wal.UUID(), Place: s.wal.Place(), Marks: s.wal,
 		BalanceInterval: c.BalanceInterval, BalancePercentage: c.BalancePercentage, HandOverTries: c.HandOverTries, HandOverWait: c.HandOverWait,
 		SessionTimeout: c.SessionTimeout, HeartbeatInterval: c.HeartbeatInterval, CompactionInterval: c.EtcdCompaction,
@@ -358,6 +359,8 @@ func reachable(im *image.Image, id int32, c *config.BrokerConfig, advertised []i
 			}
 			return fmt.Errorf("inter.broker.listener.name: it is %s here, and broker %d, which runs, advertises no listener of that name: there is %s. All brokers of a cluster use one name",
 				among.Name, s.ID, strings.Join(have, ", "))
+		case s.InterBroker != "" && s.InterBroker != among.Name:
+			return fmt.Errorf("inter.broker.listener.name: it is %s here, and %s on broker %d, which runs and serves other brokers on no other. All brokers of a cluster use one name", among.Name, s.InterBroker, s.ID)
 		case ep.Host == own.Host && ep.Port == own.Port:
 			return fmt.Errorf("advertised.listeners: %s://%s:%d is where broker %d, which runs, is reached: give each broker an address of its own", ep.Listener, ep.Host, ep.Port, s.ID)
 		}
