@@ -47,7 +47,15 @@ type FailoverResult struct {
 	Event      Gaps  `json:"event"`
 	// By who led before the event: partitions of others show what the event does to them.
 	Leaders map[int32]Gaps `json:"by_former_leader"`
+	// By broker, of the partitions that had no replica there, where that is some: to these nothing is to happen when it is lost.
+	Elsewhere map[int32]Bystanders `json:"without_replica_on,omitempty"`
 	Error   string         `json:"error,omitempty"` // the first record's that was given up
+}
+
+// Bystanders are partitions to which nothing happens, before and after the event.
+type Bystanders struct {
+	Steady Gaps `json:"steady"`
+	Event  Gaps `json:"event"`
 }
 
 // MeasureFailover runs it.
@@ -72,9 +80,9 @@ func MeasureFailover(ctx context.Context, f Failover) (*FailoverResult, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load: topic %s: %w", f.Topic, err)
 	}
-	leaders := map[int32]int32{}
+	leaders, replicas := map[int32]int32{}, map[int32][]int32{}
 	for _, p := range topics[f.Topic].Partitions {
-		leaders[p.Partition] = p.Leader
+		leaders[p.Partition], replicas[p.Partition] = p.Leader, p.Replicas
 	}
 
 	res := &FailoverResult{Partitions: len(leaders), Leaders: map[int32]Gaps{}}
@@ -162,8 +170,36 @@ func MeasureFailover(ctx context.Context, f Failover) (*FailoverResult, error) {
 	for leader, list := range by {
 		res.Leaders[leader] = gapsOf(list)
 	}
+	res.Elsewhere = bystanders(replicas, steady, gaps)
 	res.Records = records.Load()
 	return res, nil
+}
+
+// bystanders sorts partitions by the brokers that have no replica of them.
+func bystanders(replicas map[int32][]int32, steady, event map[int32]seen) map[int32]Bystanders {
+	out := map[int32]Bystanders{}
+	for id := range brokersOf(replicas) {
+		var before, after []seen
+		for p, at := range replicas {
+			if !slices.Contains(at, id) {
+				before, after = append(before, steady[p]), append(after, event[p])
+			}
+		}
+		if len(before) > 0 {
+			out[id] = Bystanders{gapsOf(before), gapsOf(after)}
+		}
+	}
+	return out
+}
+
+func brokersOf(replicas map[int32][]int32) map[int32]bool {
+	out := map[int32]bool{}
+	for _, at := range replicas {
+		for _, id := range at {
+			out[id] = true
+		}
+	}
+	return out
 }
 
 // seen is what became of a partition: its longest gap, and the records per second

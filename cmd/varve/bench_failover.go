@@ -26,7 +26,8 @@ func benchFailover() *cobra.Command {
 		Short: "How long partitions take no record when a broker is lost, or stopped, or anything else is done",
 		Long: `Keeps one record in flight to each partition of a topic, does what --command says (by sh -c: kill -9 a broker, restart it, stop
 etcd) and reports the longest time between two acknowledgements of a partition: over all partitions, and by the broker that
-led them before. The same before the command says what the load itself is good for. The topic is made if it is not there.`,
+led them before. Where not every broker has a replica of each partition, what those without one on a broker took is shown by it, before and
+after. The same before the command says what the load itself is good for. The topic is made if it is not there.`,
 		Args: arguments("TOPIC", 1, 1),
 	}
 	conn := addConnection(cmd)
@@ -73,6 +74,10 @@ led them before. The same before the command says what the load itself is good f
 		row("after", r.Event)
 		for _, id := range slices.Sorted(maps.Keys(r.Leaders)) {
 			row(fmt.Sprintf("after, led by %d", id), r.Leaders[id])
+		}
+		for _, id := range slices.Sorted(maps.Keys(r.Elsewhere)) {
+			row(fmt.Sprintf("before, none on %d", id), r.Elsewhere[id].Steady)
+			row(fmt.Sprintf("after, none on %d", id), r.Elsewhere[id].Event)
 		}
 		if err := t.writeTo(cmd.OutOrStdout()); err != nil {
 			return err

@@ -50,6 +50,14 @@ func TestBenchFailover(t *testing.T) {
 		r.want(t, 0, want, "")
 	}
 	short("true", "-o", "json").want(t, 0, `"partitions": 4,`, "")
+	// Those without a replica on a broker, where not all have one.
+	partial := varve(t, "", "bench", "failover", "g", "--bootstrap-server="+brokers[0].Addr(), "--partitions=4", "--replication-factor=1", "--before=500ms", "--after=500ms", "--command=true")
+	for _, want := range []string{"before, none on 1  2", "after, none on 1   2", "after, none on 2   2"} {
+		partial.want(t, 0, want, "")
+	}
+	if strings.Contains(r.out, "none on") {
+		t.Errorf("each partition has replicas on both, and yet:\n%s", r.out)
+	}
 }
 
 // TestBenchFloors: producing, consuming and replaying are measured beside a floor, and say what the load was.
