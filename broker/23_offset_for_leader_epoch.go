@@ -17,9 +17,14 @@ import (
 // forked (KIP-101, KIP-320). Another broker may ask, with a tagged field, what
 // this one has, whoever leads (unclean.go).
 
-func (b *Broker) offsetForLeaderEpoch(_ context.Context, r *request, in kmsg.Request) kmsg.Response {
+func (b *Broker) offsetForLeaderEpoch(ctx context.Context, r *request, in kmsg.Request) kmsg.Response {
 	req := in.(*kmsg.OffsetForLeaderEpochRequest)
 	resp := req.ResponseKind().(*kmsg.OffsetForLeaderEpochResponse)
+	if r.c.peer != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, headsTimeout)
+		defer cancel()
+	}
 	for i := range req.Topics {
 		t := kmsg.NewOffsetForLeaderEpochResponseTopic()
 		t.Topic = req.Topics[i].Topic
@@ -30,7 +35,7 @@ func (b *Broker) offsetForLeaderEpoch(_ context.Context, r *request, in kmsg.Req
 			rep := b.replicas.find(t.Topic, p.Partition)
 			switch {
 			case r.c.peer != nil && rep != nil && asksForLog(&p.UnknownTags):
-				rep.tell(&out)
+				rep.tell(ctx, &out)
 			case p.CurrentLeaderEpoch >= 0 && p.CurrentLeaderEpoch < leaderEpochIn(b.meta.Image(), t.Topic, p.Partition):
 				out.ErrorCode = protocol.CodeFencedLeaderEpoch
 			case rep == nil:

@@ -35,6 +35,7 @@ type Log interface {
 	Create(topicID [16]byte, partition int32, start int64, lin lineage.Lineage, snapshot []byte, done func(error)) wal.PartitionID
 	Drop(p wal.PartitionID, done func(error))
 	Skip(p wal.PartitionID, to int64) (wal.Recovered, bool)
+	CanSkip(p wal.PartitionID, to int64) (wal.Recovered, bool)
 	Reserve(ctx context.Context, class wal.Class, bytes int64) error
 	ReserveAll(ctx context.Context, class wal.Class, bytes []int64) error
 	Unreserve(bytes int64)

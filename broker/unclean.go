@@ -50,6 +50,9 @@ const (
 	maxShownElections = 100
 	// logsTimeout bounds the wait for a broker that is asked what it has.
 	logsTimeout = 2 * time.Second
+	// headsTimeout bounds how long a broker that is asked reads manifest heads, of
+	// all partitions together: whoever asks is to be answered before it gives up.
+	headsTimeout = logsTimeout / 4
 )
 
 // ReplicaLog is what one replica has of a partition, as its broker tells.
@@ -90,9 +93,24 @@ func (u *UncleanElection) Of(broker int32) ReplicaLog {
 	return ReplicaLog{Broker: broker, LeaderEpoch: -1, LogEnd: -1, HighWatermark: -1}
 }
 
-// held is what this broker has of the partition, whoever leads it.
-func (r *replica) held() ReplicaLog {
+// held is what this broker has of the partition, whoever leads it. It says of a log
+// that it is damaged where tryLead would refuse to go on with it, and of one whose
+// damage is in the bucket what tryLead would go on with. So of a log that recovery
+// found suspect the manifest head is read; where that cannot be, or not before ctx
+// ends, the bucket counts as empty. Nothing is changed: who asks may elect nobody.
+func (r *replica) held(ctx context.Context) ReplicaLog {
 	l := ReplicaLog{Broker: r.b.opts.BrokerID, Told: true, LeaderEpoch: -1, LogEnd: -1, HighWatermark: -1}
+	r.mu.Lock()
+	suspect := r.st == nil && r.recov != nil && r.recov.Suspect
+	r.mu.Unlock()
+	remoteEnd := int64(0)
+	if suspect {
+		if state, err := r.b.tier.Peek(ctx, r.topicID, r.index); err == nil {
+			remoteEnd = state.RemoteEnd
+		} else if r.b.errorLog.Allow() {
+			r.b.log.Warn("what is damaged of a local log may be in object storage: that is not known", "partition", r.String(), "err", err)
+		}
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
@@ -102,10 +120,22 @@ func (r *replica) held() ReplicaLog {
 		}
 		l.LogEnd, l.HighWatermark = r.st.View().LogEnd, r.st.Heard()
 	case r.recov != nil:
-		if last, ok := r.recov.Lineage.Latest(); ok {
+		rec := *r.recov
+		if rec.Suspect && rec.ClaimedEnd > remoteEnd {
+			if whole, ok := r.b.log_.CanSkip(rec.ID, remoteEnd); ok {
+				rec = whole
+			} else {
+				l.Damaged = !r.b.opts.AcceptCorruptLog
+			}
+		}
+		if last, ok := rec.Lineage.Latest(); ok {
 			l.LeaderEpoch = last.Epoch
 		}
-		l.LogEnd, l.HighWatermark, l.Damaged = r.recov.End, r.recov.HighWatermark, r.recov.Suspect && !r.b.opts.AcceptCorruptLog
+		l.LogEnd, l.HighWatermark = rec.End, rec.HighWatermark
+	case r.b.log_.Damaged() && !r.b.opts.AcceptCorruptLog:
+		// That there is no log may be the damage, if there can have been one.
+		p := r.b.meta.Image().Partition(r.topicID, r.index)
+		l.Damaged = p != nil && p.LeaderEpoch > 0
 	}
 	return l
 }
@@ -117,8 +147,8 @@ func asksForLog(tags *kmsg.Tags) (asks bool) {
 }
 
 // tell answers that.
-func (r *replica) tell(out *kmsg.OffsetForLeaderEpochResponseTopicPartition) {
-	l := r.held()
+func (r *replica) tell(ctx context.Context, out *kmsg.OffsetForLeaderEpochResponseTopicPartition) {
+	l := r.held(ctx)
 	out.LeaderEpoch, out.EndOffset = l.LeaderEpoch, l.LogEnd
 	rest := binary.BigEndian.AppendUint64(nil, uint64(l.HighWatermark))
 	if l.Damaged {
@@ -183,9 +213,11 @@ func partitionOf(im *image.Image, name controller.PartitionName) *image.Partitio
 func (b *Broker) askLogs(ctx context.Context, to *image.Broker, names []controller.PartitionName) map[controller.PartitionName]ReplicaLog {
 	told := make(map[controller.PartitionName]ReplicaLog, len(names))
 	if to.ID == b.opts.BrokerID {
+		ctx, cancel := context.WithTimeout(ctx, headsTimeout)
+		defer cancel()
 		for _, name := range names {
 			if r := b.replicas.find(name.Topic, name.Partition); r != nil {
-				told[name] = r.held()
+				told[name] = r.held(ctx)
 			}
 		}
 		return told

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -528,6 +529,9 @@ func TestSkip(t *testing.T) {
 		t.Fatalf("%+v", r)
 	}
 	for _, to := range []int64{1, 2, 3, 7} {
+		if r, ok := l.CanSkip(p, to); ok {
+			t.Fatalf("could skip to %d: %+v", to, r)
+		}
 		if r, ok := l.Skip(p, to); ok {
 			t.Fatalf("skipped to %d: %+v", to, r)
 		}
@@ -535,9 +539,21 @@ func TestSkip(t *testing.T) {
 	if r, ok := l.Skip(99, 4); ok {
 		t.Fatalf("skipped in a partition that is not there: %+v", r)
 	}
+	can, ok := l.CanSkip(p, 4)
+	if !ok || can.Start != 4 || can.End != 6 || can.Suspect {
+		t.Fatalf("%+v, %v", can, ok)
+	}
+	if start, end := l.Bounds(p); start != 0 || end != 2 {
+		t.Fatalf("the look has changed the log: [%d, %d)", start, end)
+	}
+	mustClose(t, l)
+	l = mustOpen(t, o)
+	if r := l.Partitions()[1]; !r.Suspect || r.Start != 0 || r.End != 2 || r.ClaimedEnd != 6 {
+		t.Fatalf("opened again after the look: %+v", r)
+	}
 	r, ok := l.Skip(p, 4)
-	if !ok || r.Start != 4 || r.End != 6 || r.Suspect {
-		t.Fatalf("%+v, %v", r, ok)
+	if !ok || !reflect.DeepEqual(r, can) {
+		t.Fatalf("%+v, %v, want %+v", r, ok, can)
 	}
 	for range 2 {
 		got, err := readAll(l, p, 4, 6, 1<<20)

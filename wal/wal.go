@@ -705,7 +705,14 @@ func (l *Log) Drop(id PartitionID, done func(error)) {
 // Skip lets a suspect partition go on above its damage: if all is intact from an offset on, up to where its records
 // say that the log ended, that is what it holds from now on, and it is suspect no more. What lies below must be known
 // to be elsewhere. It is for what recovery found, before anything is appended.
-func (l *Log) Skip(id PartitionID, to int64) (rec Recovered, ok bool) {
+func (l *Log) Skip(id PartitionID, to int64) (rec Recovered, ok bool) { return l.above(id, to, true) }
+
+// CanSkip returns what Skip would, and changes nothing.
+func (l *Log) CanSkip(id PartitionID, to int64) (rec Recovered, ok bool) {
+	return l.above(id, to, false)
+}
+
+func (l *Log) above(id PartitionID, to int64, skip bool) (rec Recovered, ok bool) {
 	i := slices.IndexFunc(l.recovered, func(r Recovered) bool { return r.ID == id })
 	p := l.part(id)
 	if i < 0 || p == nil {
@@ -716,12 +723,14 @@ func (l *Log) Skip(id PartitionID, to int64) (rec Recovered, ok bool) {
 	if p.dropped || p.hole || to < p.start || to > p.claimedEnd || p.contiguous(to) != p.claimedEnd {
 		return rec, false
 	}
-	rec = l.recovered[i]
-	rec.Start, rec.End, rec.HighWatermark, rec.Suspect = to, p.claimedEnd, min(p.appliedHW, p.claimedEnd), false
-	if !l.enqueue(&item{kind: kindTrim, base: to, p: p}) {
+	if skip && !l.enqueue(&item{kind: kindTrim, base: to, p: p}) {
 		return rec, false
 	}
-	p.start, p.end = rec.Start, rec.End
+	rec = l.recovered[i]
+	rec.Start, rec.End, rec.HighWatermark, rec.Suspect = to, p.claimedEnd, min(p.appliedHW, p.claimedEnd), false
+	if skip {
+		p.start, p.end = rec.Start, rec.End
+	}
 	return rec, true
 }
 
