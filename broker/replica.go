@@ -388,6 +388,14 @@ func (r *replica) tryLead(ctx context.Context) error {
 // same offset means that all below is the same, so the last record is enough. A
 // log with an epoch in which objects were committed, or a later one, is of a
 // leader that had all of them; only else the bucket has to be asked.
+//
+// A log whose first epoch begins at the remote end or above, as where records had
+// been deleted up to there, shares no offset with the bucket: there is nothing in
+// which the two could differ. What is here goes behind what is there, then, and is
+// of one history with it unless the bucket ends in a later epoch than the log begins
+// in, since epochs do not go back. Between the two may be what was deleted, and
+// nothing else: a log that begins above the log start, too, would leave a hole above
+// least of tryLead, which looks at where the log ends only.
 func (r *replica) parted(ctx context.Context, st *partition.State, rec *wal.Recovered, state tiering.State) (bool, error) {
 	var lin lineage.Lineage
 	switch {
@@ -413,7 +421,11 @@ func (r *replica) parted(ctx context.Context, st *partition.State, rec *wal.Reco
 	if err != nil {
 		return false, err
 	}
-	return lin.EpochAt(end-1) != remote.EpochAt(end-1), nil
+	last := remote.EpochAt(end - 1)
+	if len(lin) > 0 && lin[0].Start >= end {
+		return lin[0].Epoch < last || lin[0].Start > max(end, state.LogStart), nil
+	}
+	return lin.EpochAt(end-1) != last, nil
 }
 
 // keep makes st the state of the partition, and id the local log that it is of,

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"testing"
 	"time"
@@ -231,5 +232,81 @@ func TestToldWithoutALog(t *testing.T) {
 				t.Errorf("leads: %v", err)
 			}
 		})
+	}
+}
+
+// beganAt is a log, opened again, that has [start, end) of a partition of topic 1, all of one epoch, and knows of none before.
+func beganAt(t *testing.T, epoch int32, start, end int64) *wal.Log {
+	t.Helper()
+	o := wal.Options{FS: vfs.NewMem(), Dir: "wal", ClusterID: "c", SegmentBytes: 1 << 20, MaxBytes: 16 << 20, Logger: slog.New(slog.DiscardHandler)}
+	l, err := wal.Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := l.Create([16]byte{1}, 0, start, nil, nil, nil)
+	l.Epoch(id, epoch, start, nil)
+	for at := start; at < end; at++ {
+		put(t, l, id, epoch, at, 1)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if l, err = wal.Open(o); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+// A log that begins where the bucket ends, or behind what was deleted, says nothing of what the bucket has. It is all that there is of its
+// records: it goes on unless it cannot be of the bucket's history, or would leave a hole.
+func TestLeadsBehindTheBucket(t *testing.T) {
+	for _, c := range []struct {
+		name                string
+		epoch               int32 // of the local log
+		start               int64 // where it begins; it ends at 14
+		logStart, remoteEnd int64
+		keeps               bool
+	}{
+		{"at the remote end, in a later epoch", 3, 10, 10, 10, true},
+		{"at the remote end, in the same epoch", 2, 10, 10, 10, true},
+		{"at the remote end, in an older epoch", 1, 10, 10, 10, false},
+		{"behind deleted records", 3, 12, 12, 10, true},
+		{"behind deleted records, of which it still has one", 3, 12, 13, 10, true},
+		{"behind deleted records, in an older epoch", 1, 12, 12, 10, false},
+		{"behind a hole", 3, 12, 10, 10, false},
+		{"behind a hole, and behind deleted records", 3, 12, 11, 10, false},
+		{"below the remote end, of the same history", 2, 8, 0, 10, true},
+		{"below the remote end, of another history", 3, 8, 0, 10, false},
+	} {
+		for _, restarted := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, restarted %t", c.name, restarted), func(t *testing.T) {
+				l := beganAt(t, c.epoch, c.start, 14)
+				rec := &l.Partitions()[0]
+				if lin := (lineage.Lineage{{Epoch: c.epoch, Start: c.start}}); rec.Start != c.start || rec.End != 14 || !rec.Lineage.Equal(lin) {
+					t.Fatalf("found: %+v", rec)
+				}
+				// Somebody led in epoch 5 and has changed the head, without an object.
+				r := uncleanly(t, l, headTier{lin: lineage.Lineage{{Epoch: 2, Start: 0}},
+					state: tiering.State{LogStart: c.logStart, RemoteEnd: c.remoteEnd, LeaderEpoch: 5}})
+				r.pid.Store(uint64(rec.ID))
+				if restarted {
+					r.recov = rec
+				} else {
+					r.st = partition.New(1, partition.Recovered{LogStart: c.logStart, LogEnd: 14, HighWatermark: c.start, Lineage: rec.Lineage})
+				}
+				if err := r.tryLead(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				least := max(c.logStart, c.remoteEnd)
+				start, end := l.Bounds(r.localID())
+				if v := r.view.Load(); v.LogEnd != end || start > least || v.LogStart != c.logStart {
+					t.Errorf("the local log is [%d, %d), the bucket ends at %d: %+v", start, end, c.remoteEnd, v)
+				}
+				if kept := r.localID() == rec.ID; kept != c.keeps || kept && end != 14 || !kept && end != least {
+					t.Errorf("kept: %t; it ends at %d", kept, end)
+				}
+			})
+		}
 	}
 }
