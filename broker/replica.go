@@ -370,12 +370,15 @@ func (r *replica) tryLead(ctx context.Context) error {
 	}
 	r.started = true
 	r.seen(state) // before a coordinator loads: it reads what is left, not all that was
+	before := r.view.Load()
 	r.publish()
 	// Under the lock, as the end is told: told in the other order, a coordinator
 	// would keep what it has of a topic that is gone, and of the next one with
 	// its name nothing.
 	r.b.leaderStarted(r, t.Epoch)
-	r.mu.Unlock()
+	// With the new term, or by what the bucket has, appends of an earlier one may be committed: nothing else has to
+	// happen that would tell those who wait for them.
+	r.advanced(before)
 	r.b.log_.SetReclaimable(r.localID(), least)
 	r.changed()
 	r.b.sessions.hasten(t.Replicas, time.Now())
@@ -446,13 +449,20 @@ func (r *replica) keep(ctx context.Context, st *partition.State, id wal.Partitio
 	return true
 }
 
-// dropLocal gives the local log back.
+// dropLocal gives the local log back. Whoever waits for an append to it is told to
+// look for the leader: the next log has other records at those offsets, or begins
+// above them, and that these are committed would acknowledge what is gone.
 func (r *replica) dropLocal(id wal.PartitionID) {
-	r.b.log_.Drop(id, nil)
 	r.mu.Lock()
+	r.b.log_.Drop(id, nil) // under the lock: what it refuses from now on concerns nobody (durable)
 	r.pid.Store(0)
 	r.st, r.recov = nil, nil
+	waiting := r.waiting
+	r.waiting = nil
 	r.mu.Unlock()
+	for _, w := range waiting {
+		w.fail(protocol.CodeNotLeaderOrFollower)
+	}
 }
 
 // recovered notes what is now known of the local log that was found at start.

@@ -9,8 +9,10 @@ import (
 	"github.com/varve/varve/broker/partition"
 	"github.com/varve/varve/broker/protocol"
 	"github.com/varve/varve/metadata/image"
+	"github.com/varve/varve/tiering"
 	"github.com/varve/varve/wal"
 	"github.com/varve/varve/wal/batch"
+	"github.com/varve/varve/wal/lineage"
 )
 
 // The clock is set back by more than an hour: what was appended before must grow
@@ -285,5 +287,101 @@ func TestDurableOfADroppedLog(t *testing.T) {
 	r.durable(2, 15, nil)
 	if v := r.view.Load(); v.HighWatermark != 15 || !waits.is(protocol.CodeNone) {
 		t.Errorf("high watermark %d, who waits for it is told %v", v.HighWatermark, waits)
+	}
+}
+
+// outcome is what an append was answered.
+type outcome chan int16
+
+func (o outcome) settle(code int16) { o <- code }
+
+// A broker leads in epoch 3, and then sees only that it leads in epoch 9: others may have led in between. Who waits for an append of
+// epoch 3 goes on waiting while the log is there, is told once the append is committed, and never that it is once the log is gone.
+func TestAppendOutlivesASkippedEpoch(t *testing.T) {
+	const waits int16 = -2 // told nothing
+	history := lineage.Lineage{{Epoch: 3, Start: 0}}
+	for _, c := range []struct {
+		name       string
+		isr        []int32
+		remoteEnd  int64
+		lin        lineage.Lineage // of the newest object
+		begins     int64           // epoch 9
+		told, then int16           // as soon as the broker leads; once more has been committed
+	}{
+		{"no other is in sync", []int32{1}, 4, history, 6, protocol.CodeNone, waits},
+		{"another is in sync", []int32{1, 2}, 4, history, 6, waits, protocol.CodeNone},
+		{"it was uploaded", []int32{1, 2}, 6, history, 6, protocol.CodeNone, waits},
+		{"others have more in the bucket", []int32{1}, 20, history, 20, protocol.CodeNotLeaderOrFollower, waits},
+		{"others have the same offsets in the bucket", []int32{1, 2}, 6, lineage.Lineage{{Epoch: 3, Start: 0}, {Epoch: 7, Start: 4}}, 6,
+			protocol.CodeNotLeaderOrFollower, waits},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := beganAt(t, 3, 0, 4)
+			r := uncleanly(t, l, headTier{lin: c.lin, state: tiering.State{RemoteEnd: c.remoteEnd, LeaderEpoch: 7}})
+			rs := &replicas{b: r.b, admitted: true, leading: make(chan struct{}, 1)}
+			r.b.replicas = rs
+			r.pid.Store(uint64(l.Partitions()[0].ID))
+			r.st = partition.New(1, partition.Recovered{LogEnd: 4, HighWatermark: 4, Lineage: history})
+			r.term = partition.Term{Epoch: 3, Replicas: []int32{1, 2}, ISR: []int32{1, 2}, MinISR: 1}
+			if _, err := r.st.Lead(r.term, 1); err != nil {
+				t.Fatal(err)
+			}
+			r.started, r.leads, r.lastSeen, r.role = true, true, 3, func() {}
+			r.publish()
+			add := func(acks int16) outcome {
+				b := batch.NewBuilder()
+				b.Add(1, nil, nil)
+				raw, err := b.Build()
+				if err != nil {
+					t.Fatal(err)
+				}
+				h, err := batch.ParseHeader(raw)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := l.Reserve(t.Context(), wal.ClassClient, int64(len(raw))); err != nil {
+					t.Fatal(err)
+				}
+				to := make(outcome, 2)
+				if d := r.append(&appendArgs{header: h, bytes: raw, class: wal.ClassClient, acks: acks, to: to}); d.Kind != partition.Append {
+					t.Fatalf("%+v", d)
+				}
+				return to
+			}
+			is := func(to outcome) int16 {
+				select {
+				case code := <-to:
+					return code
+				default:
+					return waits
+				}
+			}
+			waiter := add(-1)
+			if code := <-add(1); code != protocol.CodeNone { // what is before it is durable then, too
+				t.Fatal(protocol.Name(code))
+			}
+			if code := is(waiter); code != waits {
+				t.Fatalf("told %s before the other replica has it", protocol.Name(code))
+			}
+
+			rs.follow(r, &image.Partition{Leader: 1, LeaderEpoch: 9, Replicas: []int32{1, 2}, ISR: c.isr, Recovering: true}, 1)
+			rs.wg.Wait()
+			if v := r.view.Load(); v.Role != partition.Leader || v.Epoch != 9 || v.EpochStart != c.begins {
+				t.Fatalf("%+v", v)
+			}
+			if code := is(waiter); code != c.told {
+				t.Errorf("led again: told %d, want %d", code, c.told)
+			}
+			if code := <-add(1); code != protocol.CodeNone {
+				t.Fatal(protocol.Name(code))
+			}
+			r.fetched(&copier{id: 2, epoch: 1}, 9, r.view.Load().LogEnd)
+			if v := r.view.Load(); v.HighWatermark != v.LogEnd {
+				t.Fatalf("%+v", v)
+			}
+			if code := is(waiter); code != c.then {
+				t.Errorf("after more was committed: told %d, want %d", code, c.then)
+			}
+		})
 	}
 }

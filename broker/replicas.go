@@ -242,7 +242,9 @@ func (rs *replicas) follow(r *replica, p *image.Partition, minISR int) {
 		r.mu.Unlock()
 		return
 	case r.role != nil && r.leads && leads:
-		r.role() // who waits for an append of the epoch before goes on waiting
+		// Others may have led in between. Who waits for an append of the epoch before goes on waiting,
+		// as long as the log is the same: tryLead tells those who can be told, and dropLocal the rest.
+		r.role()
 		r.mu.Unlock()
 	case r.role != nil && r.leads:
 		r.mu.Unlock()
