@@ -63,11 +63,11 @@ func (r *replica) tryFollow(ctx context.Context, leader int32) error {
 // the bucket what it has not. A suspect log, which may lack what it once said it
 // had, is of no use to follow with: it claims by its offsets what may be missing.
 func (r *replica) takeOver(ctx context.Context, rec *wal.Recovered, state tiering.State) (*partition.State, wal.PartitionID, error) {
-	if rec == nil && r.b.log_.Damaged() && r.leaderEpoch() > 0 && r.inSync() {
+	if rec == nil && r.b.log_.Damaged() && r.leaderEpoch() > 0 && r.inSync() && !r.hasDropped() {
 		return nil, 0, errSuspect // that it has no log here may be the damage
 	}
-	if rec != nil && rec.Suspect && rec.ClaimedEnd > state.RemoteEnd {
-		if whole, ok := r.b.log_.Skip(rec.ID, state.RemoteEnd); ok {
+	if least := max(state.RemoteEnd, state.LogStart); rec != nil && rec.Suspect && rec.ClaimedEnd > least {
+		if whole, ok := r.b.log_.Skip(rec.ID, least); ok {
 			rec = r.recovered(whole)
 		} else if r.inSync() {
 			return nil, 0, errSuspect
@@ -93,6 +93,12 @@ func (r *replica) takeOver(ctx context.Context, rec *wal.Recovered, state tierin
 		return nil, 0, fmt.Errorf("restore producer state: %w", err)
 	}
 	return st, rec.ID, nil
+}
+
+func (r *replica) hasDropped() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.dropped
 }
 
 // inSync says whether the metadata counts this replica among those that have

@@ -64,6 +64,7 @@ type replica struct {
 	lastSeen  int32          // leader epoch of the last image applied
 	term      partition.Term // the leadership that metadata gave this broker last
 	offline   error          // why the partition does not serve although it should
+	dropped   bool           // that there is no local log is this replica's doing
 
 	role context.CancelFunc // ends what goes on for the current role; nil without one
 
@@ -291,7 +292,7 @@ func (r *replica) tryLead(ctx context.Context) error {
 		return fmt.Errorf("read manifest head: %w", err)
 	}
 	r.mu.Lock()
-	rec, st, id, epoch := r.recov, r.st, r.localID(), r.term.Epoch
+	rec, st, id, epoch, dropped := r.recov, r.st, r.localID(), r.term.Epoch, r.dropped
 	r.mu.Unlock()
 
 	// Where what is appended next has its offset at least: what is below is in the bucket, or deleted.
@@ -302,11 +303,11 @@ func (r *replica) tryLead(ctx context.Context) error {
 		r.dropLocal(r.localID())
 		st = nil
 	}
-	if st == nil && rec != nil && rec.Suspect && rec.ClaimedEnd > state.RemoteEnd {
-		// What is damaged may be in the bucket; the rest of what was acknowledged is only here.
-		if whole, ok := r.b.log_.Skip(rec.ID, state.RemoteEnd); ok {
+	if st == nil && rec != nil && rec.Suspect && rec.ClaimedEnd > least {
+		// What is damaged may be in the bucket, or deleted; the rest of what was acknowledged is only here.
+		if whole, ok := r.b.log_.Skip(rec.ID, least); ok {
 			r.b.log.Warn("local log is damaged below the remote end only: it goes on above", "partition", r.String(),
-				"remote_end", state.RemoteEnd, "local_end", whole.End)
+				"remote_end", state.RemoteEnd, "log_start", state.LogStart, "local_end", whole.End)
 			rec = r.recovered(whole)
 		} else if !r.b.opts.AcceptCorruptLog {
 			return errSuspect
@@ -315,7 +316,7 @@ func (r *replica) tryLead(ctx context.Context) error {
 				"intact_end", rec.End, "claimed_end", rec.ClaimedEnd, "remote_end", state.RemoteEnd)
 		}
 	}
-	if st == nil && rec == nil && epoch > 0 && r.b.log_.Damaged() {
+	if st == nil && rec == nil && epoch > 0 && r.b.log_.Damaged() && !dropped {
 		// It has been led before, and that it has no log here may be the damage.
 		if !r.b.opts.AcceptCorruptLog {
 			return errSuspect
@@ -456,7 +457,8 @@ func (r *replica) dropLocal(id wal.PartitionID) {
 	r.mu.Lock()
 	r.b.log_.Drop(id, nil) // under the lock: what it refuses from now on concerns nobody (durable)
 	r.pid.Store(0)
-	r.st, r.recov = nil, nil
+	r.st, r.recov, r.dropped = nil, nil, true
+	r.ages, r.savedAt, r.unsaved = nil, -1, true
 	waiting := r.waiting
 	r.waiting = nil
 	r.mu.Unlock()

@@ -103,10 +103,10 @@ func (r *replica) held(ctx context.Context) ReplicaLog {
 	r.mu.Lock()
 	suspect := r.st == nil && r.recov != nil && r.recov.Suspect
 	r.mu.Unlock()
-	remoteEnd := int64(0)
+	least := int64(0)
 	if suspect {
 		if state, err := r.b.tier.Peek(ctx, r.topicID, r.index); err == nil {
-			remoteEnd = state.RemoteEnd
+			least = max(state.RemoteEnd, state.LogStart)
 		} else if r.b.errorLog.Allow() {
 			r.b.log.Warn("what is damaged of a local log may be in object storage: that is not known", "partition", r.String(), "err", err)
 		}
@@ -121,8 +121,8 @@ func (r *replica) held(ctx context.Context) ReplicaLog {
 		l.LogEnd, l.HighWatermark = r.st.View().LogEnd, r.st.Heard()
 	case r.recov != nil:
 		rec := *r.recov
-		if rec.Suspect && rec.ClaimedEnd > remoteEnd {
-			if whole, ok := r.b.log_.CanSkip(rec.ID, remoteEnd); ok {
+		if rec.Suspect && rec.ClaimedEnd > least {
+			if whole, ok := r.b.log_.CanSkip(rec.ID, least); ok {
 				rec = whole
 			} else {
 				l.Damaged = !r.b.opts.AcceptCorruptLog
@@ -132,7 +132,7 @@ func (r *replica) held(ctx context.Context) ReplicaLog {
 			l.LeaderEpoch = last.Epoch
 		}
 		l.LogEnd, l.HighWatermark = rec.End, rec.HighWatermark
-	case r.b.log_.Damaged() && !r.b.opts.AcceptCorruptLog:
+	case r.b.log_.Damaged() && !r.b.opts.AcceptCorruptLog && !r.dropped:
 		// That there is no log may be the damage, if there can have been one.
 		p := r.b.meta.Image().Partition(r.topicID, r.index)
 		l.Damaged = p != nil && p.LeaderEpoch > 0

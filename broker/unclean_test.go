@@ -27,6 +27,7 @@ type headTier struct {
 	state tiering.State
 	lin   lineage.Lineage // of the newest object
 	err   error           // of whoever looks before it leads
+	away  *bool           // the bucket: no object can be read; nil: it is there
 }
 
 func (t headTier) Peek(context.Context, [16]byte, int32) (tiering.State, error) {
@@ -36,6 +37,9 @@ func (t headTier) Peek(context.Context, [16]byte, int32) (tiering.State, error) 
 func (t headTier) Lead(context.Context, tiering.Replica) (tiering.State, error) { return t.state, nil }
 
 func (t headTier) Tail(context.Context, [16]byte, int32) (lineage.Lineage, []byte, int64, error) {
+	if t.away != nil && *t.away {
+		return nil, nil, 0, errors.New("away")
+	}
 	return t.lin, nil, t.state.RemoteEnd, nil
 }
 
@@ -132,6 +136,7 @@ func TestToldIsWhatWouldLead(t *testing.T) {
 	for _, c := range []struct {
 		name      string
 		remoteEnd int64
+		logStart  int64
 		away      bool // nobody can say what the remote end is
 		accepts   bool
 		damaged   bool
@@ -143,6 +148,7 @@ func TestToldIsWhatWouldLead(t *testing.T) {
 		{name: "the damage is in the bucket", remoteEnd: 4, end: 6, leads: 6},
 		{name: "and some of what is above", remoteEnd: 6, end: 2, leads: 6},
 		{name: "and more than was here", remoteEnd: 8, end: 2, leads: 8},
+		{name: "what is damaged was deleted", remoteEnd: 2, logStart: 4, end: 6, leads: 6},
 		{name: "the bucket is not known", remoteEnd: 4, away: true, damaged: true, end: 2, leads: 6},
 		{name: "the loss is accepted", remoteEnd: 1, accepts: true, end: 2, leads: 2},
 		{name: "the loss is accepted where there is none", remoteEnd: 4, accepts: true, end: 6, leads: 6},
@@ -155,7 +161,7 @@ func TestToldIsWhatWouldLead(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer l.Close()
-			tier := headTier{state: tiering.State{RemoteEnd: c.remoteEnd, LeaderEpoch: 3}, lin: lineage.Lineage{{Epoch: 3, Start: 0}}}
+			tier := headTier{state: tiering.State{RemoteEnd: c.remoteEnd, LogStart: c.logStart, LeaderEpoch: 3}, lin: lineage.Lineage{{Epoch: 3, Start: 0}}}
 			if c.away {
 				tier.err = errors.New("away")
 			}
@@ -189,6 +195,33 @@ func TestToldIsWhatWouldLead(t *testing.T) {
 				t.Errorf("leads from %d on", r.view.Load().LogEnd)
 			}
 		})
+	}
+}
+
+// A replica that has given up its log itself, for the bucket has all of it, does not take it for lost when the bucket is away for a moment then.
+func TestGivenUpIsNotLost(t *testing.T) {
+	disk, o := damagedLog(t)
+	o.FS = disk.Clone()
+	l, err := wal.Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	away := true
+	r := uncleanly(t, l, headTier{state: tiering.State{RemoteEnd: 8, LeaderEpoch: 3}, lin: lineage.Lineage{{Epoch: 3, Start: 0}}, away: &away})
+	r.recov = &l.Partitions()[0]
+	r.pid.Store(uint64(r.recov.ID))
+	for range 2 {
+		if err := r.tryLead(t.Context()); err == nil || errors.Is(err, errSuspect) {
+			t.Errorf("while the bucket is away: %v", err)
+		}
+		if told := r.held(t.Context()); told.Damaged || told.LogEnd != -1 {
+			t.Errorf("told: %+v", told)
+		}
+	}
+	away = false
+	if err := r.tryLead(t.Context()); err != nil || r.view.Load().LogEnd != 8 {
+		t.Errorf("leads from %d on: %v", r.view.Load().LogEnd, err)
 	}
 }
 
