@@ -132,6 +132,44 @@ replica goes back by itself (` + "`varve reassign plan --topic`" + ` spreads the
 	return cmd
 }
 
+func brokerUnregister() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "unregister ID",
+		Short: "Forget a broker that has ended and will not come back",
+		Long: `Has the cluster forget a broker: it is not shown any more, and nothing is placed on it. The broker must have ended, and must not count
+among the last that have everything of a partition: ` + "`varve broker drain`" + ` it first, or reassign what it has. One that is started
+again under that id registers anew.`,
+		Args: arguments("the broker's node.id", 1, 1),
+	}
+	conn := addConnection(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		id, err := parseBroker(args[0])
+		if err != nil {
+			return err
+		}
+		s, err := conn.admin(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer s.close()
+		req := kmsg.NewPtrUnregisterBrokerRequest()
+		req.BrokerID = id
+		resp, err := req.RequestWith(s.ctx, s.kgo)
+		if err != nil {
+			return s.failed("unregistering", err)
+		}
+		if err := kerr.ErrorForCode(resp.ErrorCode); err != nil {
+			if resp.ErrorMessage != nil && *resp.ErrorMessage != "" {
+				return fmt.Errorf("broker %d stays registered: %s", id, *resp.ErrorMessage)
+			}
+			return s.failed("unregistering", err)
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "broker %d is not registered any more\n", id)
+		return nil
+	}
+	return cmd
+}
+
 func parseBroker(s string) (int32, error) {
 	id, err := strconv.ParseInt(s, 10, 32)
 	if err != nil || id < 0 {

@@ -152,6 +152,46 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// A broker that has ended is forgotten, unless something needs it.
+func TestUnregister(t *testing.T) {
+	brokers := servertest.StartCluster(t, 3, servertest.Options{})
+	run := func(args ...string) result {
+		t.Helper()
+		return varve(t, "", append(args, "--bootstrap-server", brokers[0].Addr())...)
+	}
+	brokers[0].CreateReplicated("t", 2, 1)
+	r := varve(t, `{"version":1,"partitions":[{"topic":"t","partition":0,"replicas":[1]},{"topic":"t","partition":1,"replicas":[3]}]}`, "reassign", "apply", "-", "--bootstrap-server", brokers[0].Addr())
+	r.want(t, 0, "", "")
+	servertest.Eventually(t, func() error {
+		if r := run("reassign", "status", "-o", "json"); r.out != "[]\n" {
+			return errors.New(r.out)
+		}
+		return nil
+	})
+	run("broker", "unregister").want(t, exitUsage, "", "the broker's node.id is missing")
+	run("broker", "unregister", "9").want(t, exitFailed, "", "broker 9 stays registered: Broker ID 9 is not currently registered")
+	run("broker", "unregister", "2").want(t, exitFailed, "", "Broker 2 is alive")
+	brokers[1].Stop()
+	brokers[2].Stop()
+	servertest.Eventually(t, func() error {
+		if r := run("broker", "unregister", "2"); r.code != 0 {
+			return errors.New(r.errOut)
+		}
+		return nil
+	})
+	servertest.Eventually(t, func() error {
+		if r := run("broker", "unregister", "3"); !strings.Contains(r.errOut, "has one of the last copies of t-1") {
+			return errors.New(r.errOut)
+		}
+		return nil
+	})
+	r = run("cluster", "brokers", "-o", "json")
+	var list []listedBroker
+	if err := json.Unmarshal([]byte(r.out), &list); err != nil || len(list) != 2 || list[0].ID != 1 || list[1].ID != 3 {
+		t.Errorf("%v: %s%s", err, r.out, r.errOut)
+	}
+}
+
 type writeFunc func([]byte) (int, error)
 
 func (f writeFunc) Write(p []byte) (int, error) { return f(p) }

@@ -73,7 +73,7 @@ more than the file, --set more than both.`,
 		}
 		return serve(cmd.Context(), cmd.ErrOrStderr(), server.Options{Config: cfg, DataDir: cfg.LogDir, AcceptLoss: *acceptLoss, AcceptCorruptLog: *acceptCorrupt, AcceptBucket: *acceptBucket})
 	}
-	cmd.AddCommand(brokerDrain(), brokerUndrain())
+	cmd.AddCommand(brokerDrain(), brokerUndrain(), brokerUnregister())
 	return cmd
 }
 
