@@ -167,6 +167,13 @@ func invalidRegex(expr string, err error) *refusal {
 	return refuse(codeInvalidRegex, "SubscribedTopicRegex `%.200s` is not a valid regular expression: %v.", expr, err)
 }
 
+// passed says that so long has passed since a moment, in ms since the epoch, that is in the log. What has yet to come is of a clock that was
+// set back since, this one or another coordinator's: nobody is to wait until it gets there.
+func (t *turn) passed(since int64, d time.Duration) bool {
+	now := t.now.UnixMilli()
+	return now < since || now-since >= d.Milliseconds()
+}
+
 func (t *turn) unknownMember(id string) *refusal {
 	return refuse(codeUnknownMemberID, "Member %.100s is not a member of group %s.", id, t.id)
 }
@@ -351,7 +358,7 @@ func (t *turn) advance(s step) (*consumerMember, *refusal) {
 	if m.regex != "" {
 		found, known := group.regexes[m.regex]
 		seen := t.e != nil && t.e.seen[m.regex] >= s.topics.Version()
-		if !known || !seen && found.version != s.topics.Version() && t.now.UnixMilli()-found.at >= regexRefresh.Milliseconds() {
+		if !known || !seen && found.version != s.topics.Version() && t.passed(found.at, regexRefresh) {
 			names, there, err := s.match(m.regex)
 			switch {
 			case !there:
@@ -398,7 +405,7 @@ func (t *turn) advance(s step) (*consumerMember, *refusal) {
 	if old != nil {
 		target = group.target[old.id]
 	}
-	if epoch > group.targetEpoch && (group.targetEpoch == 0 || s.upgraded || t.now.UnixMilli()-group.assignedAt >= s.interval.Milliseconds()) {
+	if epoch > group.targetEpoch && (group.targetEpoch == 0 || s.upgraded || t.passed(group.assignedAt, s.interval)) {
 		overlay()
 		if names == nil {
 			names = allTopics(members, regexes)

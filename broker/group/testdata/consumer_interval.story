@@ -120,3 +120,39 @@ append meant g A: t:[0]
 append target g: epoch=2
 append current g A: epoch=2/1 STABLE has t:0@1
 -> a: beat member=A epoch=2
+
+# A clock that is set back makes nobody wait until it is there again.
+config interval=0s
+----
+
+topics t=2
+----
+
+beat a g member=A topics=t
+----
+append member g A: client=a topics=[t]
+append group g: epoch=1
+append meant g A: t:[0 1]
+append target g: epoch=1
+append current g A: epoch=1/0 STABLE has t:0@1,1@1
+note: the group's members, their subscriptions or topics have changed
+-> a: beat member=A epoch=1 assignment t:[0 1]
+
+wait -1h
+----
+
+beat b g member=B topics=t
+----
+append member g B: client=b topics=[t]
+append group g: epoch=2
+append meant g A: t:[0]
+append meant g B: t:[1]
+append target g: epoch=2
+append current g B: epoch=2/0 UNRELEASED has
+note: the group's members, their subscriptions or topics have changed
+-> b: beat member=B epoch=2 assignment
+
+beat a g member=A epoch=1 owned=t:0,t:1
+----
+append current g A: epoch=1/1 UNREVOKED has t:0@1 gives t:1@1
+-> a: beat member=A epoch=1 assignment t:[0]
