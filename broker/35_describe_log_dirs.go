@@ -64,9 +64,13 @@ func (b *Broker) describeLogDirs(_ context.Context, _ *request, in kmsg.Request)
 			add(r)
 		}
 	} else {
+		// Each once, however often it is named, as in Kafka: four bytes name it, and its answer takes hundreds while it is made.
+		seen := map[*replica]struct{}{}
 		for i := range req.Topics {
 			for _, index := range req.Topics[i].Partitions {
-				if r := b.replicas.find(req.Topics[i].Topic, index); r != nil {
+				r := b.replicas.find(req.Topics[i].Topic, index)
+				if _, again := seen[r]; r != nil && !again {
+					seen[r] = struct{}{}
 					add(r)
 				}
 			}

@@ -725,6 +725,9 @@ func TestDescribe(t *testing.T) {
 			t.Errorf("%s: %d bytes in answer to %d", kmsg.NameForKey(req.Key()), len(got), len(f))
 		}
 	}
+	if dirs := y.do(at(4, ld)).(*kmsg.DescribeLogDirsResponse).Dirs; len(dirs) != 1 || len(dirs[0].Topics) != 1 || len(dirs[0].Topics[0].Partitions) != 1 {
+		t.Errorf("DescribeLogDirs of one partition, named again and again, has it more than once")
+	}
 	y.unharmed("descriptions")
 }
 
