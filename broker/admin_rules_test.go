@@ -683,6 +683,14 @@ func TestDescribe(t *testing.T) {
 			}
 		}
 	}
+	// As in Kafka, a list of no names asks for every setting.
+	some := kmsg.NewPtrDescribeConfigsRequest()
+	for _, names := range [][]string{nil, {}, {"retention.ms"}} {
+		some.Resources = append(some.Resources[:0], kmsg.DescribeConfigsRequestResource{ResourceType: topicResource, ResourceName: "a", ConfigNames: names})
+		if n := len(y.do(at(4, some)).(*kmsg.DescribeConfigsResponse).Resources[0].Configs); (n == 1) != (len(names) == 1) || n == 0 {
+			t.Errorf("DescribeConfigs of the names %q, %v, has %d settings", names, names == nil, n)
+		}
+	}
 
 	// Small requests for large answers.
 	const times = 20_000

@@ -57,7 +57,7 @@ func (b *Broker) describeConfigs(_ context.Context, _ *request, in kmsg.Request)
 			out.ErrorCode, out.ErrorMessage = code, kmsg.StringPtr(message)
 		}
 		for _, e := range entries {
-			if res.ConfigNames != nil && !slices.Contains(res.ConfigNames, e.Name) {
+			if len(res.ConfigNames) > 0 && !slices.Contains(res.ConfigNames, e.Name) {
 				continue
 			}
 			c := kmsg.NewDescribeConfigsResponseResourceConfig()
