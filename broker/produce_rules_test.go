@@ -336,6 +336,22 @@ func TestProduceRequests(t *testing.T) {
 	if live > 128<<20 {
 		t.Errorf("100,000 partitions left %d MiB behind", live>>20)
 	}
+	// More than a cluster has, of one topic or of two.
+	for _, topics := range []int{1, 2} {
+		more := kmsg.NewPtrProduceRequest()
+		more.Acks, more.TimeoutMillis = -1, 1000
+		for range topics {
+			mt := kmsg.NewProduceRequestTopic()
+			mt.Topic, mt.Partitions = "p", make([]kmsg.ProduceRequestTopicPartition, 200_002/topics)
+			more.Topics = append(more.Topics, mt)
+		}
+		c := dial(t, b)
+		f, _ := c.frame(at9(more))
+		c.send(f)
+		if got, err := c.answer(); err == nil {
+			t.Errorf("200,002 partitions of %d topics are answered with %d bytes", topics, len(got))
+		}
+	}
 
 	// By id.
 	md := y.do(&kmsg.MetadataRequest{Version: 12, Topics: []kmsg.MetadataRequestTopic{{Topic: kmsg.StringPtr("p")}}}).(*kmsg.MetadataResponse)

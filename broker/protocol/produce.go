@@ -41,6 +41,10 @@ const (
 	produceFlexible, produceIDs = 9, 13
 )
 
+// maxProducePartitions bounds what one request may name, as a Fetch is bounded: six bytes name a partition, and its place in the request and in the
+// answer takes some two hundred. A cluster has no more (metadata/controller.DefaultMaxPartitions).
+const maxProducePartitions = 200_000
+
 // What a ProduceRequest keeps for the next Decode: 128 KB of partitions and 72 KB of topics at most.
 const (
 	keepPartitions = 4096
@@ -115,6 +119,7 @@ func (r *ProduceRequest) decode(w *walk, version int16) bool {
 	if cap(r.Topics) < topics {
 		r.Topics = make([]ProduceTopic, 0, topics)
 	}
+	named := 0
 	for range topics {
 		r.Topics = append(r.Topics, ProduceTopic{})
 		t := &r.Topics[len(r.Topics)-1]
@@ -134,6 +139,9 @@ func (r *ProduceRequest) decode(w *walk, version int16) bool {
 		partitions, ok := w.count(required, leastPartition, 32)
 		if !ok {
 			return false
+		}
+		if named += partitions; named > maxProducePartitions {
+			return w.fail(badCost)
 		}
 		// A topic's partitions are one run of r.partitions. When that is full it is replaced, never moved: the runs of the
 		// topics before stay where they are.
