@@ -420,6 +420,9 @@ func (b *Broker) checkBatch(ctx context.Context, records []byte, version int16, 
 	switch {
 	case errors.Is(err, batch.ErrMagic):
 		return h, protocol.CodeInvalidRecord, "only record batches of format 2 (magic 2) are accepted: " + err.Error(), nil
+	case errors.Is(err, batch.ErrShort):
+		// As in Kafka. What is corrupt is sent again by clients, and this would be the same.
+		return h, protocol.CodeInvalidRecord, err.Error(), nil
 	case err != nil:
 		return h, protocol.CodeCorruptMessage, err.Error(), nil
 	case h.Size() != len(records):
@@ -451,11 +454,9 @@ func (b *Broker) checkBatch(ctx context.Context, records []byte, version int16, 
 	}
 	now := time.Now().UnixMilli()
 	lo, hi := batch.TimestampRange(now, cfg.TimestampBeforeMaxMs, cfg.TimestampAfterMaxMs)
-	if !cfg.LogAppendTime && h.MaxTimestamp > hi {
-		return h, protocol.CodeInvalidTimestamp, fmt.Sprintf("timestamp %d is more than message.timestamp.after.max.ms=%d after the broker's time", h.MaxTimestamp, cfg.TimestampAfterMaxMs), nil
-	}
+	early := !cfg.LogAppendTime && h.MaxTimestamp > hi // which records are is told
 	opts := batch.CheckOptions{RequireKey: cfg.Compact}
-	bounded := !cfg.LogAppendTime && (cfg.TimestampBeforeMaxMs != noTimestampBound)
+	bounded := early || !cfg.LogAppendTime && cfg.TimestampBeforeMaxMs != noTimestampBound
 	if bounded {
 		opts.MinTimestamp, opts.MaxTimestamp = lo, hi
 	}
@@ -473,6 +474,9 @@ func (b *Broker) checkBatch(ctx context.Context, records []byte, version int16, 
 		if len(errs) > 0 {
 			return h, errs[0].Code, errs[0].Message, errs
 		}
+	}
+	if early {
+		return h, protocol.CodeInvalidTimestamp, fmt.Sprintf("timestamp %d is more than message.timestamp.after.max.ms=%d after the broker's time", h.MaxTimestamp, cfg.TimestampAfterMaxMs), nil
 	}
 	return h, 0, "", nil
 }

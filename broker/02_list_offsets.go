@@ -41,6 +41,7 @@ func (b *Broker) listOffsets(ctx context.Context, r *request, in kmsg.Request) k
 	resp := req.ResponseKind().(*kmsg.ListOffsetsResponse)
 	ctx, cancel := context.WithTimeout(ctx, b.conf().RemoteListOffsetsTimeout)
 	defer cancel()
+	refused := tooManyPartitions(req.Topics, func(t *kmsg.ListOffsetsRequestTopic) *[]kmsg.ListOffsetsRequestTopicPartition { return &t.Partitions })
 	// As in Kafka, who asks for a partition twice is told nothing about it.
 	type partitionOf struct {
 		topic string
@@ -57,7 +58,7 @@ func (b *Broker) listOffsets(ctx context.Context, r *request, in kmsg.Request) k
 		t.Topic = req.Topics[i].Topic
 		for j := range req.Topics[i].Partitions {
 			p := &req.Topics[i].Partitions[j]
-			if times[partitionOf{t.Topic, p.Partition}] > 1 {
+			if refused || times[partitionOf{t.Topic, p.Partition}] > 1 {
 				out := kmsg.NewListOffsetsResponseTopicPartition()
 				out.Partition, out.ErrorCode = p.Partition, protocol.CodeInvalidRequest
 				out.Offset, out.Timestamp, out.LeaderEpoch = -1, -1, -1

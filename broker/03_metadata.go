@@ -190,12 +190,19 @@ func (b *Broker) createNow(ctx context.Context, names []string) []controller.Res
 		specs = append(specs, b.newTopicSpec(name))
 	}
 	results := b.meta.CreateTopics(ctx, specs, false)
+	failed := 0
 	for _, res := range results {
 		switch res.ErrorCode {
 		case protocol.CodeNone, protocol.CodeTopicAlreadyExists:
 		default:
-			b.log.Warn("topic not created on demand", "topic", res.Name, "error", protocol.Name(res.ErrorCode), "message", res.Message)
+			// The first of a request says why; that there were more is one line.
+			if failed++; failed == 1 && b.badInputLog.Allow() {
+				b.log.Warn("topic not created on demand", "topic", res.Name, "error", protocol.Name(res.ErrorCode), "message", res.Message)
+			}
 		}
+	}
+	if failed > 1 && b.badInputLog.Allow() {
+		b.log.Warn("topics not created on demand", "topics", failed)
 	}
 	b.awaitServing(ctx, names)
 	return results

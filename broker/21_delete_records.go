@@ -20,6 +20,9 @@ func (b *Broker) deleteRecords(ctx context.Context, _ *request, in kmsg.Request)
 	resp := req.ResponseKind().(*kmsg.DeleteRecordsResponse)
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout(req.TimeoutMillis))
 	defer cancel()
+	refused := tooManyPartitions(req.Topics, func(t *kmsg.DeleteRecordsRequestTopic) *[]kmsg.DeleteRecordsRequestTopicPartition {
+		return &t.Partitions
+	})
 	for i := range req.Topics {
 		t := kmsg.NewDeleteRecordsResponseTopic()
 		t.Topic = req.Topics[i].Topic
@@ -27,7 +30,11 @@ func (b *Broker) deleteRecords(ctx context.Context, _ *request, in kmsg.Request)
 			p := &req.Topics[i].Partitions[j]
 			out := kmsg.NewDeleteRecordsResponseTopicPartition()
 			out.Partition = p.Partition
-			out.LowWatermark, out.ErrorCode = b.deleteBelow(ctx, t.Topic, p.Partition, p.Offset)
+			if refused {
+				out.LowWatermark, out.ErrorCode = -1, protocol.CodeInvalidRequest
+			} else {
+				out.LowWatermark, out.ErrorCode = b.deleteBelow(ctx, t.Topic, p.Partition, p.Offset)
+			}
 			t.Partitions = append(t.Partitions, out)
 		}
 		resp.Topics = append(resp.Topics, t)

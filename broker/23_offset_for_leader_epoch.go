@@ -25,6 +25,9 @@ func (b *Broker) offsetForLeaderEpoch(ctx context.Context, r *request, in kmsg.R
 		ctx, cancel = context.WithTimeout(ctx, headsTimeout)
 		defer cancel()
 	}
+	refused := tooManyPartitions(req.Topics, func(t *kmsg.OffsetForLeaderEpochRequestTopic) *[]kmsg.OffsetForLeaderEpochRequestTopicPartition {
+		return &t.Partitions
+	})
 	for i := range req.Topics {
 		t := kmsg.NewOffsetForLeaderEpochResponseTopic()
 		t.Topic = req.Topics[i].Topic
@@ -34,6 +37,8 @@ func (b *Broker) offsetForLeaderEpoch(ctx context.Context, r *request, in kmsg.R
 			out.Partition, out.LeaderEpoch, out.EndOffset = p.Partition, -1, -1
 			rep := b.replicas.find(t.Topic, p.Partition)
 			switch {
+			case refused:
+				out.ErrorCode = protocol.CodeInvalidRequest
 			case r.c.peer != nil && rep != nil && asksForLog(&p.UnknownTags):
 				rep.tell(ctx, &out)
 			case p.CurrentLeaderEpoch >= 0 && p.CurrentLeaderEpoch < leaderEpochIn(b.meta.Image(), t.Topic, p.Partition):

@@ -48,37 +48,66 @@ func (b *Broker) describeConfigs(_ context.Context, _ *request, in kmsg.Request)
 	req.Resources = distinct(req.Resources, func(r kmsg.DescribeConfigsRequestResource) any {
 		return image.ConfigKey{Type: int8(r.ResourceType), Name: r.ResourceName}
 	})
+	unset, bare := 0, map[int8][]kmsg.DescribeConfigsResponseResourceConfig{} // the settings of those that have none of their own
 	for i := range req.Resources {
 		res := &req.Resources[i]
+		kind := int8(res.ResourceType)
 		out := kmsg.NewDescribeConfigsResponseResource()
 		out.ResourceType, out.ResourceName = res.ResourceType, res.ResourceName
-		entries, code, message := b.describeResource(im, int8(res.ResourceType), res.ResourceName)
+		plain := (kind == image.GroupResource || kind == image.ClientMetricsResource) && im.ConfigEntry(kind, res.ResourceName) == nil
+		if plain {
+			unset++
+		}
+		if plain && unset > maxUnset {
+			out.ErrorCode, out.ErrorMessage = protocol.CodeInvalidRequest, kmsg.StringPtr(fmt.Sprintf("more than %d groups or client metrics without settings of their own in one request", maxUnset))
+			resp.Resources = append(resp.Resources, out)
+			continue
+		}
+		if shared := bare[kind]; plain && shared != nil && res.ResourceName != "" && len(res.ConfigNames) == 0 {
+			out.Configs = shared
+			resp.Resources = append(resp.Resources, out)
+			continue
+		}
+		entries, code, message := b.describeResource(im, kind, res.ResourceName)
 		if code != 0 {
 			out.ErrorCode, out.ErrorMessage = code, kmsg.StringPtr(message)
 		}
-		for _, e := range entries {
-			if len(res.ConfigNames) > 0 && !slices.Contains(res.ConfigNames, e.Name) {
-				continue
-			}
-			c := kmsg.NewDescribeConfigsResponseResourceConfig()
-			c.Name, c.Value, c.ReadOnly, c.IsSensitive = e.Name, e.Value, e.ReadOnly, e.Sensitive
-			c.Source, c.IsDefault = kmsg.ConfigSource(e.Source), e.IsDefault()
-			c.ConfigType = kmsg.ConfigType(e.Type)
-			if req.IncludeSynonyms {
-				for _, s := range e.Synonyms {
-					cs := kmsg.NewDescribeConfigsResponseResourceConfigConfigSynonym()
-					cs.Name, cs.Value, cs.Source = s.Name, s.Value, kmsg.ConfigSource(s.Source)
-					c.ConfigSynonyms = append(c.ConfigSynonyms, cs)
-				}
-			}
-			if req.IncludeDocumentation {
-				c.Documentation = kmsg.StringPtr(e.Doc)
-			}
-			out.Configs = append(out.Configs, c)
+		out.Configs = described(req, res, entries)
+		if plain && code == 0 && len(res.ConfigNames) == 0 {
+			bare[kind] = out.Configs
 		}
 		resp.Resources = append(resp.Resources, out)
 	}
 	return resp
+}
+
+// maxUnset bounds the resources that one request may name without their having to be there. A few bytes name one, and it is answered with
+// all settings there are, documentation too: 4 KiB.
+const maxUnset = 2000
+
+// described is what a request asks for of a resource's settings.
+func described(req *kmsg.DescribeConfigsRequest, res *kmsg.DescribeConfigsRequestResource, entries []config.Entry) (out []kmsg.DescribeConfigsResponseResourceConfig) {
+	for _, e := range entries {
+		if len(res.ConfigNames) > 0 && !slices.Contains(res.ConfigNames, e.Name) {
+			continue
+		}
+		c := kmsg.NewDescribeConfigsResponseResourceConfig()
+		c.Name, c.Value, c.ReadOnly, c.IsSensitive = e.Name, e.Value, e.ReadOnly, e.Sensitive
+		c.Source, c.IsDefault = kmsg.ConfigSource(e.Source), e.IsDefault()
+		c.ConfigType = kmsg.ConfigType(e.Type)
+		if req.IncludeSynonyms {
+			for _, s := range e.Synonyms {
+				cs := kmsg.NewDescribeConfigsResponseResourceConfigConfigSynonym()
+				cs.Name, cs.Value, cs.Source = s.Name, s.Value, kmsg.ConfigSource(s.Source)
+				c.ConfigSynonyms = append(c.ConfigSynonyms, cs)
+			}
+		}
+		if req.IncludeDocumentation {
+			c.Documentation = kmsg.StringPtr(e.Doc)
+		}
+		out = append(out, c)
+	}
+	return out
 }
 
 // brokerLoggerResource is Kafka's resource of logger levels.

@@ -131,6 +131,25 @@ func tooMany[T any](named *[]T) bool {
 	return true
 }
 
+// tooManyPartitions is tooMany for the partitions of topics, of which a request may name as many as a Fetch. That it names too many
+// is told of the first ones only: clients name no more than a cluster can have.
+func tooManyPartitions[T, P any](topics []T, of func(*T) *[]P) bool {
+	n := 0
+	for i := range topics {
+		n += len(*of(&topics[i]))
+	}
+	if n <= maxFetchPartitions {
+		return false
+	}
+	left := 1000
+	for i := range topics {
+		list := of(&topics[i])
+		*list = (*list)[:min(len(*list), left)]
+		left -= len(*list)
+	}
+	return true
+}
+
 // Coordinator types of FindCoordinator.
 const (
 	groupCoordinator = 0

@@ -139,6 +139,94 @@ func TestManyNamed(t *testing.T) {
 	y.unharmed("OffsetFetch")
 }
 
+// TestManyPartitionsNamed: requests that name more partitions than a cluster may have are refused, and told so for the first of them.
+func TestManyPartitionsNamed(t *testing.T) {
+	b := startQuiet(t)
+	y := newBystander(t, b)
+	ask := func(api string, n int) (codes []int16) {
+		switch api {
+		case "ListOffsets":
+			req := kmsg.NewPtrListOffsetsRequest()
+			req.Topics = []kmsg.ListOffsetsRequestTopic{{Topic: "none", Partitions: make([]kmsg.ListOffsetsRequestTopicPartition, n)}}
+			for i := range n {
+				req.Topics[0].Partitions[i] = kmsg.ListOffsetsRequestTopicPartition{Partition: int32(i), CurrentLeaderEpoch: -1, Timestamp: -1}
+			}
+			for _, p := range y.do(at(5, req)).(*kmsg.ListOffsetsResponse).Topics[0].Partitions {
+				codes = append(codes, p.ErrorCode)
+			}
+		case "OffsetForLeaderEpoch":
+			req := kmsg.NewPtrOffsetForLeaderEpochRequest()
+			req.Topics = []kmsg.OffsetForLeaderEpochRequestTopic{{Topic: "none", Partitions: make([]kmsg.OffsetForLeaderEpochRequestTopicPartition, n)}}
+			for i := range n {
+				req.Topics[0].Partitions[i] = kmsg.OffsetForLeaderEpochRequestTopicPartition{Partition: int32(i), CurrentLeaderEpoch: -1}
+			}
+			for _, p := range y.do(at(3, req)).(*kmsg.OffsetForLeaderEpochResponse).Topics[0].Partitions {
+				codes = append(codes, p.ErrorCode)
+			}
+		case "DeleteRecords":
+			req := kmsg.NewPtrDeleteRecordsRequest()
+			req.TimeoutMillis = 1000
+			req.Topics = []kmsg.DeleteRecordsRequestTopic{{Topic: "none", Partitions: make([]kmsg.DeleteRecordsRequestTopicPartition, n)}}
+			for i := range n {
+				req.Topics[0].Partitions[i].Partition = int32(i)
+			}
+			for _, p := range y.do(at(1, req)).(*kmsg.DeleteRecordsResponse).Topics[0].Partitions {
+				codes = append(codes, p.ErrorCode)
+			}
+		}
+		return codes
+	}
+	const most = 200_000
+	for _, api := range []string{"ListOffsets", "OffsetForLeaderEpoch", "DeleteRecords"} {
+		if codes := ask(api, most); len(codes) != most || slices.Contains(codes, protocol.CodeInvalidRequest) {
+			t.Errorf("%s of %d partitions: %d answers, the first %s", api, most, len(codes), protocol.Name(codes[0]))
+		}
+		if codes := ask(api, most+1); len(codes) != 1000 || slices.ContainsFunc(codes, func(code int16) bool { return code != protocol.CodeInvalidRequest }) {
+			t.Errorf("%s of %d partitions: %d answers, the first %s", api, most+1, len(codes), protocol.Name(codes[0]))
+		}
+		y.unharmed(api)
+	}
+}
+
+// TestManyDescribed: resources that need not be there are described with all their settings, which is many times what names them: so
+// many of them, and no more.
+func TestManyDescribed(t *testing.T) {
+	b := startQuiet(t)
+	y := newBystander(t, b)
+	for _, kind := range []kmsg.ConfigResourceType{kmsg.ConfigResourceTypeGroupConfig, kmsg.ConfigResourceTypeClientMetrics} {
+		req := kmsg.NewPtrDescribeConfigsRequest()
+		req.IncludeSynonyms, req.IncludeDocumentation = true, true
+		for i := range 100_000 {
+			req.Resources = append(req.Resources, kmsg.DescribeConfigsRequestResource{ResourceType: kind, ResourceName: fmt.Sprint(i)})
+		}
+		described, refused := 0, 0
+		var size, most int
+		total, _ := allocated(func() {
+			r := y.do(at(4, req)).(*kmsg.DescribeConfigsResponse)
+			for i := range r.Resources {
+				x := &r.Resources[i]
+				switch {
+				case x.ErrorCode == protocol.CodeInvalidRequest && len(x.Configs) == 0:
+					refused++
+				case x.ErrorCode == 0:
+					described++
+					most = max(most, len(x.Configs))
+					size += len(x.Configs)
+				default:
+					t.Fatalf("%+v", x)
+				}
+			}
+		})
+		if described != 2000 || refused != 98_000 || size != 2000*most || most == 0 {
+			t.Errorf("%d described with %d settings at most, %d in all; %d refused", described, most, size, refused)
+		}
+		if total > 400<<20 { // of the test's own decoding, too
+			t.Errorf("%d MiB allocated", total>>20)
+		}
+		y.unharmed("DescribeConfigs")
+	}
+}
+
 // TestHeavyRequests: requests that name millions of partitions at the same time are
 // decoded and answered one after the other, and others are served meanwhile.
 func TestHeavyRequests(t *testing.T) {
