@@ -49,7 +49,7 @@ type FailoverResult struct {
 	Leaders map[int32]Gaps `json:"by_former_leader"`
 	// By broker, of the partitions that had no replica there, where that is some: to these nothing is to happen when it is lost.
 	Elsewhere map[int32]Bystanders `json:"without_replica_on,omitempty"`
-	Error   string         `json:"error,omitempty"` // the first record's that was given up
+	Error     string               `json:"error,omitempty"` // the first record's that was given up
 }
 
 // Bystanders are partitions to which nothing happens, before and after the event.
