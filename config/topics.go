@@ -51,7 +51,7 @@ func topicDefs() []*Def {
 		integer("index.interval.bytes", "4096", "How densely offsets are indexed.", 0, anyHigh, from("log.index.interval.bytes"),
 			noted("every run of batches is indexed")),
 		integer("max.message.bytes", "1048588", "The largest record batch that is accepted, after compression.", 0, anyHigh, from("message.max.bytes")),
-		integer("min.insync.replicas", "1", "How many in-sync replicas must have synced a record before acks=all acknowledges it.", 1, anyHigh, from("min.insync.replicas")),
+		integer("min.insync.replicas", "1", "How many in-sync replicas must have synced a record before acks=all acknowledges it; all of a partition's replicas where it has fewer, as in Kafka.", 1, anyHigh, from("min.insync.replicas")),
 		boolean("unclean.leader.election.enable", "false", "Whether a replica that is not in sync may become leader, which loses acknowledged records.",
 			from("unclean.leader.election.enable")),
 		choice("compression.type", "producer", "The codec in which batches are stored; producer: as they arrive.", compressionTypes, from("compression.type")),
