@@ -43,7 +43,7 @@ test-long: ## the long forms: crashes and damage everywhere, a 30 s open loop, 1
 	VARVE_LONG=1 $(GO) test -tags long -timeout 3h -count=1 -v -run 'TestRebalanceStorm|TestEpochsRunOut|TestTornEnd|TestClocks|TestKilledAtEveryStep|TestAmbiguousBucket' ./cmd/varve
 
 race: ## all tests under the race detector
-	$(GO) test -race ./...
+	$(GO) test -race -timeout 60m ./...
 
 lint: ## gofmt, vet, staticcheck, import graph
 	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "gofmt would change:"; echo "$$out"; exit 1; fi
