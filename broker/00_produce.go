@@ -454,9 +454,9 @@ func (b *Broker) checkBatch(ctx context.Context, records []byte, version int16, 
 	}
 	now := time.Now().UnixMilli()
 	lo, hi := batch.TimestampRange(now, cfg.TimestampBeforeMaxMs, cfg.TimestampAfterMaxMs)
-	early := !cfg.LogAppendTime && h.MaxTimestamp > hi // which records are is told
+	ahead := !cfg.LogAppendTime && h.MaxTimestamp > hi // refused, and of which records it is so is told where they can be read
 	opts := batch.CheckOptions{RequireKey: cfg.Compact}
-	bounded := early || !cfg.LogAppendTime && cfg.TimestampBeforeMaxMs != noTimestampBound
+	bounded := ahead || !cfg.LogAppendTime && cfg.TimestampBeforeMaxMs != noTimestampBound
 	if bounded {
 		opts.MinTimestamp, opts.MaxTimestamp = lo, hi
 	}
@@ -471,14 +471,21 @@ func (b *Broker) checkBatch(ctx context.Context, records []byte, version int16, 
 		if err != nil {
 			return h, protocol.CodeInvalidRecord, err.Error(), nil
 		}
+		if len(errs) > 0 && ahead && errs[0].Code == protocol.CodeInvalidTimestamp {
+			return h, protocol.CodeInvalidTimestamp, aheadOf(cfg, h), errs
+		}
 		if len(errs) > 0 {
 			return h, errs[0].Code, errs[0].Message, errs
 		}
 	}
-	if early {
-		return h, protocol.CodeInvalidTimestamp, fmt.Sprintf("timestamp %d is more than message.timestamp.after.max.ms=%d after the broker's time", h.MaxTimestamp, cfg.TimestampAfterMaxMs), nil
+	if ahead {
+		return h, protocol.CodeInvalidTimestamp, aheadOf(cfg, h), nil
 	}
 	return h, 0, "", nil
+}
+
+func aheadOf(cfg *config.TopicConfig, h batch.Header) string {
+	return fmt.Sprintf("timestamp %d is more than message.timestamp.after.max.ms=%d after the broker's time", h.MaxTimestamp, cfg.TimestampAfterMaxMs)
 }
 
 // minRecord is the size of a record of nothing: its length, and six fields of

@@ -20,14 +20,21 @@ import (
 func (b *Broker) offsetForLeaderEpoch(ctx context.Context, r *request, in kmsg.Request) kmsg.Response {
 	req := in.(*kmsg.OffsetForLeaderEpochRequest)
 	resp := req.ResponseKind().(*kmsg.OffsetForLeaderEpochResponse)
-	if r.c.peer != nil {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, headsTimeout)
-		defer cancel()
-	}
 	refused := tooManyPartitions(req.Topics, func(t *kmsg.OffsetForLeaderEpochRequestTopic) *[]kmsg.OffsetForLeaderEpochRequestTopicPartition {
 		return &t.Partitions
 	})
+	var asked []*replica // what another broker asks the logs of
+	if r.c.peer != nil && !refused {
+		for i := range req.Topics {
+			for j := range req.Topics[i].Partitions {
+				p := &req.Topics[i].Partitions[j]
+				if rep := b.replicas.find(req.Topics[i].Topic, p.Partition); rep != nil && asksForLog(&p.UnknownTags) {
+					asked = append(asked, rep)
+				}
+			}
+		}
+	}
+	logs := heldOf(ctx, asked)
 	for i := range req.Topics {
 		t := kmsg.NewOffsetForLeaderEpochResponseTopic()
 		t.Topic = req.Topics[i].Topic
@@ -36,11 +43,12 @@ func (b *Broker) offsetForLeaderEpoch(ctx context.Context, r *request, in kmsg.R
 			out := kmsg.NewOffsetForLeaderEpochResponseTopicPartition()
 			out.Partition, out.LeaderEpoch, out.EndOffset = p.Partition, -1, -1
 			rep := b.replicas.find(t.Topic, p.Partition)
+			l, told := logs[rep]
 			switch {
 			case refused:
 				out.ErrorCode = protocol.CodeInvalidRequest
-			case r.c.peer != nil && rep != nil && asksForLog(&p.UnknownTags):
-				rep.tell(ctx, &out)
+			case told && asksForLog(&p.UnknownTags):
+				l.tell(&out)
 			case p.CurrentLeaderEpoch >= 0 && p.CurrentLeaderEpoch < leaderEpochIn(b.meta.Image(), t.Topic, p.Partition):
 				out.ErrorCode = protocol.CodeFencedLeaderEpoch
 			case rep == nil:

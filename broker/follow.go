@@ -66,8 +66,8 @@ func (r *replica) takeOver(ctx context.Context, rec *wal.Recovered, state tierin
 	if rec == nil && r.b.log_.Damaged() && r.leaderEpoch() > 0 && r.inSync() && !r.hasDropped() {
 		return nil, 0, errSuspect // that it has no log here may be the damage
 	}
-	if least := max(state.RemoteEnd, state.LogStart); rec != nil && rec.Suspect && rec.ClaimedEnd > least {
-		if whole, ok := r.b.log_.Skip(rec.ID, least); ok {
+	if rec != nil && rec.Suspect && rec.ClaimedEnd > state.RemoteEnd {
+		if whole, ok := r.b.log_.Skip(rec.ID, state.RemoteEnd); ok {
 			rec = r.recovered(whole)
 		} else if r.inSync() {
 			return nil, 0, errSuspect

@@ -321,7 +321,7 @@ func TestProduceRequests(t *testing.T) {
 	many.Acks, many.TimeoutMillis = -1, 1000
 	mt := kmsg.NewProduceRequestTopic()
 	mt.Topic = "p"
-	for i := range int32(100_000) {
+	for i := range int32(200_000) {
 		rp := kmsg.NewProduceRequestTopicPartition()
 		rp.Partition = i + 10
 		mt.Partitions = append(mt.Partitions, rp)
@@ -329,12 +329,12 @@ func TestProduceRequests(t *testing.T) {
 	many.Topics = append(many.Topics, mt)
 	_, live := allocated(func() {
 		got := y.do(at9(many)).(*kmsg.ProduceResponse).Topics[0].Partitions
-		if len(got) != 100_000 || got[99_999].ErrorCode != protocol.CodeUnknownTopicOrPartition {
-			t.Errorf("100,000 partitions: %d answers", len(got))
+		if len(got) != 200_000 || got[199_999].ErrorCode != protocol.CodeUnknownTopicOrPartition {
+			t.Errorf("200,000 partitions: %d answers", len(got))
 		}
 	})
 	if live > 128<<20 {
-		t.Errorf("100,000 partitions left %d MiB behind", live>>20)
+		t.Errorf("200,000 partitions left %d MiB behind", live>>20)
 	}
 	// More than a cluster has, of one topic or of two.
 	for _, topics := range []int{1, 2} {

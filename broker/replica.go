@@ -301,13 +301,13 @@ func (r *replica) tryLead(ctx context.Context) error {
 		// It was not in sync, and is elected all the same: an operator's word.
 		r.b.log.Warn("local log dropped: it ends below the remote end", "partition", r.String(), "local_end", st.View().LogEnd, "remote_end", state.RemoteEnd, "log_start", state.LogStart)
 		r.dropLocal(r.localID())
-		st = nil
+		st, dropped = nil, true
 	}
-	if st == nil && rec != nil && rec.Suspect && rec.ClaimedEnd > least {
-		// What is damaged may be in the bucket, or deleted; the rest of what was acknowledged is only here.
-		if whole, ok := r.b.log_.Skip(rec.ID, least); ok {
+	if st == nil && rec != nil && rec.Suspect && rec.ClaimedEnd > state.RemoteEnd {
+		// What is damaged may be in the bucket; the rest of what was acknowledged is only here.
+		if whole, ok := r.b.log_.Skip(rec.ID, state.RemoteEnd); ok {
 			r.b.log.Warn("local log is damaged below the remote end only: it goes on above", "partition", r.String(),
-				"remote_end", state.RemoteEnd, "log_start", state.LogStart, "local_end", whole.End)
+				"remote_end", state.RemoteEnd, "local_end", whole.End)
 			rec = r.recovered(whole)
 		} else if !r.b.opts.AcceptCorruptLog {
 			return errSuspect
@@ -461,10 +461,15 @@ func (r *replica) dropLocal(id wal.PartitionID) {
 	r.ages, r.savedAt, r.unsaved = nil, -1, true
 	waiting := r.waiting
 	r.waiting = nil
+	// Readers are not to be shown an end of what is gone until the next log is there, which takes as long as the bucket is away.
+	v := *r.view.Load()
+	v.Role = partition.Offline
+	r.view.Store(&v)
 	r.mu.Unlock()
 	for _, w := range waiting {
 		w.fail(protocol.CodeNotLeaderOrFollower)
 	}
+	r.changed()
 }
 
 // recovered notes what is now known of the local log that was found at start.

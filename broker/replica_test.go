@@ -295,6 +295,45 @@ type outcome chan int16
 
 func (o outcome) settle(code int16) { o <- code }
 
+// A follower may hear before its leader that it is to have a replica: what it says until then is not noted, and it is told so; what it says
+// then counts, and it is to be in sync.
+func TestFollowerAheadOfItsLeader(t *testing.T) {
+	r := uncleanly(t, beganAt(t, 3, 0, 4), headTier{state: tiering.State{RemoteEnd: 4, LeaderEpoch: 3}, lin: lineage.Lineage{{Epoch: 3, Start: 0}}})
+	r.term = partition.Term{Epoch: 9, PartitionEpoch: 1, Replicas: []int32{1}, ISR: []int32{1}, MinISR: 1}
+	if err := r.tryLead(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	proposed := func() []partition.Member {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		p, _ := r.st.ProposeISR(r.b.uptimeMs()+60_000, 30_000, func(int32) int64 { return 5 })
+		return p.ISR
+	}
+	two := &copier{id: 2, epoch: 5}
+	end := r.view.Load().LogEnd
+	if _, code := r.fetched(two, 9, end); code != protocol.CodeUnknownLeaderEpoch || proposed() != nil {
+		t.Errorf("not yet a replica: %s, proposed %v", protocol.Name(code), proposed())
+	}
+	if _, code := r.fetched(two, 8, end); code != protocol.CodeNotLeaderOrFollower {
+		t.Errorf("in another epoch: %s", protocol.Name(code))
+	}
+	r.mu.Lock()
+	r.term.Replicas, r.term.PartitionEpoch = []int32{1, 2}, 2
+	if _, err := r.st.Lead(r.term, 1); err != nil {
+		t.Fatal(err)
+	}
+	r.mu.Unlock()
+	if proposed() != nil {
+		t.Errorf("before it has said anything again: proposed %v", proposed())
+	}
+	if _, code := r.fetched(two, 9, end); code != 0 {
+		t.Errorf("a replica: %s", protocol.Name(code))
+	}
+	if p := proposed(); len(p) != 2 || p[1] != (partition.Member{Broker: 2, Epoch: 5}) {
+		t.Errorf("proposed: %v", p)
+	}
+}
+
 // A broker leads in epoch 3, and then sees only that it leads in epoch 9: others may have led in between. Who waits for an append of
 // epoch 3 goes on waiting while the log is there, is told once the append is committed, and never that it is once the log is gone.
 func TestAppendOutlivesASkippedEpoch(t *testing.T) {

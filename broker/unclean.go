@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/varve/varve/broker/protocol"
 	"github.com/varve/varve/metadata/controller"
@@ -103,10 +104,10 @@ func (r *replica) held(ctx context.Context) ReplicaLog {
 	r.mu.Lock()
 	suspect := r.st == nil && r.recov != nil && r.recov.Suspect
 	r.mu.Unlock()
-	least := int64(0)
+	remoteEnd := int64(0)
 	if suspect {
 		if state, err := r.b.tier.Peek(ctx, r.topicID, r.index); err == nil {
-			least = max(state.RemoteEnd, state.LogStart)
+			remoteEnd = state.RemoteEnd
 		} else if r.b.errorLog.Allow() {
 			r.b.log.Warn("what is damaged of a local log may be in object storage: that is not known", "partition", r.String(), "err", err)
 		}
@@ -121,8 +122,8 @@ func (r *replica) held(ctx context.Context) ReplicaLog {
 		l.LogEnd, l.HighWatermark = r.st.View().LogEnd, r.st.Heard()
 	case r.recov != nil:
 		rec := *r.recov
-		if rec.Suspect && rec.ClaimedEnd > least {
-			if whole, ok := r.b.log_.CanSkip(rec.ID, least); ok {
+		if rec.Suspect && rec.ClaimedEnd > remoteEnd {
+			if whole, ok := r.b.log_.CanSkip(rec.ID, remoteEnd); ok {
 				rec = whole
 			} else {
 				l.Damaged = !r.b.opts.AcceptCorruptLog
@@ -140,6 +141,30 @@ func (r *replica) held(ctx context.Context) ReplicaLog {
 	return l
 }
 
+// heldOf is held of many replicas. Their manifest heads are read beside each other.
+func heldOf(ctx context.Context, replicas []*replica) map[*replica]ReplicaLog {
+	if len(replicas) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, headsTimeout)
+	defer cancel()
+	logs := make([]ReplicaLog, len(replicas))
+	var g errgroup.Group
+	g.SetLimit(64)
+	for i, r := range replicas {
+		g.Go(func() error {
+			logs[i] = r.held(ctx)
+			return nil
+		})
+	}
+	g.Wait()
+	of := make(map[*replica]ReplicaLog, len(replicas))
+	for i, r := range replicas {
+		of[r] = logs[i]
+	}
+	return of
+}
+
 // asksForLog says whether another broker asks what this one has of a partition.
 func asksForLog(tags *kmsg.Tags) (asks bool) {
 	tags.Each(func(tag uint32, _ []byte) { asks = asks || tag == logTag })
@@ -147,8 +172,7 @@ func asksForLog(tags *kmsg.Tags) (asks bool) {
 }
 
 // tell answers that.
-func (r *replica) tell(ctx context.Context, out *kmsg.OffsetForLeaderEpochResponseTopicPartition) {
-	l := r.held(ctx)
+func (l *ReplicaLog) tell(out *kmsg.OffsetForLeaderEpochResponseTopicPartition) {
 	out.LeaderEpoch, out.EndOffset = l.LeaderEpoch, l.LogEnd
 	rest := binary.BigEndian.AppendUint64(nil, uint64(l.HighWatermark))
 	if l.Damaged {
@@ -213,12 +237,14 @@ func partitionOf(im *image.Image, name controller.PartitionName) *image.Partitio
 func (b *Broker) askLogs(ctx context.Context, to *image.Broker, names []controller.PartitionName) map[controller.PartitionName]ReplicaLog {
 	told := make(map[controller.PartitionName]ReplicaLog, len(names))
 	if to.ID == b.opts.BrokerID {
-		ctx, cancel := context.WithTimeout(ctx, headsTimeout)
-		defer cancel()
+		var replicas []*replica
 		for _, name := range names {
 			if r := b.replicas.find(name.Topic, name.Partition); r != nil {
-				told[name] = r.held(ctx)
+				replicas = append(replicas, r)
 			}
+		}
+		for r, l := range heldOf(ctx, replicas) {
+			told[controller.PartitionName{Topic: r.topic, Partition: r.index}] = l
 		}
 		return told
 	}

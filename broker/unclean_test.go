@@ -136,7 +136,6 @@ func TestToldIsWhatWouldLead(t *testing.T) {
 	for _, c := range []struct {
 		name      string
 		remoteEnd int64
-		logStart  int64
 		away      bool // nobody can say what the remote end is
 		accepts   bool
 		damaged   bool
@@ -148,7 +147,6 @@ func TestToldIsWhatWouldLead(t *testing.T) {
 		{name: "the damage is in the bucket", remoteEnd: 4, end: 6, leads: 6},
 		{name: "and some of what is above", remoteEnd: 6, end: 2, leads: 6},
 		{name: "and more than was here", remoteEnd: 8, end: 2, leads: 8},
-		{name: "what is damaged was deleted", remoteEnd: 2, logStart: 4, end: 6, leads: 6},
 		{name: "the bucket is not known", remoteEnd: 4, away: true, damaged: true, end: 2, leads: 6},
 		{name: "the loss is accepted", remoteEnd: 1, accepts: true, end: 2, leads: 2},
 		{name: "the loss is accepted where there is none", remoteEnd: 4, accepts: true, end: 6, leads: 6},
@@ -161,7 +159,7 @@ func TestToldIsWhatWouldLead(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer l.Close()
-			tier := headTier{state: tiering.State{RemoteEnd: c.remoteEnd, LogStart: c.logStart, LeaderEpoch: 3}, lin: lineage.Lineage{{Epoch: 3, Start: 0}}}
+			tier := headTier{state: tiering.State{RemoteEnd: c.remoteEnd, LeaderEpoch: 3}, lin: lineage.Lineage{{Epoch: 3, Start: 0}}}
 			if c.away {
 				tier.err = errors.New("away")
 			}
@@ -208,9 +206,23 @@ func TestGivenUpIsNotLost(t *testing.T) {
 	}
 	defer l.Close()
 	away := true
-	r := uncleanly(t, l, headTier{state: tiering.State{RemoteEnd: 8, LeaderEpoch: 3}, lin: lineage.Lineage{{Epoch: 3, Start: 0}}, away: &away})
-	r.recov = &l.Partitions()[0]
-	r.pid.Store(uint64(r.recov.ID))
+	for _, found := range []bool{true, false} { // at start, or it has followed with it
+		away = true
+		r := uncleanly(t, l, headTier{state: tiering.State{RemoteEnd: 8, LeaderEpoch: 3}, lin: lineage.Lineage{{Epoch: 3, Start: 0}}, away: &away})
+		if found {
+			r.recov = &l.Partitions()[0]
+			r.pid.Store(uint64(r.recov.ID))
+		} else {
+			r.st = partition.New(1, partition.Recovered{LogEnd: 6, HighWatermark: 6, Lineage: lineage.Lineage{{Epoch: 3, Start: 0}}})
+			r.pid.Store(uint64(l.Create([16]byte{1}, 0, 6, nil, nil, nil)))
+			r.view.Store(&partition.View{Role: partition.Leader, Epoch: 4, LogEnd: 6, HighWatermark: 6}) // it has led
+		}
+		givenUp(t, r, &away)
+	}
+}
+
+func givenUp(t *testing.T, r *replica, away *bool) {
+	t.Helper()
 	for range 2 {
 		if err := r.tryLead(t.Context()); err == nil || errors.Is(err, errSuspect) {
 			t.Errorf("while the bucket is away: %v", err)
@@ -218,8 +230,11 @@ func TestGivenUpIsNotLost(t *testing.T) {
 		if told := r.held(t.Context()); told.Damaged || told.LogEnd != -1 {
 			t.Errorf("told: %+v", told)
 		}
+		if v := r.view.Load(); v.Role != partition.Offline {
+			t.Errorf("shown to readers: %+v", v)
+		}
 	}
-	away = false
+	*away = false
 	if err := r.tryLead(t.Context()); err != nil || r.view.Load().LogEnd != 8 {
 		t.Errorf("leads from %d on: %v", r.view.Load().LogEnd, err)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -137,8 +138,8 @@ func brokerUnregister() *cobra.Command {
 		Use:   "unregister ID",
 		Short: "Forget a broker that has ended and will not come back",
 		Long: `Has the cluster forget a broker: it is not shown any more, and nothing is placed on it. The broker must have ended, and must not count
-among the last that have everything of a partition: ` + "`varve broker drain`" + ` it first, or reassign what it has. One that is started
-again under that id registers anew.`,
+among those that have everything of a partition: ` + "`varve broker drain`" + ` it first, or reassign what it has, for what is assigned to it stays
+assigned. One that is started again under that id registers anew; where it was drained, ` + "`varve broker undrain`" + ` takes that mark away.`,
 		Args: arguments("the broker's node.id", 1, 1),
 	}
 	conn := addConnection(cmd)
@@ -159,6 +160,9 @@ again under that id registers anew.`,
 			return s.failed("unregistering", err)
 		}
 		if err := kerr.ErrorForCode(resp.ErrorCode); err != nil {
+			if errors.Is(err, kerr.BrokerIDNotRegistered) {
+				return fmt.Errorf("broker %d is not registered", id)
+			}
 			if resp.ErrorMessage != nil && *resp.ErrorMessage != "" {
 				return fmt.Errorf("broker %d stays registered: %s", id, *resp.ErrorMessage)
 			}

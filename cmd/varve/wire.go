@@ -39,7 +39,7 @@ tests, and for applications that want a Kafka beside them. Every setting of a br
 	}
 	dir := cmd.Flags().String("data-dir", "data", "directory for everything that is kept")
 	set := cmd.Flags().StringArray("set", nil, "a setting, as name=value; may be repeated")
-	acceptBucket := cmd.Flags().Bool("accept-bucket", false, "take the bucket for the cluster's though the object that says so is not in it: after it was emptied, or copied without that")
+	acceptBucket := cmd.Flags().Bool("accept-bucket", false, "take the bucket for the cluster's though the object that says so is not in it: after it was emptied, or copied without that; no other broker and no compaction worker may run")
 	acceptCorrupt := cmd.Flags().Bool("accept-corrupt-log", false, "serve what is intact of partitions whose local log has corrupt blocks; the rest is lost")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		defaults := config.DevDefaults()
@@ -64,7 +64,7 @@ more than the file, --set more than both.`,
 	file := cmd.Flags().String("config", "", "the server.properties file")
 	set := cmd.Flags().StringArray("set", nil, "a setting, as name=value; may be repeated")
 	acceptLoss := cmd.Flags().Bool("restart-at-remote-end", false, "after the log directory was lost: go on from the end of what object storage has; acknowledged records beyond it are lost")
-	acceptBucket := cmd.Flags().Bool("accept-bucket", false, "take the bucket for the cluster's though the object that says so is not in it: after it was emptied, or copied without that")
+	acceptBucket := cmd.Flags().Bool("accept-bucket", false, "take the bucket for the cluster's though the object that says so is not in it: after it was emptied, or copied without that; no other broker and no compaction worker may run")
 	acceptCorrupt := cmd.Flags().Bool("accept-corrupt-log", false, "serve what is intact of partitions whose local log has corrupt blocks; the rest is lost")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg, err := loadConfig(cmd.ErrOrStderr(), nil, *file, *set, []string{"node.id", "log.dirs", "etcd.endpoints", "remote.storage.url"})

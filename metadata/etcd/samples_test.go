@@ -65,6 +65,9 @@ func TestFormatVersion1More(t *testing.T) {
 	b := image.Broker{ID: 2, Epoch: 4, Incarnation: id(0xc), WAL: id(0xd), ShuttingDown: true, Unresponsive: true,
 		Endpoints: []image.Endpoint{{Listener: "PLAINTEXT", Host: "host", Port: 9092, Protocol: "PLAINTEXT"}}}
 	same("image/broker/0000000002", changed("image/broker/0000000002"), image.SetBroker{Broker: b}, encodeBroker(b))
+	session := image.Session{ID: 2, Incarnation: id(0xc), WAL: id(0xd), Lease: 7, InterBroker: "INSIDE",
+		Endpoints: []image.Endpoint{{Listener: "INSIDE", Host: "host", Port: 9092, Protocol: "PLAINTEXT"}}}
+	same("image/session/0000000002", changed("image/session/0000000002"), image.SetSession{Session: session}, encodeSession(session))
 	p := image.SetPartition{PartitionRef: image.PartitionRef{TopicID: id(3)}, State: image.Partition{Leader: 1, LeaderEpoch: 5, PartitionEpoch: 7,
 		Replicas: []int32{1, 2, 3}, ISR: []int32{1}, Recovering: true, Adding: []int32{3}, Removing: []int32{2}}}
 	const partition = "image/partition/03000000000000000000000000000003/0000000"

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"strings"
 	"time"
 
@@ -21,18 +22,21 @@ import (
 // copy back: from then on everybody else finds nothing where acknowledged records should be.
 //
 // The first broker ever marks the bucket as the cluster's, leaves an object of a random name, then that name in etcd: the commit point.
-// Of two that are the first, one takes back what it has left. Everybody else reads the name, and then the object. An operator's
-// --accept-bucket leaves another object, and then its name in etcd: the bucket that had the first one is the cluster's no more.
+// Of two that are the first, one takes back what it has left. Everybody else reads the name, and then the object, once in its life. An
+// operator's --accept-bucket leaves another object, and then its name in etcd, while no other broker runs: who runs would go on with
+// the bucket that it has confirmed.
 type bond struct {
 	store   *etcd.Store
 	cluster string // its id
 	bucket  objstore.Bucket
-	founds  bool // a broker: leaves the object if nobody has
-	accepts bool // an operator says that the bucket is the one; so the object is written again
-	memory  bool // the bucket is of this process: nobody else can have it, and at the next start it is another
+	broker  int32 // who this is; of a broker
+	founds  bool  // a broker: leaves the object if nobody has
+	accepts bool  // an operator says that the bucket is the one; so it is given another object
+	memory  bool  // the bucket is of this process: nobody else can have it, and at the next start it is another
 	log     *slog.Logger
 
-	own string // the name that this process would give it
+	own          string // the name that this process would give it
+	marked, left bool   // by this process, and not yet known to be right
 }
 
 // At a start: how long the bucket is asked, and an object that is not there looked for again, which a network file system may show late.
@@ -54,59 +58,57 @@ func (b *bond) confirm(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	marked := false
 	if token == "" {
 		if !b.founds {
 			return errUnnamed
 		}
-		if token, marked, err = b.found(ctx); err != nil || token == b.own {
+		if token, err = b.found(ctx); err != nil {
 			return err
 		}
 	}
+	if b.left && token == b.own {
+		b.marked, b.left = false, false // for good
+		return nil
+	}
 	err = objstore.ConfirmProbe(ctx, b.bucket, token, bondWait)
-	if !errors.Is(err, objstore.ErrNotShared) {
-		return err
+	if errors.Is(err, objstore.ErrNotShared) && b.accepts {
+		err = b.accept(ctx, token, err)
 	}
-	if b.accepts {
-		return b.accept(ctx, token, err)
-	}
-	if marked {
-		b.tidy("cluster", tiering.Unmark(ctx, b.bucket))
+	if errors.Is(err, objstore.ErrNotShared) {
+		b.takeBack(ctx)
 	}
 	return err
 }
 
-// found makes the bucket the cluster's, if it is the first. It returns the name that is in etcd then, and whether the bucket
-// has been marked by this.
-func (b *bond) found(ctx context.Context) (token string, marked bool, err error) {
+// found makes the bucket the cluster's, if it is the first. It returns the name that is in etcd then.
+func (b *bond) found(ctx context.Context) (token string, err error) {
 	// No slip at the first start may make another's bucket the cluster's; nor, of a cluster from before there were such names, an empty one.
 	id, err := tiering.Owner(ctx, b.bucket)
 	if err != nil {
-		return "", false, err
+		return "", err
 	}
 	if id == "" && !b.accepts {
 		of, uploaded, err := tiering.Uploaded(ctx, manifests{b.store.Manifests()})
 		if err != nil {
-			return "", false, err
+			return "", err
 		}
 		if uploaded {
-			return "", false, fmt.Errorf("%w: records of this cluster are in object storage, of %s among others, and %s has never been a cluster's", objstore.ErrNotShared, of, b.bucket)
+			return "", fmt.Errorf("%w: records of this cluster are in object storage, of %s among others, and %s has never been a cluster's", objstore.ErrNotShared, of, b.bucket)
 		}
 	}
-	if marked, err = tiering.Mark(ctx, b.bucket, b.cluster); err != nil {
-		return "", false, err
-	}
 	if err := b.leave(ctx); err != nil {
-		return "", marked, err
+		return "", err
 	}
-	if token, err = b.store.EnsureProbe(ctx, b.own); err == nil && token != b.own {
-		b.tidy("probe/"+b.own, objstore.RemoveProbe(ctx, b.bucket, b.own))
-	}
-	return token, marked, err
+	return b.store.EnsureProbe(ctx, b.own)
 }
 
-// leave leaves in the bucket the object of this process.
+// leave marks the bucket, and leaves in it the object of this process.
 func (b *bond) leave(ctx context.Context) error {
+	made, err := tiering.Mark(ctx, b.bucket, b.cluster)
+	if err != nil {
+		return err
+	}
+	b.marked = b.marked || made
 	if b.own == "" {
 		var name [16]byte
 		rand.Read(name[:])
@@ -115,31 +117,69 @@ func (b *bond) leave(ctx context.Context) error {
 	if err := objstore.WriteProbe(ctx, b.bucket, b.own); err != nil {
 		return fmt.Errorf("leave in the bucket what it is known by: %w", err)
 	}
+	b.left = true
 	return nil
 }
 
-// accept makes this bucket the cluster's in the place of the one that was known by token. Another broker that is told the
-// same at the same time may be first.
+// accept makes this bucket the cluster's in the place of the one that is known by token.
 func (b *bond) accept(ctx context.Context, token string, why error) error {
-	if _, err := tiering.Mark(ctx, b.bucket, b.cluster); err != nil {
+	im, err := b.store.Load(ctx)
+	if err != nil {
 		return err
+	}
+	var running []string
+	for _, s := range im.Sessions() {
+		if s.ID != b.broker {
+			running = append(running, strconv.Itoa(int(s.ID)))
+		}
+	}
+	if len(running) > 0 {
+		// One that was told the same may have been first.
+		now, err := b.store.Probe(ctx)
+		switch {
+		case err != nil:
+			return err
+		case now != token:
+			return objstore.ConfirmProbe(ctx, b.bucket, now, bondWait)
+		}
+		return fmt.Errorf("%w. It is not taken while others go on with the bucket that they have: stop all compaction workers and brokers (these run: %s), and start this one first", why, strings.Join(running, ", "))
 	}
 	b.log.Warn("the bucket is taken for the cluster's, because --accept-bucket says so", "err", why)
 	if err := b.leave(ctx); err != nil {
 		return err
 	}
 	now, err := b.store.ReplaceProbe(ctx, token, b.own)
-	if err != nil || now == b.own {
+	if err != nil {
 		return err
 	}
-	b.tidy("probe/"+b.own, objstore.RemoveProbe(ctx, b.bucket, b.own))
+	if now == b.own {
+		b.marked, b.left = false, false
+		return nil
+	}
 	return objstore.ConfirmProbe(ctx, b.bucket, now, bondWait)
 }
 
-func (b *bond) tidy(object string, err error) {
-	if err != nil {
-		b.log.Warn("an object that nothing names stays in the bucket", "object", object, "err", err)
+// takeBack removes what this process has left in a bucket that is not the cluster's.
+func (b *bond) takeBack(ctx context.Context) {
+	if b.left {
+		if err := objstore.RemoveProbe(ctx, b.bucket, b.own); err != nil {
+			b.log.Warn("an object that nothing names stays in the bucket", "object", "probe/"+b.own, "err", err)
+			return
+		}
+		b.left = false
 	}
+	if !b.marked {
+		return
+	}
+	// Another broker may have been told meanwhile to take it.
+	if token, err := b.store.Probe(ctx); err != nil || !errors.Is(objstore.ConfirmProbe(ctx, b.bucket, token, 0), objstore.ErrNotShared) {
+		return
+	}
+	if err := tiering.Unmark(ctx, b.bucket); err != nil {
+		b.log.Warn("the bucket stays marked as this cluster's, and no other can begin with it before that object is removed", "object", "cluster", "err", err)
+		return
+	}
+	b.marked = false
 }
 
 // early is confirm before anything of the cluster is changed. A bucket that does not answer (away) keeps nobody from starting, nor
@@ -157,7 +197,7 @@ func (b *bond) early(ctx context.Context, away bool) error {
 	case errors.Is(err, errUnnamed):
 		return nil // asked again before anything is changed
 	case errors.Is(err, objstore.ErrNotShared):
-		return fmt.Errorf("%w. Where the bucket was emptied, copied without that object, or another one at the cluster's first start, --accept-bucket has a broker take it nevertheless", err)
+		return fmt.Errorf("%w. Where the bucket was emptied, copied without that object, or another one at the cluster's first start, --accept-bucket has the first broker that starts, when all others and all compaction workers have ended, take it nevertheless", err)
 	case err != nil:
 		b.log.Warn("whether the bucket is the one that the cluster's other brokers have is not known yet: nothing is uploaded before it is", "err", err)
 	}

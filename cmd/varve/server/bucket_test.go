@@ -62,7 +62,6 @@ func TestAnotherBucket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer first.Close(context.Background())
 	refused := func(id int) {
 		t.Helper()
 		s, err := m.open(id, other)
@@ -95,9 +94,22 @@ func TestAnotherBucket(t *testing.T) {
 		t.Errorf("a worker with another bucket: %v", err)
 	}
 
-	// The bucket was emptied, and an operator says so: once.
+	// The bucket was emptied, and an operator says so: once, and not while a broker goes on with the one that it has.
 	o = m.options(2, other)
 	o.AcceptBucket = true
+	s, err := Open(context.Background(), o)
+	if !errors.Is(err, objstore.ErrNotShared) || !strings.Contains(err.Error(), "these run: 1") {
+		t.Errorf("while broker 1 runs: %v", err)
+	}
+	if err == nil {
+		s.Close(context.Background())
+	}
+	if keys := names(t, other, ""); len(keys) > 0 {
+		t.Errorf("those who were refused left %v", keys)
+	}
+	if err := first.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
 	for range 2 {
 		s, err := Open(context.Background(), o)
 		if err != nil {
@@ -109,7 +121,7 @@ func TestAnotherBucket(t *testing.T) {
 		o = m.options(2, other)
 	}
 	// From now on that is the bucket, and the one before is not.
-	s, err := m.open(3, ours)
+	s, err = m.open(3, ours)
 	if !errors.Is(err, objstore.ErrNotShared) {
 		t.Errorf("with the bucket before the one that was accepted: %v", err)
 	}
@@ -139,7 +151,7 @@ func TestOneBucketOfTwoClusters(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer first.Close(context.Background())
-	before := names(t, b, "")
+	before := slices.Concat(names(t, b, "cluster"), names(t, b, "probe/"))
 	second, err := newMember(t).open(1, b)
 	if err == nil {
 		second.Close(context.Background())
@@ -147,7 +159,7 @@ func TestOneBucketOfTwoClusters(t *testing.T) {
 	if !errors.Is(err, tiering.ErrForeign) {
 		t.Errorf("begun with the bucket of another cluster: %v", err)
 	}
-	if after := names(t, b, ""); !slices.Equal(after, before) {
+	if after := slices.Concat(names(t, b, "cluster"), names(t, b, "probe/")); !slices.Equal(after, before) || len(after) != 2 {
 		t.Errorf("in the other's bucket there is %v, and was %v", after, before)
 	}
 }
@@ -197,6 +209,54 @@ func TestBucketWithoutAName(t *testing.T) {
 	}
 	if err := s.Close(context.Background()); err != nil {
 		t.Error(err)
+	}
+}
+
+// Whatever fails on the way to a bucket's name, and whenever a process ends there, the next start goes on: with the bucket that has the
+// name, or, where none has, with any. Of a bucket that is not the cluster's nothing is kept.
+func TestBucketNamedInSteps(t *testing.T) {
+	m := newMember(t)
+	ctx := t.Context()
+	for step := range 3 {
+		prefix := fmt.Sprintf("/steps-%d/", step)
+		store := etcd.New(etcd.Options{Client: m.etcd.Client(), Prefix: prefix})
+		log := slog.New(slog.DiscardHandler)
+		wrong, right := objstore.NewMem(), objstore.NewMem()
+		begun := &bond{store: store, cluster: "c", bucket: wrong, founds: true, log: log}
+		var err error
+		switch step { // what has been done when the first process ends
+		case 0:
+			_, err = tiering.Mark(ctx, wrong, "c")
+		case 1:
+			err = begun.leave(ctx)
+		case 2: // and another broker is first, with another bucket
+			err = begun.leave(ctx)
+			if err == nil {
+				err = (&bond{store: store, cluster: "c", bucket: right, founds: true, log: log}).confirm(ctx)
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if step == 2 {
+			// It has not ended: it finds out, and takes back what it has left.
+			if err := begun.confirm(ctx); !errors.Is(err, objstore.ErrNotShared) {
+				t.Errorf("step %d: with another bucket than the first broker: %v", step, err)
+			}
+			if keys := names(t, wrong, ""); len(keys) > 0 {
+				t.Errorf("step %d: %v stay", step, keys)
+			}
+			continue
+		}
+		for range 2 {
+			again := &bond{store: store, cluster: "c", bucket: right, founds: true, log: log}
+			if err := again.confirm(ctx); err != nil {
+				t.Errorf("step %d: the next start: %v", step, err)
+			}
+		}
+		if err := (&bond{store: store, cluster: "c", bucket: wrong, founds: true, log: log}).confirm(ctx); !errors.Is(err, objstore.ErrNotShared) {
+			t.Errorf("step %d: with the bucket of the process that ended: %v", step, err)
+		}
 	}
 }
 
@@ -331,8 +391,9 @@ func TestBrokersReachEachOther(t *testing.T) {
 		t.Fatal(err)
 	}
 	ep := first.Endpoints()[0]
+	patience := "1000"
 	try := func(settings map[string]string) error {
-		set := map[string]string{"broker.session.timeout.ms": "1000"} // what is in the way is waited for, twice as long
+		set := map[string]string{"broker.session.timeout.ms": patience} // what is in the way is waited for, twice as long
 		maps.Copy(set, settings)
 		s, err := Open(context.Background(), m.with(2, b, set))
 		if err == nil {
@@ -355,6 +416,7 @@ func TestBrokersReachEachOther(t *testing.T) {
 	}
 	// What has ended is in nobody's way: all may change their listener together, and one may have the address of another, also while the
 	// session of a process that was killed is still there.
+	patience = "60000"
 	var ended sync.WaitGroup
 	ended.Go(func() {
 		time.Sleep(300 * time.Millisecond)

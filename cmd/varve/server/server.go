@@ -199,7 +199,7 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	if s.bucket, err = s.openBucket(ctx, known, s.metrics.store.events()); err != nil {
 		return s, err
 	}
-	tie := &bond{store: store, cluster: clusterID, bucket: s.bucket, founds: true, accepts: o.AcceptBucket, memory: inMemory(c), log: s.log}
+	tie := &bond{store: store, cluster: clusterID, bucket: s.bucket, broker: c.NodeID, founds: true, accepts: o.AcceptBucket, memory: inMemory(c), log: s.log}
 	if err = tie.early(ctx, s.away); err != nil {
 		return s, fmt.Errorf("remote.storage.url: %w", err)
 	}
@@ -322,7 +322,7 @@ func (s *Server) reach(ctx context.Context, store *etcd.Store, advertised []imag
 			s.log.Warn("another broker is in the way; it is waited for, because its process may have ended", "err", err)
 		}
 		select {
-		case <-time.After(200 * time.Millisecond):
+		case <-time.After(500 * time.Millisecond):
 		case <-ctx.Done():
 			return err
 		}
