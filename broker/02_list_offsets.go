@@ -17,7 +17,11 @@ import (
 // Behavior: by time, the first record whose timestamp is at or after the
 // asked one, in the bucket first, then in the log. Timestamps are not monotone,
 // so the bucket's part is searched by the maxima of its objects and blocks, the
-// log by those of its runs, and the batch found is read record by record.
+// log by those of its runs, and the batch found is read record by record: it may
+// begin below the log start. With -3, the first record that has the largest
+// timestamp, in the log first, then in what the bucket has below it. What is at
+// or above the last stable offset is no answer to who reads committed records.
+// Where there is no answer, offset and timestamp are -1 and there is no error.
 //
 // Versions: 4 leader epoch, 7 the offset of the largest timestamp (-3), 8
 // earliest local (-4), 9 latest tiered (-5), 11 earliest pending upload (-6).
@@ -210,36 +214,98 @@ func (r *replica) findFrom(ctx context.Context, v partition.View, local, bound, 
 	return 0, 0, false, nil
 }
 
-// maxTimestamp returns the first record below bound that has the largest
-// timestamp of all (KIP-734).
+// maxTimestamp returns the first record from the log start on and below bound
+// that has the largest timestamp of all of these (KIP-734). ok is false if none
+// has a timestamp. As in Kafka the marker of a transaction counts as a record.
 func (r *replica) maxTimestamp(ctx context.Context, v partition.View, bound int64) (offset, timestamp int64, ok bool, err error) {
 	return r.settled(ctx, v, func(local int64) (int64, int64, bool, error) { return r.maxFrom(ctx, v, local, bound) })
 }
 
-// maxFrom is maxTimestamp with the log looked at from local on.
+// maxFrom is maxTimestamp with the log looked at from local on. The bucket is
+// asked only for what is below, and only for what is as late as the log's.
 func (r *replica) maxFrom(ctx context.Context, v partition.View, local, bound int64) (offset, timestamp int64, ok bool, err error) {
-	best := int64(-1)
-	if st, have := r.b.tier.State(r.topicID, r.index); have && v.LogStart < local {
-		best = st.MaxTimestamp
+	offset, timestamp, ok, err = r.maxLocal(ctx, local, bound)
+	if err != nil || v.LogStart >= min(local, bound) {
+		return offset, timestamp, ok, err
 	}
-	if ts, base, found := r.b.log_.MaxTimestamp(r.localID(), local, bound); found && ts > best {
-		run, err := r.b.log_.Read(r.localID(), base, 1, bound)
+	floor := int64(0)
+	if ok {
+		floor = timestamp
+	}
+	o, ts, found, err := r.b.tier.MaxTimestamp(ctx, r.topicID, r.index, v.LogStart, min(local, bound), floor)
+	if err != nil {
+		return 0, 0, false, err
+	}
+	if found {
+		return o, ts, true, nil
+	}
+	return offset, timestamp, ok, nil
+}
+
+// maxLocal is maxTimestamp in the offsets [from, bound) of the local log. A
+// batch may promise more than it keeps: the log start, and so from, may lie
+// behind its latest record. What is before and behind such a batch is looked at
+// by itself.
+func (r *replica) maxLocal(ctx context.Context, from, bound int64) (offset, timestamp int64, ok bool, err error) {
+	timestamp = batch.NoTimestamp
+	for ranges := [][2]int64{{from, bound}}; len(ranges) > 0; {
+		lo, hi := ranges[len(ranges)-1][0], ranges[len(ranges)-1][1]
+		ranges = ranges[:len(ranges)-1]
+		if lo >= hi {
+			continue
+		}
+		ts, base, found := r.b.log_.MaxTimestamp(r.localID(), lo, hi)
+		if !found || ts < timestamp || ts == timestamp && (!ok || base >= offset) {
+			continue
+		}
+		run, err := r.b.log_.Read(r.localID(), base, 1, hi)
 		if err != nil {
 			return 0, 0, false, err
 		}
-		defer run.Release()
-		for _, c := range run.Chunks {
-			err = r.b.opening.open(ctx, c, maxInflatedLookup, func(limit int) (err error) {
-				offset, timestamp, ok, err = batch.MaxTimestampOffset(c, limit)
-				return err
-			})
-			return offset, timestamp, ok, err
+		o, t, has, err := r.b.latest(ctx, run.Chunks, lo, hi)
+		next := run.Next
+		run.Release()
+		if err != nil {
+			return 0, 0, false, err
+		}
+		if has && (t > timestamp || t == timestamp && ok && o < offset) {
+			offset, timestamp, ok = o, t, true
+		}
+		if !has || t < ts {
+			if next <= lo {
+				return 0, 0, false, fmt.Errorf("no progress at offset %d of the local log", lo)
+			}
+			ranges = append(ranges, [2]int64{lo, base}, [2]int64{next, hi})
 		}
 	}
-	if best < 0 {
-		return 0, 0, false, nil
+	return offset, timestamp, ok, nil
+}
+
+// latest returns the first record of a run in the offsets [from, bound) that has
+// the largest timestamp of these.
+func (b *Broker) latest(ctx context.Context, chunks [][]byte, from, bound int64) (offset, timestamp int64, ok bool, err error) {
+	for _, c := range chunks {
+		err = batch.Walk(c, func(h batch.Header, one []byte) error {
+			var o, ts int64
+			var has bool
+			err := b.opening.open(ctx, one, maxInflatedLookup, func(limit int) (err error) {
+				o, ts, has, err = batch.MaxTimestampOffset(one, from, bound, limit)
+				return err
+			})
+			if err != nil && (ctx.Err() != nil || errors.Is(err, batch.ErrInflated)) {
+				return err
+			}
+			// A batch that no consumer can read is no answer.
+			if err == nil && has && (!ok || ts > timestamp) {
+				offset, timestamp, ok = o, ts, true
+			}
+			return nil
+		})
+		if err != nil {
+			return 0, 0, false, err
+		}
 	}
-	return r.findFrom(ctx, v, local, bound, best)
+	return offset, timestamp, ok, nil
 }
 
 // firstAtOrAfter looks through the batches of a run.

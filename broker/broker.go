@@ -67,6 +67,7 @@ type Tier interface {
 	Read(ctx context.Context, topicID [16]byte, partition int32, offset int64, maxBytes int) (tiering.Run, error)
 	ReadCommitted(ctx context.Context, topicID [16]byte, partition int32, offset int64, maxBytes int, stable, known int64) (tiering.Committed, error)
 	FindTimestamp(ctx context.Context, topicID [16]byte, partition int32, timestamp int64) (tiering.Run, bool, error)
+	MaxTimestamp(ctx context.Context, topicID [16]byte, partition int32, from, to, floor int64) (offset, timestamp int64, ok bool, err error)
 	Aborted(ctx context.Context, topicID [16]byte, partition int32, from, to, known int64) ([]producer.Aborted, error)
 	Tail(ctx context.Context, topicID [16]byte, partition int32) (lineage.Lineage, []byte, int64, error)
 	AdvanceLogStart(ctx context.Context, topicID [16]byte, partition int32, to int64) (int64, error)

@@ -3,6 +3,8 @@ package broker
 import (
 	"context"
 	"fmt"
+	"math"
+	"math/rand/v2"
 	"testing"
 
 	"github.com/varve/varve/broker/partition"
@@ -86,13 +88,26 @@ func (t reclaimedTier) FindTimestamp(_ context.Context, _ [16]byte, _ int32, ts 
 	return tiering.Run{Chunks: chunks, Base: o, Next: next, Release: func() {}}, true, nil
 }
 
-func (t reclaimedTier) State([16]byte, int32) (tiering.State, bool) {
-	s := tiering.State{RemoteEnd: t.x.start, MaxTimestamp: -1}
-	for _, b := range t.x.batches[:t.x.start] {
-		h, _ := batch.ParseHeader(b)
-		s.MaxTimestamp = max(s.MaxTimestamp, h.MaxTimestamp)
+func (t reclaimedTier) MaxTimestamp(_ context.Context, _ [16]byte, _ int32, from, to, floor int64) (offset, timestamp int64, ok bool, err error) {
+	if to > t.x.start {
+		return 0, 0, false, fmt.Errorf("[%d, %d) is not in the bucket, which ends at %d", from, to, t.x.start)
 	}
-	return s, true
+	offset, timestamp, ok = largest(t.x.batches, from, to)
+	return offset, timestamp, ok && timestamp >= floor, nil
+}
+
+// largest is the first record with the largest timestamp in the offsets [from, to) of some batches, looked for in the plainest way.
+func largest(batches [][]byte, from, to int64) (offset, timestamp int64, ok bool) {
+	for _, b := range batches {
+		h, _ := batch.ParseHeader(b)
+		for rec, err := range batch.Records(b, 1<<20) {
+			o, ts := h.BaseOffset+int64(rec.OffsetDelta), h.Timestamp(rec)
+			if err == nil && o >= from && o < to && ts >= 0 && (!ok || ts > timestamp) {
+				offset, timestamp, ok = o, ts, true
+			}
+		}
+	}
+	return offset, timestamp, ok
 }
 
 // What a lookup by time finds does not depend on where the records are, also
@@ -128,6 +143,104 @@ func TestLookupsWhileTheLogIsReclaimed(t *testing.T) {
 		}
 		if o, ts, ok, err := fresh().maxTimestamp(context.Background(), v, end); !ok || err != nil || o != 3 || ts != 60 {
 			t.Errorf("%d moves, the largest: %d at offset %d, %v, %v", moves, ts, o, ok, err)
+		}
+	}
+}
+
+// laidOut is a partition with batches of several records: the log has them from local on, the bucket those below.
+type laidOut struct {
+	batches [][]byte
+	local   int64
+	asked   int // how often the bucket was
+}
+
+type laidOutLog struct {
+	Log
+	x *laidOut
+}
+
+type laidOutTier struct {
+	Tier
+	x *laidOut
+}
+
+func (l laidOutLog) Bounds(wal.PartitionID) (int64, int64) { return l.x.local, math.MaxInt64 }
+
+// headers calls f with the batches of the log that end in (from, upTo].
+func (l laidOutLog) headers(from, upTo int64, f func(h batch.Header, b []byte)) {
+	for _, b := range l.x.batches {
+		if h, _ := batch.ParseHeader(b); h.BaseOffset >= l.x.local && h.LastOffset() >= from && h.LastOffset() < upTo {
+			f(h, b)
+		}
+	}
+}
+
+func (l laidOutLog) MaxTimestamp(_ wal.PartitionID, from, upTo int64) (ts, base int64, found bool) {
+	l.headers(from, upTo, func(h batch.Header, _ []byte) {
+		if !found || h.MaxTimestamp > ts {
+			ts, base, found = h.MaxTimestamp, h.BaseOffset, true
+		}
+	})
+	return ts, base, found
+}
+
+func (l laidOutLog) Read(_ wal.PartitionID, o int64, _ int, upTo int64) (run wal.Run, err error) {
+	err = fmt.Errorf("%w: %d", wal.ErrOutOfRange, o)
+	l.headers(o, upTo, func(h batch.Header, b []byte) {
+		if err != nil {
+			run, err = wal.Run{Chunks: [][]byte{b}, Base: h.BaseOffset, Next: h.NextOffset(), Bytes: len(b)}, nil
+		}
+	})
+	return run, err
+}
+
+func (t laidOutTier) MaxTimestamp(_ context.Context, _ [16]byte, _ int32, from, to, floor int64) (offset, timestamp int64, ok bool, err error) {
+	if t.x.asked++; from >= to || to > t.x.local {
+		return 0, 0, false, fmt.Errorf("[%d, %d) is not in the bucket, which ends at %d", from, to, t.x.local)
+	}
+	offset, timestamp, ok = largest(t.x.batches, from, to)
+	return offset, timestamp, ok && timestamp >= floor, nil
+}
+
+// The largest timestamp is that of the records between log start and bound, wherever in a batch the log start lies and
+// whatever the log and the bucket have of them.
+func TestMaxTimestampOfWhatIsThere(t *testing.T) {
+	for seed := range uint64(20) {
+		rnd := rand.New(rand.NewPCG(seed, 1))
+		x := &laidOut{}
+		ends := []int64{0}
+		for range 6 {
+			b := batch.NewBuilder()
+			b.BaseOffset = ends[len(ends)-1]
+			n := 1 + rnd.Int64N(3)
+			for range n {
+				b.Add(rnd.Int64N(12)-1, nil, []byte("v")) // some have none, some are equal
+			}
+			one, err := b.Build()
+			if err != nil {
+				t.Fatal(err)
+			}
+			x.batches, ends = append(x.batches, one), append(ends, b.BaseOffset+n)
+		}
+		r := &replica{b: &Broker{log_: laidOutLog{x: x}, tier: laidOutTier{x: x}, opening: newOpening(1 << 20)}}
+		r.pid.Store(1)
+		end := ends[len(ends)-1]
+		for _, local := range ends {
+			for start := range end + 1 {
+				for _, bound := range ends {
+					x.local, x.asked = local, 0
+					v := partition.View{Role: partition.Leader, LogStart: start, LogEnd: end, HighWatermark: end}
+					wantOffset, wantTs, want := largest(x.batches, start, bound)
+					o, ts, ok, err := r.maxTimestamp(context.Background(), v, bound)
+					if err != nil || ok != want || ok && (o != wantOffset || ts != wantTs) {
+						t.Fatalf("seed %d, from %d below %d, the log begins at %d: %d at offset %d, %v, %v; expected %d at %d, %v",
+							seed, start, bound, local, ts, o, ok, err, wantTs, wantOffset, want)
+					}
+					if x.asked > 0 && start >= local {
+						t.Fatalf("the bucket was asked, though the log has everything from the log start %d on", start)
+					}
+				}
+			}
 		}
 	}
 }

@@ -48,10 +48,9 @@ func (t *Tier) viewOf(key partitionKey, raw []byte, rev int64) (v *view, err err
 
 func (t *Tier) newView(key partitionKey, head *manifest.Head, rev int64) *view {
 	v := &view{head: head, rev: rev, loaded: time.Now()}
-	v.objects, v.bytes, v.maxTimestamp = head.Totals()
+	v.objects, v.bytes = head.Totals()
 	// Dead entries are in the tail as long as a page stands before it, and in the
 	// oldest page.
-	dead := int64(0)
 	peek := func(r manifest.PageRef) *manifest.Page {
 		p, _ := t.meta.peek(r.Key(key.topic, key.index)).(*manifest.Page)
 		return p
@@ -62,7 +61,7 @@ func (t *Tier) newView(key partitionKey, head *manifest.Head, rev int64) *view {
 			if len(p.Refs) > 0 {
 				for _, r := range p.Refs {
 					if r.Last < head.LogStart {
-						v.objects, v.bytes, dead = v.objects-r.Entries, v.bytes-r.Bytes, dead+1
+						v.objects, v.bytes = v.objects-r.Entries, v.bytes-r.Bytes
 					} else if r.Base < head.LogStart {
 						if q := peek(r); q != nil {
 							lists = append(lists, q.Entries)
@@ -78,15 +77,7 @@ func (t *Tier) newView(key partitionKey, head *manifest.Head, rev int64) *view {
 	for _, list := range lists {
 		for _, e := range list {
 			if e.Last < head.LogStart {
-				v.objects, v.bytes, dead = v.objects-1, v.bytes-e.Bytes, dead+1
-			}
-		}
-	}
-	if dead > 0 && len(head.Named()) == 0 {
-		v.maxTimestamp = -1
-		for _, e := range head.Tail {
-			if e.Last >= head.LogStart {
-				v.maxTimestamp = max(v.maxTimestamp, e.MaxTimestamp)
+				v.objects, v.bytes = v.objects-1, v.bytes-e.Bytes
 			}
 		}
 	}
@@ -96,7 +87,7 @@ func (t *Tier) newView(key partitionKey, head *manifest.Head, rev int64) *view {
 // live returns the bytes in entries that are not dead, exactly.
 func (t *Tier) live(ctx context.Context, key partitionKey, h *manifest.Head) (bytes int64, err error) {
 	err = t.withPages(ctx, key, func(page func(manifest.PageRef) *manifest.Page) error {
-		_, bytes, _ = h.Totals()
+		_, bytes = h.Totals()
 		refs := h.Pages
 		if h.Index != nil {
 			p := page(*h.Index)

@@ -453,7 +453,7 @@ func (t *Tier) findTimestamp(ctx context.Context, key partitionKey, v *view, ts 
 		if err != nil {
 			return Run{}, false, err
 		}
-		for c := range o.firsts {
+		for c := o.chunkAt(v.head.LogStart); c < len(o.firsts); c++ {
 			if !slices.ContainsFunc(o.blocks(c), func(k Block) bool { return k.MaxTimestamp >= ts }) {
 				continue
 			}
@@ -478,17 +478,25 @@ func (t *Tier) findTimestamp(ctx context.Context, key partitionKey, v *view, ts 
 	}
 }
 
-// hasSince tells whether a batch has a record at or behind start of time ts or later.
-func (t *Tier) hasSince(ctx context.Context, raw []byte, ts, start int64) (ok bool, err error) {
+// inflate runs f, which goes over the records of a batch for their timestamps, with what it may inflate to at most, in bytes.
+func (t *Tier) inflate(ctx context.Context, raw []byte, f func(limit int) error) error {
 	limit := int64(maxInflated)
 	if n := min(batch.Whole(raw), t.o.UploadBytes/2); n > 0 {
 		if err := t.opening.Acquire(ctx, n); err != nil {
-			return false, err
+			return err
 		}
 		defer t.opening.Release(n)
 		limit = min(limit, n)
 	}
-	_, _, ok, err = batch.FirstAtOrAfter(raw, ts, start, math.MaxInt64, int(limit))
+	return f(int(limit))
+}
+
+// hasSince tells whether a batch has a record at or behind start of time ts or later.
+func (t *Tier) hasSince(ctx context.Context, raw []byte, ts, start int64) (ok bool, err error) {
+	err = t.inflate(ctx, raw, func(limit int) (err error) {
+		_, _, ok, err = batch.FirstAtOrAfter(raw, ts, start, math.MaxInt64, limit)
+		return err
+	})
 	return ok, err
 }
 

@@ -107,7 +107,6 @@ type State struct {
 	Compacted                        int64 // below it the remote part may lack what local logs still have
 	Objects                          int
 	Bytes                            int64 // of record batches in the bucket
-	MaxTimestamp                     int64 // largest in the remote part, -1: none
 	LeaderEpoch                      int32
 	Rev                              int64
 	UploadLag                        time.Duration // age of the oldest record that may be uploaded and is not
@@ -305,7 +304,7 @@ type view struct {
 	loaded time.Time
 	// Of the entries that are not dead, exact if the page that the log start
 	// lies in was at hand, else a little too many.
-	objects, bytes, maxTimestamp int64
+	objects, bytes int64
 }
 
 // Open starts the background work. Nothing is asked of the bucket before there
@@ -553,7 +552,7 @@ func (t *Tier) leaders() []*leader {
 func (v *view) state(epoch int32) State {
 	return State{
 		LogStart: v.head.LogStart, RemoteStart: v.head.RemoteStart(), RemoteEnd: v.head.RemoteEnd(), Compacted: v.head.Compacted(),
-		Objects: int(v.objects), Bytes: v.bytes, MaxTimestamp: v.maxTimestamp, LeaderEpoch: epoch, Rev: v.rev,
+		Objects: int(v.objects), Bytes: v.bytes, LeaderEpoch: epoch, Rev: v.rev,
 	}
 }
 

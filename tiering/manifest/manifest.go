@@ -181,19 +181,14 @@ func (h *Head) Newest() (Entry, bool) {
 
 // Totals counts entries and bytes, dead ones in pages that are still named
 // included.
-func (h *Head) Totals() (entries, bytes, maxTimestamp int64) {
-	maxTimestamp = -1
-	add := func(n, b, ts int64) { entries, bytes, maxTimestamp = entries+n, bytes+b, max(maxTimestamp, ts) }
-	if h.Index != nil {
-		add(h.Index.Entries, h.Index.Bytes, h.Index.MaxTimestamp)
-	}
-	for _, p := range h.Pages {
-		add(p.Entries, p.Bytes, p.MaxTimestamp)
+func (h *Head) Totals() (entries, bytes int64) {
+	for _, p := range h.Named() {
+		entries, bytes = entries+p.Entries, bytes+p.Bytes
 	}
 	for _, e := range h.Tail {
-		add(1, e.Bytes, e.MaxTimestamp)
+		entries, bytes = entries+1, bytes+e.Bytes
 	}
-	return entries, bytes, maxTimestamp
+	return entries, bytes
 }
 
 // Dead tells whether an entry that the manifest holds or held at some time lies

@@ -224,9 +224,9 @@ func TestStories(t *testing.T) {
 				e, ok, err := b.head.FindTimestamp(num("at", 0), num("from", 0), b.page)
 				return b.answer(e, ok, err)
 			case "ends":
-				n, bytes, ts := b.head.Totals()
-				return fmt.Sprintf("remote [%d, %d), next base %d, %d entries, %d bytes, newest time %d\n",
-					b.head.RemoteStart(), b.head.RemoteEnd(), b.head.NextBase(), n, bytes, ts)
+				n, bytes := b.head.Totals()
+				return fmt.Sprintf("remote [%d, %d), next base %d, %d entries, %d bytes\n",
+					b.head.RemoteStart(), b.head.RemoteEnd(), b.head.NextBase(), n, bytes)
 			}
 			t.Fatalf("unknown command %q", d.Cmd)
 			return ""

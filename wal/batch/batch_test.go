@@ -754,15 +754,22 @@ func TestLookupByTime(t *testing.T) {
 				t.Errorf("%v: %d: %d %d %v %v", c, ts-t0, off, at, ok, err)
 			}
 		}
-		if off, at, ok, err := MaxTimestampOffset(b, 1<<20); off != 102 || at != t0+9 || !ok || err != nil {
-			t.Errorf("%v: %d %d %v %v", c, off, at, ok, err)
+		for _, w := range []struct{ from, to, want int64 }{
+			{0, math.MaxInt64, 102}, {102, 103, 102}, {103, 105, 103}, {104, 200, 104}, {100, 102, 100}, {101, 102, 101}, {105, 200, -1}, {0, 100, -1},
+		} {
+			off, at, ok, err := MaxTimestampOffset(b, w.from, w.to, 1<<20)
+			if err != nil || ok != (w.want >= 0) || ok && (off != w.want || at != rs[w.want-100].ts) {
+				t.Errorf("%v: in [%d, %d): %d %d %v %v, want %d", c, w.from, w.to, off, at, ok, err, w.want)
+			}
 		}
 		SetLogAppendTime(b, t0+77)
 		if off, at, ok, err := FirstAtOrAfter(b, t0+50, 0, math.MaxInt64, 1<<20); off != 100 || at != t0+77 || !ok || err != nil {
 			t.Errorf("%v: %d %d %v %v", c, off, at, ok, err)
 		}
-		if off, at, ok, err := MaxTimestampOffset(b, 1<<20); off != 100 || at != t0+77 || !ok || err != nil {
-			t.Errorf("%v: %d %d %v %v", c, off, at, ok, err)
+		for _, from := range []int64{100, 102} {
+			if off, at, ok, err := MaxTimestampOffset(b, from, math.MaxInt64, 1<<20); off != from || at != t0+77 || !ok || err != nil {
+				t.Errorf("%v: from %d: %d %d %v %v", c, from, off, at, ok, err)
+			}
 		}
 	}
 	if _, _, ok, err := FirstAtOrAfter(raw(None, 0, nil), 0, 0, math.MaxInt64, 0); ok || err != nil {

@@ -76,13 +76,15 @@ func FirstAtOrAfter(b []byte, ts, from, to int64, maxInflated int) (offset, time
 	return offset, timestamp, ok, err
 }
 
-// MaxTimestampOffset finds the first record of b that has the largest time of all its records.
-func MaxTimestampOffset(b []byte, maxInflated int) (offset, timestamp int64, ok bool, err error) {
+// MaxTimestampOffset finds the first record of b in the offsets [from, to) that has the largest time, in ms, of those
+// records.
+func MaxTimestampOffset(b []byte, from, to int64, maxInflated int) (offset, timestamp int64, ok bool, err error) {
 	err = scan(b, maxInflated, func(h Header, r *Record) bool {
-		if t := h.Timestamp(*r); !ok || t > timestamp {
-			offset, timestamp, ok = h.BaseOffset+int64(r.OffsetDelta), t, true
+		o := h.BaseOffset + int64(r.OffsetDelta)
+		if t := h.Timestamp(*r); o >= from && o < to && (!ok || t > timestamp) {
+			offset, timestamp, ok = o, t, true
 		}
-		return !h.LogAppendTime() // then all are equal
+		return !(ok && h.LogAppendTime()) // then all are equal
 	})
 	return offset, timestamp, ok, err
 }

@@ -431,6 +431,57 @@ func TestListOffsets(t *testing.T) {
 	t.Run("remote after a restart", check)
 }
 
+// TestListOffsetsBehindLogStart: the record with the largest timestamp is gone, and the batch and the object that it is
+// in are not, while the records are in the local log and after they have gone to the bucket.
+func TestListOffsetsBehindLogStart(t *testing.T) {
+	t.Parallel()
+	b := servertest.Start(t, servertest.Options{Settings: map[string]string{"log.retention.check.interval.ms": "200"}})
+	b.CreateTopic("o", 1, "retention.ms", "-1")
+	adm := admin(t, b)
+	kgoProduce(t, b.Addr(), "o", []rec{{ts: baseTime + 5000}, {ts: baseTime + 1000}, {ts: baseTime + 2000}}, kgoCodec("none"), kgo.ProducerLinger(time.Second))
+	deleteTo := func(offset int64) {
+		t.Helper()
+		o := kadm.Offsets{}
+		o.AddOffset("o", 0, offset, -1)
+		if rs, err := adm.DeleteRecords(patience(t), o); err != nil || rs.Error() != nil {
+			t.Fatal(err, rs.Error())
+		}
+	}
+	expect := func(what string, offset, ts int64) {
+		t.Helper()
+		if o := offsets(t, adm.ListMaxTimestampOffsets, "o"); o.Offset != offset || o.Timestamp != ts {
+			t.Errorf("%s: the largest timestamp is %d at offset %d, want %d at %d", what, o.Timestamp, o.Offset, ts, offset)
+		}
+	}
+	since := func(what string, ts, offset int64) {
+		t.Helper()
+		o := offsets(t, func(ctx context.Context, topics ...string) (kadm.ListedOffsets, error) {
+			return adm.ListOffsetsAfterMilli(ctx, ts, topics...)
+		}, "o")
+		if o.Offset != offset {
+			t.Errorf("%s: since %d offset %d, want %d", what, ts-baseTime, o.Offset, offset)
+		}
+	}
+	deleteTo(1)
+	for _, what := range []string{"local", "remote"} {
+		if what == "remote" {
+			if rs, err := adm.AlterTopicConfigs(patience(t), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "local.retention.bytes", Value: ptr("1")}}, "o"); err != nil || rs[0].Err != nil {
+				t.Fatal(rs, err)
+			}
+			b.Remote("o", true)
+			if o := offsets(t, adm.ListLocalLogStartOffsets, "o"); o.Offset != 3 {
+				t.Errorf("local start %+v", o)
+			}
+		}
+		expect(what, 2, baseTime+2000)
+		since(what, baseTime, 1)
+		since(what, baseTime+1500, 2)
+		since(what, baseTime+2001, 3) // nothing: a client goes to the end
+	}
+	deleteTo(3)
+	expect("nothing left", -1, -1)
+}
+
 func TestDescribe(t *testing.T) {
 	t.Parallel()
 	b := servertest.Start(t, servertest.Options{})
