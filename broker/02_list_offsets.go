@@ -254,7 +254,10 @@ func (r *replica) maxLocal(ctx context.Context, from, bound int64) (offset, time
 		if lo >= hi {
 			continue
 		}
-		ts, base, found := r.b.log_.MaxTimestamp(r.localID(), lo, hi)
+		ts, base, found, err := r.b.log_.MaxTimestamp(r.localID(), lo, hi)
+		if err != nil {
+			return 0, 0, false, err
+		}
 		if !found || ts < timestamp || ts == timestamp && (!ok || base >= offset) {
 			continue
 		}

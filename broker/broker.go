@@ -46,7 +46,7 @@ type Log interface {
 	ProducerSnapshot(p wal.PartitionID) (snapshot []byte, offset int64, err error)
 	Read(p wal.PartitionID, offset int64, maxBytes int, upTo int64) (wal.Run, error)
 	Find(p wal.PartitionID, timestamp, from, upTo int64) (base int64, found bool, err error)
-	MaxTimestamp(p wal.PartitionID, from, upTo int64) (timestamp, base int64, found bool)
+	MaxTimestamp(p wal.PartitionID, from, upTo int64) (timestamp, base int64, found bool, err error)
 	Bounds(p wal.PartitionID) (start, end int64)
 	BytesBetween(p wal.PartitionID, from, to int64) int64
 	Trim(p wal.PartitionID, start int64, done func(error))

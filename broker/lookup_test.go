@@ -54,7 +54,7 @@ func (l reclaimedLog) Find(_ wal.PartitionID, ts, from, upTo int64) (int64, bool
 	return o, o >= 0, nil
 }
 
-func (l reclaimedLog) MaxTimestamp(_ wal.PartitionID, from, upTo int64) (ts, base int64, found bool) {
+func (l reclaimedLog) MaxTimestamp(_ wal.PartitionID, from, upTo int64) (ts, base int64, found bool, err error) {
 	x := l.x
 	x.move()
 	for o := max(from, x.start); o < upTo; o++ {
@@ -62,7 +62,7 @@ func (l reclaimedLog) MaxTimestamp(_ wal.PartitionID, from, upTo int64) (ts, bas
 			ts, base, found = h.MaxTimestamp, o, true
 		}
 	}
-	return ts, base, found
+	return ts, base, found, nil
 }
 
 func (x *reclaimed) run(o int64) ([][]byte, int64) { return [][]byte{x.batches[o]}, o + 1 }
@@ -175,13 +175,13 @@ func (l laidOutLog) headers(from, upTo int64, f func(h batch.Header, b []byte)) 
 	}
 }
 
-func (l laidOutLog) MaxTimestamp(_ wal.PartitionID, from, upTo int64) (ts, base int64, found bool) {
+func (l laidOutLog) MaxTimestamp(_ wal.PartitionID, from, upTo int64) (ts, base int64, found bool, err error) {
 	l.headers(from, upTo, func(h batch.Header, _ []byte) {
 		if !found || h.MaxTimestamp > ts {
 			ts, base, found = h.MaxTimestamp, h.BaseOffset, true
 		}
 	})
-	return ts, base, found
+	return ts, base, found, nil
 }
 
 func (l laidOutLog) Read(_ wal.PartitionID, o int64, _ int, upTo int64) (run wal.Run, err error) {

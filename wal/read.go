@@ -381,28 +381,28 @@ func (l *Log) Find(id PartitionID, timestamp, from, upTo int64) (base int64, fou
 }
 
 // MaxTimestamp returns the largest batch timestamp in [from, upTo) and the first batch that has it.
-func (l *Log) MaxTimestamp(id PartitionID, from, upTo int64) (timestamp, base int64, found bool) {
+func (l *Log) MaxTimestamp(id PartitionID, from, upTo int64) (timestamp, base int64, found bool, err error) {
 	spans, err := l.spans(id, from, upTo)
 	if err != nil {
-		return 0, 0, false
+		return 0, 0, false, err
 	}
 	sort.SliceStable(spans, func(i, j int) bool { return spans[i].maxTS > spans[j].maxTS })
 	for _, s := range spans {
-		if found && s.maxTS <= timestamp {
+		if found && (s.maxTS < timestamp || s.maxTS == timestamp && s.base >= base) {
 			break
 		}
 		// A run may promise more than it keeps, if its largest timestamp lies outside the range.
 		err := l.headers(id, max(s.base, from), min(s.next, upTo), func(h batch.Header) bool {
-			if !found || h.MaxTimestamp > timestamp {
+			if !found || h.MaxTimestamp > timestamp || h.MaxTimestamp == timestamp && h.BaseOffset < base {
 				timestamp, base, found = h.MaxTimestamp, h.BaseOffset, true
 			}
 			return true
 		})
 		if err != nil {
-			return 0, 0, false
+			return 0, 0, false, err
 		}
 	}
-	return timestamp, base, found
+	return timestamp, base, found, nil
 }
 
 // BytesBetween is how many bytes the offsets [from, to) take, to the precision of a run, or of what a segment has of

@@ -260,10 +260,10 @@ func TestReadBounds(t *testing.T) {
 				t.Errorf("Find(%d, from %d, up to %d) = %d, %v, %v; want %d, %v", tc.ts, tc.from, tc.upTo, base, found, err, tc.base, tc.found)
 			}
 		}
-		if ts, base, found := l.MaxTimestamp(p, 0, 6); !found || ts != 9 || base != 2 {
+		if ts, base, found, err := l.MaxTimestamp(p, 0, 6); err != nil || !found || ts != 9 || base != 2 {
 			t.Errorf("MaxTimestamp = %d at %d, %v", ts, base, found)
 		}
-		if ts, base, found := l.MaxTimestamp(p, 4, 6); !found || ts != 7 || base != 4 {
+		if ts, base, found, err := l.MaxTimestamp(p, 4, 6); err != nil || !found || ts != 7 || base != 4 {
 			t.Errorf("MaxTimestamp from 4 = %d at %d, %v", ts, base, found)
 		}
 		mustClose(t, l)
