@@ -69,6 +69,10 @@ func successor(held etcd.HeldMark, last, next [16]byte) (newLast, newNext [16]by
 		newest = next
 	}
 	switch {
+	case held.Revision == 0 && number(last) == 0:
+		// It is not known to have been given any: to count on from those that came to nothing would make it look further than a
+		// copy of it that is given the first.
+		return last, newMark(number(next) + 1)
 	case held.Revision == 0, number(held.Mark) < number(last):
 		return newest, newMark(number(newest) + 1)
 	case stale(held.Mark, last, next):
