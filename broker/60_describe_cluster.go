@@ -21,6 +21,10 @@ import (
 // runs.
 const BrokerStateTag = 0x7662
 
+// StaleTag is the tagged field of the answer by which a broker says that it does not hear from the metadata store, so that what it
+// shows may be old, or that nothing can be changed there: why, in words.
+const StaleTag = 0x7666
+
 func (b *Broker) describeCluster(_ context.Context, r *request, in kmsg.Request) kmsg.Response {
 	req := in.(*kmsg.DescribeClusterRequest)
 	resp := req.ResponseKind().(*kmsg.DescribeClusterResponse)
@@ -36,6 +40,12 @@ func (b *Broker) describeCluster(_ context.Context, r *request, in kmsg.Request)
 	}
 	im := b.meta.Image()
 	resp.ClusterID, resp.ControllerID = im.ClusterID, b.controllerID(im)
+	if m, ok := b.meta.(interface{ Healthy() error }); ok {
+		if err := m.Healthy(); err != nil {
+			why := err.Error()
+			resp.UnknownTags.Set(StaleTag, []byte(why[:min(len(why), 1000)]))
+		}
+	}
 	if req.IncludeClusterAuthorizedOperations {
 		resp.ClusterAuthorizedOperations = clusterOperations
 	}

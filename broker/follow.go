@@ -372,7 +372,11 @@ func (r *replica) diverged(ctx context.Context, c *copyRun, epoch int32, end int
 			"at", to, "high_watermark", v.HighWatermark, "local_start", start)
 		return r.restart(ctx, c)
 	}
-	r.b.log.Info("local log cut: the leader has other records, other epochs, or none, from there on", "partition", r.String(), "at", to, "end", v.LogEnd, "epoch", c.epoch)
+	if to < v.LogEnd {
+		r.b.log.Info("local log cut: the leader has other records, other epochs, or none, from there on", "partition", r.String(), "at", to, "end", v.LogEnd, "epoch", c.epoch)
+	} else {
+		r.b.log.Debug("leader epoch without records forgotten: the leader does not have it", "partition", r.String(), "at", to, "epoch", c.epoch)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.current(c.epoch, c.from) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -10,6 +11,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/varve/varve/broker"
 )
 
 func clusterCommand() *cobra.Command {
@@ -39,6 +42,16 @@ func describedCluster(s *session) (*kmsg.DescribeClusterResponse, error) {
 	}
 	slices.SortFunc(resp.Brokers, func(a, b kmsg.DescribeClusterResponseBroker) int { return int(a.NodeID) - int(b.NodeID) })
 	return resp, nil
+}
+
+// stale is nil, or says that the broker which answered does not hear from etcd.
+func stale(c *kmsg.DescribeClusterResponse) (err error) {
+	c.UnknownTags.Each(func(tag uint32, why []byte) {
+		if tag == broker.StaleTag {
+			err = fmt.Errorf("what is shown may be old, and nobody is elected: %s", why)
+		}
+	})
+	return err
 }
 
 // partitionState is one partition and what it lacks.
@@ -132,13 +145,14 @@ type clusterState struct {
 	UnderMinISR     int     `json:"under_min_isr_partitions"`
 	NotPreferred    int     `json:"not_preferred_leaders"` // led by another replica than the first
 	Reassigning     int     `json:"reassigning_partitions"`
+	Stale           string  `json:"stale,omitempty"` // why what is shown may be old
 }
 
 func clusterStatus(conn *connection) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Brokers that are away, partitions that lack replicas, what is under way",
-		Long:  "Exit code 0 if every partition has a leader and min.insync.replicas in sync, 1 if not.",
+		Long:  "Exit code 0 if every partition has a leader and min.insync.replicas in sync, 1 if not, and if that is not known because the brokers do not hear from etcd.",
 		Args:  arguments("", 0, 0),
 	}
 	out := addOutput(cmd)
@@ -177,6 +191,10 @@ func clusterStatus(conn *connection) *cobra.Command {
 			st.NotPreferred += count(!p.Offline && len(p.Replicas) > 0 && p.Leader != p.Replicas[0])
 		}
 		st.Topics = len(topics)
+		old := stale(c)
+		if old != nil {
+			st.Stale = old.Error()
+		}
 		if out.json() {
 			err = writeJSON(cmd.OutOrStdout(), st)
 		} else {
@@ -197,7 +215,7 @@ func clusterStatus(conn *connection) *cobra.Command {
 		if err == nil && st.Offline+st.UnderMinISR > 0 {
 			err = fmt.Errorf("%d partitions have no leader, %d fewer in sync than min.insync.replicas; `varve partition list --offline` and --under-min-isr show them", st.Offline, st.UnderMinISR)
 		}
-		return err
+		return errors.Join(old, err)
 	}
 	return cmd
 }
@@ -265,13 +283,13 @@ func clusterBrokers(conn *connection) *cobra.Command {
 			list = append(list, listedBroker{b.NodeID, b.Host, b.Port, deref(b.Rack), b.NodeID == c.ControllerID, b.IsFenced, st.unresponsive, st.cordoned, st.resting, leads[b.NodeID], replicas[b.NodeID]})
 		}
 		if out.json() {
-			return writeJSON(cmd.OutOrStdout(), list)
+			return errors.Join(writeJSON(cmd.OutOrStdout(), list), stale(c))
 		}
 		t := newTable("ID", "ADDRESS", "RACK", "CONTROLLER", "FENCED", "UNRESPONSIVE", "DRAINED", "LEADS", "REPLICAS")
 		for _, l := range list {
 			t.row(l.ID, fmt.Sprintf("%s:%d", l.Host, l.Port), dash(l.Rack), l.Controller, l.Fenced, l.Unresponsive, dash(l.drained()), l.Leads, l.Replicas)
 		}
-		return t.writeTo(cmd.OutOrStdout())
+		return errors.Join(t.writeTo(cmd.OutOrStdout()), stale(c))
 	}
 	return cmd
 }
@@ -309,6 +327,11 @@ func partitionList(conn *connection) *cobra.Command {
 		}
 		if list == nil {
 			return err
+		}
+		if c, cerr := describedCluster(s); cerr != nil {
+			err = errors.Join(err, cerr)
+		} else {
+			err = errors.Join(err, stale(c))
 		}
 		if out.json() {
 			if werr := writeJSON(cmd.OutOrStdout(), list); werr != nil {

@@ -22,6 +22,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/varve/varve/cmd/varve/servertest"
 	"github.com/varve/varve/internal/child"
 	"github.com/varve/varve/internal/cluster"
 )
@@ -643,4 +644,40 @@ func TestStartWhileOthersAreAway(t *testing.T) {
 	}
 	all()
 	put()
+}
+
+// Commands that show metadata say that it may be old when the brokers do not hear from etcd: who leads may be dead, and nobody is elected.
+func TestStaleMetadataIsSaid(t *testing.T) {
+	c := cluster.Start(t, processes(cluster.Options{Brokers: 1, Etcd: 1}))
+	ask := [][]string{{"cluster", "status"}, {"cluster", "brokers"}, {"partition", "list"}}
+	run := func(args []string) result {
+		return varve(t, "", append(slices.Clone(args), "--bootstrap-server", c.Describe().Bootstrap)...)
+	}
+	for _, args := range ask {
+		if r := run(args); r.code != 0 || strings.Contains(r.errOut, "may be old") {
+			t.Errorf("%v: %+v", args, r)
+		}
+	}
+	if err := c.Etcd[0].Pause(); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range ask {
+		servertest.Eventually(t, func() error {
+			if r := run(args); r.code != exitFailed || !strings.Contains(r.errOut, "what is shown may be old, and nobody is elected") || r.out == "" {
+				return fmt.Errorf("%v: %+v", args, r)
+			}
+			return nil
+		})
+	}
+	if err := c.Etcd[0].Resume(); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range ask {
+		servertest.Eventually(t, func() error {
+			if r := run(args); r.code != 0 {
+				return fmt.Errorf("%v: %+v", args, r)
+			}
+			return nil
+		})
+	}
 }

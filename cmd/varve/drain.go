@@ -73,10 +73,10 @@ and the same command again goes on with the rest. ` + "`varve broker undrain`" +
 			return err
 		case len(d.Stay) > 0 && !d.leadersOnly:
 			first := d.Stay[0]
-			return fmt.Errorf("%d partitions keep their replica on broker %d, %s-%d the first: it has %d replicas, and the other brokers that take replicas cannot hold as many; lower the replication factor (`varve reassign plan`) or add a broker, and drain again",
+			return fmt.Errorf("%d partitions keep their replica on broker %d, %s-%d the first: it has %d replicas, and the other brokers that take replicas cannot hold as many, or are away (`varve reassign status` shows what is on the way to one); bring it back, add a broker, or lower the replication factor (`varve reassign plan`), and drain again",
 				len(d.Stay), id, first.Topic, first.Partition, len(first.Replicas))
 		case d.Leads > 0:
-			return fmt.Errorf("broker %d still leads %d partitions, of which nobody else is in sync that may lead: `varve cluster brokers` shows who is away or drained", id, d.Leads)
+			return fmt.Errorf("broker %d still leads %d partitions, of which nobody else is in sync that may lead: they have one replica, or `varve cluster brokers` shows who is away or drained", id, d.Leads)
 		}
 		return nil
 	}

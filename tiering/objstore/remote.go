@@ -76,6 +76,9 @@ type remote struct {
 	closed   atomic.Bool
 }
 
+// awayTimeout bounds the look for the bucket where Options.Away says that it may be away.
+const awayTimeout = 4 * time.Second
+
 func newRemote(ctx context.Context, d driver, loc Location, name string, o Options) (*remote, error) {
 	r := &remote{d: d, loc: loc, name: name}
 	if loc.Prefix != "" {
@@ -84,6 +87,12 @@ func newRemote(ctx context.Context, d driver, loc Location, name string, o Optio
 	r.noIfNone.Store(!loc.Conditional)
 	if o.SkipCheck && !o.Create {
 		return r, nil
+	}
+	if o.Away != nil {
+		// Whoever can do without it is not to be kept by a store that takes connections and does not answer.
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, awayTimeout)
+		defer cancel()
 	}
 	err := d.bucketExists(ctx)
 	if errors.Is(err, ErrNoBucket) && o.Create {

@@ -443,3 +443,21 @@ func TestBucketInMemory(t *testing.T) {
 		s.Close(context.Background())
 	}
 }
+
+// What a drain sets of a broker is the controller's: it keeps no other setting that is changed while the broker runs from it.
+func TestReconfiguredWhileDrained(t *testing.T) {
+	m := newMember(t)
+	s, err := m.open(1, objstore.NewMem())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close(context.Background())
+	own := map[string]string{"cordoned.log.dirs": "*", "leadership.enable": "false", "max.connections": "7"}
+	c, err := s.reconfigure(map[string]string{"max.connections.per.ip": "5"}, own)
+	if err != nil || c.MaxConnections != 7 || c.MaxConnectionsPerIP != 5 {
+		t.Errorf("%+v: %v", c, err)
+	}
+	if len(own) != 3 {
+		t.Errorf("what was given has changed: %v", own)
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -422,6 +423,10 @@ func (s *Server) takeOver(ctx context.Context) {
 // cannot be changed that way, so only limits differ.
 func (s *Server) reconfigure(cluster, own map[string]string) (*config.BrokerConfig, error) {
 	c := s.o.Config
+	// What the controller goes by is no setting of this process, and is refused in its file.
+	own = maps.Clone(own)
+	delete(own, "cordoned.log.dirs")
+	delete(own, "leadership.enable")
 	set := config.Merge(config.FromMode("the broker's own configuration", c.Static), config.FromMode("the cluster's dynamic configuration", cluster), config.FromMode("the broker's dynamic configuration", own))
 	next, _, err := config.Build(set, config.Machine{Hostname: "localhost", MemoryBytes: c.MemoryMaxBytes})
 	if err != nil {

@@ -64,17 +64,25 @@ func body(t *testing.T, url string) (int, string) {
 func TestStartWithTheBucketAway(t *testing.T) {
 	t.Setenv("AWS_ACCESS_KEY_ID", "id")
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "secret")
+	const hangs = -1
 	var status atomic.Int32 // of every answer
+	over := make(chan struct{})
 	store := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		code := status.Load()
 		if _, key, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/"); key != "" && code == 200 && r.Method != http.MethodPut {
 			code = 404 // nothing is kept
 		}
-		if code != 0 {
+		if code == hangs {
+			select {
+			case <-r.Context().Done():
+			case <-over:
+			}
+		} else if code != 0 {
 			w.WriteHeader(int(code))
 		}
 	}))
 	defer store.Close()
+	defer close(over)
 	host := strings.TrimPrefix(store.URL, "http://")
 	for _, url := range []string{"minio://" + host + "/bucket?attempts=1&create=true", "s3://bucket?attempts=1&region=us-east-1&endpoint=" + store.URL} {
 		dir := t.TempDir()
@@ -89,7 +97,7 @@ func TestStartWithTheBucketAway(t *testing.T) {
 		if err := start(503); !errors.Is(err, objstore.ErrUnavailable) && !errors.Is(err, objstore.ErrThrottled) {
 			t.Errorf("%s: first start while it is away: %v", url, err)
 		}
-		for _, code := range []int32{200, 503} {
+		for _, code := range []int32{200, 503, hangs} {
 			if err := start(code); err != nil {
 				t.Errorf("%s: start with the store answering %d: %v", url, code, err)
 			}
