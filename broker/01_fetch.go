@@ -41,8 +41,6 @@ import (
 // Versions: 7 sessions, 12 divergence by epoch, 13 topic ids, 15 replica
 // state, 16 endpoints of a new leader.
 
-const maxFetchPartitions = 200_000
-
 // fetch is one Fetch request on its way to an answer.
 type fetch struct {
 	b       *Broker
@@ -140,7 +138,7 @@ func (f *fetch) open() int16 {
 	for i := range req.Topics {
 		n += len(req.Topics[i].Partitions)
 	}
-	if n > maxFetchPartitions {
+	if n > protocol.MaxPartitions {
 		return protocol.CodeInvalidRequest
 	}
 	if req.SessionEpoch != 0 && req.SessionEpoch != -1 {
@@ -203,7 +201,7 @@ func (f *fetch) update() bool {
 				k = partitionKey{id: t.TopicID, index: p.Partition}
 			}
 			w := s.watches[k]
-			if w == nil && !f.full && (len(s.watches) >= maxFetchPartitions || !s.copies && f.b.sessions.full(len(s.watches)-before)) {
+			if w == nil && !f.full && (len(s.watches) >= protocol.MaxPartitions || !s.copies && f.b.sessions.full(len(s.watches)-before)) {
 				fits = false
 				continue
 			}

@@ -138,7 +138,7 @@ func tooManyPartitions[T, P any](topics []T, of func(*T) *[]P) bool {
 	for i := range topics {
 		n += len(*of(&topics[i]))
 	}
-	if n <= maxFetchPartitions {
+	if n <= protocol.MaxPartitions {
 		return false
 	}
 	left := 1000
@@ -324,7 +324,7 @@ func (b *Broker) offsetDelete(ctx context.Context, _ *request, in kmsg.Request) 
 // offsetFetch is offsetCommit's counterpart.
 func (b *Broker) offsetFetch(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
 	req := in.(*kmsg.OffsetFetchRequest)
-	if tooMany(&req.Groups) || namedPartitions(req) > maxFetchPartitions {
+	if tooMany(&req.Groups) || namedPartitions(req) > protocol.MaxPartitions {
 		resp := req.ResponseKind().(*kmsg.OffsetFetchResponse)
 		if req.Version < 8 {
 			resp.ErrorCode = protocol.CodeInvalidRequest // version 1 has no place for it: it answers with no partitions

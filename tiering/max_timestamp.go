@@ -96,6 +96,9 @@ func (t *Tier) latest(ctx context.Context, key partitionKey, v *view, from, to, 
 		if !p.beats(best) {
 			break // nor does what is left
 		}
+		if err := ctx.Err(); err != nil {
+			return timed{}, err
+		}
 		switch {
 		case p.page != nil:
 			page, err := t.page(ctx, key, *p.page)

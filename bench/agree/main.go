@@ -11,6 +11,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -34,6 +35,7 @@ var (
 	rounds  = flag.Int("rounds", 3, "how often, in turn; medians are shown")
 	dir     = flag.String("dir", "", "where the broker's data goes (default: the temporary directory)")
 	linger  = flag.Int("linger", 5, "how long a batch waits for more records, ms")
+	delay   = flag.Duration("delay", 0, "how far away the broker is made to be, to and fro: latencies that a client's own way of counting is a small part of")
 	rates   = flag.String("rates", "5000,20000,0", "offered records/s; 0: as fast as they are taken; empty: only what is read")
 )
 
@@ -95,12 +97,26 @@ func run(ctx context.Context) error {
 	if *binary, err = filepath.Abs(*binary); err != nil {
 		return err
 	}
-	b, err := child.StartVarve(ctx, *binary, tmp, "remote.flush.interval.ms=600000", "remote.object.bytes=1099511627776", "wal.max.bytes=17179869184")
+	settings := []string{"remote.flush.interval.ms=600000", "remote.object.bytes=1099511627776", "wal.max.bytes=17179869184"}
+	var far net.Listener
+	if *delay > 0 {
+		if far, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+			return err
+		}
+		defer far.Close()
+		settings = append(settings, "advertised.listeners=PLAINTEXT://"+far.Addr().String())
+	}
+	b, err := child.StartVarve(ctx, *binary, tmp, settings...)
 	if err != nil {
 		return err
 	}
 	defer b.Kill()
-	a := &agree{addr: b.Addr, java: []string{"-Xmx512m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=error", "-cp", filepath.Join(*jars, "*")}}
+	addr := b.Addr
+	if far != nil {
+		addr = far.Addr().String()
+		go passOn(far, b.Addr, *delay/2)
+	}
+	a := &agree{addr: addr, java: []string{"-Xmx512m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=error", "-cp", filepath.Join(*jars, "*")}}
 	all := []generator{{"varve bench", a.varveProduce, a.varveConsume}, {"kafka-*-perf-test", a.javaProduce, a.javaConsume}}
 	if *rdkafka != "" {
 		all = append(all, generator{"rdkafka_performance", a.rdkafkaProduce, a.rdkafkaConsume})
@@ -151,6 +167,55 @@ func run(ctx context.Context) error {
 		return err
 	}
 	return a.compare(fmt.Sprintf("%d records, read", count), all, func(g generator) (figures, error) { return g.consume(ctx, "agree-read", count) })
+}
+
+// passOn takes connections and passes on to addr what they bring, and back, each byte d later, until the listener is closed.
+func passOn(l net.Listener, addr string, d time.Duration) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		far, err := net.Dial("tcp", addr)
+		if err != nil {
+			c.Close()
+			continue
+		}
+		go later(far, c, d)
+		go later(c, far, d)
+	}
+}
+
+// later copies from one connection to another, each byte d after it came, and ends both.
+func later(to, from net.Conn, d time.Duration) {
+	type part struct {
+		at    time.Time
+		bytes []byte
+	}
+	parts := make(chan part, 1024) // what is on its way
+	go func() {
+		defer close(parts)
+		for {
+			b := make([]byte, 64<<10)
+			n, err := from.Read(b)
+			if n > 0 {
+				parts <- part{time.Now(), b[:n]}
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	for p := range parts {
+		time.Sleep(time.Until(p.at.Add(d)))
+		if _, err := to.Write(p.bytes); err != nil {
+			break
+		}
+	}
+	to.Close()
+	from.Close()
+	for range parts { // so that the reader ends
+	}
 }
 
 // compare runs the generators in turn, and prints their medians beside those of

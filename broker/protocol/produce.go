@@ -41,9 +41,9 @@ const (
 	produceFlexible, produceIDs = 9, 13
 )
 
-// maxProducePartitions bounds what one request may name, as a Fetch is bounded: six bytes name a partition, and its place in the request and in the
-// answer takes some two hundred. A cluster has no more (metadata/controller.DefaultMaxPartitions).
-const maxProducePartitions = 200_000
+// MaxPartitions bounds the partitions that one request may name: a few bytes name one, and its place in the request and in the answer takes some
+// two hundred. A cluster has no more (metadata/controller.DefaultMaxPartitions).
+const MaxPartitions = 200_000
 
 // What a ProduceRequest keeps for the next Decode: 128 KB of partitions and 72 KB of topics at most.
 const (
@@ -140,7 +140,7 @@ func (r *ProduceRequest) decode(w *walk, version int16) bool {
 		if !ok {
 			return false
 		}
-		if named += partitions; named > maxProducePartitions {
+		if named += partitions; named > MaxPartitions {
 			return w.fail(badCost)
 		}
 		// A topic's partitions are one run of r.partitions. When that is full it is replaced, never moved: the runs of the

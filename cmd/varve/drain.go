@@ -44,21 +44,13 @@ and the same command again goes on with the rest. ` + "`varve broker undrain`" +
 	atOnce := int64(100)
 	cmd.Flags().Var(intValue{&atOnce, 1, math.MaxInt32, "a number from 1"}, "at-once", "partitions that move at a time")
 	out := addOutput(cmd)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		id, err := parseBroker(args[0])
-		if err != nil {
-			return err
-		}
-		s, err := conn.admin(cmd.Context())
-		if err != nil {
-			return err
-		}
-		defer s.close()
+	cmd.RunE = conn.onBroker(func(cmd *cobra.Command, s *session, id int32) error {
 		if err := markDrained(s, id, true); err != nil {
 			return err
 		}
 		d := drain{s: s, broker: id, atOnce: int(atOnce), leadersOnly: *leadersOnly, progress: func(line string) { fmt.Fprintln(cmd.ErrOrStderr(), line) }}
-		if err := d.run(); err != nil {
+		err := d.run()
+		if err != nil {
 			return err
 		}
 		if out.json() {
@@ -79,7 +71,7 @@ and the same command again goes on with the rest. ` + "`varve broker undrain`" +
 			return fmt.Errorf("broker %d still leads %d partitions, of which nobody else is in sync that may lead: they have one replica, or `varve cluster brokers` shows who is away or drained", id, d.Leads)
 		}
 		return nil
-	}
+	})
 	return cmd
 }
 
@@ -92,16 +84,7 @@ replica goes back by itself (` + "`varve reassign plan --topic`" + ` spreads the
 		Args: arguments("the broker's node.id", 1, 1),
 	}
 	conn := addConnection(cmd)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		id, err := parseBroker(args[0])
-		if err != nil {
-			return err
-		}
-		s, err := conn.admin(cmd.Context())
-		if err != nil {
-			return err
-		}
-		defer s.close()
+	cmd.RunE = conn.onBroker(func(cmd *cobra.Command, s *session, id int32) error {
 		if err := markDrained(s, id, false); err != nil {
 			return err
 		}
@@ -129,7 +112,7 @@ replica goes back by itself (` + "`varve reassign plan --topic`" + ` spreads the
 		}
 		fmt.Fprintf(cmd.OutOrStdout(), "broker %d takes replicas and leaderships again; it leads %d partitions as their preferred leader\n", id, led)
 		return nil
-	}
+	})
 	return cmd
 }
 
@@ -143,16 +126,7 @@ assigned. One that is started again under that id registers anew; where it was d
 		Args: arguments("the broker's node.id", 1, 1),
 	}
 	conn := addConnection(cmd)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		id, err := parseBroker(args[0])
-		if err != nil {
-			return err
-		}
-		s, err := conn.admin(cmd.Context())
-		if err != nil {
-			return err
-		}
-		defer s.close()
+	cmd.RunE = conn.onBroker(func(cmd *cobra.Command, s *session, id int32) error {
 		req := kmsg.NewPtrUnregisterBrokerRequest()
 		req.BrokerID = id
 		resp, err := req.RequestWith(s.ctx, s.kgo)
@@ -170,8 +144,24 @@ assigned. One that is started again under that id registers anew; where it was d
 		}
 		fmt.Fprintf(cmd.OutOrStdout(), "broker %d is not registered any more\n", id)
 		return nil
-	}
+	})
 	return cmd
+}
+
+// onBroker runs a command about the broker that its argument names.
+func (c *connection) onBroker(run func(cmd *cobra.Command, s *session, id int32) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		id, err := parseBroker(args[0])
+		if err != nil {
+			return err
+		}
+		s, err := c.admin(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer s.close()
+		return run(cmd, s, id)
+	}
 }
 
 func parseBroker(s string) (int32, error) {
