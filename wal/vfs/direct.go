@@ -12,20 +12,60 @@ import (
 const (
 	// directAlign is what O_DIRECT asks of offset, length and memory at most.
 	directAlign = 4096
-	// directChunk is what one call writes; the next chunk is put together meanwhile.
+	// directChunk is what one write writes; the next chunk is put together meanwhile.
 	directChunk = 512 << 10
 	// directDepth is how many chunks of a vector are being written at a time: a disk that is asked for one thing after
 	// the other is slower than one that can choose.
 	directDepth = 4
+
+	hugePage = 2 << 20
 )
 
-// bounces are aligned buffers, as what is written lies wherever requests have put it.
-var bounces = sync.Pool{New: func() any {
-	b := make([]byte, directChunk+directAlign)
-	n := int(-uintptr(unsafe.Pointer(&b[0])) & (directAlign - 1))
-	b = b[n : n+directChunk : n+directChunk]
-	return &b
-}}
+// stage is where a block is put together for the disk, as what is written lies wherever requests have put it: aligned
+// chunks of one huge page, which goes to the disk in one piece where 4 KiB pages would be hundreds.
+type stage struct {
+	mem    []byte // directDepth chunks
+	free   []int  // those that are not being written
+	writes [directDepth]struct {
+		part []byte
+		off  int64
+	}
+	queue queue
+}
+
+// stages are those that nobody uses, the last one given back on top: as many as have written at a time.
+var stages struct {
+	sync.Mutex
+	free []*stage
+}
+
+func takeStage() *stage {
+	stages.Lock()
+	defer stages.Unlock()
+	if n := len(stages.free); n > 0 {
+		s := stages.free[n-1]
+		stages.free = stages.free[:n-1]
+		return s
+	}
+	m, err := unix.Mmap(-1, 0, 2*hugePage, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		m = make([]byte, 2*hugePage)
+	}
+	m = m[-uintptr(unsafe.Pointer(&m[0]))&(hugePage-1):][:directDepth*directChunk]
+	unix.Madvise(m, unix.MADV_HUGEPAGE) // a kernel without them gives small ones
+	s := &stage{mem: m}
+	for i := range directDepth {
+		s.free = append(s.free, i)
+	}
+	return s
+}
+
+// giveBack is called when nothing of the stage is being written.
+func (s *stage) giveBack() {
+	stages.Lock()
+	stages.free = append(stages.free, s)
+	stages.Unlock()
+}
 
 // direct is a second way to a file, around the page cache (open(2), O_DIRECT). Pages of what it writes that are in the
 // cache are dropped from it by the kernel; nothing that it writes shares a page with what is written in another way.
@@ -63,56 +103,49 @@ func (d *direct) close() {
 // writeDirect writes the size bytes of bufs, which it leaves as they are, at off. Both are whole pages. n is how much of
 // the beginning was written. EINVAL: not to be written in this way.
 func writeDirect(fd int, bufs [][]byte, size int, off int64) (n int64, err error) {
-	if size <= directChunk {
-		b := bounces.Get().(*[]byte)
-		defer bounces.Put(b)
-		gather((*b)[:size], bufs, 0)
-		w, err := pwriteAll(fd, (*b)[:size], off)
-		return int64(w), err
+	s := takeStage()
+	n = int64(size)
+	// settle takes note of what became of a chunk, and writes what is left of it.
+	settle := func(c int, done int, e error) {
+		w := &s.writes[c]
+		if e == nil && done < len(w.part) {
+			var more int
+			more, e = pwriteAll(fd, w.part[done:], w.off+int64(done))
+			done += more
+		}
+		if upTo := w.off - off + int64(done); e != nil && upTo < n {
+			n, err = upTo, e
+		}
+		s.free = append(s.free, c)
 	}
-	type chunk struct {
-		n   int
-		err error
-	}
-	chunks := make([]chunk, (size+directChunk-1)/directChunk)
-	depth := min(directDepth, len(chunks))
-	free := make(chan *[]byte, depth)
-	for range depth {
-		free <- bounces.Get().(*[]byte)
-	}
-	var wg sync.WaitGroup
 	skip := 0
-	for i := range chunks {
-		b := <-free
-		part := (*b)[:min(directChunk, size-i*directChunk)]
-		bufs, skip = gather(part, bufs, skip)
-		write := func() {
-			chunks[i].n, chunks[i].err = pwriteAll(fd, part, off+int64(i)*directChunk)
-			free <- b
+	for at := 0; at < size; {
+		if len(s.free) == 0 {
+			if e := s.queue.wait(1, settle); e != nil {
+				return 0, e // and the stage stays away: the disk may still read from it
+			}
 		}
-		if i == len(chunks)-1 {
-			write()
-		} else {
-			wg.Go(write)
-		}
-	}
-	wg.Wait()
-	for range depth {
-		bounces.Put(<-free)
-	}
-	for _, c := range chunks {
-		n += int64(c.n)
-		if c.err != nil {
-			return n, c.err
+		c := s.free[len(s.free)-1]
+		s.free = s.free[:len(s.free)-1]
+		w := &s.writes[c]
+		w.part, w.off = s.mem[c*directChunk:][:min(directChunk, size-at)], off+int64(at)
+		bufs, skip = gather(w.part, bufs, skip)
+		at += len(w.part)
+		if size <= directChunk || !s.queue.submit(fd, c, w.part, w.off) {
+			settle(c, 0, nil)
 		}
 	}
-	return n, nil
+	if e := s.queue.wait(directDepth-len(s.free), settle); e != nil {
+		return 0, e
+	}
+	s.giveBack()
+	return n, err
 }
 
 // gather fills b with what bufs hold behind the first skip bytes, and returns what is left of them.
 func gather(b []byte, bufs [][]byte, skip int) (rest [][]byte, skipped int) {
 	for len(b) > 0 {
-		n := copy(b, bufs[0][skip:])
+		n := stream(b, bufs[0][skip:])
 		b = b[n:]
 		if skip += n; skip == len(bufs[0]) {
 			bufs, skip = bufs[1:], 0
