@@ -21,6 +21,17 @@ import (
 // Versions: 4 defaults by -1, 5 the created topic's settings in the answer, 7
 // its id.
 
+// once is a filter that lets each of several values through once: what a request names twice is answered once, as in
+// Kafka, which collects such names.
+func once[K comparable]() func(K) bool {
+	seen := map[K]bool{}
+	return func(k K) bool {
+		first := !seen[k]
+		seen[k] = true
+		return first
+	}
+}
+
 // maxAdminItems bounds the items of one administrative request.
 const maxAdminItems = 10_000
 
@@ -55,7 +66,11 @@ func (b *Broker) createTopics(ctx context.Context, r *request, in kmsg.Request) 
 		b.awaitServing(ctx, names)
 	}
 	im := b.meta.Image()
+	first := once[string]()
 	for _, res := range results {
+		if !first(res.Name) {
+			continue
+		}
 		t := kmsg.NewCreateTopicsResponseTopic()
 		t.Topic, t.TopicID, t.ErrorCode = res.Name, res.ID, res.ErrorCode
 		t.NumPartitions, t.ReplicationFactor = -1, -1

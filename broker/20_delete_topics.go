@@ -35,7 +35,11 @@ func (b *Broker) deleteTopics(ctx context.Context, _ *request, in kmsg.Request) 
 			refs = append(refs, controller.TopicRef{Name: name})
 		}
 	}
+	first := once[controller.TopicRef]()
 	for i, res := range b.meta.DeleteTopics(ctx, refs) {
+		if refs[i] != (controller.TopicRef{}) && !first(refs[i]) {
+			continue
+		}
 		t := kmsg.NewDeleteTopicsResponseTopic()
 		t.TopicID, t.ErrorCode = res.ID, res.ErrorCode
 		if name := res.Name; name != "" || refs[i].Name != "" {

@@ -33,7 +33,11 @@ func (b *Broker) createPartitions(ctx context.Context, _ *request, in kmsg.Reque
 	if !req.ValidateOnly {
 		b.awaitServing(ctx, names)
 	}
+	first := once[string]()
 	for _, res := range results {
+		if !first(res.Name) {
+			continue
+		}
 		t := kmsg.NewCreatePartitionsResponseTopic()
 		t.Topic, t.ErrorCode = res.Name, res.ErrorCode
 		if res.ErrorCode != 0 {

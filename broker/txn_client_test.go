@@ -179,6 +179,19 @@ func TestTransactionsOfAClient(t *testing.T) {
 	}
 }
 
+// What no coordinator would take is refused for what it is by a broker that knows of no coordinator yet.
+func TestTimeoutBeforeCoordinator(t *testing.T) {
+	b := startTxn(t, "transaction.max.timeout.ms", "2000")
+	y := newBystander(t, b)
+	for timeout, want := range map[int32]int16{-1: protocol.CodeInvalidTransactionTimeout, 0: protocol.CodeInvalidTransactionTimeout, 2001: protocol.CodeInvalidTransactionTimeout, 2000: protocol.CodeCoordinatorNotAvailable} {
+		req := kmsg.NewPtrInitProducerIDRequest()
+		req.TransactionalID, req.TransactionTimeoutMillis = kmsg.StringPtr("tx"), timeout
+		if r := y.do(at(5, req)).(*kmsg.InitProducerIDResponse); r.ErrorCode != want || r.ProducerID != -1 || r.ProducerEpoch != -1 {
+			t.Errorf("a timeout of %d ms: %s, id %d, epoch %d; want %s", timeout, protocol.Name(r.ErrorCode), r.ProducerID, r.ProducerEpoch, protocol.Name(want))
+		}
+	}
+}
+
 func TestTransactionTimesOut(t *testing.T) {
 	for _, old := range []bool{false, true} {
 		t.Run(fmt.Sprintf("old=%v", old), func(t *testing.T) {

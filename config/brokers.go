@@ -29,9 +29,9 @@ func brokerDefs() []*Def {
 
 	// Listeners and network.
 	add(
-		text("listeners", "PLAINTEXT://:9092", "Where the broker listens: name://host:port, separated by commas; an empty host means every interface.", checked(
+		texts("listeners", "PLAINTEXT://:9092", "Where the broker listens: name://host:port, separated by commas; an empty host means every interface.", checked(
 			"a comma-separated list of name://host:port", checkListeners)),
-		text("advertised.listeners", dflt, "The addresses that clients are told to connect to, as name://host:port; without it, those of listeners.", checked(
+		texts("advertised.listeners", dflt, "The addresses that clients are told to connect to, as name://host:port; without it, those of listeners.", checked(
 			"a comma-separated list of name://host:port", checkListeners)),
 		text("listener.security.protocol.map", "SASL_SSL:SASL_SSL,PLAINTEXT:PLAINTEXT,SSL:SSL,SASL_PLAINTEXT:SASL_PLAINTEXT",
 			"The security protocol of each listener name, as name:protocol, separated by commas.", checked(
@@ -86,13 +86,13 @@ func brokerDefs() []*Def {
 
 	// Log and retention.
 	add(
-		text("log.dirs", dflt, "The directory of this broker's log.", checked("one directory", func(v string) error {
+		texts("log.dirs", dflt, "The directory of this broker's log.", checked("one directory", func(v string) error {
 			if len(ParseList(v)) > 1 {
 				return errors.New("a broker writes one log on one disk: name one directory, or run a broker per disk")
 			}
 			return nil
 		})),
-		text("log.dir", dflt, "The directory of this broker's log, if log.dirs is not set."),
+		texts("log.dir", dflt, "The directory of this broker's log, if log.dirs is not set."),
 		integer("log.retention.hours", "168", "The default of retention.ms in hours; negative: for ever.", anyLow, anyHigh),
 		integer("log.retention.minutes", dflt, "The default of retention.ms in minutes; negative: for ever.", anyLow, anyHigh),
 		integer("log.roll.hours", "168", "The default of segment.ms in hours.", 1, anyHigh),

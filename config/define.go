@@ -96,6 +96,11 @@ func text(name, dflt, doc string, opts ...option) *Def {
 	return setDefault(def(name, String, dflt, "text", doc, nil, opts))
 }
 
+// texts is a comma-separated list whose items are whatever the options check.
+func texts(name, dflt, doc string, opts ...option) *Def {
+	return setDefault(def(name, List, dflt, "a comma-separated list", doc, nil, opts))
+}
+
 func class(name, dflt, doc string, opts ...option) *Def {
 	return setDefault(def(name, Class, dflt, "no class", doc, nil, opts))
 }

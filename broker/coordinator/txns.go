@@ -553,6 +553,11 @@ func (c *Transactions) initProducerID(ctx context.Context, req *kmsg.InitProduce
 	if req.TransactionalID != nil {
 		id = *req.TransactionalID
 	}
+	if code := c.o.Transactions.Refuses(req); code != protocol.CodeNone {
+		r := kmsg.NewPtrInitProducerIDResponse()
+		r.Version, r.ProducerID, r.ProducerEpoch, r.ErrorCode = req.Version, -1, -1, code
+		return r
+	}
 	r, code := request[*kmsg.InitProducerIDResponse](ctx, c.host, id, c.o.ReplyTimeout, func(token uint64) txn.Command {
 		return &txn.Init{Token: token, Req: req}
 	})

@@ -139,13 +139,25 @@ func initReply(c *Init, id int64, epoch, code int16) *kmsg.InitProducerIDRespons
 	return r
 }
 
+// Refuses is the code that an InitProducerId gets whoever coordinates its id, and whether or not there is a coordinator yet; 0 for
+// one that a coordinator has to decide on. It looks at the timeout and at whether producer id and epoch are both there.
+func (c Config) Refuses(req *kmsg.InitProducerIDRequest) int16 {
+	timeout := time.Duration(req.TransactionTimeoutMillis) * time.Millisecond
+	switch {
+	case (req.ProducerID != -1) != (req.ProducerEpoch != -1):
+		return codeInvalidRequest
+	case timeout <= 0 || timeout > c.filled().MaxTimeout:
+		return codeInvalidTransactionTimeout
+	}
+	return 0
+}
+
 func (t *turn) init(c *Init) {
 	req := c.Req
 	refuse := func(code int16) { t.reply(c.Token, initReply(c, -1, -1, code)) }
 	expects := req.ProducerID != -1
-	timeout := time.Duration(req.TransactionTimeoutMillis) * time.Millisecond
-	switch {
-	case expects != (req.ProducerEpoch != -1), t.id == "", len(t.id) > maxID:
+	switch code := t.cfg.Refuses(req); {
+	case t.id == "", len(t.id) > maxID:
 		refuse(codeInvalidRequest)
 		return
 	case c.Enable2PC:
@@ -155,8 +167,8 @@ func (t *turn) init(c *Init) {
 	case c.KeepPreparedTxn:
 		refuse(codeUnsupportedVersion)
 		return
-	case timeout <= 0 || timeout > t.cfg.MaxTimeout:
-		refuse(codeInvalidTransactionTimeout)
+	case code != 0:
+		refuse(code)
 		return
 	}
 	if t.e == nil {

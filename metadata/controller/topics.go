@@ -310,7 +310,9 @@ func (c DeleteTopics) handle(im *image.Image, env Env) ([]image.Change, Reply) {
 		}
 		return im.TopicByID(ref.ID)
 	}
+	named := make(map[TopicRef]int, len(c.Topics))
 	for _, ref := range c.Topics {
+		named[ref]++
 		if t := find(ref); t != nil {
 			seen[t.ID]++
 		}
@@ -327,6 +329,8 @@ func (c DeleteTopics) handle(im *image.Image, env Env) ([]image.Change, Reply) {
 			r = r.fail(codeInvalidRequest, "You may not specify both topic name and topic id.")
 		case ref.Name == "" && ref.ID == [16]byte{}:
 			r = r.fail(codeInvalidRequest, "Neither topic name nor id were specified.")
+		case named[ref] > 1:
+			r = r.fail(codeInvalidRequest, "Duplicate topic name or id.")
 		case t == nil && env.Retry && buried(im, ref):
 			// deleted by an earlier attempt
 		case t == nil && ref.Name != "":
