@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"math/bits"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -190,12 +192,15 @@ func TestOutage(t *testing.T) {
 	var rec recorder
 	var nodes []*Node
 	var links []*link
+	var warned []*warnings
 	for id := int32(1); id <= 2; id++ {
 		o := c.options(id)
 		client, l := newLink(c.server.Client())
 		o.Store = etcd.New(etcd.Options{Client: client})
 		o.SessionTimeout, o.HeartbeatInterval = time.Second, 50*time.Millisecond
 		o.Events.Controlled = rec.add
+		warned = append(warned, &warnings{})
+		o.Logger = slog.New(warned[len(warned)-1])
 		n := open(t, o)
 		register(t, n)
 		nodes, links = append(nodes, n), append(links, l)
@@ -215,6 +220,18 @@ func TestOutage(t *testing.T) {
 		eventually(t, "unwell", func() bool { return n.Healthy() != nil })
 		if n.Image().Topic("t") == nil {
 			t.Fatal("the image does not serve")
+		}
+	}
+	// What goes on failing is said less and less often.
+	for i, n := range nodes {
+		inARow := func() int {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			return n.watchFailed
+		}
+		eventually(t, "five failures in a row", func() bool { return inARow() >= 5 })
+		if said, failed := warned[i].count("metadata watch broke off"), inARow(); said < 3 || said > bits.Len(uint(failed))+1 {
+			t.Errorf("broker %d has warned of %d failures %d times", i+1, failed, said)
 		}
 	}
 	for _, l := range links {

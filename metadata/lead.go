@@ -47,6 +47,7 @@ func (n *Node) lead() {
 	defer n.wg.Done()
 	const shortest = 50 * time.Millisecond
 	delay := shortest
+	failed := 0 // campaigns in a row
 	for n.ctx.Err() == nil {
 		n.mu.Lock()
 		lease, moved := n.lease, n.published
@@ -69,8 +70,13 @@ func (n *Node) lead() {
 				delay = shortest
 				continue
 			}
-			if err != nil && n.ctx.Err() == nil {
-				n.log.Warn("campaign failed", "error", err)
+			switch {
+			case err == nil:
+				failed = 0
+			case n.ctx.Err() == nil:
+				if failed++; told(failed) {
+					n.log.Warn("campaign failed", "in_a_row", failed, "error", err)
+				}
 			}
 			if won || err != nil || im.Controller == n.o.BrokerID {
 				sleep(n.ctx, delay)
@@ -269,6 +275,7 @@ func (n *Node) balance(ctx context.Context, epoch int64) bool {
 // given revision: after it, a transaction whose outcome was open has been
 // applied and is seen, or will fail its compares.
 func (n *Node) resync(ctx context.Context, epoch, revision int64) error {
+	failed := 0
 	for delay := 20 * time.Millisecond; ; delay = min(2*delay, time.Second) {
 		rev, err := n.store.Barrier(ctx, epoch)
 		if err == nil {
@@ -277,7 +284,9 @@ func (n *Node) resync(ctx context.Context, epoch, revision int64) error {
 		if errors.Is(err, etcd.ErrNotController) || ctx.Err() != nil || errors.Is(err, etcd.ErrRevisionRegressed) {
 			return err
 		}
-		n.log.Warn("the controller cannot reach the store", "error", err)
+		if failed++; told(failed) {
+			n.log.Warn("the controller cannot reach the store", "in_a_row", failed, "error", err)
+		}
 		n.failQueued(err)
 		if !sleep(ctx, delay) {
 			return ctx.Err()

@@ -132,6 +132,7 @@ type Node struct {
 	deliveredRevision int64
 	watchErr          error     // why the watch is broken; nil while it runs
 	watchBroken       time.Time // since when
+	watchFailed       int       // how often in a row
 	watchAlive        time.Time // when it was last known to be well
 	lease             int64     // 0: no session
 	brokerEpoch       int64
@@ -322,8 +323,8 @@ func (n *Node) watch() {
 			}
 			n.setWatchErr(loadErr)
 			n.log.Warn("metadata cannot be loaded", "error", loadErr)
-		} else {
-			n.log.Warn("metadata watch broke off", "error", err)
+		} else if inARow := n.watchFailedAgain(); told(inARow) {
+			n.log.Warn("metadata watch broke off", "in_a_row", inARow, "error", err)
 		}
 		if !sleep(n.ctx, delay) {
 			return
@@ -341,11 +342,26 @@ func (n *Node) setWatchErr(err error) {
 	n.watchErr = err
 }
 
-func (n *Node) watchIsAlive() {
+func (n *Node) watchFailedAgain() (inARow int) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.watchErr, n.watchAlive = nil, time.Now()
+	n.watchFailed++
+	return n.watchFailed
 }
+
+func (n *Node) watchIsAlive() {
+	n.mu.Lock()
+	failed, broken := n.watchFailed, n.watchBroken
+	n.watchErr, n.watchAlive, n.watchFailed = nil, time.Now(), 0
+	n.mu.Unlock()
+	if failed > 1 {
+		n.log.Info("metadata is followed again", "failures", failed, "after", time.Since(broken).Round(time.Millisecond))
+	}
+}
+
+// told says which of failures in a row are logged: the first, the second, the fourth, and so on. What goes on for an hour at
+// one a second is a dozen lines.
+func told(inARow int) bool { return inARow&(inARow-1) == 0 }
 
 // blind says that nothing is known of what is written, for so long that a watch at a
 // member that hangs would have been noticed, and taken up elsewhere.
