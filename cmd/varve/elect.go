@@ -197,7 +197,7 @@ func (e *shownElection) print(cmd *cobra.Command) error {
 		_, err := fmt.Fprintf(w, "%s is led by broker %d: there is nothing to elect\n", visible(e.name()), e.Leader)
 		return err
 	}
-	t := newTable("BROKER", "WAS IN SYNC", "ALIVE", "LEADER EPOCH", "LOG END", "HIGH WATERMARK", "LOSES")
+	t := newTable("BROKER", "WAS IN SYNC", "ALIVE", "LEADER EPOCH", "LOG END", "HIGH WATERMARK", "LOSES AT LEAST")
 	for _, l := range e.Replicas {
 		switch from, to := e.Lost(l); {
 		case !l.Told && l.Alive:
