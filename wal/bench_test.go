@@ -201,7 +201,7 @@ func BenchmarkAppend(b *testing.B) {
 		for _, size := range []int{1 << 10, 16 << 10, 1 << 20} {
 			for _, appenders := range []int{1, 16, 256} {
 				b.Run(fmt.Sprintf("partitions=%d/size=%d/appenders=%d", partitions, size, appenders), func(b *testing.B) {
-					var logTime, bareTime time.Duration
+					var logTime, bareTime, logCPU, bareCPU time.Duration
 					const turns = 8
 					each := func(n int, f func(worker int)) time.Duration {
 						start := time.Now()
@@ -233,11 +233,14 @@ func BenchmarkAppend(b *testing.B) {
 					for turn := range turns {
 						n := b.N/turns + min(1, b.N%turns/(turn+1))
 						total += n
+						cpu := processTime()
 						logTime += each(n, func(w int) {
 							benchAppend(b, at[w]%partitions, size)
 							at[w] += appenders
 						})
 						b.StopTimer()
+						logCPU += processTime() - cpu
+						cpu = processTime()
 						bareTime += each(n, func(w int) {
 							buf := slab.Get(size)
 							copy(buf.Bytes(), benchPayload)
@@ -252,6 +255,7 @@ func BenchmarkAppend(b *testing.B) {
 							buf.Release()
 							acks.Put(done)
 						})
+						bareCPU += processTime() - cpu
 						b.StartTimer()
 					}
 					b.StopTimer()
@@ -259,6 +263,8 @@ func BenchmarkAppend(b *testing.B) {
 					b.ReportMetric(mb/logTime.Seconds(), "MB/s")
 					b.ReportMetric(mb/bareTime.Seconds(), "bare-MB/s")
 					b.ReportMetric(float64(total)/logTime.Seconds(), "appends/s")
+					b.ReportMetric(logCPU.Seconds()*1e6/float64(total), "cpu-us/append")
+					b.ReportMetric(bareCPU.Seconds()*1e6/float64(total), "bare-cpu-us/append")
 					b.ReportMetric(float64(total)/float64(benchLog.l.Stats().Blocks-blocks), "appends/block")
 					b.ReportMetric(float64(total)/float64(benchLog.bare.syncs.Load()-syncs), "bare-appends/block")
 					b.ReportMetric(bareTime.Seconds()/logTime.Seconds(), "ratio")
