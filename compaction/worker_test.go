@@ -446,7 +446,7 @@ func TestClaimLost(t *testing.T) {
 			if n := s.round(k); n != 0 {
 				t.Errorf("%d jobs done", n)
 			}
-			if s.seen["work thrown away"] != 1 {
+			if s.times("work thrown away") != 1 {
 				t.Errorf("%v", s.seen)
 			}
 			if !next && p.head().Compaction != before.Compaction {
@@ -476,7 +476,7 @@ func TestConflict(t *testing.T) {
 			t.Fatalf("%d jobs", n)
 		}
 		// Of three groups the last is as it was.
-		if n, m := k.p.count("put data"), k.p.count("commit"); n != 2 || m != 4 || s.seen["commits rebased"] != 1 {
+		if n, m := k.p.count("put data"), k.p.count("commit"); n != 2 || m != 4 || s.times("commits rebased") != 1 {
 			t.Errorf("%d objects, %d commits, %v", n, m, s.seen)
 		}
 		if c := p.head().Compaction; c.CleanEnd != p.end()-1 {
@@ -504,11 +504,11 @@ func TestAmbiguousCommit(t *testing.T) {
 				k.p.tracing()
 				k.failNext("commit", 2, after)
 				if lost { // and the claim with it
-					fail := k.p.fail
+					fail, lease := k.p.fail, k.lease
 					k.p.fail = func(what string) (error, error) {
 						b, a := fail(what)
 						if a != nil || b != nil {
-							time.AfterFunc(time.Millisecond, func() { s.store.EndLease(k.lease) })
+							time.AfterFunc(time.Millisecond, func() { s.store.EndLease(lease) })
 						}
 						return b, a
 					}
@@ -656,6 +656,7 @@ func TestReadsFail(t *testing.T) {
 			}
 			n, err := k.Round(bg, k.lease)
 			heard := k.failures()
+			synctest.Wait() // for what was read ahead
 			switch {
 			case err != nil:
 				t.Fatal(err)
@@ -915,7 +916,7 @@ func TestPages(t *testing.T) {
 				defer k.close()
 				k.p.tracing()
 				s.finish(k)
-				if s.seen["swaps in pages"] < 3 {
+				if s.times("swaps in pages") < 3 {
 					t.Errorf("%v", s.seen)
 				}
 				time.Sleep(5 * time.Minute) // what was replaced is gone

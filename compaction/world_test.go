@@ -804,6 +804,13 @@ func (p *partition) head() *manifest.Head {
 	return h
 }
 
+// times is how often something was seen.
+func (w *world) times(what string) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.seen[what]
+}
+
 func (w *world) saw(what string) {
 	w.mu.Lock()
 	w.seen[what]++

@@ -136,6 +136,12 @@ func (f *fakeLog) Policy() Policy {
 	return f.policy
 }
 
+func (f *fakeLog) localStart() int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.local
+}
+
 // Committed reclaims at once all that it may.
 func (f *fakeLog) Committed(s State) {
 	f.mu.Lock()

@@ -232,7 +232,7 @@ func TestHangingAdoption(t *testing.T) {
 				y := w.open()
 				w.lead(y, f)
 				f.plain(t, 1, 10, 100)
-				for f.local < 20 && time.Since(began) < time.Hour {
+				for f.localStart() < 20 && time.Since(began) < time.Hour {
 					time.Sleep(100 * time.Millisecond)
 					synctest.Wait()
 				}

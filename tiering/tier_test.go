@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/varve/varve/tiering/objstore"
@@ -615,6 +616,7 @@ func TestGrace(t *testing.T) {
 			f.compare(t, y, 0, f.hw, 1)  // y knows this head
 			time.Sleep(10 * time.Second) // and it is published
 			c.retire(t, w, x, f)
+			synctest.Wait() // for what y reads ahead
 			y.meta = newMeta(1 << 20)
 			f.compare(t, y, 0, f.hw, 1)
 			if d := gone(t, w, c.atMost); d < c.atLeast-time.Second {
