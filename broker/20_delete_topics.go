@@ -37,7 +37,9 @@ func (b *Broker) deleteTopics(ctx context.Context, _ *request, in kmsg.Request) 
 	}
 	first := once[controller.TopicRef]()
 	for i, res := range b.meta.DeleteTopics(ctx, refs) {
-		if refs[i] != (controller.TopicRef{}) && !first(refs[i]) {
+		// What is neither a name nor an id, or both, is an error of its own each time.
+		named := (refs[i].Name != "") != (refs[i].ID != [16]byte{}) || req.Version < 6
+		if named && !first(refs[i]) {
 			continue
 		}
 		t := kmsg.NewDeleteTopicsResponseTopic()

@@ -86,13 +86,8 @@ func brokerDefs() []*Def {
 
 	// Log and retention.
 	add(
-		texts("log.dirs", dflt, "The directory of this broker's log.", checked("one directory", func(v string) error {
-			if len(ParseList(v)) > 1 {
-				return errors.New("a broker writes one log on one disk: name one directory, or run a broker per disk")
-			}
-			return nil
-		})),
-		texts("log.dir", dflt, "The directory of this broker's log, if log.dirs is not set."),
+		texts("log.dirs", dflt, "The directory of this broker's log.", checked("one directory", oneDirectory)),
+		texts("log.dir", dflt, "The directory of this broker's log, if log.dirs is not set.", checked("one directory", oneDirectory)),
 		integer("log.retention.hours", "168", "The default of retention.ms in hours; negative: for ever.", anyLow, anyHigh),
 		integer("log.retention.minutes", dflt, "The default of retention.ms in minutes; negative: for ever.", anyLow, anyHigh),
 		integer("log.roll.hours", "168", "The default of segment.ms in hours.", 1, anyHigh),
@@ -382,4 +377,11 @@ func parseOverrides(v string) (map[string]int, error) {
 		m[host] = int(n)
 	}
 	return m, nil
+}
+
+func oneDirectory(v string) error {
+	if len(ParseList(v)) > 1 {
+		return errors.New("a broker writes one log on one disk: name one directory, or run a broker per disk")
+	}
+	return nil
 }

@@ -67,7 +67,7 @@ func (n *Node) lead() {
 			// the campaign finds out.
 			epoch, won, err := n.store.Campaign(n.ctx, lease, n.o.BrokerID, n.incarnation)
 			if won && n.control(epoch) {
-				delay = shortest
+				delay, failed = shortest, 0
 				continue
 			}
 			switch {
@@ -84,7 +84,7 @@ func (n *Node) lead() {
 				continue
 			}
 		}
-		delay = shortest
+		delay, failed = shortest, 0
 		select {
 		case <-moved:
 		case <-n.wake:

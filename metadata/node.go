@@ -310,7 +310,10 @@ func (n *Node) watch() {
 		// A new watch takes up after the last image. Only if that position is
 		// gone, or an entry could not be read, is everything loaded again.
 		if errors.Is(err, etcd.ErrCompacted) || errors.Is(err, etcd.ErrFormat) {
-			n.log.Warn("metadata watch broke off, loading everything", "error", err)
+			inARow := n.watchFailedAgain()
+			if told(inARow) {
+				n.log.Warn("metadata watch broke off, loading everything", "in_a_row", inARow, "error", err)
+			}
 			im, loadErr := n.store.Load(n.ctx)
 			if loadErr == nil {
 				n.setWatchErr(nil)
@@ -322,7 +325,9 @@ func (n *Node) watch() {
 				continue
 			}
 			n.setWatchErr(loadErr)
-			n.log.Warn("metadata cannot be loaded", "error", loadErr)
+			if told(inARow) {
+				n.log.Warn("metadata cannot be loaded", "in_a_row", inARow, "error", loadErr)
+			}
 		} else if inARow := n.watchFailedAgain(); told(inARow) {
 			n.log.Warn("metadata watch broke off", "in_a_row", inARow, "error", err)
 		}

@@ -48,6 +48,7 @@ func (n *Node) Register(ctx context.Context) error {
 // register takes a lease and writes the session, trying until ctx ends.
 func (n *Node) register(ctx context.Context) error {
 	var duplicateSince time.Time
+	failed := 0
 	for delay := 50 * time.Millisecond; ; delay = min(2*delay, time.Second) {
 		lease, ttl, err := n.store.Grant(ctx, n.o.SessionTimeout)
 		if err == nil {
@@ -73,8 +74,8 @@ func (n *Node) register(ctx context.Context) error {
 				return err
 			}
 			delay = min(delay, n.o.HeartbeatInterval)
-		} else {
-			n.log.Warn("registration failed, trying again", "broker", n.o.BrokerID, "error", err)
+		} else if failed++; told(failed) {
+			n.log.Warn("registration failed, trying again", "broker", n.o.BrokerID, "in_a_row", failed, "error", err)
 		}
 		if !sleep(ctx, delay) {
 			return fmt.Errorf("register broker %d: %w", n.o.BrokerID, err)

@@ -7,9 +7,10 @@
 // file is written round and round. A broker that reaches it does nothing that
 // does not have to be done.
 //
-// It writes as well as is known: around the page cache (O_DIRECT), to blocks
-// that have been written before. What it writes is laid out in a ring of memory,
-// and what is fetched is sent from there.
+// It writes well: around the page cache (O_DIRECT), to blocks that have been
+// written before, from huge pages. Large blocks are written by goroutines side
+// by side, where the log has the kernel do that. What it writes is laid out in a
+// ring of memory, and what is fetched is sent from there.
 package floor
 
 import (
@@ -110,9 +111,13 @@ func Open(addr string, o Options) (*Server, error) {
 	if o.MemoryBytes < 4*blockBytes || o.FileBytes < o.MemoryBytes/4 {
 		return nil, fmt.Errorf("floor: a file of %d bytes and %d of memory: a quarter of the memory, %d at least, has to fit into the file", o.FileBytes, o.MemoryBytes, blockBytes)
 	}
-	ring, err := unix.Mmap(-1, 0, int(o.MemoryBytes), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_POPULATE)
+	ring, err := unix.Mmap(-1, 0, int(o.MemoryBytes), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
 	if err != nil {
 		return nil, fmt.Errorf("floor: %d bytes of memory: %w", o.MemoryBytes, err)
+	}
+	unix.Madvise(ring, unix.MADV_HUGEPAGE) // a kernel without them gives small ones
+	for at := 0; at < len(ring); at += page {
+		ring[at] = 0 // it is there before anything is measured
 	}
 	f, err := fill(filepath.Join(o.Dir, "floor"), o, ring[:1<<20])
 	if err != nil {

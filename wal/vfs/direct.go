@@ -41,19 +41,22 @@ var stages struct {
 
 func takeStage() *stage {
 	stages.Lock()
-	defer stages.Unlock()
 	if n := len(stages.free); n > 0 {
 		s := stages.free[n-1]
 		stages.free = stages.free[:n-1]
+		stages.Unlock()
 		return s
 	}
+	stages.Unlock()
+	s := &stage{}
 	m, err := unix.Mmap(-1, 0, 2*hugePage, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
 	if err != nil {
 		m = make([]byte, 2*hugePage)
+		s.queue.none = true // which might outlive it
 	}
-	m = m[-uintptr(unsafe.Pointer(&m[0]))&(hugePage-1):][:directDepth*directChunk]
-	unix.Madvise(m, unix.MADV_HUGEPAGE) // a kernel without them gives small ones
-	s := &stage{mem: m}
+	s.mem = m[-uintptr(unsafe.Pointer(&m[0]))&(hugePage-1):][:directDepth*directChunk]
+	unix.Madvise(s.mem, unix.MADV_HUGEPAGE) // a kernel without them gives small ones
+	s.queue.byHand = make(chan written, directDepth)
 	for i := range directDepth {
 		s.free = append(s.free, i)
 	}
@@ -131,8 +134,10 @@ func writeDirect(fd int, bufs [][]byte, size int, off int64) (n int64, err error
 		w.part, w.off = s.mem[c*directChunk:][:min(directChunk, size-at)], off+int64(at)
 		bufs, skip = gather(w.part, bufs, skip)
 		at += len(w.part)
-		if size <= directChunk || !s.queue.submit(fd, c, w.part, w.off) {
+		if size <= directChunk {
 			settle(c, 0, nil)
+		} else {
+			s.queue.submit(fd, c, w.part, w.off)
 		}
 	}
 	if e := s.queue.wait(directDepth-len(s.free), settle); e != nil {

@@ -55,16 +55,17 @@ func sealed(t *testing.T, size int64) int {
 }
 
 // The chunks of a vector are written side by side. How much of its beginning was written is what is before the first gap,
-// with the kernel's queue and without one.
+// with the kernel's queue, without one, and with one that takes nothing.
 func TestDirectCutShort(t *testing.T) {
-	for _, none := range []bool{false, true} {
+	kernels := map[string]func(q *queue){"queue": func(q *queue) {}, "none": func(q *queue) { q.ctx, q.none = 0, true }, "closed": func(q *queue) { q.ctx, q.none = 1, false }}
+	for name, set := range kernels {
 		for _, room := range []int64{0, directChunk / 2, directChunk, 5*directChunk + 3*directAlign, 11 * directChunk} {
-			t.Run(fmt.Sprintf("none=%v/room=%d", none, room), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s/room=%d", name, room), func(t *testing.T) {
 				s := takeStage()
-				was := s.queue.none
-				s.queue.none = none
+				ctx, none := s.queue.ctx, s.queue.none
+				set(&s.queue)
 				s.giveBack() // what is taken next
-				defer func() { s.queue.none = was }()
+				defer func() { s.queue.ctx, s.queue.none = ctx, none }()
 				fd := sealed(t, room)
 				src := make([]byte, 9*directChunk)
 				rand.NewChaCha8([32]byte{3}).Read(src)
@@ -77,12 +78,22 @@ func TestDirectCutShort(t *testing.T) {
 				if _, err := unix.Pread(fd, got, 0); err != nil || !bytes.Equal(got, src[:want]) {
 					t.Errorf("the file is not what was written (%v)", err)
 				}
-				if s := takeStage(); len(s.free) != directDepth {
-					t.Errorf("%d of %d chunks are free afterwards", len(s.free), directDepth)
-				} else {
-					s.giveBack()
+				if len(s.free) != directDepth || s.queue.flying != 0 || len(s.queue.byHand) != 0 {
+					t.Errorf("%d of %d chunks are free afterwards, %d fly", len(s.free), directDepth, s.queue.flying)
+				}
+				if name == "queue" && s.queue.ctx == 0 && !s.queue.none {
+					t.Error("no queue was made")
 				}
 			})
+		}
+	}
+}
+
+// What was interrupted is written again, and what failed is not.
+func TestOutcome(t *testing.T) {
+	for res, want := range map[int64]error{0: nil, 1 << 19: nil, -int64(unix.EINTR): nil, -int64(unix.EAGAIN): nil, -int64(unix.EIO): unix.EIO, -int64(unix.ENOSPC): unix.ENOSPC, -int64(unix.EINVAL): unix.EINVAL} {
+		if done, err := outcome(res); done != int(max(res, 0)) || err != want {
+			t.Errorf("%d: %d bytes, %v; want %v", res, done, err, want)
 		}
 	}
 }

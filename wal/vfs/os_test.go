@@ -114,7 +114,7 @@ func TestReadBehindDirectWrites(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	const size, laps = 8 << 20, 4
+	const size, laps = 32 << 20, 4
 	if err := f.Allocate(size); err != nil {
 		t.Fatal(err)
 	}
@@ -144,6 +144,9 @@ func TestReadBehindDirectWrites(t *testing.T) {
 		r := rand.New(rand.NewPCG(uint64(lap), 1))
 		for off := 0; off < size; {
 			n := min(size-off, (1+r.IntN(40))*directAlign)
+			if r.IntN(4) == 0 { // several chunks
+				n = min(size-off, (1+r.IntN(6*directChunk/directAlign))*directAlign)
+			}
 			if _, err := f.WriteVAt([][]byte{bytes.Repeat([]byte{byte(lap + 1)}, n)}, int64(off)); err != nil {
 				t.Fatal(err)
 			}
