@@ -19,6 +19,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/varve/varve/cmd/varve/servertest"
+	"github.com/varve/varve/tiering/manifest"
 	"github.com/varve/varve/tiering/objstore"
 	"github.com/varve/varve/wal/batch"
 )
@@ -279,6 +280,8 @@ type counting struct {
 	objstore.Bucket
 	mu sync.Mutex
 	n  map[objstore.Op]int
+	// puts of data, not of what is published
+	data int
 }
 
 func newCounting(b objstore.Bucket) *counting {
@@ -286,9 +289,19 @@ func newCounting(b objstore.Bucket) *counting {
 	c.Bucket = objstore.Observe(b, objstore.Events{End: func(e objstore.Event) {
 		c.mu.Lock()
 		c.n[e.Op]++
+		if e.Op == objstore.OpPut && strings.HasPrefix(e.Key, manifest.DataPrefix) {
+			c.data++
+		}
 		c.mu.Unlock()
 	}})
 	return c
+}
+
+// uploads is how many objects of data were put.
+func (c *counting) uploads() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.data
 }
 
 func (c *counting) count(op objstore.Op) int {
