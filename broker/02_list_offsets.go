@@ -9,6 +9,7 @@ import (
 
 	"github.com/varve/varve/broker/partition"
 	"github.com/varve/varve/broker/protocol"
+	"github.com/varve/varve/config"
 	"github.com/varve/varve/wal/batch"
 )
 
@@ -43,7 +44,11 @@ const maxInflatedLookup = 1 << 30
 func (b *Broker) listOffsets(ctx context.Context, r *request, in kmsg.Request) kmsg.Response {
 	req := in.(*kmsg.ListOffsetsRequest)
 	resp := req.ResponseKind().(*kmsg.ListOffsetsResponse)
-	ctx, cancel := context.WithTimeout(ctx, b.conf().RemoteListOffsetsTimeout)
+	timeout := b.conf().RemoteListOffsetsTimeout
+	if req.TimeoutMillis > 0 { // from version 10 on
+		timeout = config.Milliseconds(int64(req.TimeoutMillis))
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	refused := tooManyPartitions(req.Topics, func(t *kmsg.ListOffsetsRequestTopic) *[]kmsg.ListOffsetsRequestTopicPartition { return &t.Partitions })
 	// As in Kafka, who asks for a partition twice is told nothing about it.

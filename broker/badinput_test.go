@@ -3,6 +3,7 @@ package broker_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -499,6 +500,27 @@ func TestUnread(t *testing.T) {
 		t.Errorf("the heap grew by %d MiB; all answers would be %d", live>>20, all>>20)
 	}
 	y.unharmed("answers that nobody reads")
+}
+
+// A client that does not read its answers keeps a broker that ends until its time to drain is over, and is cut off then; what Close
+// says is that the time was over, which is no failure.
+func TestDrainIsOver(t *testing.T) {
+	b := startQuiet(t)
+	b.CreateTopic("wide", 2000)
+	c := dial(t, b)
+	c.nc.(*net.TCPConn).SetReadBuffer(4 << 10)
+	var burst []byte
+	for range 300 {
+		f, _ := c.frame(at(12, kmsg.NewPtrMetadataRequest()))
+		burst = append(burst, f...)
+	}
+	c.send(burst)
+	time.Sleep(300 * time.Millisecond) // until the connection's buffers are full
+	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+	defer cancel()
+	if err := b.Server().Close(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("closed with %v", err)
+	}
 }
 
 // TestLengths: lengths, counts and tags inside of a body that promise more

@@ -375,7 +375,7 @@ func (b *Broker) Close(ctx context.Context) error {
 	select {
 	case <-done:
 	case <-ctx.Done():
-		err = fmt.Errorf("broker: connections still open when the time to drain was over")
+		err = fmt.Errorf("broker: connections still open when the time to drain was over: %w", ctx.Err())
 		b.mu.Lock()
 		for c := range b.conns {
 			b.log.Warn("connection still open when the time to drain was over", "remote", c.nc.RemoteAddr().String(), "owed", c.owed())

@@ -164,16 +164,7 @@ func (b *Broker) incrementalAlterConfigs(ctx context.Context, _ *request, in kms
 		}
 		changes = append(changes, ch)
 	}
-	for _, ch := range changes {
-		if ch.Type != image.BrokerResource {
-			continue
-		}
-		for _, op := range ch.Ops {
-			if d, ok := config.Broker(op.Name); ok && d.Handling == config.Warned && op.Op != controller.Delete {
-				b.log.Warn("broker setting", "broker", ch.Name, "note", op.Name+" has no effect: "+d.Note)
-			}
-		}
-	}
+	b.warnOfSettings(changes)
 	for _, r := range b.meta.AlterConfigs(ctx, changes, true, req.ValidateOnly) {
 		out := kmsg.NewIncrementalAlterConfigsResponseResource()
 		out.ResourceType, out.ResourceName, out.ErrorCode = kmsg.ConfigResourceType(r.Type), r.Name, r.ErrorCode
@@ -183,6 +174,24 @@ func (b *Broker) incrementalAlterConfigs(ctx context.Context, _ *request, in kms
 		resp.Resources = append(resp.Resources, out)
 	}
 	return resp
+}
+
+// warnOfSettings names in the log those that are taken and have no effect.
+func (b *Broker) warnOfSettings(changes []controller.AlterResource) {
+	of := map[int8]func(string) (*config.Def, bool){
+		image.BrokerResource: config.Broker, image.TopicResource: config.Topic, image.GroupResource: config.Group, image.ClientMetricsResource: config.ClientMetrics,
+	}
+	for _, ch := range changes {
+		find := of[ch.Type]
+		if find == nil {
+			continue
+		}
+		for _, op := range ch.Ops {
+			if d, ok := find(op.Name); ok && d.Handling == config.Warned && op.Op != controller.Delete {
+				b.log.Warn("a setting has no effect", "resource_type", ch.Type, "resource", ch.Name, "setting", op.Name, "why", d.Note)
+			}
+		}
+	}
 }
 
 func (b *Broker) alterConfigs(ctx context.Context, _ *request, in kmsg.Request) kmsg.Response {
@@ -197,6 +206,7 @@ func (b *Broker) alterConfigs(ctx context.Context, _ *request, in kmsg.Request) 
 		}
 		changes = append(changes, ch)
 	}
+	b.warnOfSettings(changes)
 	for _, r := range b.meta.AlterConfigs(ctx, changes, false, req.ValidateOnly) {
 		out := kmsg.NewAlterConfigsResponseResource()
 		out.ResourceType, out.ResourceName, out.ErrorCode = kmsg.ConfigResourceType(r.Type), r.Name, r.ErrorCode

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -188,6 +189,9 @@ func remoteIP(nc net.Conn) string {
 	host, _, err := net.SplitHostPort(nc.RemoteAddr().String())
 	if err != nil {
 		return nc.RemoteAddr().String()
+	}
+	if ip, err := netip.ParseAddr(host); err == nil {
+		return ip.Unmap().String() // as max.connections.per.ip.overrides has it
 	}
 	return host
 }

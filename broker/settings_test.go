@@ -18,7 +18,7 @@ import (
 // defaults do what they say.
 func TestSettings(t *testing.T) {
 	b := startQuiet(t,
-		"delete.topic.enable", "false",
+		"delete.topic.enable", "False",
 		"max.request.partition.size.limit", "3",
 		"fetch.max.bytes", "1024",
 		"max.incremental.fetch.session.cache.slots", "1",

@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"net/netip"
 	"strconv"
 	"strings"
 )
@@ -42,7 +43,7 @@ func brokerDefs() []*Def {
 		integer("num.io.threads", "8", "Threads that process requests.", 1, anyHigh, clusterWide, noted(noteThreads)),
 		integer("background.threads", "10", "Threads for background work.", 1, anyHigh, clusterWide, noted(noteThreads)),
 		integer("queued.max.requests", "500", "How many requests may wait for a thread.", 1, anyHigh,
-			noted("requests are handled as they are read; queued.max.request.bytes bounds what they hold together")),
+			warned("requests are handled as they are read; queued.max.request.bytes bounds what they hold together")),
 		long("queued.max.request.bytes", "-1", "How many bytes of requests may be in flight before no more are read; -1: a share of memory.max.bytes.", anyLow, anyHigh),
 		integer("socket.request.max.bytes", "104857600", "The largest request.", 1, anyHigh),
 		integer("socket.send.buffer.bytes", "102400", "The socket's send buffer; -1: the system's default.", -1, anyHigh),
@@ -50,8 +51,8 @@ func brokerDefs() []*Def {
 		integer("socket.listen.backlog.size", "50", "How many connections may wait to be accepted.", 1, anyHigh, noted("the system's limit is used")),
 		integer("max.connections", "2147483647", "How many connections the broker has at most.", 0, anyHigh, clusterWide),
 		integer("max.connections.per.ip", "2147483647", "How many connections one address has at most.", 0, anyHigh, clusterWide),
-		text("max.connections.per.ip.overrides", "", "Other limits for some addresses, as host:count, separated by commas.", clusterWide, checked(
-			"a comma-separated list of host:count", func(v string) error { _, err := parseOverrides(v); return err })),
+		text("max.connections.per.ip.overrides", "", "Other limits for some IP addresses, as address:count, separated by commas.", clusterWide, checked(
+			"a comma-separated list of address:count", func(v string) error { _, err := parseOverrides(v); return err })),
 		integer("max.connection.creation.rate", "2147483647", "How many connections a second each listener accepts at most.", 0, anyHigh, clusterWide),
 		long("connections.max.idle.ms", "600000", "After how long without a request a connection is closed; 0 or less: never.", anyLow, anyHigh),
 		long("connections.max.reauth.ms", "0", "How long an authenticated session lasts.", anyLow, anyHigh, warned(noteNoSASL)),
@@ -96,7 +97,7 @@ func brokerDefs() []*Def {
 		long("log.flush.scheduler.interval.ms", maxLong, "How often the log looks for what to sync.", anyLow, anyHigh, noted(noteAlwaysSynced)),
 		integer("log.flush.offset.checkpoint.interval.ms", "60000", "How often recovery points are written.", 0, anyHigh, noted("the log carries them")),
 		integer("log.flush.start.offset.checkpoint.interval.ms", "60000", "How often start offsets are written.", 0, anyHigh, noted("the log carries them")),
-		integer("num.recovery.threads.per.data.dir", "2", "Threads that read the log at start.", 1, anyHigh, clusterWide, noted("one pass over one log needs no pool")),
+		integer("num.recovery.threads.per.data.dir", "2", "Threads that read the log at start.", 1, anyHigh, clusterWide, warned("one pass over one log needs no pool")),
 		long("replica.high.watermark.checkpoint.interval.ms", "5000", "How often high watermarks are written.", anyLow, anyHigh, noted("the log carries them")),
 	)
 
@@ -117,7 +118,7 @@ func brokerDefs() []*Def {
 	add(
 		long("replica.lag.time.max.ms", "30000", "After how long behind the leader a replica leaves the in-sync set.", anyLow, anyHigh),
 		integer("num.replica.fetchers", "1", "How many connections a broker fetches through from each other broker.", 1, anyHigh, clusterWide,
-			noted("one connection carries all partitions from each other broker")),
+			warned("one connection carries all partitions from each other broker")),
 		integer("replica.fetch.max.bytes", "1048576", "How much a replica fetches of one partition at a time.", 0, anyHigh),
 		integer("replica.fetch.min.bytes", "1", "How much a replica waits for.", anyLow, anyHigh),
 		integer("replica.fetch.wait.max.ms", "500", "How long a replica waits for it.", anyLow, anyHigh),
@@ -215,10 +216,10 @@ func brokerDefs() []*Def {
 				return nil
 			})),
 		long("remote.log.manager.task.interval.ms", "30000", "How often each partition is looked at for what to upload.", 1, anyHigh,
-			noted("remote.flush.interval.ms decides when a partition is looked at")),
+			warned("remote.flush.interval.ms decides when a partition is looked at")),
 		integer("remote.log.manager.copier.thread.pool.size", "10", "How many uploads run at a time.", 1, anyHigh, clusterWide),
-		integer("remote.log.manager.expiration.thread.pool.size", "10", "How many deletions run at a time.", 1, anyHigh, clusterWide, noted("objects are deleted in bulk requests, one after the other")),
-		integer("remote.log.manager.follower.thread.pool.size", "2", "Threads that follow the leader's uploads.", 1, anyHigh, clusterWide, noted("followers learn of them with what they fetch")),
+		integer("remote.log.manager.expiration.thread.pool.size", "10", "How many deletions run at a time.", 1, anyHigh, clusterWide, warned("objects are deleted in bulk requests, one after the other")),
+		integer("remote.log.manager.follower.thread.pool.size", "2", "Threads that follow the leader's uploads.", 1, anyHigh, clusterWide, warned("followers learn of them with what they fetch")),
 		integer("remote.log.manager.thread.pool.size", "2", "Threads of the former scheduler.", 1, anyHigh, noted(noteThreads)),
 		integer("remote.log.reader.threads", "10", "How many reads from object storage run at a time.", 1, anyHigh, clusterWide),
 		integer("remote.log.reader.max.pending.tasks", "100", "How many reads may wait; more are answered empty and asked for again.", 1, anyHigh),
@@ -229,7 +230,7 @@ func brokerDefs() []*Def {
 		integer("remote.log.manager.fetch.quota.window.num", "11", "The samples over which the read rate is measured.", 1, anyHigh, noted("the rate is bounded as it goes, without windows")),
 		integer("remote.log.manager.fetch.quota.window.size.seconds", "1", "The length of a sample.", 1, anyHigh, noted("the rate is bounded as it goes, without windows")),
 		long("remote.log.index.file.cache.total.size.bytes", "1073741824", "The cache of indexes of what is in object storage.", 1, anyHigh, clusterWide,
-			noted("footers share the cache that remote.cache.memory.bytes bounds")),
+			warned("footers share the cache that remote.cache.memory.bytes bounds")),
 		integer("remote.fetch.max.wait.ms", "500", "How long a fetch waits for object storage before it is answered without; the read goes on and is there for the next fetch.", 1, anyHigh, clusterWide),
 		long("remote.list.offsets.request.timeout.ms", "30000", "How long a lookup by time may take in object storage.", 1, anyHigh, clusterWide),
 		text("remote.log.storage.manager.class.name", dflt, "The plugin for an object store.", warned(noteOtherTier)),
@@ -367,14 +368,18 @@ func parseOverrides(v string) (map[string]int, error) {
 	for _, it := range ParseList(v) {
 		i := strings.LastIndexByte(it, ':')
 		if i <= 0 {
-			return nil, errors.New(quote(it) + " is not host:count")
+			return nil, errors.New(quote(it) + " is not address:count")
 		}
 		host := strings.Trim(strings.TrimSpace(it[:i]), "[]")
 		n, err := strconv.ParseInt(strings.TrimSpace(it[i+1:]), 10, 32)
 		if err != nil || n < 0 || host == "" {
-			return nil, errors.New(quote(it) + " is not host:count")
+			return nil, errors.New(quote(it) + " is not address:count")
 		}
-		m[host] = int(n)
+		ip, err := netip.ParseAddr(host)
+		if err != nil {
+			return nil, errors.New(quote(host) + " is no IP address; names are not looked up")
+		}
+		m[ip.Unmap().String()] = int(n)
 	}
 	return m, nil
 }

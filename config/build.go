@@ -256,7 +256,10 @@ func (b *builder) origin(name string) Origin { return b.set[name].Origin }
 func (b *builder) text(name string) string {
 	d := brokers.byName[name]
 	if v, ok := b.set[name]; ok && (d == nil || (!d.Null || v.Value != "") && d.Validate(v.Value) == nil) {
-		return v.Value
+		if d != nil && d.Sensitive() {
+			return v.Value
+		}
+		return strings.TrimSpace(v.Value) // as it was validated: what is set while brokers run may have blanks around it
 	}
 	if d == nil {
 		return ""

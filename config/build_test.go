@@ -182,7 +182,7 @@ func TestEnforcedSettingsReachSomewhere(t *testing.T) {
 	other := map[string]string{
 		"listeners": "PLAINTEXT://h:9,A://h:9093", "advertised.listeners": "PLAINTEXT://x:1", "listener.security.protocol.map": "A:PLAINTEXT",
 		"inter.broker.listener.name": "A", "log.dirs": "/e", "log.dir": "/e", "broker.id": "7", "node.id": "7", "remote.storage.url": "mem://",
-		"max.connections.per.ip.overrides": "a:1", "log.cleanup.policy": "compact", "log.message.timestamp.type": "LogAppendTime",
+		"max.connections.per.ip.overrides": "10.0.0.1:1", "log.cleanup.policy": "compact", "log.message.timestamp.type": "LogAppendTime",
 		"compression.type": "lz4", "record.validation": "full", "etcd.endpoints": "http://a:1", "admin.listener": "", "log.level": "warn", "log.format": "json",
 		"etcd.prefix": "/x", "log.cleaner.min.cleanable.ratio": "0.25", "memory.max.bytes": "99999999", "wal.max.bytes": "9999999999", "compression.gzip.level": "5", "offsets.topic.compression.codec": "4",
 		"replica.selector.class":            "org.apache.kafka.common.replica.LeaderSelector",
@@ -270,4 +270,31 @@ func FuzzParseProperties(f *testing.F) {
 		}
 		_, _, _ = Build(set, Machine{})
 	})
+}
+
+// A value that is set while brokers run counts as it was validated: without the blanks around it.
+func TestBlanksAroundValues(t *testing.T) {
+	base := map[string]string{"node.id": "1", "log.dirs": "/d", "listeners": "PLAINTEXT://h:9092", "remote.storage.url": "mem://"}
+	c, _, err := Build(Merge(FromMode("the file", base), FromMode("dynamic", map[string]string{
+		"max.connections": " 1000", "producer.id.expiration.ms": "86400000 ", "transaction.partition.verification.enable": " true",
+		"remote.log.manager.fetch.max.bytes.per.second": "\t1000", "max.connections.per.ip.overrides": " 127.0.0.1:5 , [::1]:6",
+	})), Machine{Hostname: "h"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.MaxConnections != 1000 || c.ProducerIDExpiration != 24*time.Hour || !c.VerifyTransactions || c.MaxConnectionsPerIPOverrides["::1"] != 6 || c.MaxConnectionsPerIPOverrides["127.0.0.1"] != 5 {
+		t.Errorf("%+v", c)
+	}
+}
+
+func TestOverrides(t *testing.T) {
+	for in, want := range map[string]map[string]int{
+		"127.0.0.1:200": {"127.0.0.1": 200}, "0:0:0:0:0:0:0:1:7": {"::1": 7}, "[2001:DB8::0001]:3": {"2001:db8::1": 3}, "::ffff:10.1.2.3:4": {"10.1.2.3": 4},
+		"localhost:5": nil, "10.0.0.1": nil, "10.0.0.1:-1": nil, "10.0.0.1:x": nil, ":3": nil, "10.0.0.0/8:3": nil,
+	} {
+		got, err := parseOverrides(in)
+		if (err != nil) != (want == nil) || err == nil && !reflect.DeepEqual(got, want) {
+			t.Errorf("%q: %v, %v; want %v", in, got, err, want)
+		}
+	}
 }

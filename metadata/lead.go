@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -447,8 +448,8 @@ func (n *Node) env(im *image.Image) controller.Env {
 		DefaultPartitions:        int32(number("num.partitions", 1)),
 		DefaultReplicationFactor: int16(number("default.replication.factor", 1)),
 		MinISR:                   int(number("min.insync.replicas", 1)),
-		Unclean:                  static["unclean.leader.election.enable"] == "true",
-		DeleteTopics:             static["delete.topic.enable"] != "false",
+		Unclean:                  strings.EqualFold(strings.TrimSpace(static["unclean.leader.election.enable"]), "true"),
+		DeleteTopics:             !strings.EqualFold(strings.TrimSpace(static["delete.topic.enable"]), "false"),
 		ValidateTopic:            validateTopic,
 		ValidateResource:         n.o.ValidateResource,
 		IsList:                   n.o.IsList,

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"syscall"
@@ -70,7 +71,7 @@ func run(ctx context.Context, root *cobra.Command, stderr io.Writer) int {
 	switch {
 	case err == nil:
 		return exitOK
-	case errors.Is(err, syscall.EPIPE):
+	case errors.Is(err, syscall.EPIPE) && ofStdout(err):
 		// Whoever read our output has had enough. As `cat` and `seq`: quiet, and the code of SIGPIPE.
 		return exitSignal + int(syscall.SIGPIPE)
 	case errors.As(err, &sig):
@@ -86,4 +87,10 @@ func run(ctx context.Context, root *cobra.Command, stderr io.Writer) int {
 		return exitUsage
 	}
 	return exitFailed
+}
+
+// ofStdout tells a write to stdout from one to a connection, which may break in the same way.
+func ofStdout(err error) bool {
+	var at *fs.PathError
+	return errors.As(err, &at) && at.Path == os.Stdout.Name()
 }

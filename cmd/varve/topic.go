@@ -375,11 +375,17 @@ func topicAlter(conn *connection) *cobra.Command {
 		defer s.close()
 		// Settings and partitions are two requests. Both are checked before either is applied, so that a wrong value does
 		// not leave the topic with half of what was asked.
-		if err := alterTopic(s, topic, int(partitions), edits, true); err != nil || *dry {
+		if err := alterTopic(s, topic, int(partitions), edits, true); err != nil {
 			return err
 		}
-		if err := alterTopic(s, topic, int(partitions), edits, false); err != nil {
-			return err
+		switch {
+		case *dry && !out.json():
+			return nil
+		case *dry: // shown is the topic as it stays
+		default:
+			if err := alterTopic(s, topic, int(partitions), edits, false); err != nil {
+				return err
+			}
 		}
 		list, err := describeTopics(s, []string{topic})
 		if err != nil {

@@ -38,6 +38,13 @@ type ConfigOp struct {
 // Op is an operation on a setting, numbered as in the protocol.
 type Op int8
 
+// sharedSettings are settings of brokers that somebody goes by for all of them, and who that is.
+var sharedSettings = map[string]string{
+	uncleanName: "the controller", "log.cleaner.threads": "the compaction worker", "log.cleaner.dedupe.buffer.size": "the compaction worker",
+	"log.cleaner.io.buffer.size": "the compaction worker", "log.cleaner.io.buffer.load.factor": "the compaction worker",
+	"log.cleaner.io.max.bytes.per.second": "the compaction worker",
+}
+
 const (
 	Set      Op = 0
 	Delete   Op = 1
@@ -126,6 +133,13 @@ func (res AlterResource) alter(im *image.Image, env Env, incremental bool, added
 		// commit records without those that the controller may elect. Kafka
 		// refuses it too, for the same reason.
 		return r.fail(codeInvalidConfig, "min.insync.replicas cannot differ between brokers: set it for all of them, or for a topic."), nil
+	}
+	if res.Type == image.BrokerResource && res.Name != "" {
+		for _, name := range slices.Sorted(maps.Keys(sharedSettings)) {
+			if v, there := next[name]; there && v != old[name] {
+				return r.fail(codeInvalidConfig, fmt.Sprintf("%s cannot differ between brokers, as %s goes by it for all of them: set it for all.", name, sharedSettings[name])), nil
+			}
+		}
 	}
 	if env.ValidateResource != nil {
 		if err := env.ValidateResource(res.Type, res.Name, next); err != nil {

@@ -4,7 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"strconv"
+	"strings"
 
 	"github.com/varve/varve/metadata/image"
 )
@@ -164,8 +164,11 @@ const uncleanName = "unclean.leader.election.enable"
 func isUnclean(im *image.Image, env Env, t *image.Topic) bool {
 	on := env.Unclean
 	for _, values := range []map[string]string{im.Config(image.BrokerResource, ""), t.Config} {
-		if v, err := strconv.ParseBool(values[uncleanName]); err == nil {
-			on = v
+		switch v := strings.TrimSpace(values[uncleanName]); {
+		case strings.EqualFold(v, "true"):
+			on = true
+		case strings.EqualFold(v, "false"):
+			on = false
 		}
 	}
 	return on

@@ -463,7 +463,7 @@ const minISRName = "min.insync.replicas"
 func minISR(im *image.Image, env Env, t *image.Topic) int {
 	n := env.MinISR
 	for _, values := range []map[string]string{im.Config(image.BrokerResource, ""), t.Config} {
-		if v, err := strconv.Atoi(values[minISRName]); err == nil && v > 0 {
+		if v, err := strconv.Atoi(strings.TrimSpace(values[minISRName])); err == nil && v > 0 {
 			n = v
 		}
 	}

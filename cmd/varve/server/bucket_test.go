@@ -461,3 +461,54 @@ func TestReconfiguredWhileDrained(t *testing.T) {
 		t.Errorf("what was given has changed: %v", own)
 	}
 }
+
+// The bound of memory that a broker has taken as its share of the machine is the one by which it takes over what is changed while it
+// runs.
+func TestReconfiguredWithinItsMemory(t *testing.T) {
+	m := newMember(t)
+	o := m.with(1, objstore.NewMem(), map[string]string{"wal.cache.bytes": "200000000"})
+	delete(o.Config.Static, "memory.max.bytes")
+	o.Config.MemoryMaxBytes = 300_000_000 // 60 % of 500 MB
+	s, err := Open(context.Background(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close(context.Background())
+	was := s.o.Config.SocketRequestMaxBytes
+	c, err := s.reconfigure(map[string]string{"max.connections": "9"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.MaxConnections != 9 || c.SocketRequestMaxBytes != was || c.MemoryMaxBytes != 300_000_000 {
+		t.Errorf("%+v", c)
+	}
+	if _, there := c.Static["memory.max.bytes"]; there {
+		t.Error("the bound is shown as set by somebody")
+	}
+}
+
+// A broker whose directory is of another cluster than its file says does not start.
+func TestAnotherClusterID(t *testing.T) {
+	m := newMember(t)
+	b := objstore.NewMem()
+	s, err := m.open(1, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := s.node.Image().ClusterID
+	s.Close(context.Background())
+	for _, tc := range []struct {
+		id     string
+		starts bool
+	}{{"AnotherCluster________", false}, {id, true}, {"", true}} {
+		o := m.options(1, b)
+		o.Config.ClusterID = tc.id
+		s, err := Open(context.Background(), o)
+		if err == nil {
+			s.Close(context.Background())
+		}
+		if (err == nil) != tc.starts || err != nil && !strings.Contains(err.Error(), "cluster.id") {
+			t.Errorf("cluster.id=%q in the directory of %q: %v", tc.id, id, err)
+		}
+	}
+}

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -156,6 +157,9 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	seen, err := metadata.ReadSeen(seenFile)
 	if err != nil {
 		return s, err
+	}
+	if seen.Cluster != "" && c.ClusterID != "" && c.ClusterID != seen.Cluster {
+		return s, fmt.Errorf("cluster.id is %q, and %s has the log of a broker of cluster %q: it does not start with another cluster's name", c.ClusterID, c.LogDir, seen.Cluster)
 	}
 	store, err := s.openStore(ctx, seen.Cluster != "")
 	if err != nil {
@@ -427,8 +431,12 @@ func (s *Server) reconfigure(cluster, own map[string]string) (*config.BrokerConf
 	own = maps.Clone(own)
 	delete(own, "cordoned.log.dirs")
 	delete(own, "leadership.enable")
-	set := config.Merge(config.FromMode("the broker's own configuration", c.Static), config.FromMode("the cluster's dynamic configuration", cluster), config.FromMode("the broker's dynamic configuration", own))
-	next, _, err := config.Build(set, config.Machine{Hostname: "localhost", MemoryBytes: c.MemoryMaxBytes})
+	static := maps.Clone(c.Static)
+	if c.MemoryMaxBytes > 0 && static != nil { // a share of the machine, if it is not set
+		static["memory.max.bytes"] = strconv.FormatInt(c.MemoryMaxBytes, 10)
+	}
+	set := config.Merge(config.FromMode("the broker's own configuration", static), config.FromMode("the cluster's dynamic configuration", cluster), config.FromMode("the broker's dynamic configuration", own))
+	next, _, err := config.Build(set, config.Machine{Hostname: "localhost"})
 	if err != nil {
 		return nil, err
 	}

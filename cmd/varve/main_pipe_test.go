@@ -1,0 +1,28 @@
+package main
+
+import (
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"syscall"
+	"testing"
+)
+
+// A reader that has gone away is no error; a broker, etcd or a bucket that has is one.
+func TestWhosePipe(t *testing.T) {
+	broken := os.NewSyscallError("write", syscall.EPIPE)
+	for _, tc := range []struct {
+		err  error
+		want bool
+	}{
+		{&fs.PathError{Op: "write", Path: os.Stdout.Name(), Err: syscall.EPIPE}, true},
+		{fmt.Errorf("records: %w", &fs.PathError{Op: "write", Path: os.Stdout.Name(), Err: syscall.EPIPE}), true},
+		{&net.OpError{Op: "write", Net: "tcp", Err: broken}, false},
+		{&fs.PathError{Op: "write", Path: "/some/file", Err: syscall.EPIPE}, false},
+	} {
+		if got := ofStdout(tc.err); got != tc.want {
+			t.Errorf("%v: of stdout %v", tc.err, got)
+		}
+	}
+}
