@@ -2,9 +2,12 @@ package broker_test
 
 import (
 	"bufio"
+	"context"
+	"errors"
 	"fmt"
 	"math"
 	"net"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,6 +20,7 @@ import (
 
 	"github.com/varve/varve/broker/protocol"
 	"github.com/varve/varve/cmd/varve/servertest"
+	"github.com/varve/varve/tiering/objstore"
 	"github.com/varve/varve/wal/batch"
 	"github.com/varve/varve/wal/slab"
 	"github.com/varve/varve/wal/vfs"
@@ -998,4 +1002,52 @@ func TestPinnedBuffers(t *testing.T) {
 		t.Errorf("buffers of %d MiB were held at one time, memory.max.bytes is %d MiB", most>>20, bound>>20)
 	}
 	y.unharmed("answers that hold on to large requests")
+}
+
+// A lookup by time takes as long as its request says, from version 10 on, however long the broker's own would be.
+func TestLookupTimeout(t *testing.T) {
+	faulty := objstore.NewFaulty(objstore.NewMem(), 1)
+	b := servertest.Start(t, servertest.Options{Bucket: faulty, Settings: map[string]string{
+		"remote.list.offsets.request.timeout.ms": "3600000", "remote.flush.interval.ms": "100", "remote.cache.memory.bytes": "0", "wal.max.bytes": "33554432",
+	}})
+	y := newBystander(t, b)
+	b.CreateTopic("t", 1, "local.retention.bytes", "1")
+	now := time.Now().UnixMilli()
+	for i := range 20 {
+		s := sent{batch.NewBuilder()}
+		s.Add(now+int64(i), nil, make([]byte, 1000))
+		if p := produceTo(y.client, 9, -1, "t", 0, s.bytes()); p.ErrorCode != 0 {
+			t.Fatal(describe(p))
+		}
+	}
+	b.Remote("t", true)
+	over := make(chan struct{})
+	defer close(over)
+	faulty.Inject(objstore.Fault{Op: objstore.OpGet, Do: func(ctx context.Context, _ objstore.Op, _ string) error {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-over:
+			return objstore.ErrUnavailable
+		}
+	}})
+	lookup := func(timeout int32) kmsg.Request {
+		req := kmsg.NewPtrListOffsetsRequest()
+		req.ReplicaID, req.TimeoutMillis = -1, timeout
+		rp := kmsg.NewListOffsetsRequestTopicPartition()
+		rp.Timestamp, rp.CurrentLeaderEpoch = now+10, -1
+		req.Topics = []kmsg.ListOffsetsRequestTopic{{Topic: "t", Partitions: []kmsg.ListOffsetsRequestTopicPartition{rp}}}
+		return at(11, req)
+	}
+	patient := dial(t, b)
+	f, _ := patient.frame(lookup(0))
+	patient.send(f)
+	time.Sleep(100 * time.Millisecond) // it is first
+	if p := y.do(lookup(300)).(*kmsg.ListOffsetsResponse).Topics[0].Partitions[0]; p.ErrorCode != protocol.CodeRequestTimedOut {
+		t.Errorf("%s, offset %d, from a bucket that hangs", protocol.Name(p.ErrorCode), p.Offset)
+	}
+	patient.nc.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+	if n, err := patient.nc.Read(make([]byte, 1)); n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("whoever said nothing of how long it waits was answered first (%v)", err)
+	}
 }
