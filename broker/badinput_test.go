@@ -418,6 +418,7 @@ func TestPackets(t *testing.T) {
 	} {
 		c = dial(t, b)
 		all, reqs, ids = nil, nil, nil
+		before := y.metric("varve_bad_input_total")
 		for _, req := range []kmsg.Request{produceReq(9, -1, "packets", 0, plain(1).bytes()), at(12, kmsg.NewPtrMetadataRequest()), produceReq(9, 1, "packets", 0, plain(1).bytes())} {
 			f, id := c.frame(req)
 			all, reqs, ids = append(all, f...), append(reqs, req), append(ids, id)
@@ -430,6 +431,16 @@ func TestPackets(t *testing.T) {
 		c.send(slices.Concat(all, f, bad, metadata))
 		check("before " + what)
 		c.ends("after " + what)
+		counted := 1.0
+		if what == "acks=0" {
+			counted = 0 // well said, and has no answer to carry the error
+		}
+		servertest.Eventually(t, func() error {
+			if n := y.metric("varve_bad_input_total") - before; n != counted {
+				return fmt.Errorf("%s: varve_bad_input_total grew by %v, not by %v", what, n, counted)
+			}
+			return nil
+		})
 	}
 
 	// Somebody who asks and does not read is not read from in turn: requests

@@ -155,7 +155,7 @@ may run or not.`,
 		}
 		defer a.Close()
 		o := tiering.AuditOptions{Data: *data}
-		if last := time.Now(); !*quiet {
+		if last := time.Now(); !*quiet && cmd.ErrOrStderr() == os.Stderr && isTerminal(os.Stderr) {
 			o.Progress = func(a tiering.Audit) {
 				if time.Since(last) > 5*time.Second {
 					last = time.Now()

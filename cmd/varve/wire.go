@@ -227,7 +227,11 @@ func serve(ctx context.Context, stderr io.Writer, o server.Options) error {
 	o.Logger = newLogger(stderr, o.Config.LogLevel, o.Config.LogFormat)
 	o.Version = buildVersion().Version
 	s, err := server.Open(ctx, o)
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled):
+		o.Logger.Info("stopped before it served", "err", err)
+		return nil
+	case err != nil:
 		return err
 	}
 	for _, ep := range s.Endpoints() {

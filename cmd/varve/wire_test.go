@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"net"
 	"os"
 	"os/exec"
@@ -160,5 +161,29 @@ func TestServerSignals(t *testing.T) {
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("%v: %v\n%s", signals, err, log.String())
 		}
+	}
+	// So does one that still waits for the etcd that it knew.
+	waiting := filepath.Join(dir, "waiting")
+	if err := errors.Join(os.Mkdir(waiting, 0o700), os.WriteFile(filepath.Join(waiting, "metadata.seen"), []byte(`{"v":1,"cluster":"MkU3OEVBNTcwNTJENDM2Qk","revision":7}`), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(bin, "broker", "--set", "node.id=1", "--set", "log.dirs="+waiting, "--set", "listeners=PLAINTEXT://127.0.0.1:0",
+		"--set", "admin.listener=", "--set", "remote.storage.url=mem://", "--set", "etcd.endpoints=http://127.0.0.1:1")
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var log strings.Builder
+	for lines := bufio.NewScanner(stderr); lines.Scan(); {
+		log.WriteString(lines.Text() + "\n")
+		if strings.Contains(lines.Text(), "etcd does not answer yet") {
+			cmd.Process.Signal(syscall.SIGTERM)
+		}
+	}
+	if err := cmd.Wait(); err != nil || !strings.Contains(log.String(), "stopped before it served") {
+		t.Errorf("waiting for etcd: %v\n%s", err, log.String())
 	}
 }

@@ -407,7 +407,7 @@ func (s *Server) patiently(ctx context.Context, f func() error) error {
 		select {
 		case <-time.After(delay):
 		case <-ctx.Done():
-			return err
+			return fmt.Errorf("%w: %w", ctx.Err(), err)
 		}
 	}
 }
