@@ -131,26 +131,25 @@ func (r *run) consume(ctx context.Context, c *consumer, upTo func(partition int3
 		})
 		measuring := r.measuring.Load()
 		now := time.Now()
-		var records, bytes int64
 		done := false
 		c.mu.Lock()
 		fs.EachPartition(func(p kgo.FetchTopicPartition) {
+			bytes := int64(0)
 			for _, rec := range p.Records {
 				bytes += int64(len(rec.Key) + len(rec.Value))
 				if r.stamped && measuring && len(rec.Key) == 16 && binary.BigEndian.Uint64(rec.Key) == uint64(r.id) {
 					record(c.hist, now.Sub(time.Unix(0, int64(binary.BigEndian.Uint64(rec.Key[8:])))))
 				}
 			}
-			records += int64(len(p.Records))
+			if measuring { // before it is said how far this is, as that may end the measurement
+				r.consumed.records.Add(int64(len(p.Records)))
+				r.consumed.bytes.Add(bytes)
+			}
 			if upTo != nil && len(p.Records) > 0 {
 				done = upTo(p.Partition, p.Records[len(p.Records)-1].Offset+1)
 			}
 		})
 		c.mu.Unlock()
-		if measuring {
-			r.consumed.records.Add(records)
-			r.consumed.bytes.Add(bytes)
-		}
 		if done {
 			return
 		}

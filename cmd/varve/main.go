@@ -7,7 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
+	"net"
 	"os"
 	"os/signal"
 	"syscall"
@@ -89,8 +89,8 @@ func run(ctx context.Context, root *cobra.Command, stderr io.Writer) int {
 	return exitFailed
 }
 
-// ofStdout tells a write to stdout from one to a connection, which may break in the same way.
+// ofStdout tells a write to a pipe from one to a connection, which may break in the same way.
 func ofStdout(err error) bool {
-	var at *fs.PathError
-	return errors.As(err, &at) && at.Path == os.Stdout.Name()
+	var of *net.OpError
+	return !errors.As(err, &of)
 }

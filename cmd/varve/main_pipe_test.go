@@ -19,7 +19,7 @@ func TestWhosePipe(t *testing.T) {
 		{&fs.PathError{Op: "write", Path: os.Stdout.Name(), Err: syscall.EPIPE}, true},
 		{fmt.Errorf("records: %w", &fs.PathError{Op: "write", Path: os.Stdout.Name(), Err: syscall.EPIPE}), true},
 		{&net.OpError{Op: "write", Net: "tcp", Err: broken}, false},
-		{&fs.PathError{Op: "write", Path: "/some/file", Err: syscall.EPIPE}, false},
+		{fmt.Errorf("produce: %w", &net.OpError{Op: "write", Net: "tcp", Err: broken}), false},
 	} {
 		if got := ofStdout(tc.err); got != tc.want {
 			t.Errorf("%v: of stdout %v", tc.err, got)

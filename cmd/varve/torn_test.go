@@ -142,6 +142,15 @@ func flood(t *testing.T, addr, topic string, acked, unheard int, kill func()) (s
 	}
 	for ; sent < acked; sent++ {
 		p := f.must(11, request(sent)).(*kmsg.ProduceResponse).Topics[0].Partitions[0]
+		if sent == 0 && kerr.IsRetriable(kerr.ErrorForCode(p.ErrorCode)) { // a leader may be the last to hear that it is one
+			eventually(t, func() error {
+				p = f.must(11, request(0)).(*kmsg.ProduceResponse).Topics[0].Partitions[0]
+				if err := kerr.ErrorForCode(p.ErrorCode); kerr.IsRetriable(err) {
+					return err
+				}
+				return nil
+			})
+		}
 		if err := kerr.ErrorForCode(p.ErrorCode); err != nil || p.BaseOffset != int64(sent) {
 			t.Fatalf("record %d is at offset %d: %v", sent, p.BaseOffset, err)
 		}
