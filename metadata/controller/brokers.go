@@ -112,7 +112,7 @@ func admit(im *image.Image, env Env, old *image.Broker, s *image.Session) ([]ima
 	admitted := image.Broker{ID: s.ID, Epoch: s.Revision, Incarnation: s.Incarnation, Rack: s.Rack, Endpoints: s.Endpoints, WAL: s.WAL}
 	fresh := old != nil && (old.Incarnation != s.Incarnation || old.Epoch == admitting || old.Epoch == notAdmitted)
 	lost := old != nil && old.WAL != s.WAL
-	stale := old != nil && !lost && s.Stale
+	stale := fresh && !lost && s.Stale // of a process that has been admitted it was dealt with then
 	cut := fresh && !lost && !stale && s.Cut
 	// A process that lost its session while it was shutting down still is.
 	admitted.ShuttingDown = old != nil && old.ShuttingDown && old.Incarnation == s.Incarnation
