@@ -120,10 +120,9 @@ func (n *Node) mark() {
 			continue
 		}
 		if err := n.giveMark(session); err != nil {
-			if failed%32 == 0 && n.ctx.Err() == nil {
-				n.log.Warn("the log directory could not be given a mark", "in_a_row", failed+1, "error", err)
+			if failed++; told(failed) && n.ctx.Err() == nil {
+				n.log.Warn("the log directory could not be given a mark", "in_a_row", failed, "error", err)
 			}
-			failed++
 			continue
 		}
 		failed, given, written = 0, time.Now(), grown

@@ -71,7 +71,7 @@ func run(ctx context.Context, root *cobra.Command, stderr io.Writer) int {
 	switch {
 	case err == nil:
 		return exitOK
-	case errors.Is(err, syscall.EPIPE) && ofStdout(err):
+	case errors.Is(err, syscall.EPIPE) && toPipe(err):
 		// Whoever read our output has had enough. As `cat` and `seq`: quiet, and the code of SIGPIPE.
 		return exitSignal + int(syscall.SIGPIPE)
 	case errors.As(err, &sig):
@@ -89,8 +89,8 @@ func run(ctx context.Context, root *cobra.Command, stderr io.Writer) int {
 	return exitFailed
 }
 
-// ofStdout tells a write to a pipe from one to a connection, which may break in the same way.
-func ofStdout(err error) bool {
+// toPipe tells a write to a pipe from one to a connection, which may break in the same way.
+func toPipe(err error) bool {
 	var of *net.OpError
 	return !errors.As(err, &of)
 }

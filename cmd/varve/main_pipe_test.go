@@ -21,8 +21,8 @@ func TestWhosePipe(t *testing.T) {
 		{&net.OpError{Op: "write", Net: "tcp", Err: broken}, false},
 		{fmt.Errorf("produce: %w", &net.OpError{Op: "write", Net: "tcp", Err: broken}), false},
 	} {
-		if got := ofStdout(tc.err); got != tc.want {
-			t.Errorf("%v: of stdout %v", tc.err, got)
+		if got := toPipe(tc.err); got != tc.want {
+			t.Errorf("%v: to a pipe %v", tc.err, got)
 		}
 	}
 }

@@ -98,6 +98,19 @@ func TestInterBrokerListener(t *testing.T) {
 	}
 }
 
+// startLogged starts a process and returns the lines that it logs.
+func startLogged(t *testing.T, cmd *exec.Cmd) *bufio.Scanner {
+	t.Helper()
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return bufio.NewScanner(stderr)
+}
+
 // Every signal that asks a server to end drains it: exit 0, and the next one
 // has what was acknowledged. A hangup under nohup is none.
 func TestServerSignals(t *testing.T) {
@@ -122,15 +135,8 @@ func TestServerSignals(t *testing.T) {
 		}
 		cmd := exec.Command("bash", "-c", command, bin, "dev", "--data-dir", filepath.Join(dir, "data"), "--set", "listeners=PLAINTEXT://"+listen,
 			"--set", "admin.listener=127.0.0.1:0", "--set", "wal.max.bytes=67108864")
-		stderr, err := cmd.StderrPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
+		lines := startLogged(t, cmd)
 		var log strings.Builder
-		lines := bufio.NewScanner(stderr)
 		until := func(what string) string {
 			for lines.Scan() {
 				log.WriteString(lines.Text() + "\n")
@@ -169,15 +175,8 @@ func TestServerSignals(t *testing.T) {
 	}
 	cmd := exec.Command(bin, "broker", "--set", "node.id=1", "--set", "log.dirs="+waiting, "--set", "listeners=PLAINTEXT://127.0.0.1:0",
 		"--set", "admin.listener=", "--set", "remote.storage.url=mem://", "--set", "etcd.endpoints=http://127.0.0.1:1")
-	stderr, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
 	var log strings.Builder
-	for lines := bufio.NewScanner(stderr); lines.Scan(); {
+	for lines := startLogged(t, cmd); lines.Scan(); {
 		log.WriteString(lines.Text() + "\n")
 		if strings.Contains(lines.Text(), "etcd does not answer yet") {
 			cmd.Process.Signal(syscall.SIGTERM)

@@ -55,7 +55,9 @@ func takeStage() *stage {
 		s.queue.none = true // which might outlive it
 	}
 	s.mem = m[-uintptr(unsafe.Pointer(&m[0]))&(hugePage-1):][:directDepth*directChunk]
-	unix.Madvise(s.mem, unix.MADV_HUGEPAGE) // a kernel without them gives small ones
+	if err == nil {
+		unix.Madvise(s.mem, unix.MADV_HUGEPAGE) // a kernel without them gives small ones
+	}
 	s.queue.byHand = make(chan written, directDepth)
 	for i := range directDepth {
 		s.free = append(s.free, i)
