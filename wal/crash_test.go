@@ -301,6 +301,8 @@ func crashOptions(fs vfs.FS) Options {
 	o := testOptions(fs)
 	o.MaxBytes = 10 * o.SegmentBytes
 	o.CacheBytes = 8 << 10 // most reads are from disk
+	o.paged = true
+	o.Events.Corrupt = func(what string) { panic("a crash damages nothing: " + what) }
 	return o
 }
 

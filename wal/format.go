@@ -13,6 +13,8 @@ import (
 // The layout of every structure here is drawn in README.md. All integers are little-endian.
 const (
 	formatVersion = 1
+	// segmentVersion is that of the segments that are begun: blocks may be paged from version 2 on.
+	segmentVersion = 2
 
 	// pageSize is what blocks are aligned to. No sector is ever shared by two blocks, so a torn write cannot hurt
 	// what was durable before it; no page is written in part, so the kernel never reads before it writes; and a
@@ -92,9 +94,12 @@ type blockHeader struct {
 	seq     uint64
 	durable uint64 // highest block sequence known durable when this block was written; below seq
 	timeMs  int64  // when it was written; for people and for the age of what is recovered
-	body    uint32 // bytes of descriptors and payloads
+	body    uint32 // bytes of descriptors and payloads, and of what is between them
 	count   uint32 // records
+	paged   bool   // the payloads begin at the first page after the descriptors
 }
+
+const flagPaged = 1
 
 // encodeBlockHead fills in the header before the descriptors, which are in head already. The checksum in it covers
 // header and descriptors; each descriptor holds the checksum of its payload. So every byte is checksummed once,
@@ -103,6 +108,9 @@ func encodeBlockHead(head []byte, h blockHeader, at place, seed uint32) {
 	copy(head, magicBlock[:])
 	le.PutUint16(head[4:], formatVersion)
 	le.PutUint16(head[6:], 0)
+	if h.paged {
+		le.PutUint16(head[6:], flagPaged)
+	}
 	copy(head[8:], at.uuid[:])
 	le.PutUint64(head[24:], at.generation)
 	le.PutUint64(head[32:], h.seq)
@@ -122,11 +130,11 @@ func headChecksum(head []byte, seed uint32) uint32 {
 // the block's beginning.
 func decodeBlockHeader(b []byte, at place, room int64) (h blockHeader, err error) {
 	if len(b) < blockHeaderSize || !bytes.Equal(b[:4], magicBlock[:]) || le.Uint16(b[4:]) != formatVersion ||
-		!bytes.Equal(b[8:24], at.uuid[:]) || le.Uint64(b[24:]) != at.generation || le.Uint16(b[6:]) != 0 || le.Uint32(b[68:]) != 0 {
+		!bytes.Equal(b[8:24], at.uuid[:]) || le.Uint64(b[24:]) != at.generation || le.Uint16(b[6:])&^flagPaged != 0 || le.Uint32(b[68:]) != 0 {
 		return h, errInvalid
 	}
-	h = blockHeader{seq: le.Uint64(b[32:]), durable: le.Uint64(b[40:]), timeMs: int64(le.Uint64(b[48:])), body: le.Uint32(b[56:]), count: le.Uint32(b[60:])}
-	if int64(h.body) > room-blockHeaderSize || int64(h.count)*descriptorSize > int64(h.body) || h.durable >= h.seq {
+	h = blockHeader{seq: le.Uint64(b[32:]), durable: le.Uint64(b[40:]), timeMs: int64(le.Uint64(b[48:])), body: le.Uint32(b[56:]), count: le.Uint32(b[60:]), paged: le.Uint16(b[6:])&flagPaged != 0}
+	if int64(h.body) > room-blockHeaderSize || h.payloadsAt() > h.size() || h.durable >= h.seq {
 		return h, errInvalid
 	}
 	return h, nil
@@ -134,6 +142,14 @@ func decodeBlockHeader(b []byte, at place, room int64) (h blockHeader, err error
 
 func (h blockHeader) size() int64     { return blockHeaderSize + int64(h.body) }
 func (h blockHeader) headSize() int64 { return blockHeaderSize + int64(h.count)*descriptorSize }
+
+// payloadsAt is where in the block the payloads begin.
+func (h blockHeader) payloadsAt() int64 {
+	if h.paged {
+		return alignUp(h.headSize())
+	}
+	return h.headSize()
+}
 
 // descriptor says what one record of a block is.
 type descriptor struct {
@@ -177,7 +193,7 @@ func decodeBlock(b []byte, at place, seed uint32, f func(d descriptor, pos int64
 		return h, errInvalid
 	}
 	b = b[:h.size()]
-	pos := h.headSize()
+	pos := h.payloadsAt()
 	for i := range int64(h.count) {
 		d := decodeDescriptor(b[blockHeaderSize+i*descriptorSize:])
 		if int64(d.length) > int64(len(b))-pos {
@@ -195,7 +211,7 @@ func decodeBlock(b []byte, at place, seed uint32, f func(d descriptor, pos int64
 		return h, errInvalid
 	}
 	if f != nil {
-		pos = h.headSize()
+		pos = h.payloadsAt()
 		for i := range int64(h.count) {
 			d := decodeDescriptor(b[blockHeaderSize+i*descriptorSize:])
 			f(d, pos, b[pos:pos+int64(d.length)])
@@ -210,7 +226,7 @@ func decodeBlock(b []byte, at place, seed uint32, f func(d descriptor, pos int64
 func encodeSegmentHeader(at place, size int64, firstSeq uint64, nowMs int64) []byte {
 	b := make([]byte, segmentHeaderSize)
 	copy(b, magicSegment[:])
-	le.PutUint16(b[8:], formatVersion)
+	le.PutUint16(b[8:], segmentVersion)
 	copy(b[12:], at.uuid[:])
 	le.PutUint64(b[28:], at.generation)
 	le.PutUint64(b[36:], uint64(size))
@@ -220,13 +236,20 @@ func encodeSegmentHeader(at place, size int64, firstSeq uint64, nowMs int64) []b
 	return b
 }
 
-// checkSegmentVersion refuses a segment of another format version. Everything else in the header is said again by
-// the blocks, with checksums, so a damaged header alone loses nothing.
-func checkSegmentVersion(b []byte, at place) error {
-	if len(b) >= 64 && bytes.Equal(b[:8], magicSegment[:]) && bytes.Equal(b[12:28], at.uuid[:]) && le.Uint16(b[8:]) != formatVersion {
-		return fmt.Errorf("%w: segment of format version %d, this program reads version %d", ErrVersion, le.Uint16(b[8:]), formatVersion)
+// checkSegmentVersion refuses a segment of a format version that is not known, and says whether blocks may be paged in it.
+// Everything else in the header is said again by the blocks, with checksums, so a damaged header alone loses nothing.
+func checkSegmentVersion(b []byte, at place) (paged bool, err error) {
+	if len(b) < 64 || !bytes.Equal(b[:8], magicSegment[:]) || !bytes.Equal(b[12:28], at.uuid[:]) {
+		return false, nil
 	}
-	return nil
+	switch v := le.Uint16(b[8:]); v {
+	case 1:
+		return false, nil
+	case segmentVersion:
+		return true, nil
+	default:
+		return false, fmt.Errorf("%w: segment of format version %d, this program reads versions 1 to %d", ErrVersion, v, segmentVersion)
+	}
 }
 
 // tail says where a sealed segment's blocks end and where its footer is.
@@ -249,6 +272,11 @@ func encodeTail(at place, t tail) []byte {
 	le.PutUint64(b[60:], uint64(t.footerLen))
 	le.PutUint32(b[68:], checksum(at.seed(), b[:68]))
 	return b
+}
+
+// tailBegun says that the last page was once written as a tail of this segment, be it damaged since.
+func tailBegun(b []byte, at place) bool {
+	return bytes.Equal(b[:8], magicTail[:]) && bytes.Equal(b[12:28], at.uuid[:]) && le.Uint64(b[28:]) == at.generation
 }
 
 func decodeTail(b []byte, at place, size int64) (t tail, err error) {

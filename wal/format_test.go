@@ -195,10 +195,10 @@ func TestUnknownVersion(t *testing.T) {
 	o.ClusterID, o.BrokerID, o.MaxBytes = "sample", 7, 8*o.SegmentBytes
 	name := fmt.Sprintf("wal/%s", segmentName(1))
 	b := mem.Bytes(name)
-	b[8] = 2
+	b[8] = segmentVersion + 1
 	mem.Put(name, b)
 	if _, err := Open(o); !errors.Is(err, ErrVersion) {
-		t.Fatalf("segment of version 2: %v", err)
+		t.Fatalf("segment of version %d: %v", segmentVersion+1, err)
 	}
 }
 
@@ -323,7 +323,7 @@ func fixBlock(b []byte, at place) {
 	if err != nil || h.headSize() > h.size() {
 		return
 	}
-	pos := h.headSize()
+	pos := h.payloadsAt()
 	for i := range int64(h.count) {
 		d := b[blockHeaderSize+i*descriptorSize:]
 		n := int64(le.Uint32(d[40:]))

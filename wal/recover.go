@@ -71,7 +71,7 @@ func Open(o Options) (l *Log, err error) {
 		maxAppend: o.SegmentBytes / 2, blockBytes: int(min(maxBlockBytes, o.SegmentBytes/4)), share: o.MaxBytes / 16,
 		space: space{segment: o.SegmentBytes, maxFiles: int(o.MaxBytes / o.SegmentBytes), changed: make(chan struct{})},
 		wake:  make(chan struct{}, 1), failedCh: make(chan struct{}), completed: make(chan []item, 2), recycled: make(chan []item, 4),
-		keep: make(chan struct{}, 1), rolled: make(chan struct{}, 1), stop: make(chan struct{}), writerEnd: make(chan struct{}),
+		footers: make(chan footer, 1), sealing: make(chan struct{}, 1), keep: make(chan struct{}, 1), rolled: make(chan struct{}, 1), stop: make(chan struct{}), writerEnd: make(chan struct{}),
 	}
 	if err := l.fs.MkdirAll(o.Dir); err != nil {
 		return nil, fmt.Errorf("wal: create %s: %w", o.Dir, err)
@@ -91,7 +91,10 @@ func Open(o Options) (l *Log, err error) {
 	if err := l.recover(); err != nil {
 		return l, err
 	}
-	l.wg.Add(3) // the writer is waited for by itself
+	l.openRegions()
+	l.sealing <- struct{}{}
+	l.wg.Add(4) // the writer is waited for by itself
+	go l.sealer()
 	go l.write()
 	go l.complete()
 	go l.keeper()
@@ -237,6 +240,13 @@ func (l *Log) recover() error {
 		return err
 	}
 	l.finishParts()
+	for _, g := range l.segments[:max(len(l.segments)-1, 0)] {
+		if g.unsealed {
+			if err := l.seal(l.layFooter(g)); err != nil {
+				return fmt.Errorf("wal: %w", err)
+			}
+		}
+	}
 	for len(l.segments) > 1 && l.segments[0].at.generation <= reclaimed {
 		g := l.segments[0]
 		l.segments = l.segments[1:]
@@ -278,7 +288,12 @@ func (l *Log) recover() error {
 			l.space.files++
 			l.addSpare(made)
 		}
-		if err := l.roll(); err != nil {
+		if l.w.active != nil {
+			if err := l.seal(l.layFooter(l.w.active)); err != nil {
+				return fmt.Errorf("wal: %w", err)
+			}
+		}
+		if err := l.beginNext(); err != nil {
 			return fmt.Errorf("wal: %w", err)
 		}
 	}
@@ -314,7 +329,7 @@ func (l *Log) settle(g *segment, last int64) error {
 }
 
 // readEnds reads a segment's first and last page.
-func (l *Log) readEnds(g *segment) error {
+func (l *Log) readEnds(g *segment) (err error) {
 	b := make([]byte, pageSize)
 	if g.size < segmentHeaderSize+segmentTailSize {
 		return nil // of no use; the scan finds nothing in it
@@ -322,14 +337,16 @@ func (l *Log) readEnds(g *segment) error {
 	if err := readFull(g.file, b, 0); err != nil {
 		return fmt.Errorf("wal: read header of segment %d: %w", g.at.generation, err)
 	}
-	if err := checkSegmentVersion(b, g.at); err != nil {
+	if g.paged, err = checkSegmentVersion(b, g.at); err != nil {
 		return err
 	}
 	if err := readFull(g.file, b, g.size-segmentTailSize); err != nil {
 		return fmt.Errorf("wal: read tail of segment %d: %w", g.at.generation, err)
 	}
+	g.unsealed = !tailBegun(b, g.at)
 	if t, err := decodeTail(b, g.at, g.size); err == nil {
-		g.tail, g.sealed, g.end, g.lastSeq = t, true, t.blocksEnd, t.lastSeq
+		g.tail, g.end, g.lastSeq = t, t.blocksEnd, t.lastSeq
+		g.sealed.Store(true)
 	}
 	return nil
 }
@@ -367,7 +384,7 @@ func (l *Log) replay() (reclaimed uint64, last int64, whole bool, err error) {
 		if scans[i], err = l.scanSegment(g, newest); err != nil {
 			return 0, 0, false, err
 		}
-		if newest && len(scans[i].blocks) == 0 && !g.sealed {
+		if newest && len(scans[i].blocks) == 0 && !g.sealed.Load() {
 			// Begun, and nothing durable in it: the crash came before its first block. The name is free again.
 			l.log.Info("write-ahead log: segment was begun and holds nothing", "generation", g.at.generation)
 			l.segments, scans = l.segments[:i], scans[:i]
@@ -392,8 +409,12 @@ func (l *Log) replay() (reclaimed uint64, last int64, whole bool, err error) {
 		if i > 0 && g.at.generation != l.segments[i-1].at.generation+1 {
 			l.corrupt("segments %d to %d are missing", l.segments[i-1].at.generation+1, g.at.generation-1)
 		}
-		if err := l.foldFooter(g); err != nil {
+		if err := l.foldFooter(g, i == len(l.segments)-2); err != nil {
 			return 0, 0, false, err
+		}
+		if next := scans[first].firstSeq; i == first-1 && !g.sealed.Load() && next != g.lastSeq+1 {
+			l.corrupt("blocks %d to %d are missing at the end of segment %d", g.lastSeq+1, next-1, g.at.generation)
+			g.unsealed = false
 		}
 	}
 	var lastSeq uint64
@@ -421,13 +442,14 @@ func (l *Log) replay() (reclaimed uint64, last int64, whole bool, err error) {
 			}
 		}
 		g.end, g.lastSeq = s.end, s.lastSeq
-		if g.sealed && g.tail.lastSeq > s.lastSeq {
+		g.unsealed = g.unsealed && !slices.ContainsFunc(s.blocks, func(b scannedBlock) bool { return b.hole })
+		if g.sealed.Load() && g.tail.lastSeq > s.lastSeq {
 			l.suspectAll() // the scan has reported it
 			g.end, g.lastSeq = g.tail.blocksEnd, g.tail.lastSeq
 		}
 		lastSeq, last = g.lastSeq, s.last
 		scans[i] = nil
-		g.sealed = false // its runs are in memory, and its footer has not been looked at
+		g.sealed.Store(false) // its runs are in memory, and its footer has not been looked at
 	}
 	l.w.seq = lastSeq
 	return reclaimed, last, first == len(l.segments)-1, nil
@@ -502,11 +524,12 @@ func (l *Log) readSnapshot(p *part) []byte {
 	return nil
 }
 
-// foldFooter adds what a sealed segment holds, from its footer; if that is of no use, from its blocks.
-func (l *Log) foldFooter(g *segment) error {
+// foldFooter adds what a sealed segment holds, from its footer; if that is of no use, from its blocks. last: of those that are
+// not written to any more, so that the log may have ended before it was sealed.
+func (l *Log) foldFooter(g *segment, last bool) error {
 	var pieces []footerPiece
 	err := errInvalid
-	if g.sealed {
+	if g.sealed.Load() {
 		head := make([]byte, footerHeadSize)
 		if err := readFull(g.file, head, g.tail.footerAt); err != nil {
 			return fmt.Errorf("wal: read footer of segment %d: %w", g.at.generation, err)
@@ -521,12 +544,20 @@ func (l *Log) foldFooter(g *segment) error {
 		}
 	}
 	if err != nil {
-		l.corrupt("footer of segment %d; its blocks are scanned", g.at.generation)
+		if g.unsealed = g.unsealed && last; g.unsealed {
+			l.log.Info("write-ahead log: segment was not sealed yet; its blocks are scanned", "generation", g.at.generation)
+		} else {
+			l.corrupt("footer of segment %d; its blocks are scanned", g.at.generation)
+		}
 		s, err := l.scanSegment(g, false)
 		if err != nil {
 			return err
 		}
+		if g.tail.footerLen == 0 {
+			g.end, g.lastSeq = s.end, s.lastSeq
+		}
 		for _, b := range s.blocks {
+			g.unsealed = g.unsealed && !b.hole
 			for k := range b.recs {
 				switch b.recs[k].kind {
 				case kindData, kindCarry, kindTruncate:
@@ -535,7 +566,7 @@ func (l *Log) foldFooter(g *segment) error {
 			}
 		}
 		// Its runs cannot be read from the footer, so they stay in memory.
-		g.sealed = false
+		g.sealed.Store(false)
 		return nil
 	}
 	for _, e := range pieces {
@@ -580,7 +611,7 @@ type scannedBlock struct {
 // segment say that there was more.
 func (l *Log) scanSegment(g *segment, newest bool) (*scan, error) {
 	limit := g.size - segmentTailSize
-	if g.sealed {
+	if g.sealed.Load() {
 		limit = g.tail.blocksEnd
 	}
 	s := &scan{last: segmentHeaderSize, end: segmentHeaderSize}
@@ -624,10 +655,10 @@ func (l *Log) scanSegment(g *segment, newest bool) (*scan, error) {
 		hole, pos = true, next
 	}
 	switch {
-	case g.sealed && s.lastSeq < g.tail.lastSeq:
+	case g.sealed.Load() && s.lastSeq < g.tail.lastSeq:
 		l.corrupt("blocks %d to %d of segment %d: its tail says that they were durable", s.lastSeq+1, g.tail.lastSeq, g.at.generation)
 		s.blocks = append(s.blocks, scannedBlock{hole: true})
-	case newest && !g.sealed && rd.begun(s.end, s.lastSeq):
+	case newest && !g.sealed.Load() && rd.begun(s.end, s.lastSeq):
 		l.cutTail = true
 		l.log.Warn("write-ahead log: a block that was written in part is cut off; nothing in it was acknowledged", "generation", g.at.generation, "at", s.end, "after_block", s.lastSeq)
 	}
@@ -718,7 +749,7 @@ func (r *blockReader) block(pos int64) (h blockHeader, recs []record, err error)
 		return h, nil, errInvalid
 	}
 	recs = make([]record, 0, h.count)
-	at := pos + h.headSize()
+	at := pos + h.payloadsAt()
 	for i := int64(0); i < int64(h.count); i++ {
 		if b, err = r.bytes(pos+blockHeaderSize+i*descriptorSize, descriptorSize); err != nil {
 			return h, nil, err

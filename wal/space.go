@@ -595,7 +595,7 @@ func (l *Log) evictRuns() {
 		if l.indexBytes.Load() <= l.o.IndexBytes*3/4 {
 			return
 		}
-		if !g.sealed {
+		if !g.sealed.Load() {
 			continue // the active one, or one without a footer to read them from
 		}
 		for _, p := range g.parts {

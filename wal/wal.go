@@ -96,6 +96,8 @@ type Options struct {
 
 	// idle is how long the log waits before it claims its last block; see writer.
 	idle time.Duration
+	// paged lets a block be written from where its appenders have put its payloads although it takes another page for that.
+	paged bool
 	// retry is how long it waits before it tries again what a full disk refused.
 	retry time.Duration
 }
@@ -151,9 +153,10 @@ type Log struct {
 
 	mu      sync.Mutex
 	queue   []item
-	urgent  []item // of the keeper: overtakes the queue, so that space can be made when only that has room
-	waiting bool   // the writer waits for wake
-	deep    bool   // and for nothing else
+	filling *region // where the payloads of the queue are put; nil: nowhere
+	urgent  []item  // of the keeper: overtakes the queue, so that space can be made when only that has room
+	waiting bool    // the writer waits for wake
+	deep    bool    // and for nothing else
 	closed  bool
 	dirty   []*part // partitions whose high watermark moved
 	waiters []*waiter
@@ -182,6 +185,8 @@ type Log struct {
 	recycled  chan []item
 	keep      chan struct{} // the keeper looks for something to do
 	free      atomic.Uint64 // segments up to this generation may go when room is needed
+	footers   chan footer   // to the sealer
+	sealing   chan struct{} // has something in it while the sealer has nothing to do
 	rolled    chan struct{} // the checkpointer asks the owner for snapshots
 	stop      chan struct{}
 	writerEnd chan struct{}
@@ -296,6 +301,7 @@ type item struct {
 	carried    bool   // a copy of what is in an older segment: void if the partition was cut since it was read
 	cuts       uint32 // of the partition when it was read
 	chunk      uint64 // of DATA: its id among the partition's chunks
+	at         int32  // of DATA: where in the region its payload is put, 0 if it is not
 	follow     int32  // of the writer: the partition's next item in the block, -1 at its end
 	err        error  // refused: goes through the queue only so that done is told in order
 }
@@ -539,22 +545,35 @@ func (l *Log) Append(a *Append) {
 	}
 	p.chunks++
 	it.chunk = p.chunks
-	if !l.enqueue(&it) {
+	region, ok := l.enqueueIn(&it, true)
+	if !ok {
 		if a.Buf != nil {
 			a.Buf.Release()
 			a.Buf.ReleaseCached()
 		}
 		return
 	}
+	if region != nil {
+		region.put(int(it.at), a.Run)
+		if a.Buf != nil {
+			a.Buf.Release() // the write has its own
+		}
+	}
 	l.cache.bytes.Add(charge)
 	// The completer does not look before it has this lock.
-	p.mem.push(chunk{id: it.chunk, base: it.base, next: it.next, maxTS: it.maxTS, bytes: it.payload, buf: it.buf})
+	p.mem.push(chunk{id: it.chunk, base: it.base, next: it.next, maxTS: it.maxTS, bytes: a.Run, buf: a.Buf})
 	p.end = it.next
 }
 
 // enqueue adds a record to the next block. False: the log has ended, and done has been told. Called with p.mu
 // held if the record is of a partition, so that its records are queued in the order in which they took effect.
 func (l *Log) enqueue(it *item) bool {
+	_, ok := l.enqueueIn(it, false)
+	return ok
+}
+
+// enqueueIn is enqueue, and finds a place for the payload, where the caller puts it at once; nil: there was none.
+func (l *Log) enqueueIn(it *item, place bool) (in *region, ok bool) {
 	l.mu.Lock()
 	if l.closed {
 		l.reserved.Add(-it.reserved)
@@ -562,7 +581,13 @@ func (l *Log) enqueue(it *item) bool {
 		if it.done != nil {
 			go it.done(ErrClosed) // the completer has ended
 		}
-		return false
+		return nil, false
+	}
+	if place {
+		if at := l.filling.place(len(it.payload)); at > 0 {
+			in = l.filling
+			it.at, it.buf, it.payload = int32(at), nil, in.mem[at:at+len(it.payload)]
+		}
 	}
 	if it.urgent {
 		l.urgent = append(l.urgent, *it)
@@ -575,7 +600,7 @@ func (l *Log) enqueue(it *item) bool {
 	if wake {
 		l.wake <- struct{}{} // has room for the one that waits
 	}
-	return true
+	return in, true
 }
 
 // control queues a control record of a partition. ahead is what callers see of it at once.
@@ -849,6 +874,7 @@ func (l *Log) Close() error {
 	}
 	<-l.writerEnd
 	l.wg.Wait()
+	l.closeRegions()
 	for _, p := range l.parts.empty() {
 		p.mu.Lock()
 		p.dropped = true

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/varve/varve/wal/crc32c"
+	"github.com/varve/varve/wal/vfs"
 )
 
 const (
@@ -38,8 +39,14 @@ type writer struct {
 	head   []byte // header and descriptors
 	vector [][]byte
 	iov    [][]byte // vector, for the call that consumes it
+	region *region  // where the payloads of items and left lie; nil: nowhere
+	staged struct {
+		ok       bool // the block is written from there
+		from, to int  // its payloads
+	}
 	pad    [pageSize]byte
 	dirty  []*part
+	seeds  shifted
 	claim  bool // the log has been idle
 	refuse bool // closed without room for what is queued
 	blank  bool // the last block was empty: it claimed the one before, and nothing is left to claim
@@ -52,6 +59,7 @@ type group struct{ first, last int32 }
 func (l *Log) write() {
 	defer close(l.writerEnd)
 	defer close(l.completed)
+	defer close(l.footers)
 	idle := time.NewTimer(time.Hour)
 	defer idle.Stop()
 	for {
@@ -123,6 +131,10 @@ func (l *Log) take() (work, blocked, closed bool) {
 		if len(l.queue) > 0 {
 			w.left = l.queue
 			l.queue = nil
+			if w.region != nil {
+				w.region.end = regionHead
+				w.region, l.filling = l.filling, w.region
+			}
 			select {
 			case l.queue = <-l.recycled:
 			default:
@@ -131,6 +143,9 @@ func (l *Log) take() (work, blocked, closed bool) {
 	}
 	spares := l.space.spares
 	l.mu.Unlock()
+	if w.region != nil {
+		w.region.wait()
+	}
 	n := l.oneBlock(w.left)
 	if n == 0 {
 		return false, false, closed
@@ -290,10 +305,10 @@ func (l *Log) writeItems() error {
 	w := &l.w
 	l.group()
 	l.layOut()
-	w.blank = len(w.recs) == 0
-	if w.blank && len(w.items) > 0 {
+	if len(w.recs) == 0 && len(w.items) > 0 {
 		return nil // all of them were refused
 	}
+	w.blank = len(w.recs) == 0
 	size := w.size()
 	if !l.fitsBlock(size) {
 		if err := l.roll(); err != nil {
@@ -306,10 +321,7 @@ func (l *Log) writeItems() error {
 	if err := l.emit(); err != nil {
 		return err
 	}
-	for i := range w.recs {
-		l.apply(w.active, &w.recs[i])
-		w.recs[i] = record{}
-	}
+	l.applyRecords()
 	if l.indexBytes.Load() > l.o.IndexBytes && int64(w.active.runs)*runBytes > l.o.IndexBytes/2 {
 		// Over budget by the active segment alone, whose runs must stay in memory: seal it early. Not when files are
 		// scarce: what gives segments back goes through here, and would wait for the file that it is to bring, or fill half
@@ -322,6 +334,18 @@ func (l *Log) writeItems() error {
 		}
 	}
 	return nil
+}
+
+// applyRecords applies the records of the block that was laid out, once. What they change is in memory, and nothing that
+// follows from it can be written before they are durable, as all is written in the order of the log; so it does no harm if
+// that is still under way. If it fails, nothing is written any more.
+func (l *Log) applyRecords() {
+	w := &l.w
+	for i := range w.recs {
+		l.apply(w.active, &w.recs[i])
+		w.recs[i] = record{}
+	}
+	w.recs = w.recs[:0]
 }
 
 func (l *Log) fitsBlock(size int64) bool {
@@ -357,40 +381,23 @@ func (l *Log) group() {
 }
 
 // layOut makes the records of the block from its items, and the vector of what is to be written from their payloads,
-// which are not copied. Appends that follow each other become one record.
+// which are not copied. Appends that follow each other become one record. Items are in the order of the queue where they are
+// written from the region, and else partition by partition.
 func (l *Log) layOut() {
 	w := &l.w
 	w.recs, w.vector = w.recs[:0], append(w.vector[:0], nil) // the first is the head
-	for _, g := range w.groups {
-		open := false // the last record can be extended
-		for i := g.first; i >= 0; i = w.items[i].follow {
-			it := &w.items[i]
-			if it.carried && !it.p.uncut(it.cuts) {
-				it.err = errStale
-				continue
+	w.staged.from, w.staged.to, w.staged.ok = l.staged(w.items)
+	if w.staged.ok {
+		for i := range w.items {
+			if it := &w.items[i]; it.err == nil {
+				l.addRecord(it)
 			}
-			if len(it.payload) > 0 {
-				w.vector = append(w.vector, it.payload)
+		}
+	} else {
+		for _, g := range w.groups {
+			for i := g.first; i >= 0; i = w.items[i].follow {
+				l.addRecord(&w.items[i])
 			}
-			if open && it.kind == kindData {
-				r := &w.recs[len(w.recs)-1]
-				if r.epoch == it.epoch && r.next == it.base && int(r.length)+len(it.payload) <= maxRunBytes {
-					r.next, r.maxTS = it.next, max(r.maxTS, it.maxTS)
-					r.length += uint32(len(it.payload))
-					r.sum, r.shift = crc32c.Then(r.sum, it.sum, it.shift), 0
-					continue
-				}
-			}
-			d := descriptor{kind: it.kind, epoch: it.epoch, base: it.base, next: it.next, maxTS: it.maxTS, length: uint32(len(it.payload))}
-			if it.p != nil {
-				d.partition = it.p.id
-			}
-			r := record{descriptor: d, p: it.p, summed: it.kind == kindData, sum: it.sum, shift: it.shift}
-			if it.kind == kindPartitionMap {
-				r.payload = it.payload
-			}
-			w.recs = append(w.recs, r)
-			open = it.kind == kindData
 		}
 	}
 	// As many as a reader accepts beside the rest; the others go with the next block.
@@ -409,9 +416,45 @@ func (l *Log) layOut() {
 	w.dirty = w.dirty[:n]
 }
 
+// addRecord makes a record of an item, or makes the last record longer.
+func (l *Log) addRecord(it *item) {
+	w := &l.w
+	if it.carried && !it.p.uncut(it.cuts) {
+		it.err = errStale
+		return
+	}
+	if len(it.payload) > 0 && !w.staged.ok {
+		w.vector = append(w.vector, it.payload)
+	}
+	if n := len(w.recs); n > 0 && it.kind == kindData {
+		r := &w.recs[n-1]
+		if r.kind == kindData && r.p == it.p && r.epoch == it.epoch && r.next == it.base && int(r.length)+len(it.payload) <= maxRunBytes {
+			r.next, r.maxTS = it.next, max(r.maxTS, it.maxTS)
+			r.length += uint32(len(it.payload))
+			r.sum, r.shift = crc32c.Then(r.sum, it.sum, it.shift), 0
+			return
+		}
+	}
+	d := descriptor{kind: it.kind, epoch: it.epoch, base: it.base, next: it.next, maxTS: it.maxTS, length: uint32(len(it.payload))}
+	if it.p != nil {
+		d.partition = it.p.id
+	}
+	r := record{descriptor: d, p: it.p, summed: it.kind == kindData, sum: it.sum, shift: it.shift}
+	if it.kind == kindPartitionMap {
+		r.payload = it.payload
+	}
+	w.recs = append(w.recs, r)
+}
+
+// headSpace is how much the head of the block takes that was laid out, with the rest of its last page if the payloads begin
+// on one.
+func (w *writer) headSpace() int64 {
+	return blockHeader{count: uint32(len(w.recs)), paged: w.staged.ok}.payloadsAt()
+}
+
 // size is how long the block is that was laid out.
 func (w *writer) size() int64 {
-	n := blockHeaderSize + int64(len(w.recs))*descriptorSize
+	n := w.headSpace()
 	for i := range w.recs {
 		n += int64(w.recs[i].length)
 	}
@@ -421,39 +464,7 @@ func (w *writer) size() int64 {
 // emit writes and syncs the block that was laid out.
 func (l *Log) emit() error {
 	w, g := &l.w, l.w.active
-	headSize := blockHeaderSize + len(w.recs)*descriptorSize
-	if cap(w.head) < headSize {
-		w.head = make([]byte, 2*headSize)
-	}
-	w.head = w.head[:headSize]
-	// Payloads and records are in the same order, so a record's checksum runs over the next payloads until its
-	// length is reached.
-	pos := g.end + int64(headSize)
-	v := 1
-	for i := range w.recs {
-		r := &w.recs[i]
-		r.pos, r.crc = pos, g.seed
-		for n := uint32(0); n < r.length; v++ {
-			if !r.summed {
-				r.crc = checksum(r.crc, w.vector[v])
-			}
-			n += uint32(len(w.vector[v]))
-		}
-		if r.summed {
-			if r.shift == 0 {
-				r.shift = crc32c.ShiftOf(int(r.length))
-			}
-			r.crc = crc32c.Then(g.seed, r.sum, r.shift)
-		}
-		pos += int64(r.length)
-		r.encode(w.head[blockHeaderSize+i*descriptorSize:])
-	}
-	size := pos - g.end
-	encodeBlockHead(w.head, blockHeader{seq: w.seq + 1, durable: w.seq, timeMs: time.Now().UnixMilli(), body: uint32(size - blockHeaderSize), count: uint32(len(w.recs))}, g.at, g.seed)
-	w.vector[0] = w.head
-	if pad := alignUp(size) - size; pad > 0 {
-		w.vector = append(w.vector, w.pad[:pad])
-	}
+	n, size := len(w.recs), l.encode()
 	defer l.waits()()
 	if err := l.writeVector(g, alignUp(size)); err != nil {
 		return fmt.Errorf("write block %d at %d of segment %d: %w", w.seq+1, g.end, g.at.generation, err)
@@ -469,19 +480,91 @@ func (l *Log) emit() error {
 	l.stats.syncs.Add(1)
 	l.stats.blocks.Add(1)
 	l.stats.bytes.Add(size)
-	l.stats.records.Add(int64(len(w.recs)))
+	l.stats.records.Add(int64(n))
 	if l.o.Events.Block != nil {
-		l.o.Events.Block(len(w.recs), alignUp(size), took)
+		l.o.Events.Block(n, alignUp(size), took)
 	}
 	return nil
 }
 
-// writeVector writes w.vector at the end of the segment. A write that ends early without saying why is continued
-// once: writing the same bytes to the same place again is harmless, unlike a second fsync.
+// encode makes the head of the block, and completes the vector. It returns the block's size.
+func (l *Log) encode() int64 {
+	w, g := &l.w, l.w.active
+	headSize := blockHeaderSize + len(w.recs)*descriptorSize
+	if cap(w.head) < headSize {
+		w.head = make([]byte, 2*headSize)
+	}
+	w.head = w.head[:headSize]
+	// Payloads and records are in the same order, so a record's checksum runs over the next payloads until its
+	// length is reached.
+	pos := g.end + w.headSpace()
+	v := 1
+	for i := range w.recs {
+		r := &w.recs[i]
+		r.pos, r.crc = pos, g.seed
+		for n := uint32(0); n < r.length && !w.staged.ok; v++ {
+			if !r.summed {
+				r.crc = checksum(r.crc, w.vector[v])
+			}
+			n += uint32(len(w.vector[v]))
+		}
+		if r.summed {
+			if r.shift == 0 {
+				r.shift = crc32c.ShiftOf(int(r.length))
+			}
+			r.crc = w.seeds.by(g.seed, r.length, r.shift) ^ r.sum
+		}
+		pos += int64(r.length)
+		r.encode(w.head[blockHeaderSize+i*descriptorSize:])
+	}
+	size := pos - g.end
+	encodeBlockHead(w.head, blockHeader{seq: w.seq + 1, durable: w.seq, timeMs: time.Now().UnixMilli(), body: uint32(size - blockHeaderSize), count: uint32(len(w.recs)), paged: w.staged.ok}, g.at, g.seed)
+	w.vector[0] = w.head
+	if w.staged.ok {
+		w.vector[0] = w.region.block(w.head, w.staged.from, w.staged.to)
+	} else if pad := alignUp(size) - size; pad > 0 {
+		w.vector = append(w.vector, w.pad[:pad])
+	}
+	return size
+}
+
+// shifted keeps what a segment's seed becomes before payloads of some lengths: most are of few lengths, and a multiplication
+// takes as long as everything else that is done for a small record here.
+type shifted struct {
+	seed uint32
+	kept [256]struct {
+		shift crc32c.Shift
+		seed  uint32
+	}
+}
+
+func (s *shifted) by(seed, length uint32, shift crc32c.Shift) uint32 {
+	if s.seed != seed {
+		*s = shifted{seed: seed}
+	}
+	k := &s.kept[length%uint32(len(s.kept))]
+	if k.shift != shift {
+		k.shift, k.seed = shift, crc32c.Then(seed, 0, shift)
+	}
+	return k.seed
+}
+
+// writeVector writes w.vector at the end of the segment. What can be done meanwhile is done: the records of a block that is
+// written from the region are applied.
 func (l *Log) writeVector(g *segment, size int64) error {
 	w := &l.w
-	w.iov = append(w.iov[:0], w.vector...)
-	n, err := g.file.WriteVAt(w.iov, g.end)
+	var n int64
+	var err error
+	f, async := g.file.(vfs.AsyncWriter)
+	if async = async && w.staged.ok && f.BeginWrite(w.vector[0], g.end); async {
+		l.applyRecords()
+		n, err = f.EndWrite()
+	} else {
+		w.iov = append(w.iov[:0], w.vector...)
+		n, err = g.file.WriteVAt(w.iov, g.end)
+	}
+	// A write that ends early without saying why is continued once: writing the same bytes to the same place again is
+	// harmless, unlike a second fsync.
 	if err != nil && errors.Is(err, io.ErrShortWrite) && n < size {
 		rest := n
 		w.iov = w.iov[:0]
@@ -505,17 +588,27 @@ func (l *Log) writeVector(g *segment, size int64) error {
 	return err
 }
 
-// roll seals the active segment and begins the next one, whose first blocks are the control state of all partitions:
-// from then on no older segment is needed for it.
+// roll begins the next segment, and has the one that was active sealed beside it: of all that are there, only these two can
+// be without a footer.
 func (l *Log) roll() error {
-	w := &l.w
-	recs, vector := w.recs, w.vector // of the block that waits
-	w.recs, w.vector = nil, nil
-	if w.active != nil && !w.active.sealed {
-		if err := l.seal(w.active); err != nil {
-			return err
-		}
+	waited := l.waits()
+	<-l.sealing
+	waited()
+	f := l.layFooter(l.w.active)
+	if err := l.beginNext(); err != nil {
+		l.sealing <- struct{}{}
+		return err
 	}
+	l.footers <- f
+	return nil
+}
+
+// beginNext begins the next segment, whose first blocks are the control state of all partitions: from then on no older
+// segment is needed for it.
+func (l *Log) beginNext() error {
+	w := &l.w
+	recs, vector, staged := w.recs, w.vector, w.staged // of the block that waits
+	w.recs, w.vector, w.staged.ok = nil, nil, false
 	file, err := l.takeSpare()
 	if err != nil {
 		return err
@@ -535,7 +628,7 @@ func (l *Log) roll() error {
 	if err := l.checkpoint(); err != nil {
 		return err
 	}
-	w.recs, w.vector = recs, vector
+	w.recs, w.vector, w.staged = recs, vector, staged
 	l.evictRuns()
 	l.mu.Lock()
 	l.space.left = g.room(0, 0)

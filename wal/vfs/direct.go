@@ -31,6 +31,56 @@ type stage struct {
 		off  int64
 	}
 	queue queue
+
+	// Of the write under way.
+	fd  int
+	off int64
+	n   int64 // how much of its beginning is written, of what has ended
+	err error
+}
+
+// pages are those that nobody uses, by their size. They are not given back to the kernel.
+var pages struct {
+	sync.Mutex
+	free map[int][][]byte
+}
+
+// TakePages returns n bytes, a multiple of 2 MiB, that begin with a page, of the kernel's huge ones if it has them. What they
+// hold is what they held before.
+func TakePages(n int) []byte {
+	pages.Lock()
+	if f := pages.free[n]; len(f) > 0 {
+		b := f[len(f)-1]
+		pages.free[n] = f[:len(f)-1]
+		pages.Unlock()
+		return b
+	}
+	pages.Unlock()
+	b, _ := takePages(n)
+	return b
+}
+
+// GivePages gives back what TakePages returned, and nobody uses any more.
+func GivePages(b []byte) {
+	pages.Lock()
+	defer pages.Unlock()
+	if pages.free == nil {
+		pages.free = map[int][][]byte{}
+	}
+	pages.free[len(b)] = append(pages.free[len(b)], b)
+}
+
+// takePages gets n bytes from the kernel; mapped: not as part of the heap.
+func takePages(n int) (b []byte, mapped bool) {
+	m, err := unix.Mmap(-1, 0, n+hugePage, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		m = make([]byte, n+hugePage)
+	}
+	b = m[-uintptr(unsafe.Pointer(&m[0]))&(hugePage-1):][:n:n]
+	if err == nil {
+		unix.Madvise(b, unix.MADV_HUGEPAGE) // a kernel without them gives small ones
+	}
+	return b, err == nil
 }
 
 // stages are those that nobody uses, the last one given back on top: as many as have written at a time.
@@ -49,15 +99,9 @@ func takeStage() *stage {
 	}
 	stages.Unlock()
 	s := &stage{}
-	m, err := unix.Mmap(-1, 0, 2*hugePage, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
-	if err != nil {
-		m = make([]byte, 2*hugePage)
-		s.queue.none = true // which might outlive it
-	}
-	s.mem = m[-uintptr(unsafe.Pointer(&m[0]))&(hugePage-1):][:directDepth*directChunk]
-	if err == nil {
-		unix.Madvise(s.mem, unix.MADV_HUGEPAGE) // a kernel without them gives small ones
-	}
+	m, mapped := takePages(directDepth * directChunk)
+	s.mem = m
+	s.queue.none = !mapped // the kernel's might outlive it
 	s.queue.byHand = make(chan written, directDepth)
 	for i := range directDepth {
 		s.free = append(s.free, i)
@@ -108,25 +152,16 @@ func (d *direct) close() {
 // writeDirect writes the size bytes of bufs, which it leaves as they are, at off. Both are whole pages. n is how much of
 // the beginning was written. EINVAL: not to be written in this way.
 func writeDirect(fd int, bufs [][]byte, size int, off int64) (n int64, err error) {
-	s := takeStage()
-	n = int64(size)
-	// settle takes note of what became of a chunk, and writes what is left of it.
-	settle := func(c int, done int, e error) {
-		w := &s.writes[c]
-		if e == nil && done < len(w.part) {
-			var more int
-			more, e = pwriteAll(fd, w.part[done:], w.off+int64(done))
-			done += more
-		}
-		if upTo := w.off - off + int64(done); e != nil && upTo < n {
-			n, err = upTo, e
-		}
-		s.free = append(s.free, c)
+	if len(bufs) == 1 && aligned(bufs[0]) {
+		n, err := pwriteAll(fd, bufs[0], off)
+		return int64(n), err
 	}
+	s := takeStage()
+	s.fd, s.off, s.n, s.err = fd, off, int64(size), nil
 	skip := 0
 	for at := 0; at < size; {
 		if len(s.free) == 0 {
-			if e := s.queue.wait(1, settle); e != nil {
+			if e := s.queue.wait(1, s.settle); e != nil {
 				return 0, e // and the stage stays away: the disk may still read from it
 			}
 		}
@@ -137,22 +172,61 @@ func writeDirect(fd int, bufs [][]byte, size int, off int64) (n int64, err error
 		bufs, skip = gather(w.part, bufs, skip)
 		at += len(w.part)
 		if size <= directChunk {
-			settle(c, 0, nil)
+			s.settle(c, 0, nil)
 		} else {
 			s.queue.submit(fd, c, w.part, w.off)
 		}
 	}
-	if e := s.queue.wait(directDepth-len(s.free), settle); e != nil {
-		return 0, e
+	return s.end()
+}
+
+// beginDirect begins to write b, which is all pages, at off. nil: the kernel has no queue for it.
+func beginDirect(fd int, b []byte, off int64) *stage {
+	s := takeStage()
+	if s.queue.open(); s.queue.ctx == 0 {
+		s.giveBack()
+		return nil
 	}
+	s.fd, s.off, s.n, s.err = fd, off, int64(len(b)), nil
+	c := s.free[len(s.free)-1]
+	s.free = s.free[:len(s.free)-1]
+	s.writes[c].part, s.writes[c].off = b, off
+	s.queue.submit(fd, c, b, off)
+	return s
+}
+
+// settle takes note of what became of a chunk, and writes what is left of it.
+func (s *stage) settle(c int, done int, err error) {
+	w := &s.writes[c]
+	if err == nil && done < len(w.part) {
+		var more int
+		more, err = pwriteAll(s.fd, w.part[done:], w.off+int64(done))
+		done += more
+	}
+	if upTo := w.off - s.off + int64(done); err != nil && upTo < s.n {
+		s.n, s.err = upTo, err
+	}
+	w.part = nil
+	s.free = append(s.free, c)
+}
+
+// end waits for what is being written, and gives the stage back.
+func (s *stage) end() (n int64, err error) {
+	if err := s.queue.wait(directDepth-len(s.free), s.settle); err != nil {
+		return 0, err // see writeDirect
+	}
+	n, err = s.n, s.err
 	s.giveBack()
 	return n, err
 }
 
+// aligned says that memory, which is not empty, begins where direct writes may.
+func aligned(b []byte) bool { return uintptr(unsafe.Pointer(&b[0]))%directAlign == 0 }
+
 // gather fills b with what bufs hold behind the first skip bytes, and returns what is left of them.
 func gather(b []byte, bufs [][]byte, skip int) (rest [][]byte, skipped int) {
 	for len(b) > 0 {
-		n := stream(b, bufs[0][skip:])
+		n := Stream(b, bufs[0][skip:])
 		b = b[n:]
 		if skip += n; skip == len(bufs[0]) {
 			bufs, skip = bufs[1:], 0

@@ -28,7 +28,7 @@ func TestStream(t *testing.T) {
 		fill.Read(dst[:to+room+200])
 		copy(want, dst[:to+room+200])
 		m := copy(want[to:to+room], src[from:from+n])
-		if got := stream(dst[to:to+room], src[from:from+n]); got != m {
+		if got := Stream(dst[to:to+room], src[from:from+n]); got != m {
 			t.Fatalf("%d bytes copied of %d to %d, want %d", got, n, room, m)
 		}
 		if !bytes.Equal(dst[:to+room+200], want[:to+room+200]) {

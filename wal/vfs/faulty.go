@@ -57,6 +57,12 @@ func (f *Faulty) fault(op Op, name string) Fault {
 	return d(op, name)
 }
 
+// Together implements vfs.Together, if the file system that is wrapped does.
+func (f *Faulty) Together() bool {
+	t, ok := f.FS.(Together)
+	return ok && t.Together()
+}
+
 // Create implements FS.
 func (f *Faulty) Create(name string) (File, error) {
 	if x := f.fault(OpCreate, name); x.Err != nil {
@@ -78,7 +84,7 @@ func (f *Faulty) wrap(file File, err error) func(name string) (File, error) {
 		if err != nil {
 			return nil, err
 		}
-		return &faultyFile{file, f, name}, nil
+		return &faultyFile{File: file, fs: f, name: name}, nil
 	}
 }
 
@@ -108,8 +114,9 @@ func (f *Faulty) SyncDir(dir string) error {
 
 type faultyFile struct {
 	File
-	fs   *Faulty
-	name string
+	fs    *Faulty
+	name  string
+	begun later
 }
 
 func (f *faultyFile) ReadAt(p []byte, off int64) (int, error) {
@@ -160,6 +167,17 @@ func (f *faultyFile) WriteVAt(bufs [][]byte, off int64) (int64, error) {
 		return 0, x.Err
 	}
 	return f.File.WriteVAt(bufs, off)
+}
+
+// BeginWrite implements AsyncWriter.
+func (f *faultyFile) BeginWrite(b []byte, off int64) bool {
+	f.begun = later{b, off}
+	return true
+}
+
+// EndWrite implements AsyncWriter.
+func (f *faultyFile) EndWrite() (int64, error) {
+	return f.WriteVAt([][]byte{f.begun.b}, f.begun.off)
 }
 
 func (f *faultyFile) Allocate(size int64) error {

@@ -58,6 +58,9 @@ func NewMem() *Mem {
 	return &Mem{live: map[string]*inode{}, durable: map[string]*inode{}, locks: map[string]bool{}, machine: machines.Add(1)}
 }
 
+// Together implements vfs.Together.
+func (m *Mem) Together() bool { return true }
+
 // CrashAt lets the file system die at the nth operation from now that changes something: that operation may have
 // happened or not, no later one does. Zero takes it back.
 func (m *Mem) CrashAt(n int) {
@@ -370,9 +373,16 @@ func (m *Mem) used() (n int64) {
 }
 
 type memFile struct {
-	m    *Mem
-	n    *inode
-	name string
+	m     *Mem
+	n     *inode
+	name  string
+	begun later
+}
+
+// later is an AsyncWriter's write that is done when it is waited for.
+type later struct {
+	b   []byte
+	off int64
 }
 
 func (f *memFile) ReadAt(p []byte, off int64) (int, error) {
@@ -422,6 +432,15 @@ func (f *memFile) WriteVAt(bufs [][]byte, off int64) (int64, error) {
 	}
 	return int64(len(all)), nil
 }
+
+// BeginWrite implements AsyncWriter.
+func (f *memFile) BeginWrite(b []byte, off int64) bool {
+	f.begun = later{b, off}
+	return true
+}
+
+// EndWrite implements AsyncWriter.
+func (f *memFile) EndWrite() (int64, error) { return f.WriteVAt([][]byte{f.begun.b}, f.begun.off) }
 
 func (f *memFile) Allocate(size int64) error {
 	f.m.mu.Lock()

@@ -22,7 +22,13 @@ type osFile struct {
 	*os.File
 	fd       int
 	buffered bool
-	direct   direct // of the one goroutine that writes
+	// Of the one goroutine that writes.
+	direct direct
+	begun  struct {
+		stage *stage
+		b     []byte
+		off   int64
+	}
 }
 
 func (o OS) file(f *os.File, err error) (File, error) {
@@ -31,6 +37,9 @@ func (o OS) file(f *os.File, err error) (File, error) {
 	}
 	return &osFile{File: f, fd: int(f.Fd()), buffered: o.Buffered}, nil
 }
+
+// Together implements vfs.Together: such a piece goes to the disk as it is.
+func (o OS) Together() bool { return !o.Buffered }
 
 // Create implements FS.
 func (o OS) Create(name string) (File, error) {
@@ -166,6 +175,31 @@ func (f *osFile) WriteVAt(bufs [][]byte, off int64) (n int64, err error) {
 		}
 	}
 	return f.writeBuffered(bufs, off)
+}
+
+// BeginWrite implements AsyncWriter, for pages that go to the disk directly.
+func (f *osFile) BeginWrite(b []byte, off int64) bool {
+	if f.buffered || len(b) == 0 || len(b)%directAlign != 0 || off%directAlign != 0 || !aligned(b) {
+		return false
+	}
+	fd, ok := f.direct.of(f.fd)
+	if !ok {
+		return false
+	}
+	f.begun.stage, f.begun.b, f.begun.off = beginDirect(fd, b, off), b, off
+	return f.begun.stage != nil
+}
+
+// EndWrite implements AsyncWriter.
+func (f *osFile) EndWrite() (int64, error) {
+	x := f.begun
+	f.begun.stage, f.begun.b = nil, nil
+	n, err := x.stage.end()
+	if err == unix.EINVAL {
+		f.direct.close() // as in WriteVAt
+		return f.writeBuffered([][]byte{x.b}, x.off)
+	}
+	return n, err
 }
 
 func (f *osFile) writeBuffered(bufs [][]byte, off int64) (n int64, err error) {

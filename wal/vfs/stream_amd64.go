@@ -10,10 +10,10 @@ const (
 	streamMin = 4 * cacheLine
 )
 
-// stream is copy, past the processor's cache: what is put together for the disk is not read here again, and its lines are
+// Stream is copy, past the processor's cache: what is put together for the disk is not read here again, and its lines are
 // where the disk, or the machine that plays one, has read them last. Under a hypervisor that is another processor, and a
 // store that must call each line back from there was seen to take five times as long.
-func stream(dst, src []byte) int {
+func Stream(dst, src []byte) int {
 	n := min(len(dst), len(src))
 	if n < streamMin {
 		return copy(dst, src)

@@ -26,6 +26,9 @@ type FS interface {
 	Free(dir string) (free, size int64, err error)
 }
 
+// Together is an FS whose files take one piece of memory that begins with a page (TakePages) with less work than many pieces.
+type Together interface{ Together() bool }
+
 // File is an open file. A write is durable once a Sync that began after it has returned without error; until then
 // a crash may keep any part of it. After a failed Sync nothing is known about what was written since the last good
 // one, and another Sync proves nothing.
@@ -42,6 +45,15 @@ type File interface {
 	Sync() error // data, and the metadata without which it cannot be read
 	Size() (int64, error)
 	Close() error
+}
+
+// AsyncWriter is a File that can write while its caller does something else.
+type AsyncWriter interface {
+	// BeginWrite begins to write b at off and returns before that is done. False: it cannot, not now or not this, and has done
+	// nothing. b must stay as it is, and nothing else be written, until EndWrite.
+	BeginWrite(b []byte, off int64) bool
+	// EndWrite waits for it and returns what WriteVAt would.
+	EndWrite() (int64, error)
 }
 
 // Placer is a lock that can say what it is on. Two locks show the same place only if they are on one file of one
