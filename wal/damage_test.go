@@ -363,7 +363,7 @@ func TestRunsFromBlocks(t *testing.T) {
 			}
 		}
 	}
-	o := testOptions(openSample(t, "v1-reclaimed", sampleReclaimed))
+	o := testOptions(openSample(t, "v1-reclaimed", nil))
 	o.ClusterID, o.BrokerID, o.MaxBytes = "sample", 7, 8*o.SegmentBytes
 	l := mustOpen(t, o)
 	compare("sample", l)

@@ -18,11 +18,12 @@ import (
 	"github.com/varve/varve/wal/vfs"
 )
 
-var rewriteSamples = flag.Bool("rewrite-samples", false, "write testdata/v1 anew: only when a format version is added")
+var rewriteSamples = flag.Bool("rewrite-samples", false, "write testdata/v2 anew: only when a format version is added")
 
 // sample writes a log with every kind of record into fs, but those of reclaim.
 func sample(t *testing.T, fs vfs.FS) {
 	o := testOptions(fs)
+	o.paged = true
 	o.ClusterID, o.BrokerID, o.MaxBytes = "sample", 7, 8*o.SegmentBytes
 	l := mustOpen(t, o)
 	a := l.Create([16]byte{0xA}, 0, 100, lineage.Lineage{{Epoch: 2, Start: 100}}, []byte("snapshot at 100"), nil)
@@ -72,11 +73,11 @@ func sampleReclaimed(t *testing.T, fs vfs.FS) {
 	mustClose(t, l)
 }
 
-// openSample brings the files of a sample, or writes them first.
+// openSample brings the files of a sample, or writes them first; write is nil if this program does not write them any more.
 func openSample(t *testing.T, name string, write func(t *testing.T, fs vfs.FS)) *vfs.Mem {
 	t.Helper()
 	dir := filepath.Join("testdata", name)
-	if *rewriteSamples {
+	if *rewriteSamples && write != nil {
 		mem := vfs.NewMem()
 		write(t, mem)
 		if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o755)); err != nil {
@@ -106,9 +107,15 @@ func openSample(t *testing.T, name string, write func(t *testing.T, fs vfs.FS)) 
 	return mem
 }
 
-// TestSampleReclaimed opens a log of format version 1 that has given segments back, and whose directory has marks.
+// TestSampleReclaimed opens logs that have given segments back, and whose directories have marks.
 func TestSampleReclaimed(t *testing.T) {
-	o := testOptions(openSample(t, "v1-reclaimed", sampleReclaimed))
+	for name, write := range map[string]func(t *testing.T, fs vfs.FS){"v1-reclaimed": nil, "v2-reclaimed": sampleReclaimed} {
+		t.Run(name, func(t *testing.T) { openSampleReclaimed(t, openSample(t, name, write)) })
+	}
+}
+
+func openSampleReclaimed(t *testing.T, mem *vfs.Mem) {
+	o := testOptions(mem)
 	o.ClusterID, o.BrokerID, o.MaxBytes = "sample", 7, 8*o.SegmentBytes
 	for range 2 {
 		l := mustOpen(t, o)
@@ -146,9 +153,39 @@ func TestSampleReclaimed(t *testing.T) {
 	}
 }
 
-// TestSamples opens files of every format version that was ever released; this directory is of before there were marks.
+// TestSamples opens files of every format version that was ever released; v1 is of before there were marks.
 func TestSamples(t *testing.T) {
-	mem := openSample(t, "v1", sample)
+	for name, write := range map[string]func(t *testing.T, fs vfs.FS){"v1": nil, "v2": sample} {
+		t.Run(name, func(t *testing.T) {
+			mem := openSample(t, name, write)
+			if paged := hasPaged(t, mem); paged != (name == "v2") {
+				t.Errorf("there are paged blocks in the sample: %v", paged)
+			}
+			openSampleOf(t, mem)
+		})
+	}
+}
+
+// hasPaged looks for a paged block in the segments as they lie there.
+func hasPaged(t *testing.T, mem *vfs.Mem) (paged bool) {
+	t.Helper()
+	names, _ := mem.List("wal")
+	for _, n := range names {
+		b := mem.Bytes("wal/" + n)
+		if !strings.HasSuffix(n, segmentSuffix) || len(b) < segmentHeaderSize {
+			continue
+		}
+		at := place{generation: le.Uint64(b[28:])}
+		copy(at.uuid[:], b[12:28])
+		for pos := segmentHeaderSize; pos < len(b); pos += pageSize {
+			h, err := decodeBlock(b[pos:], at, at.seed(), nil)
+			paged = paged || err == nil && h.paged
+		}
+	}
+	return paged
+}
+
+func openSampleOf(t *testing.T, mem *vfs.Mem) {
 	o := testOptions(mem)
 	o.ClusterID, o.BrokerID, o.MaxBytes = "sample", 7, 8*o.SegmentBytes
 	for range 2 {
@@ -193,7 +230,9 @@ func TestUnknownVersion(t *testing.T) {
 	sample(t, mem)
 	o := testOptions(mem)
 	o.ClusterID, o.BrokerID, o.MaxBytes = "sample", 7, 8*o.SegmentBytes
-	name := fmt.Sprintf("wal/%s", segmentName(1))
+	names, _ := mem.List("wal")
+	i := slices.IndexFunc(names, func(n string) bool { return strings.HasSuffix(n, segmentSuffix) })
+	name := "wal/" + names[i]
 	b := mem.Bytes(name)
 	b[8] = segmentVersion + 1
 	mem.Put(name, b)

@@ -229,7 +229,7 @@ type record struct {
 }
 
 // apply is the only place where a record changes what the log knows. It is called in the order of the log: by the
-// writer when a block is durable, and by recovery. Under corruption records may be missing before this one, and
+// writer for the block that it makes durable, and by recovery. Under corruption records may be missing before this one, and
 // apply is written for that: what does not follow from what was there makes the partition suspect, and what says
 // where the log ended makes it trusted again.
 func (l *Log) apply(g *segment, r *record) {

@@ -240,11 +240,18 @@ func (l *Log) recover() error {
 		return err
 	}
 	l.finishParts()
-	for _, g := range l.segments[:max(len(l.segments)-1, 0)] {
-		if g.unsealed {
-			if err := l.seal(l.layFooter(g)); err != nil {
-				return fmt.Errorf("wal: %w", err)
+	for i, g := range l.segments[:max(len(l.segments)-1, 0)] {
+		var err error
+		switch {
+		case g.unsealed:
+			err = l.seal(l.layFooter(g))
+		case i == len(l.segments)-2 && g.sealed.Load():
+			if err = l.settle(g, g.tail.footerAt, g.tail.footerAt+alignUp(g.tail.footerLen)); err == nil {
+				err = l.settle(g, g.size-segmentTailSize, g.size)
 			}
+		}
+		if err != nil {
+			return fmt.Errorf("wal: %w", err)
 		}
 	}
 	for len(l.segments) > 1 && l.segments[0].at.generation <= reclaimed {
@@ -262,7 +269,7 @@ func (l *Log) recover() error {
 	// Sealed, or nearly: of a seal that was not synced parts may be on disk, so it is done again.
 	roll := l.w.active == nil || l.w.active.tail.footerLen > 0 || l.w.active.size < minSegmentBytes
 	if !roll {
-		if err := l.settle(l.w.active, last); err != nil {
+		if err := l.settle(l.w.active, last, l.w.active.end); err != nil {
 			return fmt.Errorf("wal: %w", err)
 		}
 		if !whole {
@@ -306,20 +313,20 @@ func (l *Log) recover() error {
 	return nil
 }
 
-// settle makes durable what was read of the active segment, before anything builds on it. Its last block, which
-// begins at last, may never have reached the disk: it may be in the page cache only because the process before this
-// one was killed, or because its fsync failed. After a failed fsync file systems count the pages as clean, so a Sync
-// alone would prove nothing; the same bytes are written again, which makes them dirty, and then synced. Every block
-// before the last was synced before the last was written.
-func (l *Log) settle(g *segment, last int64) error {
-	b := make([]byte, min(readAhead, max(g.end-last, 0)))
-	for pos := last; pos < g.end; pos += int64(len(b)) {
-		b = b[:min(int64(len(b)), g.end-pos)]
+// settle makes durable what was read of a segment from one place to another, before anything builds on it. The last block of
+// the active one, and footer and tail of the one before, may never have reached the disk: they may be in the page cache only
+// because the process before this one was killed, or because its fsync failed. After a failed fsync file systems count the
+// pages as clean, so a Sync alone would prove nothing; the same bytes are written again, which makes them dirty, and then
+// synced. Every block before the last was synced before the last was written.
+func (l *Log) settle(g *segment, from, to int64) error {
+	b := make([]byte, min(readAhead, max(to-from, 0)))
+	for pos := from; pos < to; pos += int64(len(b)) {
+		b = b[:min(int64(len(b)), to-pos)]
 		if err := readFull(g.file, b, pos); err != nil {
-			return fmt.Errorf("read the last block of segment %d: %w", g.at.generation, err)
+			return fmt.Errorf("read segment %d at %d: %w", g.at.generation, pos, err)
 		}
 		if _, err := g.file.WriteAt(b, pos); err != nil {
-			return fmt.Errorf("write the last block of segment %d again: %w", g.at.generation, err)
+			return fmt.Errorf("write segment %d at %d again: %w", g.at.generation, pos, err)
 		}
 	}
 	if err := g.file.Sync(); err != nil {

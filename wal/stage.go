@@ -38,8 +38,11 @@ func (l *Log) openRegions() {
 	}
 }
 
-// closeRegions gives them back, when nothing is appended any more.
+// closeRegions gives them back, when nothing is appended any more. After a failure nobody knows what the disk still reads.
 func (l *Log) closeRegions() {
+	if l.Failed() != nil {
+		return
+	}
 	for _, r := range []*region{l.filling, l.w.region} {
 		if r != nil {
 			r.wait()

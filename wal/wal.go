@@ -1,12 +1,12 @@
 // Package wal is the local log of a broker: one write-ahead log into which all its partitions are multiplexed, so
 // that one fsync serves all of them.
 //
-// One goroutine writes. It takes everything that is queued, lays it out as one block, writes it with one vectored
-// write, syncs it, applies it, and only then are those told who wait. While it syncs, the next block gathers: that
-// is the whole of group commit, without a timer.
+// One goroutine writes. It takes everything that is queued, lays it out as one block, writes and applies it, syncs it,
+// and only then are those told who wait. Meanwhile the next block gathers: that is the whole of group commit, without a
+// timer.
 //
 // What the log knows of its partitions it knows from records: apply is the only place where a record changes state,
-// and it is the same function for a record that has just become durable and for one that recovery has read. What
+// and it is the same function for a record of the block that is made durable and for one that recovery has read. What
 // callers see ahead of that (an end that counts what is queued, batches in memory) is kept apart from it.
 //
 // README.md has the bytes, the commit points, what a crash leaves, and what is not obvious.
@@ -140,7 +140,7 @@ type Log struct {
 
 	parts  partTable
 	lastID atomic.Uint64 // given out to a partition
-	// applied has the partitions as of the last durable block, and maxID the largest id that was ever seen. Of the
+	// applied has the partitions as of the last block, and maxID the largest id that was ever seen. Of the
 	// writer alone: a checkpoint must not know of what is still queued.
 	applied map[PartitionID]*part
 	maxID   PartitionID
