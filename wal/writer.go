@@ -22,6 +22,9 @@ const (
 	// reads and verifies a record as a whole, so this is what a read costs at least.
 	maxRunBytes = 256 << 10
 
+	// minApart is how many records are worth two calls in place of one, so that they are applied while they are written.
+	minApart = 16
+
 	defaultIdle = 100 * time.Millisecond
 )
 
@@ -556,7 +559,7 @@ func (l *Log) writeVector(g *segment, size int64) error {
 	var n int64
 	var err error
 	f, async := g.file.(vfs.AsyncWriter)
-	if async = async && w.staged.ok && f.BeginWrite(w.vector[0], g.end); async {
+	if async = async && w.staged.ok && len(w.recs) >= minApart && f.BeginWrite(w.vector[0], g.end); async {
 		l.applyRecords()
 		n, err = f.EndWrite()
 	} else {
