@@ -274,11 +274,6 @@ func encodeTail(at place, t tail) []byte {
 	return b
 }
 
-// tailBegun says that the last page was once written as a tail of this segment, be it damaged since.
-func tailBegun(b []byte, at place) bool {
-	return bytes.Equal(b[:8], magicTail[:]) && bytes.Equal(b[12:28], at.uuid[:]) && le.Uint64(b[28:]) == at.generation
-}
-
 func decodeTail(b []byte, at place, size int64) (t tail, err error) {
 	if len(b) < 72 || !bytes.Equal(b[:8], magicTail[:]) || le.Uint16(b[8:]) != formatVersion || !bytes.Equal(b[12:28], at.uuid[:]) ||
 		le.Uint64(b[28:]) != at.generation || checksum(at.seed(), b[:68]) != le.Uint32(b[68:]) {

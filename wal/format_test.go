@@ -24,7 +24,7 @@ var rewriteSamples = flag.Bool("rewrite-samples", false, "write testdata/v2 anew
 func sample(t *testing.T, fs vfs.FS) {
 	o := testOptions(fs)
 	o.paged = true
-	o.ClusterID, o.BrokerID, o.MaxBytes = "sample", 7, 8*o.SegmentBytes
+	o.ClusterID, o.BrokerID, o.MaxBytes = "sample", 7, 16*o.SegmentBytes
 	l := mustOpen(t, o)
 	a := l.Create([16]byte{0xA}, 0, 100, lineage.Lineage{{Epoch: 2, Start: 100}}, []byte("snapshot at 100"), nil)
 	b := l.Create([16]byte{0xB}, 3, 0, nil, nil, nil)

@@ -71,7 +71,7 @@ func Open(o Options) (l *Log, err error) {
 		maxAppend: o.SegmentBytes / 2, blockBytes: int(min(maxBlockBytes, o.SegmentBytes/4)), share: o.MaxBytes / 16,
 		space: space{segment: o.SegmentBytes, maxFiles: int(o.MaxBytes / o.SegmentBytes), changed: make(chan struct{})},
 		wake:  make(chan struct{}, 1), failedCh: make(chan struct{}), completed: make(chan []item, 2), recycled: make(chan []item, 4),
-		footers: make(chan footer, 1), sealing: make(chan struct{}, 1), keep: make(chan struct{}, 1), rolled: make(chan struct{}, 1), stop: make(chan struct{}), writerEnd: make(chan struct{}),
+		keep: make(chan struct{}, 1), rolled: make(chan struct{}, 1), stop: make(chan struct{}), writerEnd: make(chan struct{}),
 	}
 	if err := l.fs.MkdirAll(o.Dir); err != nil {
 		return nil, fmt.Errorf("wal: create %s: %w", o.Dir, err)
@@ -92,9 +92,7 @@ func Open(o Options) (l *Log, err error) {
 		return l, err
 	}
 	l.openRegions()
-	l.sealing <- struct{}{}
-	l.wg.Add(4) // the writer is waited for by itself
-	go l.sealer()
+	l.wg.Add(3) // the writer is waited for by itself
 	go l.write()
 	go l.complete()
 	go l.keeper()
@@ -167,6 +165,10 @@ func (l *Log) replace(name string, b []byte) error {
 
 // recover brings the log to where it was, and makes it ready to be appended to.
 func (l *Log) recover() error {
+	// A process that was killed may have left names that are not durable yet; what is done in this life builds on them.
+	if err := l.fs.SyncDir(l.o.Dir); err != nil {
+		return fmt.Errorf("wal: sync %s: %w", l.o.Dir, err)
+	}
 	names, err := l.fs.List(l.o.Dir)
 	if err != nil {
 		return fmt.Errorf("wal: list %s: %w", l.o.Dir, err)
@@ -240,20 +242,6 @@ func (l *Log) recover() error {
 		return err
 	}
 	l.finishParts()
-	for i, g := range l.segments[:max(len(l.segments)-1, 0)] {
-		var err error
-		switch {
-		case g.unsealed:
-			err = l.seal(l.layFooter(g))
-		case i == len(l.segments)-2 && g.sealed.Load():
-			if err = l.settle(g, g.tail.footerAt, g.tail.footerAt+alignUp(g.tail.footerLen)); err == nil {
-				err = l.settle(g, g.size-segmentTailSize, g.size)
-			}
-		}
-		if err != nil {
-			return fmt.Errorf("wal: %w", err)
-		}
-	}
 	for len(l.segments) > 1 && l.segments[0].at.generation <= reclaimed {
 		g := l.segments[0]
 		l.segments = l.segments[1:]
@@ -269,7 +257,7 @@ func (l *Log) recover() error {
 	// Sealed, or nearly: of a seal that was not synced parts may be on disk, so it is done again.
 	roll := l.w.active == nil || l.w.active.tail.footerLen > 0 || l.w.active.size < minSegmentBytes
 	if !roll {
-		if err := l.settle(l.w.active, last, l.w.active.end); err != nil {
+		if err := l.settle(l.w.active, last); err != nil {
 			return fmt.Errorf("wal: %w", err)
 		}
 		if !whole {
@@ -295,12 +283,7 @@ func (l *Log) recover() error {
 			l.space.files++
 			l.addSpare(made)
 		}
-		if l.w.active != nil {
-			if err := l.seal(l.layFooter(l.w.active)); err != nil {
-				return fmt.Errorf("wal: %w", err)
-			}
-		}
-		if err := l.beginNext(); err != nil {
+		if err := l.roll(); err != nil {
 			return fmt.Errorf("wal: %w", err)
 		}
 	}
@@ -313,20 +296,20 @@ func (l *Log) recover() error {
 	return nil
 }
 
-// settle makes durable what was read of a segment from one place to another, before anything builds on it. The last block of
-// the active one, and footer and tail of the one before, may never have reached the disk: they may be in the page cache only
-// because the process before this one was killed, or because its fsync failed. After a failed fsync file systems count the
-// pages as clean, so a Sync alone would prove nothing; the same bytes are written again, which makes them dirty, and then
-// synced. Every block before the last was synced before the last was written.
-func (l *Log) settle(g *segment, from, to int64) error {
-	b := make([]byte, min(readAhead, max(to-from, 0)))
-	for pos := from; pos < to; pos += int64(len(b)) {
-		b = b[:min(int64(len(b)), to-pos)]
+// settle makes durable what was read of the active segment, before anything builds on it. Its last block, which
+// begins at last, may never have reached the disk: it may be in the page cache only because the process before this
+// one was killed, or because its fsync failed. After a failed fsync file systems count the pages as clean, so a Sync
+// alone would prove nothing; the same bytes are written again, which makes them dirty, and then synced. Every block
+// before the last was synced before the last was written.
+func (l *Log) settle(g *segment, last int64) error {
+	b := make([]byte, min(readAhead, max(g.end-last, 0)))
+	for pos := last; pos < g.end; pos += int64(len(b)) {
+		b = b[:min(int64(len(b)), g.end-pos)]
 		if err := readFull(g.file, b, pos); err != nil {
-			return fmt.Errorf("read segment %d at %d: %w", g.at.generation, pos, err)
+			return fmt.Errorf("read the last block of segment %d: %w", g.at.generation, err)
 		}
 		if _, err := g.file.WriteAt(b, pos); err != nil {
-			return fmt.Errorf("write segment %d at %d again: %w", g.at.generation, pos, err)
+			return fmt.Errorf("write the last block of segment %d again: %w", g.at.generation, err)
 		}
 	}
 	if err := g.file.Sync(); err != nil {
@@ -350,10 +333,8 @@ func (l *Log) readEnds(g *segment) (err error) {
 	if err := readFull(g.file, b, g.size-segmentTailSize); err != nil {
 		return fmt.Errorf("wal: read tail of segment %d: %w", g.at.generation, err)
 	}
-	g.unsealed = !tailBegun(b, g.at)
 	if t, err := decodeTail(b, g.at, g.size); err == nil {
-		g.tail, g.end, g.lastSeq = t, t.blocksEnd, t.lastSeq
-		g.sealed.Store(true)
+		g.tail, g.sealed, g.end, g.lastSeq = t, true, t.blocksEnd, t.lastSeq
 	}
 	return nil
 }
@@ -391,7 +372,7 @@ func (l *Log) replay() (reclaimed uint64, last int64, whole bool, err error) {
 		if scans[i], err = l.scanSegment(g, newest); err != nil {
 			return 0, 0, false, err
 		}
-		if newest && len(scans[i].blocks) == 0 && !g.sealed.Load() {
+		if newest && len(scans[i].blocks) == 0 && !g.sealed {
 			// Begun, and nothing durable in it: the crash came before its first block. The name is free again.
 			l.log.Info("write-ahead log: segment was begun and holds nothing", "generation", g.at.generation)
 			l.segments, scans = l.segments[:i], scans[:i]
@@ -416,12 +397,8 @@ func (l *Log) replay() (reclaimed uint64, last int64, whole bool, err error) {
 		if i > 0 && g.at.generation != l.segments[i-1].at.generation+1 {
 			l.corrupt("segments %d to %d are missing", l.segments[i-1].at.generation+1, g.at.generation-1)
 		}
-		if err := l.foldFooter(g, i == len(l.segments)-2); err != nil {
+		if err := l.foldFooter(g); err != nil {
 			return 0, 0, false, err
-		}
-		if next := scans[first].firstSeq; i == first-1 && !g.sealed.Load() && next != g.lastSeq+1 {
-			l.corrupt("blocks %d to %d are missing at the end of segment %d", g.lastSeq+1, next-1, g.at.generation)
-			g.unsealed = false
 		}
 	}
 	var lastSeq uint64
@@ -449,14 +426,13 @@ func (l *Log) replay() (reclaimed uint64, last int64, whole bool, err error) {
 			}
 		}
 		g.end, g.lastSeq = s.end, s.lastSeq
-		g.unsealed = g.unsealed && !slices.ContainsFunc(s.blocks, func(b scannedBlock) bool { return b.hole })
-		if g.sealed.Load() && g.tail.lastSeq > s.lastSeq {
+		if g.sealed && g.tail.lastSeq > s.lastSeq {
 			l.suspectAll() // the scan has reported it
 			g.end, g.lastSeq = g.tail.blocksEnd, g.tail.lastSeq
 		}
 		lastSeq, last = g.lastSeq, s.last
 		scans[i] = nil
-		g.sealed.Store(false) // its runs are in memory, and its footer has not been looked at
+		g.sealed = false // its runs are in memory, and its footer has not been looked at
 	}
 	l.w.seq = lastSeq
 	return reclaimed, last, first == len(l.segments)-1, nil
@@ -531,12 +507,11 @@ func (l *Log) readSnapshot(p *part) []byte {
 	return nil
 }
 
-// foldFooter adds what a sealed segment holds, from its footer; if that is of no use, from its blocks. last: of those that are
-// not written to any more, so that the log may have ended before it was sealed.
-func (l *Log) foldFooter(g *segment, last bool) error {
+// foldFooter adds what a sealed segment holds, from its footer; if that is of no use, from its blocks.
+func (l *Log) foldFooter(g *segment) error {
 	var pieces []footerPiece
 	err := errInvalid
-	if g.sealed.Load() {
+	if g.sealed {
 		head := make([]byte, footerHeadSize)
 		if err := readFull(g.file, head, g.tail.footerAt); err != nil {
 			return fmt.Errorf("wal: read footer of segment %d: %w", g.at.generation, err)
@@ -551,20 +526,12 @@ func (l *Log) foldFooter(g *segment, last bool) error {
 		}
 	}
 	if err != nil {
-		if g.unsealed = g.unsealed && last; g.unsealed {
-			l.log.Info("write-ahead log: segment was not sealed yet; its blocks are scanned", "generation", g.at.generation)
-		} else {
-			l.corrupt("footer of segment %d; its blocks are scanned", g.at.generation)
-		}
+		l.corrupt("footer of segment %d; its blocks are scanned", g.at.generation)
 		s, err := l.scanSegment(g, false)
 		if err != nil {
 			return err
 		}
-		if g.tail.footerLen == 0 {
-			g.end, g.lastSeq = s.end, s.lastSeq
-		}
 		for _, b := range s.blocks {
-			g.unsealed = g.unsealed && !b.hole
 			for k := range b.recs {
 				switch b.recs[k].kind {
 				case kindData, kindCarry, kindTruncate:
@@ -573,7 +540,7 @@ func (l *Log) foldFooter(g *segment, last bool) error {
 			}
 		}
 		// Its runs cannot be read from the footer, so they stay in memory.
-		g.sealed.Store(false)
+		g.sealed = false
 		return nil
 	}
 	for _, e := range pieces {
@@ -618,7 +585,7 @@ type scannedBlock struct {
 // segment say that there was more.
 func (l *Log) scanSegment(g *segment, newest bool) (*scan, error) {
 	limit := g.size - segmentTailSize
-	if g.sealed.Load() {
+	if g.sealed {
 		limit = g.tail.blocksEnd
 	}
 	s := &scan{last: segmentHeaderSize, end: segmentHeaderSize}
@@ -662,10 +629,10 @@ func (l *Log) scanSegment(g *segment, newest bool) (*scan, error) {
 		hole, pos = true, next
 	}
 	switch {
-	case g.sealed.Load() && s.lastSeq < g.tail.lastSeq:
+	case g.sealed && s.lastSeq < g.tail.lastSeq:
 		l.corrupt("blocks %d to %d of segment %d: its tail says that they were durable", s.lastSeq+1, g.tail.lastSeq, g.at.generation)
 		s.blocks = append(s.blocks, scannedBlock{hole: true})
-	case newest && !g.sealed.Load() && rd.begun(s.end, s.lastSeq):
+	case newest && !g.sealed && rd.begun(s.end, s.lastSeq):
 		l.cutTail = true
 		l.log.Warn("write-ahead log: a block that was written in part is cut off; nothing in it was acknowledged", "generation", g.at.generation, "at", s.end, "after_block", s.lastSeq)
 	}

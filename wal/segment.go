@@ -36,8 +36,7 @@ type segment struct {
 	parts        []*part // that have pieces or snapshots here, some more than once
 	runs, pieces int     // that were added: what the footer has at most
 	tail         tail
-	unsealed     bool        // of recovery: it is sound, and nothing says that it was sealed
-	sealed       atomic.Bool // the footer is durable: runs can be read from it
+	sealed       bool
 }
 
 func (l *Log) newSegment(generation uint64, file vfs.File, size int64) *segment {
@@ -144,57 +143,31 @@ func (l *Log) buildFooter(g *segment) []byte {
 	return b
 }
 
-// footer is that of a segment that gets no more blocks, on its way to the disk.
-type footer struct {
-	g     *segment
-	bytes []byte // whole pages, so that the kernel need not read the rest of the last one
-}
-
-// layFooter makes the footer of a segment, as its partitions stand now, and its tail.
-func (l *Log) layFooter(g *segment) footer {
-	b := l.buildFooter(g)
-	g.tail = tail{blocksEnd: g.end, lastSeq: g.lastSeq, footerAt: g.end, footerLen: int64(len(b))}
-	return footer{g, append(b, make([]byte, alignUp(int64(len(b)))-int64(len(b)))...)}
-}
-
-// seal writes footer and tail of a segment. If this does not become durable, nothing is lost but time: the segment is
-// scanned. So the log goes on meanwhile, for one segment.
-func (l *Log) seal(f footer) error {
-	g := f.g
-	if g.end+int64(len(f.bytes)) > g.size-segmentTailSize {
+// seal writes footer and tail of a segment that gets no more blocks. If this does not become durable, nothing is
+// lost but time: the segment is scanned.
+func (l *Log) seal(g *segment) error {
+	footer := l.buildFooter(g)
+	t := tail{blocksEnd: g.end, lastSeq: g.lastSeq, footerAt: g.end, footerLen: int64(len(footer))}
+	if g.end+int64(len(footer)) > g.size-segmentTailSize {
 		// Only of a file that somebody cut short. Without a footer it is scanned.
 		l.log.Warn("write-ahead log: no room for the footer of a segment", "generation", g.at.generation, "size", g.size)
 		return nil
 	}
-	if _, err := g.file.WriteAt(f.bytes, g.tail.footerAt); err != nil {
+	// Whole pages, so that the kernel need not read the rest of the last one.
+	footer = append(footer, make([]byte, alignUp(int64(len(footer)))-int64(len(footer)))...)
+	defer l.waits()()
+	if _, err := g.file.WriteAt(footer, t.footerAt); err != nil {
 		return fmt.Errorf("write footer of segment %d: %w", g.at.generation, err)
 	}
-	// Each by itself: where there is a tail, the footer is whole, or damaged.
-	if err := g.file.Sync(); err != nil {
-		return fmt.Errorf("sync footer of segment %d: %w", g.at.generation, err)
-	}
-	if _, err := g.file.WriteAt(encodeTail(g.at, g.tail), g.size-segmentTailSize); err != nil {
+	if _, err := g.file.WriteAt(encodeTail(g.at, t), g.size-segmentTailSize); err != nil {
 		return fmt.Errorf("write tail of segment %d: %w", g.at.generation, err)
 	}
 	if err := g.file.Sync(); err != nil {
-		return fmt.Errorf("sync tail of segment %d: %w", g.at.generation, err)
+		return fmt.Errorf("sync footer of segment %d: %w", g.at.generation, err)
 	}
-	l.stats.syncs.Add(2)
-	g.sealed.Store(true)
+	l.stats.syncs.Add(1)
+	g.tail, g.sealed = t, true
 	return nil
-}
-
-// sealer is the goroutine that seals what the writer has left behind.
-func (l *Log) sealer() {
-	defer l.wg.Done()
-	for f := range l.footers {
-		if l.failed.Load() == nil {
-			if err := l.seal(f); err != nil {
-				l.fail(err)
-			}
-		}
-		l.sealing <- struct{}{}
-	}
 }
 
 // loadRuns reads the runs of a piece from its segment's footer. The caller holds a reference to the segment.

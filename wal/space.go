@@ -84,7 +84,7 @@ func (l *Log) pressed() (pressed, forFiles bool) {
 	defer l.mu.Unlock()
 	s := &l.space
 	forFiles = !s.canGrow() && s.spares < spareTarget
-	return forFiles || l.indexBytes.Load() > l.o.IndexBytes, forFiles
+	return forFiles || l.indexFull.Load() && l.indexBytes.Load() > l.o.IndexBytes, forFiles
 }
 
 // keeper is the goroutine that keeps files prepared and gives segments back.
@@ -583,8 +583,10 @@ func (l *Log) retire(g *segment) {
 }
 
 // evictRuns drops the runs of sealed segments from memory, oldest first, until the index fits its budget. They are
-// read from the footers again when somebody asks.
+// read from the footers again when somebody asks. If that is not enough, it is for the keeper to make it fit, and not before: the
+// active segment's runs are over the budget for a moment whenever it is sealed because of them.
 func (l *Log) evictRuns() {
+	defer func() { l.indexFull.Store(l.indexBytes.Load() > l.o.IndexBytes) }()
 	if l.indexBytes.Load() <= l.o.IndexBytes {
 		return
 	}
@@ -595,7 +597,7 @@ func (l *Log) evictRuns() {
 		if l.indexBytes.Load() <= l.o.IndexBytes*3/4 {
 			return
 		}
-		if !g.sealed.Load() {
+		if !g.sealed {
 			continue // the active one, or one without a footer to read them from
 		}
 		for _, p := range g.parts {

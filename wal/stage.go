@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"sync/atomic"
@@ -38,9 +39,9 @@ func (l *Log) openRegions() {
 	}
 }
 
-// closeRegions gives them back, when nothing is appended any more. After a failure nobody knows what the disk still reads.
+// closeRegions gives them back, when nothing is appended any more.
 func (l *Log) closeRegions() {
-	if l.Failed() != nil {
+	if errors.Is(l.Failed(), vfs.ErrInFlight) {
 		return
 	}
 	for _, r := range []*region{l.filling, l.w.region} {

@@ -185,14 +185,13 @@ type Log struct {
 	recycled  chan []item
 	keep      chan struct{} // the keeper looks for something to do
 	free      atomic.Uint64 // segments up to this generation may go when room is needed
-	footers   chan footer   // to the sealer
-	sealing   chan struct{} // has something in it while the sealer has nothing to do
 	rolled    chan struct{} // the checkpointer asks the owner for snapshots
 	stop      chan struct{}
 	writerEnd chan struct{}
 	wg        sync.WaitGroup
 
 	indexBytes  atomic.Int64
+	indexFull   atomic.Bool  // over its budget even without the runs that footers have
 	controlSize atomic.Int64 // bytes of the control state, as a checkpoint writes it
 	opened      time.Time
 	atDisk      atomic.Int64 // since when the writer waits for the disk, in ns after opened; 0: it does not

@@ -62,7 +62,6 @@ type group struct{ first, last int32 }
 func (l *Log) write() {
 	defer close(l.writerEnd)
 	defer close(l.completed)
-	defer close(l.footers)
 	idle := time.NewTimer(time.Hour)
 	defer idle.Stop()
 	for {
@@ -591,27 +590,17 @@ func (l *Log) writeVector(g *segment, size int64) error {
 	return err
 }
 
-// roll begins the next segment, and has the one that was active sealed beside it: of all that are there, only these two can
-// be without a footer.
+// roll seals the active segment and begins the next one, whose first blocks are the control state of all partitions:
+// from then on no older segment is needed for it.
 func (l *Log) roll() error {
-	waited := l.waits()
-	<-l.sealing
-	waited()
-	f := l.layFooter(l.w.active)
-	if err := l.beginNext(); err != nil {
-		l.sealing <- struct{}{}
-		return err
-	}
-	l.footers <- f
-	return nil
-}
-
-// beginNext begins the next segment, whose first blocks are the control state of all partitions: from then on no older
-// segment is needed for it.
-func (l *Log) beginNext() error {
 	w := &l.w
 	recs, vector, staged := w.recs, w.vector, w.staged // of the block that waits
 	w.recs, w.vector, w.staged.ok = nil, nil, false
+	if w.active != nil && !w.active.sealed {
+		if err := l.seal(w.active); err != nil {
+			return err
+		}
+	}
 	file, err := l.takeSpare()
 	if err != nil {
 		return err

@@ -102,7 +102,7 @@ func (q *queue) wait(n int, settle func(slot, done int, err error)) error {
 			continue
 		}
 		if e != 0 {
-			return fmt.Errorf("vfs: what became of writes is not known: io_getevents: %s", e) // not as an error of the disk's
+			return fmt.Errorf("%w: io_getevents: %s", ErrInFlight, e) // not as an error of the disk's
 		}
 		for _, ev := range q.events[:got] {
 			done, err := outcome(ev.res)

@@ -107,6 +107,32 @@ func (m *Mem) Clone() *Mem {
 	return c
 }
 
+// Kill returns what another process finds after this one was killed, as Clone does, on a machine that still has to make durable
+// what this one did not: it may lose power later.
+func (m *Mem) Kill() *Mem {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c := NewMem()
+	c.limit, c.machine = m.limit, m.machine
+	same := map[*inode]*inode{}
+	of := func(n *inode) *inode {
+		if n != nil && same[n] == nil {
+			same[n] = &inode{data: slices.Clone(n.data), synced: slices.Clone(n.synced), writes: slices.Clone(n.writes)}
+		}
+		return same[n]
+	}
+	for name, n := range m.live {
+		c.live[name] = of(n)
+	}
+	for name, n := range m.durable {
+		c.durable[name] = of(n)
+	}
+	for _, op := range m.pending {
+		c.pending = append(c.pending, dirOp{op.from, op.to, of(op.node)})
+	}
+	return c
+}
+
 // Crash returns what is found after power was lost: all that was synced, and of the rest what the seed picks.
 func (m *Mem) Crash(seed uint64) *Mem {
 	m.mu.Lock()

@@ -63,5 +63,8 @@ type Placer interface{ Place() string }
 // ErrLocked says that another process holds a lock.
 var ErrLocked = errors.New("vfs: locked by another process")
 
+// ErrInFlight says that what became of a write is not known: the disk may still read what it was given.
+var ErrInFlight = errors.New("vfs: what became of a write is not known")
+
 // ErrNotExist is fs.ErrNotExist.
 var ErrNotExist = fs.ErrNotExist
