@@ -194,8 +194,7 @@ func TestShortReads(t *testing.T) {
 	fs := vfs.NewFaulty(mem)
 	o := testOptions(fs)
 	o.CacheBytes = 1
-	o.IndexBytes = 1                  // runs are read from the footers again
-	o.MaxBytes = 128 * o.SegmentBytes // so each append may be followed by a roll
+	o.IndexBytes = 1 // runs are read from the footers again
 	l := mustOpen(t, o)
 	p := l.Create([16]byte{1}, 0, 0, nil, nil, nil)
 	var want []byte

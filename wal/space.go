@@ -84,7 +84,7 @@ func (l *Log) pressed() (pressed, forFiles bool) {
 	defer l.mu.Unlock()
 	s := &l.space
 	forFiles = !s.canGrow() && s.spares < spareTarget
-	return forFiles || l.indexFull.Load() && l.indexBytes.Load() > l.o.IndexBytes, forFiles
+	return forFiles || l.indexBytes.Load() > l.o.IndexBytes, forFiles
 }
 
 // keeper is the goroutine that keeps files prepared and gives segments back.
@@ -583,10 +583,8 @@ func (l *Log) retire(g *segment) {
 }
 
 // evictRuns drops the runs of sealed segments from memory, oldest first, until the index fits its budget. They are
-// read from the footers again when somebody asks. If that is not enough, it is for the keeper to make it fit, and not before: the
-// active segment's runs are over the budget for a moment whenever it is sealed because of them.
+// read from the footers again when somebody asks.
 func (l *Log) evictRuns() {
-	defer func() { l.indexFull.Store(l.indexBytes.Load() > l.o.IndexBytes) }()
 	if l.indexBytes.Load() <= l.o.IndexBytes {
 		return
 	}

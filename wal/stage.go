@@ -1,7 +1,6 @@
 package wal
 
 import (
-	"errors"
 	"fmt"
 	"runtime"
 	"sync/atomic"
@@ -39,11 +38,8 @@ func (l *Log) openRegions() {
 	}
 }
 
-// closeRegions gives them back, when nothing is appended any more.
+// closeRegions gives them back, when nothing is appended any more. The writer's is nil if the disk may still read it.
 func (l *Log) closeRegions() {
-	if errors.Is(l.Failed(), vfs.ErrInFlight) {
-		return
-	}
 	for _, r := range []*region{l.filling, l.w.region} {
 		if r != nil {
 			r.wait()
@@ -89,7 +85,7 @@ func (r *region) wait() {
 
 // staged says where in the writer's region the payloads of all items lie, if they can be written from there: without a gap,
 // in the order of the queue, and from the beginning of a page. In this order a partition may have more than one run in a
-// block, and between descriptors and payloads is the rest of a page: both only where it is hardly more.
+// block, and between descriptors and payloads is the rest of a page: at most twice as many runs, and an eighth more pages.
 func (l *Log) staged(items []item) (from, to int, ok bool) {
 	w := &l.w
 	if w.region == nil || !w.active.paged {

@@ -187,7 +187,7 @@ func TestPagedUnderLoad(t *testing.T) {
 	noLeak(t)
 	mem := vfs.NewMem()
 	o := testOptions(mem)
-	o.SegmentBytes, o.MaxBytes, o.CacheBytes, o.idle = 4<<20, 256<<20, 16<<10, time.Hour
+	o.SegmentBytes, o.MaxBytes, o.CacheBytes, o.idle, o.paged = 4<<20, 256<<20, 16<<10, time.Hour, true
 	l := mustOpen(t, o)
 	const parts, appenders, times = 100, 16, 100
 	var ids []PartitionID

@@ -1,9 +1,9 @@
 // Package wal is the local log of a broker: one write-ahead log into which all its partitions are multiplexed, so
 // that one fsync serves all of them.
 //
-// One goroutine writes. It takes everything that is queued, lays it out as one block, writes and applies it, syncs it,
-// and only then are those told who wait. Meanwhile the next block gathers: that is the whole of group commit, without a
-// timer.
+// One goroutine writes. It takes everything that is queued, lays it out as one block, writes, syncs and applies it (or
+// applies it while it is written), and only then are those told who wait. Meanwhile the next block gathers: that is the
+// whole of group commit, without a timer.
 //
 // What the log knows of its partitions it knows from records: apply is the only place where a record changes state,
 // and it is the same function for a record of the block that is made durable and for one that recovery has read. What
@@ -191,7 +191,6 @@ type Log struct {
 	wg        sync.WaitGroup
 
 	indexBytes  atomic.Int64
-	indexFull   atomic.Bool  // over its budget even without the runs that footers have
 	controlSize atomic.Int64 // bytes of the control state, as a checkpoint writes it
 	opened      time.Time
 	atDisk      atomic.Int64 // since when the writer waits for the disk, in ns after opened; 0: it does not

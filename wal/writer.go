@@ -551,8 +551,8 @@ func (s *shifted) by(seed, length uint32, shift crc32c.Shift) uint32 {
 	return k.seed
 }
 
-// writeVector writes w.vector at the end of the segment. What can be done meanwhile is done: the records of a block that is
-// written from the region are applied.
+// writeVector writes w.vector at the end of the segment. The records of a block that is written from the region are applied
+// meanwhile, if they are many and the file can do that.
 func (l *Log) writeVector(g *segment, size int64) error {
 	w := &l.w
 	var n int64
@@ -560,7 +560,9 @@ func (l *Log) writeVector(g *segment, size int64) error {
 	f, async := g.file.(vfs.AsyncWriter)
 	if async = async && w.staged.ok && len(w.recs) >= minApart && f.BeginWrite(w.vector[0], g.end); async {
 		l.applyRecords()
-		n, err = f.EndWrite()
+		if n, err = f.EndWrite(); errors.Is(err, vfs.ErrInFlight) {
+			w.region = nil // for good
+		}
 	} else {
 		w.iov = append(w.iov[:0], w.vector...)
 		n, err = g.file.WriteVAt(w.iov, g.end)

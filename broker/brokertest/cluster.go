@@ -297,18 +297,26 @@ func (n *node) FlipEnd(rnd *rand.Rand) (name string, at int) {
 			continue
 		}
 		b := n.mem.Bytes(filepath.Join(dir, base))
-		last, size := 0, 0
+		last, size, head, gap := 0, 0, 0, 0
 		for pos := page; pos+header <= len(b); pos += (size + page - 1) / page * page {
 			h := b[pos:]
 			if string(h[:4]) != "VBLK" || binary.LittleEndian.Uint64(h[24:]) != generation {
 				break // what is there is of the file's earlier use
 			}
 			last, size = pos, header+int(binary.LittleEndian.Uint32(h[56:]))
+			head, gap = header+48*int(binary.LittleEndian.Uint32(h[60:])), 0
+			if binary.LittleEndian.Uint16(h[6:])&1 != 0 { // paged: what is before the payloads' first page is of no meaning
+				gap = (page - head%page) % page
+			}
 		}
 		if size <= header || last+size > len(b) {
 			continue // begun, or closed: it says that the block before is whole
 		}
-		at = last + header + rnd.IntN(size-header)
+		at = header + rnd.IntN(size-header-gap)
+		if at >= head {
+			at += gap
+		}
+		at += last
 		b[at] ^= 1 << rnd.IntN(8)
 		n.mem.Put(filepath.Join(dir, base), b)
 		return base, at

@@ -67,6 +67,9 @@ func newestSegment(t *testing.T, dir string) (name string, blocks []walBlock) {
 			break
 		}
 		one := walBlock{at: at, head: at + 72 + 48*count, end: at + 72 + body}
+		if le.Uint16(h[6:])&1 != 0 { // paged: the payloads begin at the next page
+			one.head = (one.head-at+walPage-1)/walPage*walPage + at
+		}
 		pos, whole, data := one.head, true, next
 		for i := range count {
 			d := h[72+48*i:]
