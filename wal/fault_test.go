@@ -1017,3 +1017,33 @@ func TestStalled(t *testing.T) {
 		t.Errorf("stalled for %s after the end", d)
 	}
 }
+
+// TestCarriedSnapshotIsOvertaken: while a snapshot was read to be carried, a newer one of the same offset became durable. It stays.
+func TestCarriedSnapshotIsOvertaken(t *testing.T) {
+	o := testOptions(vfs.NewMem())
+	l := mustOpen(t, o)
+	id := l.Create([16]byte{1}, 0, 0, nil, []byte("old"), nil)
+	other := l.Create([16]byte{2}, 0, 0, nil, nil, nil)
+	for end := int64(0); l.Stats().NewestGenration < 2; end++ {
+		mustAppend(t, l, other, end, 1, 3000)
+	}
+	if err := wait(func(done func(error)) { l.Snapshot(id, 0, []byte("newer"), done) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.submit([]item{{kind: kindSnapshot, p: l.part(id), payload: []byte("old"), carried: true, from: 1}}); !errors.Is(err, errStale) {
+		t.Errorf("a copy of the old snapshot: %v", err)
+	}
+	if b, offset, err := l.ProducerSnapshot(id); err != nil || offset != 0 || string(b) != "newer" {
+		t.Errorf("%q at %d, %v", b, offset, err)
+	}
+	// What is still the newest is carried.
+	if err := l.submit([]item{{kind: kindSnapshot, p: l.part(id), payload: []byte("newer"), carried: true, from: 2}}); err != nil {
+		t.Error(err)
+	}
+	mustClose(t, l)
+	l = mustOpen(t, o)
+	if r := l.Partitions()[0]; string(r.Snapshot) != "newer" {
+		t.Errorf("recovered %+v", r)
+	}
+	mustClose(t, l)
+}

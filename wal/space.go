@@ -493,7 +493,7 @@ func (l *Log) carry(g *segment, hs []holding) error {
 			if err != nil {
 				return fmt.Errorf("producer snapshot of local partition %d: %w", p.id, err)
 			}
-			if err := add(item{kind: kindSnapshot, base: ref.offset, p: p, cuts: cuts}, buf); err != nil {
+			if err := add(item{kind: kindSnapshot, base: ref.offset, p: p, cuts: cuts, from: ref.generation}, buf); err != nil {
 				return err
 			}
 		}

@@ -298,6 +298,7 @@ type item struct {
 	urgent     bool
 	carried    bool   // a copy of what is in an older segment: void if the partition was cut since it was read
 	cuts       uint32 // of the partition when it was read
+	from       uint64 // of a carried snapshot: the segment that it was read from
 	chunk      uint64 // of DATA: its id among the partition's chunks
 	at         int32  // of DATA: where in the region its payload is put, 0 if it is not
 	follow     int32  // of the writer: the partition's next item in the block, -1 at its end

@@ -421,7 +421,7 @@ func (l *Log) layOut() {
 // addRecord makes a record of an item, or makes the last record longer.
 func (l *Log) addRecord(it *item) {
 	w := &l.w
-	if it.carried && !it.p.uncut(it.cuts) {
+	if it.carried && !it.p.uncut(it.cuts) || it.from > 0 && it.p.snapshotIn() != it.from {
 		it.err = errStale
 		return
 	}
@@ -692,6 +692,14 @@ func (p *part) uncut(n uint32) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.cuts == n && !p.dropped
+}
+
+// snapshotIn is the segment that has the newest snapshot. A copy of one from before would take its place: the newer one may be of
+// the same offset.
+func (p *part) snapshotIn() uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.snapshot.generation
 }
 
 // takeSpare waits for a prepared file. Admission keeps two of them for control records, so waiting here means that
