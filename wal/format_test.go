@@ -177,10 +177,7 @@ func hasPaged(t *testing.T, mem *vfs.Mem) (paged bool) {
 		}
 		at := place{generation: le.Uint64(b[28:])}
 		copy(at.uuid[:], b[12:28])
-		for pos := segmentHeaderSize; pos < len(b); pos += pageSize {
-			h, err := decodeBlock(b[pos:], at, at.seed(), nil)
-			paged = paged || err == nil && h.paged
-		}
+		paged = paged || slices.Contains(pagedOf(b, at), true)
 	}
 	return paged
 }

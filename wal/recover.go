@@ -197,9 +197,6 @@ func (l *Log) recover() error {
 	}
 	if !l.id.ready {
 		// The first start did not come to its end: nothing was ever acknowledged by it.
-		if err := l.fs.SyncDir(l.o.Dir); err != nil {
-			return fmt.Errorf("wal: sync %s: %w", l.o.Dir, err)
-		}
 		for _, n := range generations {
 			if err := l.fs.Remove(l.path(segmentName(n))); err != nil {
 				return fmt.Errorf("wal: remove segment of an unfinished start: %w", err)

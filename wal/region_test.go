@@ -65,42 +65,6 @@ func TestStagedAgainAndAgain(t *testing.T) {
 	}
 }
 
-// TestNoPagedBlockInOldSegment: what an earlier version has begun, it may have to read again. From the next segment on it refuses.
-func TestNoPagedBlockInOldSegment(t *testing.T) {
-	mem := openSample(t, "v1", sample)
-	o := testOptions(mem)
-	o.ClusterID, o.BrokerID, o.MaxBytes, o.paged = "sample", 7, 16*o.SegmentBytes, true
-	l := mustOpen(t, o)
-	old := l.Stats().NewestGenration
-	before := len(pagedOf(mem.Bytes(filepath.Join("wal", segmentName(old))), place{l.id.uuid, old}))
-	r := l.Partitions()[0]
-	for end := r.End; l.Stats().NewestGenration < old+2; end++ {
-		mustAppend(t, l, r.ID, end, 1, 5000)
-	}
-	newest := l.Stats().NewestGenration
-	mustClose(t, l)
-	pages := 0
-	for g := uint64(1); g <= newest; g++ {
-		b := mem.Bytes(filepath.Join("wal", segmentName(g)))
-		at := place{l.id.uuid, g}
-		blocks := pagedOf(b, at)
-		if g == old && len(blocks) == before {
-			t.Fatal("nothing was written to the segment that was there")
-		}
-		for _, paged := range blocks {
-			if paged {
-				pages++
-			}
-			if v := le.Uint16(b[8:]); paged && v != segmentVersion {
-				t.Errorf("a paged block in segment %d, of version %d", g, v)
-			}
-		}
-	}
-	if pages == 0 {
-		t.Error("no block is paged in the segments that were begun")
-	}
-}
-
 // TestStagedPlaces makes blocks of all that can come between payloads in the order of the queue: what is too long for the region,
 // what has no payload, what is refused, and what no room was left for. Each is read back as it was appended.
 func TestStagedPlaces(t *testing.T) {

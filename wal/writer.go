@@ -557,8 +557,7 @@ func (l *Log) writeVector(g *segment, size int64) error {
 	w := &l.w
 	var n int64
 	var err error
-	f, async := g.file.(vfs.AsyncWriter)
-	if async = async && w.staged.ok && len(w.recs) >= minApart && f.BeginWrite(w.vector[0], g.end); async {
+	if f, ok := g.file.(vfs.AsyncWriter); ok && w.staged.ok && len(w.recs) >= minApart && f.BeginWrite(w.vector[0], g.end) {
 		l.applyRecords()
 		if n, err = f.EndWrite(); errors.Is(err, vfs.ErrInFlight) {
 			w.region = nil // for good
