@@ -92,21 +92,22 @@ replica goes back by itself (` + "`varve reassign plan --topic`" + ` spreads the
 		if err != nil {
 			return s.failed("listing partitions", err)
 		}
-		back := kadm.TopicsSet{}
+		// Who leads is the controller's to say: the broker that answered may not have heard of the last changes.
+		preferred := kadm.TopicsSet{}
 		details.EachPartition(func(p kadm.PartitionDetail) {
-			if len(p.Replicas) > 0 && p.Replicas[0] == id && p.Leader != id && slices.Contains(p.ISR, id) {
-				back.Add(p.Topic, p.Partition)
+			if len(p.Replicas) > 0 && p.Replicas[0] == id {
+				preferred.Add(p.Topic, p.Partition)
 			}
 		})
 		led := 0
-		if len(back) > 0 {
-			results, err := s.ElectLeaders(s.ctx, kadm.ElectPreferredReplica, back)
+		if len(preferred) > 0 {
+			results, err := s.ElectLeaders(s.ctx, kadm.ElectPreferredReplica, preferred)
 			if err != nil {
 				return s.failed("electing the preferred leaders", err)
 			}
 			for _, t := range results {
 				for _, r := range t {
-					led += count(r.Err == nil)
+					led += count(r.Err == nil || errors.Is(r.Err, kerr.ElectionNotNeeded))
 				}
 			}
 		}

@@ -76,9 +76,12 @@ func TestDrain(t *testing.T) {
 	run("cluster", "brokers").want(t, 0, "drained", "")
 	r := run("broker", "drain", "1")
 	r.want(t, 0, "1       0      0\n", "")
-	if replicas, leads := held(1); replicas != 0 || leads != 0 {
-		t.Fatalf("%d replicas, %d leads: %s%s", replicas, leads, r.out, r.errOut)
-	}
+	servertest.Eventually(t, func() error {
+		if replicas, leads := held(1); replicas != 0 || leads != 0 {
+			return fmt.Errorf("%d replicas, %d leads: %s%s", replicas, leads, r.out, r.errOut)
+		}
+		return nil
+	})
 	for _, p := range states() {
 		if p.UnderReplicated || p.Offline {
 			t.Errorf("%+v", p)
@@ -123,10 +126,12 @@ func TestDrain(t *testing.T) {
 	if r.code != exitFailed || !strings.Contains(r.errOut, "it has 3 replicas, and the other brokers that take replicas cannot hold as many") {
 		t.Fatalf("%+v", r)
 	}
-	replicas, leads := held(2)
-	if replicas != 20 || leads != 0 {
-		t.Fatalf("%d replicas, %d leads", replicas, leads)
-	}
+	servertest.Eventually(t, func() error {
+		if replicas, leads := held(2); replicas != 20 || leads != 0 {
+			return fmt.Errorf("%d replicas, %d leads", replicas, leads)
+		}
+		return nil
+	})
 	run("broker", "drain", "2", "--leaders-only").want(t, 0, "2       0      20\n", "")
 
 	// With all of them drained nobody hands over to another: that is said, and not waited for.
@@ -141,9 +146,13 @@ func TestDrain(t *testing.T) {
 	// Both come back; who is preferred leads at once.
 	run("broker", "undrain", "1").want(t, 0, "leads 0 partitions as their preferred leader", "")
 	r = run("broker", "undrain", "2")
-	if _, leads = held(2); r.code != 0 || leads == 0 || !strings.Contains(r.out, fmt.Sprintf("leads %d partitions", leads)) {
-		t.Fatalf("leads %d: %+v", leads, r)
-	}
+	r.want(t, 0, "leads", "")
+	servertest.Eventually(t, func() error { // whoever is asked hears of it
+		if _, leads := held(2); leads == 0 || !strings.Contains(r.out, fmt.Sprintf("leads %d partitions", leads)) {
+			return fmt.Errorf("leads %d: %+v", leads, r)
+		}
+		return nil
+	})
 	if list(); out[0].Cordoned || out[0].Resting || out[1].Cordoned || out[1].Resting {
 		t.Fatalf("%+v", out)
 	}

@@ -1,16 +1,21 @@
 package main
 
 import (
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sort"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 func topicCommand() *cobra.Command {
@@ -122,12 +127,58 @@ func topicCreate(conn *connection) *cobra.Command {
 				}
 			}
 		}
+		var created []string
+		for _, t := range list {
+			if t.Created {
+				created = append(created, t.Topic)
+			}
+		}
+		s.awaitTopics(created)
 		if err := printCreated(cmd, out, list); err != nil {
 			return err
 		}
 		return joinErrors(errs)
 	}
 	return cmd
+}
+
+// awaitTopics returns when every broker that answers has heard of the topics, so that the next command, which may ask
+// another broker than made them, finds them; or after two seconds: they exist, whoever has not heard of it.
+func (s *session) awaitTopics(names []string) {
+	if len(names) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, 2*time.Second)
+	defer cancel()
+	brokers, err := s.ListBrokers(ctx)
+	if err != nil {
+		return
+	}
+	var asked sync.WaitGroup
+	for _, b := range brokers {
+		asked.Go(func() {
+			req := kmsg.NewPtrMetadataRequest()
+			for _, name := range names {
+				t := kmsg.NewMetadataRequestTopic()
+				t.Topic = &name
+				req.Topics = append(req.Topics, t)
+			}
+			for {
+				resp, err := req.RequestWith(ctx, s.kgo.Broker(int(b.NodeID)))
+				if err != nil || !slices.ContainsFunc(resp.Topics, func(t kmsg.MetadataResponseTopic) bool {
+					return t.ErrorCode == kerr.UnknownTopicOrPartition.Code
+				}) {
+					return
+				}
+				select {
+				case <-ctx.Done():
+					return
+				case <-time.After(20 * time.Millisecond):
+				}
+			}
+		})
+	}
+	asked.Wait()
 }
 
 func printCreated(cmd *cobra.Command, out *outputFlag, list []createdTopic) error {

@@ -16,7 +16,9 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/varve/varve/cmd/varve/server"
@@ -278,16 +280,35 @@ func (b *Broker) CreateTopic(name string, partitions int32, settings ...string) 
 	b.CreateReplicated(name, partitions, 1, settings...)
 }
 
-// CreateReplicated is CreateTopic with a replication factor.
+// CreateReplicated is CreateTopic with a replication factor. Every broker that runs
+// has heard of the topic then.
 func (b *Broker) CreateReplicated(name string, partitions int32, replicas int16, settings ...string) {
 	b.tb.Helper()
 	conf := map[string]*string{}
 	for i := 0; i+1 < len(settings); i += 2 {
 		conf[settings[i]] = &settings[i+1]
 	}
-	adm := kadm.NewClient(b.Client())
+	cl := b.Client()
+	adm := kadm.NewClient(cl)
 	if _, err := adm.CreateTopic(context.Background(), partitions, replicas, conf, name); err != nil {
 		b.tb.Fatalf("create topic %s: %v", name, err)
+	}
+	brokers, err := adm.ListBrokers(context.Background())
+	if err != nil {
+		b.tb.Fatalf("brokers that hear of topic %s: %v", name, err)
+	}
+	for _, at := range brokers.NodeIDs() {
+		Eventually(b.tb, func() error {
+			req := kmsg.NewPtrMetadataRequest()
+			t := kmsg.NewMetadataRequestTopic()
+			t.Topic = &name
+			req.Topics = append(req.Topics, t)
+			resp, err := req.RequestWith(context.Background(), cl.Broker(int(at)))
+			if err != nil {
+				return nil // it does not run
+			}
+			return kerr.ErrorForCode(resp.Topics[0].ErrorCode)
+		})
 	}
 }
 
