@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -1044,6 +1045,71 @@ func TestCarriedSnapshotIsOvertaken(t *testing.T) {
 	l = mustOpen(t, o)
 	if r := l.Partitions()[0]; string(r.Snapshot) != "newer" {
 		t.Errorf("recovered %+v", r)
+	}
+	mustClose(t, l)
+}
+
+// TestFilesGoInOrder: while a segment is read that was given back, the files of those behind it stay, too; else recovery would take
+// would be missing either, and recovery would say so.
+func TestFilesGoInOrder(t *testing.T) {
+	fs := vfs.NewMem()
+	o := testOptions(fs)
+	o.Events.Corrupt = func(what string) { t.Error(what) }
+	l := mustOpen(t, o)
+	p := l.Create([16]byte{1}, 0, 0, nil, nil, nil)
+	end := int64(0)
+	for ; l.Stats().NewestGenration < 8; end++ {
+		mustAppend(t, l, p, end, 1, 3000)
+	}
+	l.segMu.Lock()
+	read := l.segments[0]
+	read.retain()
+	l.segMu.Unlock()
+	if err := wait(func(done func(error)) { l.Trim(p, end, done) }); err != nil {
+		t.Fatal(err)
+	}
+	given := func(n int64) {
+		t.Helper()
+		for begin := time.Now(); l.stats.reclaimed.Load() < n; time.Sleep(time.Millisecond) {
+			if time.Since(begin) > time.Minute {
+				t.Fatalf("%d segments given back", l.stats.reclaimed.Load())
+			}
+		}
+	}
+	given(6) // all but the newest sealed one and the active one
+	for l.Stats().NewestGenration < 10 {
+		mustAppend(t, l, p, end, 1, 3000)
+		end++
+	}
+	generations := func() (list []uint64) {
+		t.Helper()
+		names, err := fs.List(o.Dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
+			if n, ok := parseName(name, segmentSuffix); ok {
+				list = append(list, n)
+			}
+		}
+		slices.Sort(list)
+		return list
+	}
+	if got := generations(); len(got) != 10 {
+		t.Errorf("while the first is read there are the segments %v", got)
+	}
+	disk := fs.Crash(1)
+	read.release()
+	for begin := time.Now(); generations()[0] < 7; time.Sleep(time.Millisecond) {
+		if time.Since(begin) > time.Minute {
+			t.Fatalf("segments %v after the read", generations())
+		}
+	}
+	mustClose(t, l)
+	o.FS = disk
+	l = mustOpen(t, o)
+	if got := l.Partitions()[0]; got.End != end || got.Suspect {
+		t.Errorf("recovered %+v, appended up to %d", got, end)
 	}
 	mustClose(t, l)
 }

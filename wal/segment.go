@@ -27,6 +27,7 @@ type segment struct {
 
 	refs   atomic.Int32
 	onLast func() // set before the log lets go of it
+	unread bool   // by nobody any more, after the log let go of it; guarded by Log.segMu
 
 	// Of the writer, until the segment is sealed; not changed after.
 	firstSeq     uint64

@@ -177,6 +177,7 @@ type Log struct {
 	segMu     sync.Mutex
 	segments  []*segment // ascending by generation; the last is active
 	spares    []spare    // prepared or recycled files, ready for use
+	leaving   []*segment // reclaimed, in that order, and read still, or behind one that is
 	retired   []*segment // reclaimed and not read any more
 	lastSpare uint64     // number given to a prepared file
 
