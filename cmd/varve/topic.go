@@ -133,7 +133,7 @@ func topicCreate(conn *connection) *cobra.Command {
 				created = append(created, t.Topic)
 			}
 		}
-		s.awaitTopics(created)
+		s.everywhere(created, func(t kmsg.MetadataResponseTopic) bool { return !isUnknown(t) })
 		if err := printCreated(cmd, out, list); err != nil {
 			return err
 		}
@@ -142,9 +142,9 @@ func topicCreate(conn *connection) *cobra.Command {
 	return cmd
 }
 
-// awaitTopics returns when every broker that answers has heard of the topics, so that the next command, which may ask
-// another broker than made them, finds them; or after two seconds: they exist, whoever has not heard of it.
-func (s *session) awaitTopics(names []string) {
+// everywhere returns when every broker that answers has heard of a change to topics, so that the next command, which may
+// ask another broker, sees it; or after two seconds: it is made, whoever has not heard of it.
+func (s *session) everywhere(names []string, heard func(kmsg.MetadataResponseTopic) bool) {
 	if len(names) == 0 {
 		return
 	}
@@ -157,7 +157,7 @@ func (s *session) awaitTopics(names []string) {
 	var asked sync.WaitGroup
 	for _, b := range brokers {
 		asked.Go(func() {
-			req := kmsg.NewPtrMetadataRequest()
+			req := kmsg.NewPtrMetadataRequest() // creates nothing
 			for _, name := range names {
 				t := kmsg.NewMetadataRequestTopic()
 				t.Topic = &name
@@ -165,9 +165,7 @@ func (s *session) awaitTopics(names []string) {
 			}
 			for {
 				resp, err := req.RequestWith(ctx, s.kgo.Broker(int(b.NodeID)))
-				if err != nil || !slices.ContainsFunc(resp.Topics, func(t kmsg.MetadataResponseTopic) bool {
-					return t.ErrorCode == kerr.UnknownTopicOrPartition.Code
-				}) {
+				if err != nil || !slices.ContainsFunc(resp.Topics, func(t kmsg.MetadataResponseTopic) bool { return !heard(t) }) {
 					return
 				}
 				select {
@@ -179,6 +177,10 @@ func (s *session) awaitTopics(names []string) {
 		})
 	}
 	asked.Wait()
+}
+
+func isUnknown(t kmsg.MetadataResponseTopic) bool {
+	return t.ErrorCode == kerr.UnknownTopicOrPartition.Code
 }
 
 func printCreated(cmd *cobra.Command, out *outputFlag, list []createdTopic) error {
@@ -473,6 +475,9 @@ func alterTopic(s *session, topic string, partitions int, edits []configEdit, dr
 			return fmt.Errorf("%s: %w", what, brokerError(r.Err, r.ErrMessage))
 		}
 	}
+	if !dry {
+		s.everywhere([]string{topic}, func(t kmsg.MetadataResponseTopic) bool { return len(t.Partitions) >= partitions })
+	}
 	return nil
 }
 
@@ -499,12 +504,13 @@ func topicDelete(conn *connection) *cobra.Command {
 			return s.failed("deleting "+strings.Join(args, ", "), err)
 		}
 		list := []deletedTopic{}
+		var deleted []string
 		var errs []error
 		for _, n := range args {
 			r := resps[n]
 			switch {
 			case r.Err == nil:
-				list = append(list, deletedTopic{n, true})
+				list, deleted = append(list, deletedTopic{n, true}), append(deleted, n)
 			case *ifExists && errors.Is(r.Err, kerr.UnknownTopicOrPartition):
 				list = append(list, deletedTopic{n, false})
 			case errors.Is(r.Err, kerr.UnknownTopicOrPartition):
@@ -513,6 +519,7 @@ func topicDelete(conn *connection) *cobra.Command {
 				errs = append(errs, fmt.Errorf("deleting topic %s: %w", n, brokerError(r.Err, r.ErrMessage)))
 			}
 		}
+		s.everywhere(deleted, isUnknown)
 		if out.json() {
 			err = writeJSON(cmd.OutOrStdout(), list)
 		} else if len(list) > 0 {
