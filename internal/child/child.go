@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -138,13 +139,45 @@ func end(s string, n int) string {
 	return s
 }
 
-// FreeAddr is an address of this machine that nobody listens at now. It is not from the range that the kernel takes the
-// ports of outgoing connections from: one of those could have it before the server does, or while it is restarted.
+// Ports are given out in blocks, from below the range that the kernel takes the ports of outgoing connections from: one of
+// those could have a port before the server does, or while it is restarted.
+const (
+	firstPort  = 11000
+	portBlocks = 200
+	blockPorts = 100
+)
+
+// given is what FreeAddr has given out of the blocks of this process.
+var given struct {
+	sync.Mutex
+	guards []net.Listener // at the first port of each block, so that no other process gives the rest out; for good
+	next   int            // port; 0: none is left of the last block
+}
+
+// FreeAddr is an address of this machine that nobody listens at now, and that it gives to nobody else while this process
+// runs, here or in another one.
 func FreeAddr() (string, error) {
+	given.Lock()
+	defer given.Unlock()
+	listen := func(port int) (net.Listener, error) {
+		return net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	}
 	var err error
-	for range 100 {
+	for range 50 * blockPorts {
+		if given.next == 0 {
+			first := firstPort + rand.IntN(portBlocks)*blockPorts
+			var l net.Listener
+			if l, err = listen(first); err != nil {
+				continue
+			}
+			given.guards, given.next = append(given.guards, l), first+1
+		}
+		port := given.next
+		if given.next++; given.next%blockPorts == 0 {
+			given.next = 0
+		}
 		var l net.Listener
-		if l, err = net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(11000+rand.IntN(20000))); err == nil {
+		if l, err = listen(port); err == nil {
 			defer l.Close()
 			return l.Addr().String(), nil
 		}
