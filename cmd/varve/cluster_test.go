@@ -415,23 +415,25 @@ func TestPausedCoordinator(t *testing.T) {
 		})
 		return id
 	}
-	commit := func(at int64, id int32) {
+	// commit has an offset committed by a coordinator other than the broker given. Who is asked for it may have stood still a moment
+	// ago, and name the one before.
+	commit := func(at int64, other int32) {
 		t.Helper()
 		eventually(t, func() error {
 			req := kmsg.NewPtrOffsetCommitRequest()
 			req.Group, req.Generation = "g", -1
 			req.Topics = []kmsg.OffsetCommitRequestTopic{{Topic: "t", TopicID: topic.ID, Partitions: []kmsg.OffsetCommitRequestTopicPartition{{Offset: at, LeaderEpoch: -1}}}}
-			resp, err := cl.Broker(int(id)).Request(t.Context(), req)
+			resp, err := cl.Broker(int(coordinator(other))).Request(t.Context(), req)
 			if err != nil {
 				return err
 			}
 			return kerr.ErrorForCode(resp.(*kmsg.OffsetCommitResponse).Topics[0].Partitions[0].ErrorCode)
 		})
 	}
-	commit(1, coordinator(0))
+	commit(1, 0)
 	for at := int64(2); at < 5; at++ {
-		first := coordinator(0)
-		own := c.Client(t).Broker(int(first)) // with connections of its own, one of which is there before
+		mine := c.Client(t) // with connections of its own, one of which is there before
+		var own *kgo.Broker
 		ask := func() *kmsg.OffsetFetchResponseGroup {
 			req := kmsg.NewPtrOffsetFetchRequest()
 			g := kmsg.NewOffsetFetchRequestGroup()
@@ -444,21 +446,30 @@ func TestPausedCoordinator(t *testing.T) {
 			}
 			return &resp.(*kmsg.OffsetFetchResponse).Groups[0]
 		}
-		if g := ask(); g == nil || g.ErrorCode != 0 || g.Topics[0].Partitions[0].Offset != at-1 {
+		var first int32
+		var g *kmsg.OffsetFetchResponseGroup
+		eventually(t, func() error {
+			first = coordinator(0)
+			own = mine.Broker(int(first))
+			if g = ask(); g != nil && g.ErrorCode == kerr.NotCoordinator.Code {
+				return fmt.Errorf("broker %d is not the coordinator", first)
+			}
+			return nil
+		})
+		if g == nil || g.ErrorCode != 0 || g.Topics[0].Partitions[0].Offset != at-1 {
 			t.Fatalf("at first: %+v", g)
 		}
 		if err := c.Broker(first).Pause(); err != nil {
 			t.Fatal(err)
 		}
 		told := make(chan *kmsg.OffsetFetchResponseGroup)
-		commit(at, coordinator(first))
+		commit(at, first)
 		go func() { told <- ask() }()
 		time.Sleep(100 * time.Millisecond) // the request is on its way to it
 		if err := c.Broker(first).Resume(); err != nil {
 			t.Fatal(err)
 		}
-		g := <-told
-		if g == nil {
+		if g = <-told; g == nil {
 			continue
 		}
 		if err := kerr.ErrorForCode(g.ErrorCode); err != nil {
