@@ -73,15 +73,14 @@ func TestDrain(t *testing.T) {
 	if err := root.ExecuteContext(ctx); !errors.Is(err, context.Canceled) {
 		t.Fatalf("an interrupted drain: %v", err)
 	}
+	servertest.Agree(t, brokers)
 	run("cluster", "brokers").want(t, 0, "drained", "")
 	r := run("broker", "drain", "1")
 	r.want(t, 0, "1       0      0\n", "")
-	servertest.Eventually(t, func() error {
-		if replicas, leads := held(1); replicas != 0 || leads != 0 {
-			return fmt.Errorf("%d replicas, %d leads: %s%s", replicas, leads, r.out, r.errOut)
-		}
-		return nil
-	})
+	servertest.Agree(t, brokers)
+	if replicas, leads := held(1); replicas != 0 || leads != 0 {
+		t.Fatalf("%d replicas, %d leads: %s%s", replicas, leads, r.out, r.errOut)
+	}
 	for _, p := range states() {
 		if p.UnderReplicated || p.Offline {
 			t.Errorf("%+v", p)
@@ -126,12 +125,10 @@ func TestDrain(t *testing.T) {
 	if r.code != exitFailed || !strings.Contains(r.errOut, "it has 3 replicas, and the other brokers that take replicas cannot hold as many") {
 		t.Fatalf("%+v", r)
 	}
-	servertest.Eventually(t, func() error {
-		if replicas, leads := held(2); replicas != 20 || leads != 0 {
-			return fmt.Errorf("%d replicas, %d leads", replicas, leads)
-		}
-		return nil
-	})
+	servertest.Agree(t, brokers)
+	if replicas, leads := held(2); replicas != 20 || leads != 0 {
+		t.Fatalf("%d replicas, %d leads", replicas, leads)
+	}
 	run("broker", "drain", "2", "--leaders-only").want(t, 0, "2       0      20\n", "")
 
 	// With all of them drained nobody hands over to another: that is said, and not waited for.
@@ -147,12 +144,10 @@ func TestDrain(t *testing.T) {
 	run("broker", "undrain", "1").want(t, 0, "leads 0 partitions as their preferred leader", "")
 	r = run("broker", "undrain", "2")
 	r.want(t, 0, "leads", "")
-	servertest.Eventually(t, func() error { // whoever is asked hears of it
-		if _, leads := held(2); leads == 0 || !strings.Contains(r.out, fmt.Sprintf("leads %d partitions", leads)) {
-			return fmt.Errorf("leads %d: %+v", leads, r)
-		}
-		return nil
-	})
+	servertest.Agree(t, brokers)
+	if _, leads := held(2); leads == 0 || !strings.Contains(r.out, fmt.Sprintf("leads %d partitions", leads)) {
+		t.Fatalf("leads %d: %+v", leads, r)
+	}
 	if list(); out[0].Cordoned || out[0].Resting || out[1].Cordoned || out[1].Resting {
 		t.Fatalf("%+v", out)
 	}

@@ -55,11 +55,15 @@ func TestElect(t *testing.T) {
 			if err := json.Unmarshal([]byte(r.out), &list); err != nil {
 				return err
 			}
+			if len(list) != 1 {
+				return fmt.Errorf("%d partitions: %s%s", len(list), r.out, r.errOut)
+			}
 			if got := fmt.Sprintf("%d %v", list[0].Leader, list[0].ISR); got != want {
 				return fmt.Errorf("leader and ISR are %s, not %s", got, want)
 			}
 			return nil
 		})
+		servertest.Agree(t, brokers)
 	}
 	write := func(n int) {
 		t.Helper()

@@ -52,6 +52,7 @@ func TestReassign(t *testing.T) {
 			}
 			return nil
 		})
+		servertest.Agree(t, brokers)
 	}
 	partitions := func(args ...string) (list []partitionState) {
 		t.Helper()
@@ -120,6 +121,7 @@ func TestReassign(t *testing.T) {
 	first := partitions("slow")[0].Leader
 	all[0], all[first-1] = all[first-1], all[0]
 	run(fmt.Sprintf(`{"version":1,"partitions":[{"topic":"slow","partition":0,"replicas":[%d,%d,%d]}]}`, all[0], all[1], all[2]), "reassign", "apply", "-").want(t, 0, "slow   0", "")
+	servertest.Agree(t, brokers)
 	if p := partitions("slow")[0]; len(p.Replicas) != 3 || len(p.ISR) != 1 || p.UnderReplicated || p.UnderMinISR || p.MinISR != 1 {
 		t.Errorf("while replicas are added: %+v", p)
 	}
@@ -132,6 +134,7 @@ func TestReassign(t *testing.T) {
 	throttle(kadm.DeleteConfig)
 	settled()
 	run("", "topic", "delete", "slow").want(t, 0, "", "")
+	servertest.Agree(t, brokers)
 
 	// Broker 3 is emptied.
 	run("", "reassign", "plan", "--from-broker", "3", "--brokers", "3").want(t, 1, "", "no replica can be placed on broker 3")
@@ -155,6 +158,7 @@ func TestReassign(t *testing.T) {
 		}
 		return nil
 	})
+	servertest.Agree(t, brokers)
 	run("", "cluster", "status").want(t, 0, "fenced brokers                    3\n", "")
 	run(target("2,1,3"), "reassign", "apply", "-").want(t, 0, "t      0", "")
 	servertest.Eventually(t, func() error {

@@ -4,12 +4,14 @@
 package servertest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -310,6 +312,68 @@ func (b *Broker) CreateReplicated(name string, partitions int32, replicas int16,
 			return kerr.ErrorForCode(resp.Topics[0].ErrorCode)
 		})
 	}
+}
+
+// Agree waits until the brokers that run say the same of the cluster and its topics. Who changed something was answered when the
+// controller had heard of it: the others hear of it by then, too, and a client that may ask any of them is told of it.
+func Agree(tb testing.TB, brokers []*Broker) {
+	tb.Helper()
+	var asked []*kgo.Broker
+	for _, b := range brokers {
+		if b.s != nil {
+			cl := b.Client()
+			defer cl.Close()
+			asked = append(asked, cl.SeedBrokers()[0])
+		}
+	}
+	Eventually(tb, func() error {
+		var first string
+		for i, b := range asked {
+			said, err := heard(b)
+			switch {
+			case err != nil:
+				return err
+			case i == 0:
+				first = said
+			case said != first:
+				return fmt.Errorf("one broker has heard\n%s\nand another\n%s", first, said)
+			}
+		}
+		return nil
+	})
+}
+
+// heard is what a broker says of the cluster and its topics, each in an order that is the same at all brokers.
+func heard(b *kgo.Broker) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	req := kmsg.NewPtrDescribeClusterRequest()
+	req.EndpointType, req.IncludeFencedBrokers = 1, true
+	resp, err := b.RetriableRequest(ctx, req)
+	if err != nil {
+		return "", err
+	}
+	cluster := resp.(*kmsg.DescribeClusterResponse)
+	if resp, err = b.RetriableRequest(ctx, kmsg.NewPtrMetadataRequest()); err != nil {
+		return "", err
+	}
+	topics := resp.(*kmsg.MetadataResponse).Topics
+	slices.SortFunc(cluster.Brokers, func(a, b kmsg.DescribeClusterResponseBroker) int { return cmp.Compare(a.NodeID, b.NodeID) })
+	slices.SortFunc(topics, func(a, b kmsg.MetadataResponseTopic) int { return cmp.Compare(*a.Topic, *b.Topic) })
+	var out strings.Builder
+	fmt.Fprintf(&out, "controller %d\n", cluster.ControllerID)
+	for _, one := range cluster.Brokers {
+		fmt.Fprintf(&out, "broker %d at %s:%d, fenced %v", one.NodeID, one.Host, one.Port, one.IsFenced)
+		one.UnknownTags.Each(func(tag uint32, v []byte) { fmt.Fprintf(&out, ", tag %d: %x", tag, v) })
+		out.WriteByte('\n')
+	}
+	for _, t := range topics {
+		fmt.Fprintf(&out, "topic %s %x\n", *t.Topic, t.TopicID)
+		for _, p := range t.Partitions {
+			fmt.Fprintf(&out, "  %d: leader %d, epoch %d, replicas %v, in sync %v, offline %v\n", p.Partition, p.Leader, p.LeaderEpoch, p.Replicas, p.ISR, p.OfflineReplicas)
+		}
+	}
+	return out.String(), nil
 }
 
 // Eventually waits until f reports no error; after a minute, or 20 with
