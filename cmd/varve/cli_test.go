@@ -348,7 +348,7 @@ func TestConsumeBounds(t *testing.T) {
 		{"t --offset -99 -e", "0 1 2 3 4"},
 		{"t --timestamp 2500 -e", "2 3 4"},
 		{"t --timestamp 99999 -e", ""},
-		{"t --offset earliest --timeout 200ms", "0 1 2 3 4"},
+		{"t --offset earliest --timeout 1s", "0 1 2 3 4"},
 		{"t -e", ""},
 		{"empty --from-beginning -e", ""},
 		{"two --from-beginning -e -p 1", "1 3"},
@@ -365,7 +365,7 @@ func TestConsumeBounds(t *testing.T) {
 	varve(t, "", "consume", "t", b, "-p", "7").want(t, 1, "", "--partition 7: topic t has one partition, 0")
 	varve(t, "", "produce", "two", b, "-p", "7").want(t, 1, "", "--partition 7: topic two has 2 partitions, 0 to 1")
 	varve(t, "", "consume", "nope", b).want(t, 1, "", "topic nope: it does not exist")
-	varve(t, "", "consume", "t", b, "--from-beginning", "--max", "9", "--timeout", "200ms").want(t, 1, "0\n1\n2\n3\n4\n", "no record for 200ms: 5 of 9 records came")
+	varve(t, "", "consume", "t", b, "--from-beginning", "--max", "9", "--timeout", "1s").want(t, 1, "0\n1\n2\n3\n4\n", "no record for 1s: 5 of 9 records came")
 	f.look(func() {
 		p := f.topics["t"].parts[0]
 		p.start, p.batches = 2, p.batches[2:]
@@ -515,13 +515,17 @@ func TestFullDiskIsAnError(t *testing.T) {
 func TestConsumeInterrupted(t *testing.T) {
 	f := startFake(t)
 	f.create("t", 1)
+	varve(t, "a\n", "produce", "t", "-b", f.addr(), "-q").want(t, 0, "", "")
 	for _, c := range []struct {
 		args []string
 		code int
 	}{{nil, 0}, {[]string{"--max", "5"}, 130}} {
 		ctx, cancel := context.WithCancelCause(context.Background())
-		time.AfterFunc(300*time.Millisecond, func() { cancel(signalled{syscall.SIGINT}) })
-		r := varveContext(ctx, strings.NewReader(""), nil, append([]string{"consume", "t", "-b", f.addr()}, c.args...)...)
+		shown := writeFunc(func(p []byte) (int, error) { // it consumes
+			cancel(signalled{syscall.SIGINT})
+			return len(p), nil
+		})
+		r := varveContext(ctx, strings.NewReader(""), shown, append([]string{"consume", "t", "--from-beginning", "-b", f.addr()}, c.args...)...)
 		if r.code != c.code {
 			t.Errorf("%v: exit %d %s, want %d", c.args, r.code, r.errOut, c.code)
 		}
