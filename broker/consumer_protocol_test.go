@@ -460,7 +460,8 @@ func expectCode(t testing.TB, what string, got, want int16) {
 // that is refused, by hand since a good client does none of it.
 func TestConsumerFencing(t *testing.T) {
 	t.Parallel()
-	b := startQuiet(t, append(quickConsumers[:len(quickConsumers):len(quickConsumers)], "group.consumer.session.timeout.ms", "1000")...)
+	// In that time, and less, all is asked for which a has to be there.
+	b := startQuiet(t, append(quickConsumers[:len(quickConsumers):len(quickConsumers)], "group.consumer.session.timeout.ms", "5000")...)
 	b.CreateTopic("t", 2)
 	c := dial(t, b)
 	r := c.beat(joining("a"))
@@ -514,7 +515,8 @@ func TestConsumerFencing(t *testing.T) {
 // TestConsumerHeartbeatRules: what is wrong with a request by itself.
 func TestConsumerHeartbeatRules(t *testing.T) {
 	t.Parallel()
-	b := startQuiet(t, append([]string{"group.consumer.max.size", "2", "group.consumer.assignors", "range"}, quickConsumers...)...)
+	b := startQuiet(t, append(quickConsumers[:len(quickConsumers):len(quickConsumers)], "group.consumer.max.size", "2", "group.consumer.assignors", "range",
+		"group.consumer.session.timeout.ms", "30000")...) // no slow machine takes a member away
 	y := newBystander(t, b)
 	b.CreateTopic("t", 3)
 	c := dial(t, b)
