@@ -1,7 +1,6 @@
 package metadata
 
 import (
-	"net"
 	"net/url"
 	"path/filepath"
 	"testing"
@@ -10,6 +9,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
 
+	"github.com/varve/varve/internal/child"
 	"github.com/varve/varve/metadata/controller"
 	"github.com/varve/varve/metadata/etcd"
 )
@@ -37,12 +37,10 @@ func listening(t *testing.T, dir, addr string) *embed.Etcd {
 func TestEtcdRestart(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := child.FreeAddr()
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := l.Addr().String()
-	l.Close()
 	e := listening(t, dir, addr)
 	client, err := etcd.Dial(bg, etcd.DialOptions{Endpoints: []string{addr}})
 	if err != nil {

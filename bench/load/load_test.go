@@ -3,13 +3,13 @@ package load
 import (
 	"context"
 	"errors"
-	"net"
 	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/varve/varve/bench/floor"
+	"github.com/varve/varve/internal/child"
 )
 
 // serve runs a floor, which is as much of a broker as a load needs.
@@ -122,12 +122,10 @@ func TestReplay(t *testing.T) {
 }
 
 func TestNobodyThere(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := child.FreeAddr()
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := l.Addr().String()
-	l.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	if _, err := Run(ctx, spec(addr)); err == nil {

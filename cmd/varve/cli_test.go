@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/varve/varve/internal/admin"
+	"github.com/varve/varve/internal/child"
 )
 
 type result struct {
@@ -166,12 +167,10 @@ func TestUsageErrors(t *testing.T) {
 }
 
 func TestNoBroker(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := child.FreeAddr()
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := ln.Addr().String()
-	ln.Close()
 	for _, args := range [][]string{
 		{"topic", "list"}, {"produce", "t"}, {"consume", "t"}, {"group", "list"}, {"config", "describe", "cluster"},
 	} {

@@ -33,7 +33,7 @@ var allowed = map[string][]string{
 	"metadata/image":         {},
 	"metadata/controller":    {"metadata/image", "config"},
 	"metadata/etcd":          {"metadata/image"},
-	"metadata/etcd/etcdtest": {},
+	"metadata/etcd/etcdtest": {"internal/child"},
 	"metadata":               {"metadata/image", "metadata/controller", "metadata/etcd", "config"},
 
 	"tiering/objstore":              {},

@@ -24,6 +24,8 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
+
+	"github.com/varve/varve/internal/child"
 )
 
 func textLogger(w *bytes.Buffer) *slog.Logger {
@@ -35,12 +37,10 @@ func textLogger(w *bytes.Buffer) *slog.Logger {
 func TestDial(t *testing.T) {
 	dir := t.TempDir()
 	ca, server, other := certificates(t, dir)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := child.FreeAddr()
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := l.Addr().String()
-	l.Close()
 
 	cfg := embed.NewConfig()
 	cfg.Name, cfg.Dir = "varve", filepath.Join(dir, "etcd")
@@ -183,12 +183,10 @@ func (s *syncBuffer) String() string {
 
 // What cannot be reached is said with the reason, and once.
 func TestDialNobody(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := child.FreeAddr()
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := l.Addr().String()
-	l.Close()
 	logged := new(syncBuffer)
 	_, err = Dial(bg, DialOptions{Endpoints: []string{"http://" + addr}, Timeout: time.Second, Logger: slog.New(slog.NewTextHandler(logged, nil))})
 	if err == nil || !strings.Contains(err.Error(), "http://"+addr) || !strings.Contains(err.Error(), "connection refused") || !strings.Contains(err.Error(), "within 1s") {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -22,6 +21,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/varve/varve/config"
+	"github.com/varve/varve/internal/child"
 	"github.com/varve/varve/tiering/objstore"
 	"github.com/varve/varve/wal/vfs"
 )
@@ -185,12 +185,10 @@ func (b beforeLog) Free(dir string) (free, size int64, err error) {
 // last one is sent away; health does neither.
 func TestReadiness(t *testing.T) {
 	dir := t.TempDir()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := child.FreeAddr()
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := l.Addr().String()
-	l.Close()
 	looked := make(chan error, 1)
 	var once sync.Once
 	o := options(t, dir, map[string]string{"admin.listener": addr, "remote.storage.url": "mem://"})

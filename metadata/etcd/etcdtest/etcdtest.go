@@ -16,6 +16,8 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.uber.org/zap"
+
+	"github.com/varve/varve/internal/child"
 )
 
 // Cluster is an etcd that runs.
@@ -66,12 +68,11 @@ func Start(t testing.TB, members int) *Cluster {
 // free returns addresses that nobody listens on.
 func free(t testing.TB, n int) (addresses []string) {
 	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		addr, err := child.FreeAddr()
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer l.Close()
-		addresses = append(addresses, l.Addr().String())
+		addresses = append(addresses, addr)
 	}
 	return addresses
 }
