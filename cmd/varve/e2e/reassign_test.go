@@ -37,6 +37,7 @@ func TestReassignment(t *testing.T) {
 	if resp, err := create.RequestWith(ctx, brokers[0].Client()); err != nil || resp.Topics[0].ErrorCode != 0 {
 		t.Fatal(resp, err)
 	}
+	servertest.Agree(t, brokers)
 	state := func() kadm.PartitionDetail {
 		t.Helper()
 		topics, err := adm.ListTopics(ctx, "a")
