@@ -39,6 +39,7 @@ func TestEndToEnd(t *testing.T) {
 	for _, codec := range []string{"none", "zstd"} {
 		s := spec(serve(t, 5))
 		s.Consumers, s.Groups, s.Codec, s.Idempotent, s.Payload = 4, 2, codec, true, JSON
+		s.Duration = 3 * time.Second // long beside what a machine that does something else holds up
 		r, err := Run(context.Background(), s)
 		if err != nil {
 			t.Fatal(err)
