@@ -175,7 +175,7 @@ func TestRealClient(t *testing.T) {
 			}
 		}
 		cl, err := kgo.NewClient(append([]kgo.Opt{kgo.SeedBrokers(ln.Addr().String()), kgo.ConsumeTopics("t"), kgo.ConsumerGroup("g"),
-			kgo.DisableAutoCommit(), kgo.HeartbeatInterval(50 * time.Millisecond), kgo.SessionTimeout(2 * time.Second),
+			kgo.DisableAutoCommit(), kgo.HeartbeatInterval(50 * time.Millisecond), kgo.SessionTimeout(30 * time.Second), // no slow machine takes a member away
 			kgo.OnPartitionsAssigned(move(true)), kgo.OnPartitionsRevoked(move(false)), kgo.OnPartitionsLost(move(false))}, opts...)...)
 		if err != nil {
 			t.Fatal(err)
