@@ -16,6 +16,7 @@ import (
 
 	"github.com/IBM/sarama"
 	"github.com/segmentio/kafka-go"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kversion"
 
@@ -646,7 +647,14 @@ func TestLongPolls(t *testing.T) {
 	// A fetch that finds nothing comes back empty when its time is over, with
 	// a session and without.
 	for _, opts := range [][]kgo.Opt{nil, {kgo.DisableFetchSessions()}} {
-		cl := newKgo(t, b.Addr(), append(opts, kgo.ConsumeTopics("poll"), kgo.FetchMaxWait(200*time.Millisecond), kgo.ConsumeResetOffset(kgo.NewOffset().AtEnd()))...)
+		ends, err := admin(t, b).ListEndOffsets(ctx, "poll")
+		if err != nil || ends.Error() != nil {
+			t.Fatal(err, ends.Error())
+		}
+		// Where the log ends now, however late the client would have looked.
+		from := map[int32]kgo.Offset{}
+		ends.Each(func(o kadm.ListedOffset) { from[o.Partition] = kgo.NewOffset().At(o.Offset) })
+		cl := newKgo(t, b.Addr(), append(opts, kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{"poll": from}), kgo.FetchMaxWait(200*time.Millisecond))...)
 		short, cancel := context.WithTimeout(ctx, time.Second)
 		if fs := cl.PollFetches(short); fs.NumRecords() != 0 {
 			t.Errorf("%d records at the end of the log", fs.NumRecords())
