@@ -195,20 +195,20 @@ func TestTimeoutBeforeCoordinator(t *testing.T) {
 func TestTransactionTimesOut(t *testing.T) {
 	for _, old := range []bool{false, true} {
 		t.Run(fmt.Sprintf("old=%v", old), func(t *testing.T) {
-			b := startTxn(t, "transaction.max.timeout.ms", "2000")
+			b := startTxn(t, "transaction.max.timeout.ms", "30000")
 			b.CreateTopic("t", 1)
 			cl := transactional(b, "tx", old)
 			if _, _, err := cl.ProducerID(within(t)); !errors.Is(err, kerr.InvalidTransactionTimeout) {
 				t.Errorf("a timeout above transaction.max.timeout.ms: %v", err)
 			}
-			cl = transactional(b, "tx", old, kgo.TransactionTimeout(300*time.Millisecond))
+			cl = transactional(b, "tx", old, kgo.TransactionTimeout(time.Second)) // in which a record has to be written
 			begin(t, cl)
 			mustProduce(t, cl, "t", 0, "late")
 			described(t, b, "tx", inState("CompleteAbort"))
 			if err := cl.EndTransaction(within(t), kgo.TryCommit); err == nil {
 				t.Error("a transaction that had timed out was committed")
 			}
-			other := transactional(b, "tx", old, kgo.TransactionTimeout(time.Second))
+			other := transactional(b, "tx", old, kgo.TransactionTimeout(30*time.Second))
 			begin(t, other)
 			mustProduce(t, other, "t", 0, "in time")
 			endTxn(t, other, true)
