@@ -44,6 +44,43 @@ func describedCluster(s *session) (*kmsg.DescribeClusterResponse, error) {
 	return resp, nil
 }
 
+// toController is a Metadata request that the client sends to the controller, as it does the requests of administration.
+type toController struct{ *kmsg.MetadataRequest }
+
+func (toController) IsAdminRequest() {}
+
+// placements are the partitions of the topics named, or of all, as the controller has them: with its list of what is being
+// reassigned go its replicas. Another broker hears of both some milliseconds later, and of a move that is over would
+// show the replicas of before, the old and the new together, as those that are to stay.
+func placements(s *session, topics ...string) (kadm.TopicDetails, error) {
+	req := kmsg.NewPtrMetadataRequest()
+	for _, name := range topics {
+		t := kmsg.NewMetadataRequestTopic()
+		t.Topic = &name
+		req.Topics = append(req.Topics, t)
+	}
+	answer, err := s.kgo.Request(s.ctx, toController{req})
+	if err != nil {
+		return nil, err
+	}
+	resp := answer.(*kmsg.MetadataResponse)
+	if err := kerr.ErrorForCode(resp.ErrorCode); err != nil {
+		return nil, err
+	}
+	out := kadm.TopicDetails{}
+	for _, t := range resp.Topics {
+		d := kadm.TopicDetail{Topic: deref(t.Topic), ID: t.TopicID, IsInternal: t.IsInternal, Partitions: kadm.PartitionDetails{}, Err: kerr.ErrorForCode(t.ErrorCode)}
+		for _, p := range t.Partitions {
+			d.Partitions[p.Partition] = kadm.PartitionDetail{
+				Topic: d.Topic, Partition: p.Partition, Leader: p.Leader, LeaderEpoch: p.LeaderEpoch,
+				Replicas: p.Replicas, ISR: p.ISR, OfflineReplicas: p.OfflineReplicas, Err: kerr.ErrorForCode(p.ErrorCode),
+			}
+		}
+		out[d.Topic] = d
+	}
+	return out, nil
+}
+
 // stale is nil, or says that the broker which answered does not hear from etcd.
 func stale(c *kmsg.DescribeClusterResponse) (err error) {
 	c.UnknownTags.Each(func(tag uint32, why []byte) {
@@ -90,7 +127,7 @@ func partitionStates(s *session, moving []movingPartition, topics ...string) ([]
 	for _, m := range moving {
 		adding[topicPartition{m.Topic, m.Partition}] = len(m.Adding)
 	}
-	details, err := s.ListTopicsWithInternal(s.ctx, topics...)
+	details, err := placements(s, topics...)
 	if err != nil {
 		return nil, s.failed("listing partitions", err)
 	}

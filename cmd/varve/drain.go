@@ -292,7 +292,7 @@ func (d *drain) look() error {
 	for _, m := range moving {
 		under[fmt.Sprintf("%s-%d", m.Topic, m.Partition)] = m
 	}
-	details, err := d.s.ListTopicsWithInternal(d.s.ctx)
+	details, err := placements(d.s)
 	if err != nil {
 		return d.s.failed("listing partitions", err)
 	}

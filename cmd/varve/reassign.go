@@ -189,7 +189,11 @@ func makePlan(s *session, topics []string, from int32, named []int32, rf int) (p
 			return plan, before, 0, fmt.Errorf("no replica can be placed on broker %d; `varve cluster brokers` shows which there are", id)
 		}
 	}
-	details, err := s.ListTopicsWithInternal(s.ctx)
+	moving, err := reassigning(s, nil) // before the replicas: a move that ends in between is over in both
+	if err != nil {
+		return plan, before, 0, err
+	}
+	details, err := placements(s)
 	if err != nil {
 		return plan, before, 0, s.failed("listing partitions", err)
 	}
@@ -197,10 +201,6 @@ func makePlan(s *session, topics []string, from int32, named []int32, rf int) (p
 		if _, ok := details[t]; !ok {
 			return plan, before, 0, fmt.Errorf("topic %s: %w", t, brokerError(kerr.UnknownTopicOrPartition, ""))
 		}
-	}
-	moving, err := reassigning(s, nil)
-	if err != nil {
-		return plan, before, 0, err
 	}
 	// One that was unregistered, or that has never been there, may have replicas all the same.
 	known := from < 0 || slices.ContainsFunc(c.Brokers, func(b kmsg.DescribeClusterResponseBroker) bool { return b.NodeID == from })
@@ -339,7 +339,7 @@ type movingPartition struct {
 // reassigning lists what is under way, of some topics, which exist, or (nil) of all.
 func reassigning(s *session, topics []string) ([]movingPartition, error) {
 	if topics != nil {
-		details, err := s.ListTopicsWithInternal(s.ctx, topics...)
+		details, err := placements(s, topics...)
 		if err != nil {
 			return nil, s.failed("looking topics up", err)
 		}
@@ -380,7 +380,7 @@ func reassigning(s *session, topics []string) ([]movingPartition, error) {
 	if len(list) == 0 {
 		return list, nil
 	}
-	details, err := s.ListTopicsWithInternal(s.ctx, names...)
+	details, err := placements(s, names...)
 	if err != nil {
 		return nil, s.failed("looking up what is in sync", err)
 	}
