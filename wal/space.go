@@ -32,6 +32,7 @@ type space struct {
 	left     int64 // in the active segment, for blocks
 	spares   int   // prepared files
 	files    int   // all
+	leaving  int   // given back, and not prepared again yet: a read may hold them up
 	diskFull bool  // the disk refused the last file
 	working  bool  // a segment is being given back
 	coming   bool  // more room is on its way: worth waiting for
@@ -77,13 +78,13 @@ func (l *Log) spaceChanged() {
 }
 
 // pressed says that segments should be given back although their data might still be wanted here: no more files may
-// be made, and fewer are prepared than should be.
+// be made, and fewer are prepared, or about to be, than should be.
 // forFiles: that is why; else it is the index alone, which copies do not make smaller.
 func (l *Log) pressed() (pressed, forFiles bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s := &l.space
-	forFiles = !s.canGrow() && s.spares < spareTarget
+	forFiles = !s.canGrow() && s.spares+s.leaving < spareTarget
 	return forFiles || l.indexBytes.Load() > l.o.IndexBytes, forFiles
 }
 
@@ -230,9 +231,13 @@ func (l *Log) recycle() bool {
 	}
 	if keep {
 		l.addSpare(spare{name: free})
+		l.mu.Lock()
+		l.space.leaving--
+		l.mu.Unlock()
 		return true
 	}
 	l.mu.Lock()
+	l.space.leaving--
 	l.space.files--
 	l.space.diskFull = false
 	l.spaceChanged()
@@ -572,6 +577,9 @@ func (l *Log) giveBack(g *segment, hs []holding) error {
 // retired before it, has ended. Files go in the order of their generations, so that a crash leaves no gap between them:
 // recovery need not go back to the records that say what was given back to know that nothing is missing.
 func (l *Log) retire(g *segment) {
+	l.mu.Lock()
+	l.space.leaving++
+	l.mu.Unlock()
 	l.segMu.Lock()
 	l.leaving = append(l.leaving, g)
 	l.segMu.Unlock()
