@@ -164,8 +164,11 @@ func (b *Broker) incrementalAlterConfigs(ctx context.Context, _ *request, in kms
 		}
 		changes = append(changes, ch)
 	}
-	b.warnOfSettings(changes)
-	for _, r := range b.meta.AlterConfigs(ctx, changes, true, req.ValidateOnly) {
+	results := b.meta.AlterConfigs(ctx, changes, true, req.ValidateOnly)
+	if !req.ValidateOnly {
+		b.warnOfSettings(changes, results)
+	}
+	for _, r := range results {
 		out := kmsg.NewIncrementalAlterConfigsResponseResource()
 		out.ResourceType, out.ResourceName, out.ErrorCode = kmsg.ConfigResourceType(r.Type), r.Name, r.ErrorCode
 		if r.ErrorCode != 0 {
@@ -176,18 +179,33 @@ func (b *Broker) incrementalAlterConfigs(ctx context.Context, _ *request, in kms
 	return resp
 }
 
-// warnOfSettings names in the log those that are taken and have no effect.
-func (b *Broker) warnOfSettings(changes []controller.AlterResource) {
+// warnOfSettings names in the log those that were taken and have no effect, each once however many resources it was set of.
+func (b *Broker) warnOfSettings(changes []controller.AlterResource, results []controller.Result) {
+	type resource struct {
+		kind int8
+		name string
+	}
+	type setting struct {
+		kind int8
+		name string
+	}
+	refused, said := map[resource]bool{}, map[setting]bool{}
+	for _, r := range results {
+		if r.ErrorCode != 0 {
+			refused[resource{r.Type, r.Name}] = true
+		}
+	}
 	of := map[int8]func(string) (*config.Def, bool){
 		image.BrokerResource: config.Broker, image.TopicResource: config.Topic, image.GroupResource: config.Group, image.ClientMetricsResource: config.ClientMetrics,
 	}
 	for _, ch := range changes {
 		find := of[ch.Type]
-		if find == nil {
+		if find == nil || refused[resource{ch.Type, ch.Name}] {
 			continue
 		}
 		for _, op := range ch.Ops {
-			if d, ok := find(op.Name); ok && d.Handling == config.Warned && op.Op != controller.Delete {
+			if d, ok := find(op.Name); ok && d.Handling == config.Warned && op.Op != controller.Delete && !said[setting{ch.Type, d.Name}] {
+				said[setting{ch.Type, d.Name}] = true
 				b.log.Warn("a setting has no effect", "resource_type", ch.Type, "resource", ch.Name, "setting", op.Name, "why", d.Note)
 			}
 		}
@@ -206,8 +224,11 @@ func (b *Broker) alterConfigs(ctx context.Context, _ *request, in kmsg.Request) 
 		}
 		changes = append(changes, ch)
 	}
-	b.warnOfSettings(changes)
-	for _, r := range b.meta.AlterConfigs(ctx, changes, false, req.ValidateOnly) {
+	results := b.meta.AlterConfigs(ctx, changes, false, req.ValidateOnly)
+	if !req.ValidateOnly {
+		b.warnOfSettings(changes, results)
+	}
+	for _, r := range results {
 		out := kmsg.NewAlterConfigsResponseResource()
 		out.ResourceType, out.ResourceName, out.ErrorCode = kmsg.ConfigResourceType(r.Type), r.Name, r.ErrorCode
 		if r.ErrorCode != 0 {

@@ -5,12 +5,15 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/varve/varve/broker/protocol"
+	"github.com/varve/varve/cmd/varve/servertest"
 	"github.com/varve/varve/wal/batch"
 )
 
@@ -249,4 +252,60 @@ func TestCompressionLevels(t *testing.T) {
 			t.Errorf("compression.%s.level: %d bytes at %s, %d bytes at %s", codec, n[0], levels[0], n[1], levels[1])
 		}
 	}
+}
+
+// TestSettingsWithoutEffect: what is taken and has no effect is named in the log once for each request, and what is refused, or
+// only asked for, is not.
+func TestSettingsWithoutEffect(t *testing.T) {
+	var log lines
+	b := servertest.Start(t, servertest.Options{Log: &log})
+	cl := b.Client()
+	const idle = "num.recovery.threads.per.data.dir" // of a broker
+	alter := func(validate bool, values ...string) (code int16) {
+		t.Helper()
+		req := kmsg.NewPtrIncrementalAlterConfigsRequest()
+		req.ValidateOnly = validate
+		res := kmsg.NewIncrementalAlterConfigsRequestResource()
+		res.ResourceType = kmsg.ConfigResourceTypeBroker // all of them
+		for _, v := range values {
+			c := kmsg.NewIncrementalAlterConfigsRequestResourceConfig()
+			c.Name, c.Value = idle, &v
+			res.Configs = append(res.Configs, c)
+		}
+		req.Resources = append(req.Resources, res)
+		resp, err := req.RequestWith(t.Context(), cl)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.Resources[0].ErrorCode
+	}
+	said := func() int { return log.count("a setting has no effect") }
+	before := said()
+	if code := alter(false, slices.Repeat([]string{"3"}, 1000)...); code == 0 || said() != before {
+		t.Errorf("refused with %d, and %d lines", code, said()-before)
+	}
+	if code := alter(true, "3"); code != 0 || said() != before {
+		t.Errorf("asked for: %d, and %d lines", code, said()-before)
+	}
+	if code := alter(false, "3"); code != 0 || said() != before+1 || log.count(idle) == 0 {
+		t.Errorf("taken: %d, and %d lines", code, said()-before)
+	}
+}
+
+// lines keeps what a broker says.
+type lines struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) count(s string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.text.String(), s)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -212,14 +213,40 @@ func machineMemory() int64 {
 			}
 		}
 	}
-	for _, file := range []string{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"} {
-		if b, err := os.ReadFile(file); err == nil {
-			if n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64); err == nil && n > 0 {
-				total = min(total, n)
+	return min(total, cgroupMemory("/proc/self/cgroup", "/sys/fs/cgroup"))
+}
+
+// cgroupMemory is the least of the limits of the control groups that a process is in, from its own, which membership names
+// as /proc/self/cgroup does, up to the root, in either version (cgroups(7)). A container may see its own group as the root.
+func cgroupMemory(membership, root string) int64 {
+	least := int64(math.MaxInt64)
+	b, _ := os.ReadFile(membership)
+	for line := range strings.Lines(string(b) + "\n0::/\n0:memory:/\n") {
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(f) != 3 {
+			continue
+		}
+		mounts, file := []string{root, filepath.Join(root, "unified")}, "memory.max"
+		if f[1] != "" {
+			if !slices.Contains(strings.Split(f[1], ","), "memory") {
+				continue
+			}
+			mounts, file = []string{filepath.Join(root, "memory")}, "memory.limit_in_bytes"
+		}
+		for _, mount := range mounts {
+			for dir := filepath.Join("/", f[2]); ; dir = filepath.Dir(dir) {
+				if b, err := os.ReadFile(filepath.Join(mount, dir, file)); err == nil {
+					if n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64); err == nil && n > 0 {
+						least = min(least, n)
+					}
+				}
+				if dir == "/" {
+					break
+				}
 			}
 		}
 	}
-	return total
+	return least
 }
 
 // serve runs a server until it is asked to end or fails.

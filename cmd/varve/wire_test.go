@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"errors"
+	"math"
 	"net"
 	"os"
 	"os/exec"
@@ -184,5 +185,43 @@ func TestServerSignals(t *testing.T) {
 	}
 	if err := cmd.Wait(); err != nil || !strings.Contains(log.String(), "stopped before it served") {
 		t.Errorf("waiting for etcd: %v\n%s", err, log.String())
+	}
+}
+
+// The limit that counts is the least of those from the process's own group up to the root, in both versions.
+func TestCgroupMemory(t *testing.T) {
+	const none = int64(math.MaxInt64)
+	for _, c := range []struct {
+		name, membership string
+		files            map[string]string
+		want             int64
+	}{
+		{"none", "0::/\n", nil, none},
+		{"no limit", "0::/\n", map[string]string{"memory.max": "max\n"}, none},
+		{"container", "0::/\n", map[string]string{"memory.max": "536870912\n"}, 536870912},
+		{"service", "0::/system.slice/varve.service\n", map[string]string{"system.slice/varve.service/memory.max": "max", "system.slice/memory.max": "1000", "memory.max": "2000"}, 1000},
+		{"its own", "0::/system.slice/varve.service\n", map[string]string{"system.slice/varve.service/memory.max": "500\n", "system.slice/memory.max": "1000"}, 500},
+		{"version 1", "3:cpuset:/\n4:cpu,memory:/a/b\n0::/\n", map[string]string{"memory/a/b/memory.limit_in_bytes": "700", "memory/memory.limit_in_bytes": "9223372036854771712"}, 700},
+		{"a container of version 1", "4:memory:/docker/0123\n", map[string]string{"memory/memory.limit_in_bytes": "800"}, 800},
+		{"both", "4:memory:/a\n0::/b\n", map[string]string{"memory/a/memory.limit_in_bytes": "800", "unified/b/memory.max": "600"}, 600},
+		{"nothing known", "", map[string]string{"memory.max": "900"}, 900},
+	} {
+		dir := t.TempDir()
+		root := filepath.Join(dir, "cgroup")
+		for name, content := range c.files {
+			if err := os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(root, name), []byte(content), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		membership := filepath.Join(dir, "membership")
+		if err := os.WriteFile(membership, []byte(c.membership), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if got := cgroupMemory(membership, root); got != c.want {
+			t.Errorf("%s: %d, want %d", c.name, got, c.want)
+		}
 	}
 }

@@ -124,6 +124,9 @@ func redact(raw string) string {
 	return base + "?" + strings.Join(parts, "&")
 }
 
+// FileURL is the URL of a directory, which is absolute, whatever its name is made of.
+func FileURL(dir string) string { return (&url.URL{Scheme: "file", Path: dir}).String() }
+
 const urlForms = "want s3://bucket/prefix?region=..., minio://host:port/bucket?..., file:///directory or mem://"
 
 // ParseURL takes a bucket URL apart and refuses, naming the fault, what could not work.

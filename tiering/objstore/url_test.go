@@ -161,3 +161,12 @@ func TestFileCredentialsRotate(t *testing.T) {
 		t.Fatal(v.AccessKeyID, err)
 	}
 }
+
+// A directory's URL means that directory, whatever its name is made of.
+func TestFileURL(t *testing.T) {
+	for _, dir := range []string{"/data/objects", "/my data#1?x=%41 ü/objects", "/100%/a:b;c&d+e"} {
+		if loc, err := ParseURL(FileURL(dir)); err != nil || loc.Scheme != "file" || loc.Dir != dir {
+			t.Errorf("%s: %s is %+v, %v", dir, FileURL(dir), loc, err)
+		}
+	}
+}

@@ -36,7 +36,7 @@ func OpenAuditor(ctx context.Context, c *config.BrokerConfig, dataDir string, lo
 			return nil, err
 		}
 		of := *c
-		of.RemoteStorageURL = "file://" + dir
+		of.RemoteStorageURL = objstore.FileURL(dir)
 		c = &of
 	}
 	s := &Server{o: Options{Config: c, Logger: log}, log: log}

@@ -589,7 +589,7 @@ func (s *Server) openBucket(ctx context.Context, before bool, events objstore.Ev
 			if err != nil {
 				return nil, err
 			}
-			url = "file://" + dir
+			url = objstore.FileURL(dir)
 		}
 		if inMemory(s.o.Config) {
 			s.log.Warn("remote.storage.url names memory: what has left the local log is lost when this process ends", "remote.storage.url", url)

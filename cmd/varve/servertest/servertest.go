@@ -40,6 +40,7 @@ type Options struct {
 	Of     func(id int) map[string]string
 	Bucket objstore.Bucket // nil: one in memory that outlives restarts
 	FS     vfs.FS          // of the log; nil: the operating system's
+	Log    io.Writer       // what the broker says; nil: nowhere
 }
 
 // Broker is a broker under test.
@@ -184,6 +185,9 @@ func (b *Broker) open() error {
 		return err
 	}
 	var w io.Writer = io.Discard
+	if b.o.Log != nil {
+		w = b.o.Log
+	}
 	if os.Getenv("VARVE_TEST_LOG") != "" {
 		w = os.Stderr
 	}
