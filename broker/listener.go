@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
 	"github.com/varve/varve/config"
@@ -164,6 +166,8 @@ func (b *Broker) admit(c *conn) string {
 		return "the broker is shutting down"
 	case len(b.conns) >= b.conf().MaxConnections:
 		return fmt.Sprintf("max.connections=%d reached", b.conf().MaxConnections)
+	case len(b.conns) >= connectionFiles():
+		return fmt.Sprintf("%d connections are what the limit of open files of this process leaves beside log, metadata and object storage; raise it (ulimit -n, LimitNOFILE=)", connectionFiles())
 	case b.perIP[ip] >= limit:
 		return fmt.Sprintf("max.connections.per.ip=%d reached", limit)
 	}
@@ -172,6 +176,17 @@ func (b *Broker) admit(c *conn) string {
 	b.wg.Add(1)
 	b.ev.Connections(len(b.conns))
 	return ""
+}
+
+// connectionFiles is how many of the files that this process may open are for connections. The others are for what must go
+// on when clients take all that they can get: a log that cannot begin its next segment ends the broker.
+func connectionFiles() int {
+	var limit unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil || limit.Cur > math.MaxInt32 {
+		return math.MaxInt32
+	}
+	n := int(limit.Cur)
+	return n - min(max(n/4, 128), n/2, 1024)
 }
 
 func (b *Broker) leave(c *conn) {
