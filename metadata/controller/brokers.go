@@ -101,7 +101,8 @@ func running(im *image.Image, id int32) bool {
 //
 // A controller that finds a record in the state of the first step does the
 // second again. Until the last step the record keeps the old WAL, so that a lost
-// disk is seen again too.
+// disk is seen again too. A process that was fenced and registers again goes the same
+// way: what the second step has it lead is found again if it ends before the last.
 //
 // In the second step, too, the ISRs and ELRs are made right, for they say who has
 // everything. A lost disk has nothing. An old copy of one (Session.Stale) lacks what
@@ -170,9 +171,9 @@ func admit(im *image.Image, env Env, old *image.Broker, s *image.Session) ([]ima
 	}
 
 	var changes []image.Change
-	if fresh && len(partitions) > 0 {
+	if (fresh || old != nil && old.Fenced) && len(partitions) > 0 {
 		deposed := *old
-		deposed.Incarnation, deposed.Epoch, deposed.Fenced, deposed.ShuttingDown, deposed.Unresponsive = s.Incarnation, admitting, true, false, false
+		deposed.Incarnation, deposed.Epoch, deposed.Fenced, deposed.ShuttingDown, deposed.Unresponsive = s.Incarnation, admitting, true, admitted.ShuttingDown, admitted.Unresponsive
 		changes = append(changes, image.SetBroker{Broker: deposed})
 	}
 	changes = append(changes, partitions...)
@@ -227,6 +228,8 @@ func fence(im *image.Image, env Env, b *image.Broker) ([]image.Change, []Event) 
 			if rest := without(p.ISR, b.ID); inISR && len(rest) > 0 {
 				if there := slices.DeleteFunc(slices.Clone(rest), func(id int32) bool { return im.Session(id) == nil }); len(there) > 0 {
 					rest = there
+				} else if p.MinISR(least) > 1 {
+					rest = rest[:1] // nobody is there: all the others are eligible
 				}
 				resize(&next, rest, least)
 			} // else the last one stays: the ISR says who has everything

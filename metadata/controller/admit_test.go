@@ -1,0 +1,98 @@
+package controller
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/varve/varve/metadata/image"
+)
+
+// register has a process of a broker be registered.
+func (w *world) register(id int32, incarnation string, old bool) {
+	w.apply(image.SetSession{Session: image.Session{ID: id, Incarnation: name16(incarnation), WAL: name16(string(rune('0' + id))), Stale: old}})
+}
+
+// settle reconciles until there is nothing left.
+func (w *world) settle(t *testing.T) {
+	t.Helper()
+	for range 100 {
+		changes, _ := Reconcile(w.im, w.env)
+		if len(changes) == 0 {
+			return
+		}
+		w.apply(changes...)
+	}
+	t.Fatal("it does not settle")
+}
+
+// together begins with brokers 1 to n, and a partition that some of them have.
+func together(t *testing.T, n, minISR int, replicas ...int32) (w *world, p func() *image.Partition) {
+	t.Helper()
+	w = newWorld()
+	w.env.MinISR = minISR
+	for id := int32(1); id <= int32(n); id++ {
+		w.register(id, string(rune('a'+id)), false)
+	}
+	w.settle(t)
+	changes, reply := Handle(w.im, w.env, CreateTopics{Topics: []NewTopic{
+		{Name: "t", ID: name16("t"), Partitions: -1, ReplicationFactor: -1, Assignments: []Assignment{{Replicas: replicas}}}}})
+	if reply.Results[0].ErrorCode != 0 {
+		t.Fatalf("%+v", reply)
+	}
+	w.apply(changes...)
+	return w, func() *image.Partition { return w.im.Partition(name16("t"), 0) }
+}
+
+func (w *world) end(ids ...int32) {
+	for _, id := range ids {
+		w.apply(image.DropSession{ID: id})
+	}
+}
+
+// 1 is in sync, and 2 eligible. The process of 1, fenced meanwhile, registers again; the controller ends between having it lead and
+// letting it in, and it is killed. 2 comes back, and must not wait for it.
+func TestHalfOfAReturn(t *testing.T) {
+	w, p := together(t, 3, 2, 1, 2)
+	w.end(2)
+	w.settle(t)
+	w.end(1)
+	w.settle(t)
+	if got := p(); got.Leader != image.NoLeader || !slices.Equal(got.ISR, []int32{1}) || !slices.Equal(got.ELR, []int32{2}) {
+		t.Fatal(showPartition(got))
+	}
+	w.register(1, "b", false)
+	changes, _ := Reconcile(w.im, w.env)
+	for _, c := range changes {
+		if w.apply(c); p().Leader == 1 {
+			break
+		}
+	}
+	if b := w.im.Broker(1); p().Leader != 1 || !b.Fenced {
+		t.Fatalf("the controller cannot end between the two: %+v, %s", b, showPartition(p()))
+	}
+	w.end(1)
+	w.settle(t)
+	w.register(2, "c2", false)
+	w.settle(t)
+	if got := p(); got.Leader != 2 {
+		t.Fatalf("2 is there and has everything: %s", showPartition(got))
+	}
+}
+
+// All that have a partition lose their power at one moment, and the controller is another. Nothing is committed without any of them
+// from then on: who is back first leads.
+func TestAllAreGone(t *testing.T) {
+	for first := int32(1); first <= 3; first++ {
+		w, p := together(t, 4, 2, 1, 2, 3)
+		w.end(1, 2, 3)
+		w.settle(t)
+		if got := p(); len(union(got.ISR, got.ELR)) != 3 {
+			t.Errorf("all of them have everything: %s", showPartition(got))
+		}
+		w.register(first, "x", false)
+		w.settle(t)
+		if got := p(); got.Leader != first {
+			t.Errorf("%d is back first, and has everything: %s", first, showPartition(got))
+		}
+	}
+}
