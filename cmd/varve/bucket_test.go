@@ -22,6 +22,7 @@ import (
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/varve/varve/cmd/varve/servertest"
 	"github.com/varve/varve/internal/admin"
 	"github.com/varve/varve/internal/cluster"
 	"github.com/varve/varve/metadata/etcd/etcdtest"
@@ -59,6 +60,8 @@ func newTiered(t *testing.T, c *cluster.Cluster, replicas int16, topics ...strin
 		// No two topics have a number in common, so that records of one are not taken for those of another.
 		x.ledgers[topic], x.clients[topic] = &ledger{next: uint64(i) << 40}, x.client()
 	}
+	// A record is given up of which several brokers, asked one after the other, do not know the topic.
+	servertest.AgreeAt(t, c.Bootstrap()...)
 	return x
 }
 

@@ -79,6 +79,7 @@ func TestClusterStays(t *testing.T) {
 	if _, err := adm.CreateTopic(t.Context(), -1, -1, nil, "kept"); err != nil {
 		t.Fatal(err)
 	}
+	servertest.AgreeAt(t, open().Bootstrap()...)
 	details, err := adm.ListTopics(t.Context(), "kept")
 	if err != nil {
 		t.Fatal(err)
@@ -303,6 +304,7 @@ func TestLeaderKilled(t *testing.T) {
 	if _, err := adm.CreateTopic(t.Context(), 1, -1, nil, "t"); err != nil {
 		t.Fatal(err)
 	}
+	servertest.AgreeAt(t, c.Bootstrap()...)
 	// led waits until n replicas are in sync and one of them, other than before, leads.
 	led := func(n int, before int32) (leader int32) {
 		t.Helper()

@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/varve/varve/cmd/varve/servertest"
 	"github.com/varve/varve/internal/cluster"
 )
 
@@ -31,6 +32,7 @@ func TestUpkeepUnderLoad(t *testing.T) {
 	if _, err := adm.CreateTopic(t.Context(), 1, -1, nil, "t"); err != nil {
 		t.Fatal(err)
 	}
+	servertest.AgreeAt(t, c.Bootstrap()...)
 	inSync := func() {
 		t.Helper()
 		eventually(t, func() error {

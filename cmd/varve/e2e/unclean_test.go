@@ -38,6 +38,7 @@ func TestUncleanLeaderHasAnotherHistory(t *testing.T) {
 	if resp, err := create.RequestWith(ctx, cl); err != nil || resp.Topics[0].ErrorCode != 0 {
 		t.Fatal(resp, err)
 	}
+	servertest.Agree(t, brokers)
 	leads := func(leader int32, isr ...int32) {
 		t.Helper()
 		servertest.Eventually(t, func() error {

@@ -322,13 +322,26 @@ func (b *Broker) CreateReplicated(name string, partitions int32, replicas int16,
 // controller had heard of it: the others hear of it by then, too, and a client that may ask any of them is told of it.
 func Agree(tb testing.TB, brokers []*Broker) {
 	tb.Helper()
-	var asked []*kgo.Broker
+	var addrs []string
 	for _, b := range brokers {
 		if b.s != nil {
-			cl := b.Client()
-			defer cl.Close()
-			asked = append(asked, cl.SeedBrokers()[0])
+			addrs = append(addrs, b.addr)
 		}
+	}
+	AgreeAt(tb, addrs...)
+}
+
+// AgreeAt is Agree for brokers at addresses.
+func AgreeAt(tb testing.TB, addrs ...string) {
+	tb.Helper()
+	var asked []*kgo.Broker
+	for _, addr := range addrs {
+		cl, err := kgo.NewClient(kgo.SeedBrokers(addr))
+		if err != nil {
+			tb.Fatal(err)
+		}
+		defer cl.Close()
+		asked = append(asked, cl.SeedBrokers()[0])
 	}
 	Eventually(tb, func() error {
 		var first string
