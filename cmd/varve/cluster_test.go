@@ -436,29 +436,32 @@ func TestPausedCoordinator(t *testing.T) {
 	for at := int64(2); at < 5; at++ {
 		mine := c.Client(t) // with connections of its own, one of which is there before
 		var own *kgo.Broker
-		ask := func() *kmsg.OffsetFetchResponseGroup {
+		ask := func() (*kmsg.OffsetFetchResponseGroup, error) {
 			req := kmsg.NewPtrOffsetFetchRequest()
 			g := kmsg.NewOffsetFetchRequestGroup()
 			g.Group, g.Topics = "g", []kmsg.OffsetFetchRequestGroupTopic{{Topic: "t", TopicID: topic.ID, Partitions: []int32{0}}}
 			req.Groups = append(req.Groups, g)
 			resp, err := own.Request(t.Context(), req)
 			if err != nil {
-				t.Error(err)
-				return nil
+				return nil, err
 			}
-			return &resp.(*kmsg.OffsetFetchResponse).Groups[0]
+			return &resp.(*kmsg.OffsetFetchResponse).Groups[0], nil
 		}
 		var first int32
 		var g *kmsg.OffsetFetchResponseGroup
 		eventually(t, func() error {
 			first = coordinator(0)
 			own = mine.Broker(int(first))
-			if g = ask(); g != nil && g.ErrorCode == kerr.NotCoordinator.Code {
+			var err error
+			if g, err = ask(); err != nil { // its client may not have heard of that broker yet
+				return err
+			}
+			if g.ErrorCode == kerr.NotCoordinator.Code {
 				return fmt.Errorf("broker %d is not the coordinator", first)
 			}
 			return nil
 		})
-		if g == nil || g.ErrorCode != 0 || g.Topics[0].Partitions[0].Offset != at-1 {
+		if g.ErrorCode != 0 || g.Topics[0].Partitions[0].Offset != at-1 {
 			t.Fatalf("at first: %+v", g)
 		}
 		if err := c.Broker(first).Pause(); err != nil {
@@ -466,7 +469,13 @@ func TestPausedCoordinator(t *testing.T) {
 		}
 		told := make(chan *kmsg.OffsetFetchResponseGroup)
 		commit(at, first)
-		go func() { told <- ask() }()
+		go func() {
+			g, err := ask()
+			if err != nil {
+				t.Error(err)
+			}
+			told <- g
+		}()
 		time.Sleep(100 * time.Millisecond) // the request is on its way to it
 		if err := c.Broker(first).Resume(); err != nil {
 			t.Fatal(err)

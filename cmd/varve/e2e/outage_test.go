@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -136,6 +138,22 @@ func TestOutage(t *testing.T) {
 	if err := produce(); !errors.Is(err, kerr.NotEnoughReplicas) {
 		t.Errorf("still full: %v", err)
 	}
+	ready := func() string {
+		t.Helper()
+		resp, err := http.Get(b.AdminURL() + "/readyz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	if text := ready(); !strings.Contains(text, "producers are refused: the write-ahead log is at its bound") {
+		t.Errorf("/readyz says %s", text)
+	}
 	faulty.SetOutage(false)
 	servertest.Eventually(t, produce)
 	if err := <-tail; err != nil {
@@ -145,6 +163,9 @@ func TestOutage(t *testing.T) {
 	check("drained")
 	if m := metrics(t, b); m["varve_wal_full"] != 0 {
 		t.Errorf("varve_wal_full %v", m["varve_wal_full"])
+	}
+	if text := ready(); strings.Contains(text, "producers are refused") {
+		t.Errorf("/readyz says %s", text)
 	}
 
 	// Again, with a restart while it is away and the log is full.
