@@ -157,10 +157,12 @@ func (r *runner) newVarve(name string, settings []string) (*broker, error) {
 }
 
 // What Varve is given where Kafka stores nothing but its local log: nothing is
-// uploaded while a row lasts: at three quarters of its bound the log begins to. Everything else is its default, the fsync before
-// every acknowledgement among it.
+// uploaded while a row lasts, as would be once a partition has log.segment.bytes,
+// or all of them together three quarters of wal.max.bytes.
+// Everything else is its default, the fsync before every acknowledgement among it.
 var noUploads = []string{
 	"remote.flush.interval.ms=600000",
 	"remote.object.bytes=1099511627776",
+	"log.segment.bytes=2147483647",
 	"wal.max.bytes=34359738368",
 }
