@@ -157,7 +157,7 @@ func (b *Broker) admit(c *conn) string {
 	ip := remoteIP(c.nc)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	limit := b.conf().MaxConnectionsPerIP
+	files, limit := connectionFiles(), b.conf().MaxConnectionsPerIP
 	if n, ok := b.conf().MaxConnectionsPerIPOverrides[ip]; ok {
 		limit = n
 	}
@@ -166,8 +166,8 @@ func (b *Broker) admit(c *conn) string {
 		return "the broker is shutting down"
 	case len(b.conns) >= b.conf().MaxConnections:
 		return fmt.Sprintf("max.connections=%d reached", b.conf().MaxConnections)
-	case len(b.conns) >= connectionFiles():
-		return fmt.Sprintf("%d connections are what the limit of open files of this process leaves beside log, metadata and object storage; raise it (ulimit -n, LimitNOFILE=)", connectionFiles())
+	case len(b.conns) >= files:
+		return fmt.Sprintf("%d connections are what the limit of open files of this process leaves beside log, metadata and object storage; raise it (ulimit -n, LimitNOFILE=)", files)
 	case b.perIP[ip] >= limit:
 		return fmt.Sprintf("max.connections.per.ip=%d reached", limit)
 	}

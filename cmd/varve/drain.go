@@ -88,11 +88,10 @@ replica goes back by itself (` + "`varve reassign plan --topic`" + ` spreads the
 		if err := markDrained(s, id, false); err != nil {
 			return err
 		}
-		details, err := s.ListTopicsWithInternal(s.ctx)
+		details, err := placements(s)
 		if err != nil {
 			return s.failed("listing partitions", err)
 		}
-		// Who leads is the controller's to say: the broker that answered may not have heard of the last changes.
 		preferred := kadm.TopicsSet{}
 		details.EachPartition(func(p kadm.PartitionDetail) {
 			if len(p.Replicas) > 0 && p.Replicas[0] == id {

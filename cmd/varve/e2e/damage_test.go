@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -49,20 +47,7 @@ func TestForgottenPartition(t *testing.T) {
 	if n := metricOf(t, b, "varve_unserved_partitions"); n != 1 {
 		t.Errorf("%v partitions are said not to be served", n)
 	}
-	ready := func() string {
-		t.Helper()
-		resp, err := http.Get(b.AdminURL() + "/readyz")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		text, err := io.ReadAll(resp.Body)
-		if err != nil || resp.StatusCode != http.StatusOK {
-			t.Fatal(resp.Status, err)
-		}
-		return string(text)
-	}
-	if text := ready(); !strings.Contains(text, "f-0") || !strings.Contains(text, "--accept-corrupt-log") {
+	if text := ready(t, b); !strings.Contains(text, "f-0") || !strings.Contains(text, "--accept-corrupt-log") {
 		t.Errorf("/readyz says %s", text)
 	}
 	b.CreateTopic("g", 1)
@@ -71,7 +56,7 @@ func TestForgottenPartition(t *testing.T) {
 	if err := b.Restart(nil); err != nil {
 		t.Fatal(err)
 	}
-	if text := ready(); strings.Contains(text, "f-0") {
+	if text := ready(t, b); strings.Contains(text, "f-0") {
 		t.Errorf("/readyz says %s", text)
 	}
 	kgoProduce(t, b.Addr(), "f", []rec{{value: []byte("more")}})

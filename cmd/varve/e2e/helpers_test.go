@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"slices"
@@ -240,6 +241,21 @@ func fetchOnce(ctx context.Context, cl *kgo.Client, topic string, partition int3
 	}
 	p := f.Topics[0].Partitions[0]
 	return p.RecordBatches, kerr.ErrorForCode(p.ErrorCode)
+}
+
+// ready is what the admin listener answers to /readyz: 200, and warnings if there are any.
+func ready(t testing.TB, b *servertest.Broker) string {
+	t.Helper()
+	resp, err := http.Get(b.AdminURL() + "/readyz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatal(resp.Status, err)
+	}
+	return string(text)
 }
 
 // fetchV12 is a fetch by topic name.

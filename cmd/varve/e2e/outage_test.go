@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -138,20 +136,7 @@ func TestOutage(t *testing.T) {
 	if err := produce(); !errors.Is(err, kerr.NotEnoughReplicas) {
 		t.Errorf("still full: %v", err)
 	}
-	ready := func() string {
-		t.Helper()
-		resp, err := http.Get(b.AdminURL() + "/readyz")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		text, err := io.ReadAll(resp.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(text)
-	}
-	if text := ready(); !strings.Contains(text, "producers are refused: the write-ahead log is at its bound") {
+	if text := ready(t, b); !strings.Contains(text, "producers are refused: the write-ahead log is at its bound") {
 		t.Errorf("/readyz says %s", text)
 	}
 	faulty.SetOutage(false)
@@ -164,7 +149,7 @@ func TestOutage(t *testing.T) {
 	if m := metrics(t, b); m["varve_wal_full"] != 0 {
 		t.Errorf("varve_wal_full %v", m["varve_wal_full"])
 	}
-	if text := ready(); strings.Contains(text, "producers are refused") {
+	if text := ready(t, b); strings.Contains(text, "producers are refused") {
 		t.Errorf("/readyz says %s", text)
 	}
 
