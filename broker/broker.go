@@ -53,6 +53,7 @@ type Log interface {
 	Truncate(p wal.PartitionID, offset int64, done func(error))
 	HighWatermark(p wal.PartitionID, hw int64)
 	SetReclaimable(p wal.PartitionID, below int64)
+	SetStuck(p wal.PartitionID, stuck bool)
 	Stats() wal.Stats
 }
 

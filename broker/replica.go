@@ -981,6 +981,9 @@ func (r *replica) Committed(s tiering.State) {
 	}
 }
 
+// Stuck takes note that its records cannot be uploaded: it has a share of the log only, so that the others have theirs.
+func (r *replica) Stuck(stuck bool) { r.b.log_.SetStuck(r.localID(), stuck) }
+
 // stop ends the replica for good and gives its local log back.
 func (r *replica) stop() {
 	r.mu.Lock()

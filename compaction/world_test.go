@@ -649,6 +649,8 @@ func (p *partition) LeaderEpoch() int32 {
 	return p.epoch
 }
 
+func (p *partition) Stuck(bool) {}
+
 func (p *partition) HighWatermark() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()

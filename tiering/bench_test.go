@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -31,6 +32,7 @@ type fakeLog struct {
 	mu      sync.Mutex
 	epoch   int32
 	leading bool
+	stuck   atomic.Bool // as told
 	batches []fakeBatch // all ever appended: what the remote part is compared with
 	local   int64       // reads below it fail: reclaimed
 	start   int64
@@ -62,6 +64,8 @@ func (f *fakeLog) LeaderEpoch() int32 {
 	defer f.mu.Unlock()
 	return f.epoch
 }
+
+func (f *fakeLog) Stuck(stuck bool) { f.stuck.Store(stuck) }
 
 func (f *fakeLog) HighWatermark() int64 {
 	_, _, hw, _ := f.Extent()
@@ -198,6 +202,12 @@ func (f *fakeLog) damage(i int) {
 	raw := slices.Clone(f.batches[i].raw)
 	raw[80] ^= 1
 	f.batches[i].raw = raw
+}
+
+func (f *fakeLog) setHW(to int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.hw = to
 }
 
 func (f *fakeLog) newEpoch() {

@@ -3,6 +3,7 @@ package tiering
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -136,6 +137,63 @@ func TestStuckPartitionKeepsTheAlarm(t *testing.T) {
 		if err := x.Healthy(); err != nil {
 			t.Errorf("alarm: %v", err)
 		}
+	})
+}
+
+// The log is told which partitions cannot be uploaded for a reason of their own, so that they do not take it from the others; an
+// outage of the bucket is none.
+func TestStuckIsTold(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		x := w.open()
+		var logs []*fakeLog
+		for i := range int32(5) {
+			logs = append(logs, newLog(1, i))
+		}
+		plain, damaged, disabled, frozen := logs[0], logs[1], logs[2], logs[3] // and one that is idle
+		for _, l := range logs {
+			l.stuck.Store(true) // as a leader before it has said
+		}
+		w.lead(x, logs...)
+		told := func(what string, want ...*fakeLog) {
+			t.Helper()
+			for i, l := range logs {
+				if got := l.stuck.Load(); got != slices.Contains(want, l) {
+					t.Errorf("%s: partition %d stuck: %v", what, i, got)
+				}
+			}
+		}
+		write := func(seconds int) {
+			for range seconds {
+				plain.plain(t, 1, 1, 100)
+				time.Sleep(time.Second)
+			}
+		}
+		for _, l := range logs[:4] {
+			l.plain(t, 1, 1, 100)
+		}
+		write(20)
+		told("all is well")
+		w.bucket.SetOutage(true)
+		write(60)
+		told("the bucket is away")
+		w.bucket.SetOutage(false)
+		write(40)
+
+		damaged.plain(t, 1, 1, 100)
+		damaged.damage(1)
+		disabled.set(func(p *Policy) { p.CopyDisabled = true })
+		frozen.plain(t, 1, 1, 100)
+		frozen.setHW(1)
+		write(5)
+		told("not for long", damaged, disabled)
+		write(40)
+		told("three of them cannot go", damaged, disabled, frozen)
+
+		damaged.damage(1)
+		disabled.set(func(p *Policy) { p.CopyDisabled = false })
+		frozen.setHW(2)
+		write(60)
+		told("they can again")
 	})
 }
 

@@ -99,6 +99,9 @@ type Replica interface {
 	Policy() Policy
 	// Committed is called with every head as read back after a commit.
 	Committed(State)
+	// Stuck is called with true as long as records cannot be uploaded for a reason that concerns this partition alone, again and
+	// again, and with false when that is over.
+	Stuck(stuck bool)
 }
 
 // State is what a committed head says, and how uploading goes.
@@ -278,6 +281,14 @@ type leader struct {
 	busy   atomic.Bool  // an upload is planned or on its way
 	unread atomic.Bool  // a commit succeeded and was not read back yet
 
+	// Of the scheduler.
+	told  toldStuck
+	still struct { // since when the high watermark stands still
+		at    int64
+		since time.Time
+		below bool // it was below the end of the log then
+	}
+
 	key    partitionKey
 	name   string
 	epoch  int32
@@ -289,6 +300,7 @@ type leader struct {
 
 	mu      sync.Mutex
 	err     error // of the last upload
+	alone   bool  // it concerned this partition only, and none has succeeded since
 	logged  time.Time
 	retryAt time.Time
 	fails   int
@@ -296,6 +308,15 @@ type leader struct {
 
 	oldest *manifest.Entry // that was not expired when retention looked; owned by the retention loop
 }
+
+// toldStuck is what the replica was told last. A new leader does not know what its predecessor said.
+type toldStuck uint8
+
+const (
+	toldNothing toldStuck = iota
+	toldNo
+	toldYes
+)
 
 // view is an immutable snapshot of a committed head.
 type view struct {

@@ -121,8 +121,9 @@ func (t *Tier) schedule(pause *pauser) (again time.Time) {
 			again = now
 			t.spawn(func() { t.readBackLater(l) })
 		}
-		next := l.next.Load()
-		if l.r.HighWatermark() <= next {
+		next, hw := l.next.Load(), l.r.HighWatermark()
+		l.tellStuck(hw, now)
+		if hw <= next {
 			continue
 		}
 		if l.busy.Load() || l.ctx.Err() != nil || !l.ready(now) {
@@ -226,13 +227,45 @@ func (l *leader) ready(now time.Time) bool {
 	return !now.Before(l.retryAt)
 }
 
+// frozenAfter is how long a high watermark must stand still below the end of the log to count as stuck: with replicas enough it moves
+// with every fetch of the followers.
+const frozenAfter = 10 * time.Second
+
+// tellStuck tells the replica whether its records cannot go: copies are disabled, the partition's own upload fails, or they are not committed.
+func (l *leader) tellStuck(hw int64, now time.Time) {
+	still, stuck := &l.still, false
+	if hw != still.at {
+		still.at, still.since, still.below = hw, now, false
+	}
+	if now.Sub(still.since) >= frozenAfter {
+		switch _, _, _, end := l.r.Extent(); {
+		case end <= hw: // there is nothing to commit
+			still.since, still.below = now, false
+		case still.below:
+			stuck = true
+		default: // since a moment ago, maybe
+			still.since, still.below = now, true
+		}
+	}
+	l.mu.Lock()
+	stuck = stuck || l.alone
+	l.mu.Unlock()
+	stuck = stuck || l.r.Policy().CopyDisabled
+	if stuck || l.told != toldNo {
+		l.r.Stuck(stuck)
+	}
+	if l.told = toldNo; stuck {
+		l.told = toldYes
+	}
+}
+
 // outcome notes the end of an upload of this partition.
 func (l *leader) outcome(err error, o *Options) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.err = err
 	if err == nil {
-		l.fails, l.retryAt = 0, time.Time{}
+		l.fails, l.retryAt, l.alone = 0, time.Time{}, false
 		return
 	}
 	if !bucketFault(err) { // else the pauser says when
@@ -247,6 +280,7 @@ func (t *Tier) stuck(l *leader, d Duty, err error) {
 	l.outcome(err, &t.o)
 	t.ev.Failed(d, fmt.Errorf("%s: %w", l.key, err))
 	l.mu.Lock()
+	l.alone = true
 	say := l.logged.IsZero() || time.Since(l.logged) >= logEvery
 	if say {
 		l.logged = time.Now()

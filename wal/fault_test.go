@@ -309,17 +309,23 @@ func TestReadFlips(t *testing.T) {
 	mustClose(t, l)
 }
 
-// fill appends until the class is refused, and returns the new end.
+// fill appends until the class is refused, also when the keeper has come round, and returns the new end.
 func fill(t *testing.T, l *Log, p PartitionID, end int64, class Class) int64 {
 	t.Helper()
+	refused := 0
 	for range 10000 {
 		b := mkBatch(end, 1, 3000, end, byte(end))
 		if err := l.Reserve(context.Background(), class, int64(len(b))); err != nil {
 			if !errors.Is(err, ErrNoSpace) {
 				t.Fatal(err)
 			}
-			return end
+			if refused++; refused > 50 {
+				return end
+			}
+			time.Sleep(time.Millisecond)
+			continue
 		}
+		refused = 0
 		if err := wait(func(done func(error)) {
 			l.Append(&Append{Partition: p, BaseOffset: end, LastOffset: end, Run: b, Class: class, Done: done})
 		}); err != nil {
@@ -357,8 +363,11 @@ func TestBound(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if start, _ := l.Bounds(p); start != 0 || l.Stats().Reclaimed != 0 {
+	if start, _ := l.Bounds(p); start != 0 {
 		t.Fatalf("reclaimed without being told: start %d", start)
+	}
+	if _, err := readAll(l, p, 0, replication, 1<<20); err != nil {
+		t.Fatal(err)
 	}
 	if l.Stats().Bytes > o.MaxBytes {
 		t.Fatalf("%d bytes used, bound %d", l.Stats().Bytes, o.MaxBytes)
@@ -435,7 +444,7 @@ func TestShort(t *testing.T) {
 	half := end / 2
 	l.SetReclaimable(p, half)
 	eventually("half of it may go", func(s Stats) bool {
-		return !s.Full && !s.Short() && s.PinnedBytes < s.MaxBytes/4*3 && s.PinnedBytes > s.MaxBytes/4
+		return !s.Full && !s.Short() && s.PinnedBytes < s.MaxBytes/4*3 && s.PinnedBytes > s.MaxBytes/8
 	})
 	l.SetReclaimable(p, end)
 	eventually("all of it may go", func(s Stats) bool {
@@ -782,6 +791,214 @@ func TestFrozenPartition(t *testing.T) {
 	mustClose(t, l)
 }
 
+// pass appends to a partition that is reclaimable at once, and fails if there is no room for it for long. It returns the new end.
+func pass(t *testing.T, l *Log, p PartitionID, end, until int64) int64 {
+	t.Helper()
+	for waited := 0; end < until; {
+		l.SetReclaimable(p, end)
+		b := mkBatch(end, 1, 3000, 1000+end, byte(end))
+		if err := l.Reserve(context.Background(), ClassClient, int64(len(b))); err != nil {
+			if waited++; waited > 5000 {
+				t.Fatalf("refused at %d of %d: %v; %+v", end, until, err, l.Stats())
+			}
+			time.Sleep(time.Millisecond)
+			continue
+		}
+		if err := wait(func(done func(error)) {
+			l.Append(&Append{Partition: p, BaseOffset: end, LastOffset: end, MaxTimestamp: 1000 + end, Run: b, Done: done})
+		}); err != nil {
+			t.Fatal(err)
+		}
+		end, waited = end+1, 0
+	}
+	return end
+}
+
+// TestFrozenBurst: a partition that cannot be uploaded has filled segments in one stretch. Those beside it go on, round the log many
+// times, and nothing of it is lost.
+func TestFrozenBurst(t *testing.T) {
+	for name, part := range map[string]int64{"little": 16, "some": 6, "much": 3} {
+		t.Run(name, func(t *testing.T) {
+			noLeak(t)
+			mem := vfs.NewMem()
+			o := testOptions(mem)
+			o.MaxBytes = 24 * o.SegmentBytes
+			l := mustOpen(t, o)
+			busy, frozen := l.Create([16]byte{1}, 0, 0, nil, nil, nil), l.Create([16]byte{2}, 0, 0, nil, nil, nil)
+			var want []byte
+			var n int64
+			for size := o.MaxBytes / part; int64(len(want)) < size; n++ {
+				want = append(want, mustAppend(t, l, frozen, n, 1, 3000)...)
+			}
+			end := pass(t, l, busy, 0, 3*o.MaxBytes/3000)
+			check := func() {
+				t.Helper()
+				if got, err := readAll(l, frozen, 0, n, 1<<20); err != nil || !bytes.Equal(got, want) {
+					t.Fatalf("%d bytes, want %d; %v", len(got), len(want), err)
+				}
+			}
+			check()
+			mustClose(t, l)
+			o.FS = mem.Crash(7)
+			l = mustOpen(t, o)
+			check()
+			pass(t, l, busy, end, end+o.MaxBytes/3000)
+			check()
+			mustClose(t, l)
+		})
+	}
+}
+
+// TestStuckShare: partitions of which the owner says that they cannot be uploaded are held to a share before the log is at its bound; all of
+// them together leave most of it to the others.
+func TestStuckShare(t *testing.T) {
+	o := testOptions(vfs.NewMem())
+	o.MaxBytes = 48 * o.SegmentBytes
+	l := mustOpen(t, o)
+	defer func() { mustClose(t, l) }()
+	busy := l.Create([16]byte{1}, 0, 0, nil, nil, nil)
+	const partitions = 12
+	var ids [partitions]PartitionID
+	var ends [partitions]int64
+	for i := range ids {
+		ids[i] = l.Create([16]byte{2}, int32(i), 0, nil, nil, nil)
+		l.SetStuck(ids[i], true)
+	}
+	took := func() (bytes int64) {
+		for i, id := range ids {
+			for l.Admit(id) == nil {
+				l.SetStuck(id, true) // as it is told again and again
+				bytes += int64(len(mustAppend(t, l, id, ends[i], 1, 3000)))
+				ends[i]++
+				if bytes > o.MaxBytes/2 {
+					t.Fatalf("never refused: %+v", l.Stats())
+				}
+			}
+		}
+		return bytes
+	}
+	if n := took(); n < o.MaxBytes/8 || n > o.MaxBytes/4+partitions*3500 {
+		t.Fatalf("stuck partitions took %d of %d bytes", n, o.MaxBytes)
+	}
+	if err := l.Admit(ids[0]); !errors.Is(err, ErrPartitionFull) || l.Admit(busy) != nil {
+		t.Fatalf("a stuck partition: %v, another one: %v", err, l.Admit(busy))
+	}
+	end := pass(t, l, busy, 0, 3*o.MaxBytes/3000)
+	if l.Admit(ids[1]) == nil {
+		t.Error("admitted again, though nothing has changed")
+	}
+	// What is uploaded all the same, or deleted, is room again; and so is all of it for one that is not stuck any more.
+	l.SetReclaimable(ids[1], ends[1])
+	if err := wait(func(done func(error)) { l.Trim(ids[2], ends[2], done) }); err != nil {
+		t.Fatal(err)
+	}
+	l.SetStuck(ids[3], false)
+	l.SetReclaimable(ids[3], ends[3]) // else what was carried of it counts
+	for i := 1; i <= 3; i++ {
+		for range 1000 {
+			if l.Admit(ids[i]) == nil {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+		if err := l.Admit(ids[i]); err != nil {
+			t.Errorf("partition %d: %v", i, err)
+		}
+	}
+	for _, id := range ids {
+		l.Drop(id, nil)
+	}
+	pass(t, l, busy, end, end+100)
+	if n := l.stuck.Load(); n != 0 {
+		t.Errorf("%d partitions counted as stuck, and there are none", n)
+	}
+}
+
+// TestDamagedIsCarried: a run that fails its checksum, in a segment that has to go, keeps nobody else from going on. It stays what it was: an
+// error for who reads it, and there to be looked into.
+func TestDamagedIsCarried(t *testing.T) {
+	noLeak(t)
+	mem := vfs.NewMem()
+	o := testOptions(mem)
+	o.MaxBytes = 16 * o.SegmentBytes
+	l := mustOpen(t, o)
+	busy, hurt := l.Create([16]byte{1}, 0, 0, nil, nil, nil), l.Create([16]byte{2}, 0, 0, nil, nil, nil)
+	const records, bad = 40, 17
+	var want [records][]byte
+	for i := range int64(records) {
+		want[i] = mustAppend(t, l, hurt, i, 1, 2000)
+	}
+	end := pass(t, l, busy, 0, 40)
+	mustClose(t, l)
+	hit := 0
+	for generation := range uint64(8) {
+		name := "wal/" + segmentName(generation)
+		b := bytes.Clone(mem.Bytes(name))
+		if at := bytes.Index(b, want[bad]); at >= 0 {
+			b[at+1000] ^= 4
+			mem.Put(name, b)
+			want[bad] = bytes.Clone(b[at : at+len(want[bad])])
+			hit++
+		}
+	}
+	if hit != 1 {
+		t.Fatalf("damaged in %d places", hit)
+	}
+	l = mustOpen(t, o)
+	check := func() {
+		t.Helper()
+		for i := range int64(records) {
+			got, err := readAll(l, hurt, i, i+1, 1)
+			switch {
+			case i == bad && (!errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "offsets [17, 18)")):
+				t.Fatalf("the damaged record: %d bytes, %v", len(got), err)
+			case i != bad && (err != nil || !bytes.Equal(got, want[i])):
+				t.Fatalf("record %d: %d bytes, %v", i, len(got), err)
+			}
+		}
+		// Where the answer may be in what is damaged, there is none.
+		if at, _, err := l.Find(hurt, 1000+bad+1, 0, records); !errors.Is(err, ErrCorrupt) && at != bad+1 {
+			t.Fatalf("a lookup by a time after the damaged record's: %d, %v", at, err)
+		}
+		if at, _, err := l.Find(hurt, 1000+bad, 0, records); !errors.Is(err, ErrCorrupt) {
+			t.Fatalf("a lookup by the time of the damaged record: %d, %v", at, err)
+		}
+	}
+	check()
+	reclaimed := l.Stats().Reclaimed
+	end = pass(t, l, busy, end, end+2*o.MaxBytes/3000)
+	if st := l.Stats(); st.Reclaimed < reclaimed+16 || st.CorruptReads == 0 {
+		t.Fatalf("%+v", st)
+	}
+	check()
+	kept := func() (n int) {
+		for generation := range uint64(100) {
+			n += bytes.Count(mem.Bytes("wal/"+segmentName(generation)), want[bad])
+		}
+		return n
+	}
+	if kept() == 0 {
+		t.Error("what was found of the damaged record is not there any more")
+	}
+	mustClose(t, l)
+	l = mustOpen(t, o)
+	for _, r := range l.Partitions() {
+		if r.Suspect || r.ID == hurt && (r.Start != 0 || r.End != records) {
+			t.Fatalf("recovered %+v", r)
+		}
+	}
+	check()
+	end = pass(t, l, busy, end, end+2*o.MaxBytes/3000) // carried once more
+	check()
+	if err := wait(func(done func(error)) { l.Trim(hurt, bad+1, done) }); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := readAll(l, hurt, bad+1, records, 1<<20); err != nil || !bytes.Equal(got, bytes.Join(want[bad+1:], nil)) {
+		t.Fatal(err)
+	}
+	mustClose(t, l)
+}
+
 // TestCheckpointCallback says when the owner is asked for snapshots, and that they survive the segments they were
 // written in.
 func TestCheckpointCallback(t *testing.T) {
@@ -880,7 +1097,7 @@ func TestControlStateBound(t *testing.T) {
 // budget, which asks to seal segments early: giving a segment back must not wait for the file that it is to bring.
 func TestIndexOverBudgetAtTheBound(t *testing.T) {
 	o := testOptions(vfs.NewMem())
-	o.MaxBytes = 12 * o.SegmentBytes
+	o.MaxBytes = 24 * o.SegmentBytes
 	o.IndexBytes = 1000
 	l := mustOpen(t, o)
 	const partitions = 40
@@ -892,7 +1109,7 @@ func TestIndexOverBudgetAtTheBound(t *testing.T) {
 	round := func() error {
 		var wg sync.WaitGroup
 		for _, id := range ids {
-			b := mkBatch(end, 1, 600, end, byte(end))
+			b := mkBatch(end, 1, 1300, end, byte(end)) // all that is written is needed: nothing would be gained by copying it
 			if err := l.Reserve(context.Background(), ClassReplication, int64(len(b))); err != nil {
 				return err // some partitions are one record ahead: the next life of the log does not care
 			}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/varve/varve/wal/crc32c"
 	"github.com/varve/varve/wal/lineage"
@@ -158,7 +159,7 @@ type descriptor struct {
 	partition PartitionID
 	base      int64
 	next      int64 // of DATA and CARRY: the offset after the last
-	maxTS     int64 // of DATA and CARRY: the largest batch timestamp
+	maxTS     int64 // of DATA and CARRY: the largest batch timestamp; of CARRY, damagedTS
 	length    uint32
 	crc       uint32 // of the payload, seeded
 }
@@ -300,6 +301,12 @@ type run struct {
 }
 
 const runBytes = 40 // of a run in memory
+
+// damagedTS is the largest timestamp of a run whose bytes are not those that were written. Its checksum, made when it was carried, says that
+// they are what was found.
+const damagedTS = math.MinInt64
+
+func (r *run) damaged() bool { return r.maxTS == damagedTS }
 
 func encodeRun(b []byte, r *run) {
 	le.PutUint64(b, uint64(r.base))

@@ -49,6 +49,8 @@ type part struct {
 	lineage      lineage.Lineage
 	snapshot     snapshotRef
 	carried      int64 // bytes of pieces that were carried
+	stuck        bool  // it cannot be uploaded, says the owner
+	held         int64 // if stuck: bytes of pieces that cannot go
 	control      int64 // its part of Log.controlSize
 
 	look uint64 // of the keeper alone: the last look that has seen it
@@ -65,6 +67,11 @@ type piece struct {
 	runs       []run // nil: in the segment's footer
 	carried    bool
 	foot       footerPiece
+}
+
+// copyCost is what must be written to copy it.
+func (x *piece) copyCost() int64 {
+	return x.bytes + int64(max(len(x.runs), int(x.foot.runs)))*cost(0)
 }
 
 const pieceBytes = 160 // of a piece in memory
@@ -168,6 +175,7 @@ func (p *part) addRun(l *Log, g *segment, r run, carried bool) {
 			if carried {
 				p.carried += int64(r.length)
 			}
+			p.grown(l, int64(r.length))
 			return
 		}
 	}
@@ -175,7 +183,50 @@ func (p *part) addRun(l *Log, g *segment, r run, carried bool) {
 	g.runs++
 	g.pieces++
 	g.parts = append(g.parts, p)
+	p.grown(l, int64(r.length))
 }
+
+func (p *part) setStuck(l *Log, stuck bool) {
+	if p.stuck != stuck {
+		p.stuck = stuck
+		if stuck {
+			l.stuck.Add(1)
+		} else {
+			l.stuck.Add(-1)
+		}
+	}
+	p.hold(l)
+}
+
+// grown counts what was added against the share of a partition that cannot be uploaded.
+func (p *part) grown(l *Log, bytes int64) {
+	if p.stuck {
+		p.held += bytes
+		p.judge(l)
+	}
+}
+
+// judge says whether the partition has used its share.
+func (p *part) judge(l *Log) {
+	p.overShare.Store(p.carried > l.share || p.stuck && p.held > l.stuckShare())
+}
+
+// hold counts what the partition holds that cannot go.
+func (p *part) hold(l *Log) {
+	if p.held = 0; p.stuck {
+		from := max(p.start, p.reclaimable)
+		for i := range p.pieces {
+			if x := &p.pieces[i]; x.next > from {
+				p.held += x.bytes
+			}
+		}
+	}
+	p.judge(l)
+}
+
+// stuckShare is what one of the partitions may hold that cannot be uploaded: all of them together a quarter of the log, so that
+// there is room for the others.
+func (l *Log) stuckShare() int64 { return min(l.share, l.o.MaxBytes/4/max(l.stuck.Load(), 1)) }
 
 // replace makes room for a copy of [base, next): whatever was there gives way, and what is around it stays.
 func (p *part) replace(l *Log, base, next int64) {
@@ -268,7 +319,7 @@ func (l *Log) apply(g *segment, r *record) {
 	}
 	defer p.mu.Unlock()
 	defer func() {
-		p.overShare.Store(p.carried > l.share)
+		p.hold(l)
 		p.weigh(l)
 	}()
 	switch r.kind {
@@ -353,6 +404,7 @@ func (l *Log) apply(g *segment, r *record) {
 		g.parts = append(g.parts, p)
 	case kindDrop:
 		p.dropped = true
+		p.setStuck(l, false)
 		for i := range p.pieces {
 			p.discount(l, &p.pieces[i])
 		}

@@ -1,7 +1,9 @@
 package wal
 
 import (
+	"iter"
 	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -77,18 +79,24 @@ func (t *partTable) remove(id PartitionID) {
 	}
 }
 
+// all are those that there are, and some that come or go meanwhile.
+func (t *partTable) all() iter.Seq[*part] {
+	return func(yield func(*part) bool) {
+		for _, page := range t.directory() {
+			for i := range page.at {
+				if p := page.at[i].Load(); p != nil && !yield(p) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // empty takes all of them out.
 func (t *partTable) empty() []*part {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var all []*part
-	for _, page := range t.directory() {
-		for i := range page.at {
-			if p := page.at[i].Load(); p != nil {
-				all = append(all, p)
-			}
-		}
-	}
+	all := slices.Collect(t.all())
 	t.pages.Store(nil)
 	t.n = 0
 	return all

@@ -215,11 +215,9 @@ func clipBatches(b []byte, offset int64, room int, upTo int64, first bool) (out 
 
 // readVerified reads length bytes whose checksum is known. The buffer is the caller's.
 func (l *Log) readVerified(g *segment, pos int64, length uint32, crc uint32) (*slab.Buf, error) {
-	l.stats.diskReads.Add(1)
-	buf := slab.Get(int(length))
-	if err := readFull(g.file, buf.Bytes(), pos); err != nil {
-		buf.Release()
-		return nil, fmt.Errorf("wal: read %d bytes at %d of segment %d: %w", length, pos, g.at.generation, err)
+	buf, err := l.readUnverified(g, pos, length)
+	if err != nil {
+		return nil, err
 	}
 	if checksum(g.seed, buf.Bytes()) != crc {
 		buf.Release()
@@ -229,13 +227,28 @@ func (l *Log) readVerified(g *segment, pos int64, length uint32, crc uint32) (*s
 	return buf, nil
 }
 
+func (l *Log) readUnverified(g *segment, pos int64, length uint32) (*slab.Buf, error) {
+	l.stats.diskReads.Add(1)
+	buf := slab.Get(int(length))
+	if err := readFull(g.file, buf.Bytes(), pos); err != nil {
+		buf.Release()
+		return nil, fmt.Errorf("wal: read %d bytes at %d of segment %d: %w", length, pos, g.at.generation, err)
+	}
+	return buf, nil
+}
+
 // fromDisk reads runs, one pread for each, verifies each as a whole, and adds what is asked for. full: nothing more
 // fits.
 func (l *Log) fromDisk(r *Run, g *segment, runs []run, offset int64, maxBytes int, upTo int64) (full bool, err error) {
 	for i := range runs {
 		q := &runs[i]
-		buf, err := l.readVerified(g, int64(q.pos), q.length, q.crc)
+		var buf *slab.Buf
+		err := fmt.Errorf("%w: they were when their segment was given back", ErrCorrupt)
+		if !q.damaged() {
+			buf, err = l.readVerified(g, int64(q.pos), q.length, q.crc)
+		}
 		if err != nil {
+			err = fmt.Errorf("offsets [%d, %d): %w", q.base, q.next, err)
 			if r.Bytes > 0 {
 				return true, nil // what came before is good; the next read says what is wrong
 			}
@@ -364,7 +377,7 @@ func (l *Log) Find(id PartitionID, timestamp, from, upTo int64) (base int64, fou
 		return 0, false, err
 	}
 	for _, s := range spans {
-		if s.maxTS < timestamp {
+		if s.maxTS < timestamp && s.maxTS != damagedTS {
 			continue
 		}
 		err := l.headers(id, max(s.base, from), min(s.next, upTo), func(h batch.Header) bool {
@@ -385,6 +398,11 @@ func (l *Log) MaxTimestamp(id PartitionID, from, upTo int64) (timestamp, base in
 	spans, err := l.spans(id, from, upTo)
 	if err != nil {
 		return 0, 0, false, err
+	}
+	for _, s := range spans {
+		if s.maxTS == damagedTS {
+			return 0, 0, false, fmt.Errorf("%w: offsets [%d, %d) were when their segment was given back", ErrCorrupt, s.base, s.next)
+		}
 	}
 	sort.SliceStable(spans, func(i, j int) bool { return spans[i].maxTS > spans[j].maxTS })
 	for _, s := range spans {

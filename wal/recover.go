@@ -73,6 +73,7 @@ func Open(o Options) (l *Log, err error) {
 		wake:  make(chan struct{}, 1), failedCh: make(chan struct{}), completed: make(chan []item, 2), recycled: make(chan []item, 4),
 		keep: make(chan struct{}, 1), rolled: make(chan struct{}, 1), stop: make(chan struct{}), writerEnd: make(chan struct{}),
 	}
+	l.needed.Store(math.MaxInt64)
 	if err := l.fs.MkdirAll(o.Dir); err != nil {
 		return nil, fmt.Errorf("wal: create %s: %w", o.Dir, err)
 	}

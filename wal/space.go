@@ -3,6 +3,7 @@ package wal
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -280,7 +281,7 @@ func (l *Log) holdings(g *segment) []holding {
 				}
 				if x.next > h.from {
 					h.pinned += x.bytes
-					h.cost += x.bytes + int64(max(len(x.runs), int(x.foot.runs)))*cost(0)
+					h.cost += x.copyCost()
 				}
 			}
 		}
@@ -303,7 +304,12 @@ func (l *Log) holdings(g *segment) []holding {
 // What makes this safe is order. Copies of what is still needed are durable first, then the TRIM records that say
 // what is not here any more, then the RECLAIM record; only then is the file touched. A sealed segment gains nothing,
 // and what was once reclaimable remains so, so what was found needless stays needless.
-func (l *Log) reclaimOldest() bool {
+func (l *Log) reclaimOldest() (changed bool) {
+	defer func() {
+		if !changed {
+			l.setWorking(false) // else it goes on: who waits for room is not refused in between
+		}
+	}()
 	l.segMu.Lock()
 	var g *segment
 	// The newest sealed segment stays: it has the checkpoint that recovery goes back to if the active segment's own
@@ -321,9 +327,9 @@ func (l *Log) reclaimOldest() bool {
 	var live, pinned, need int64
 	most := holding{}
 	l.mu.Lock()
-	left, blocked := l.space.left, l.space.spares == 0
-	files := l.space.files
+	left, spares, files, ahead := l.space.left, l.space.spares, l.space.files, l.space.ahead(l.reserved.Load())
 	l.mu.Unlock()
+	blocked := spares == 0
 	l.segMu.Lock()
 	read := files > len(l.segments)+len(l.spares)+len(l.retired)
 	l.segMu.Unlock()
@@ -345,21 +351,31 @@ func (l *Log) reclaimOldest() bool {
 	// Copying more than half would not free enough to be worth it: what counts is all that it takes, or small batches
 	// would be copied round and round for nothing. With no file prepared, the copies must fit into the rest of the active
 	// segment, or they would wait for the file that they are to bring; and there must be room left to give back another
-	// segment that needs no copies.
-	if need -= int64(len(hs)) * descriptorSize; pinned > 0 && !carriable(g, need) || blocked && need > 0 && need+8*pageSize > left {
+	// segment that needs no copies. When nothing is left but the reserve, what counts is what comes after this segment, too:
+	// a partition that cannot be uploaded may fill segments in one stretch, and would be in the way of all others.
+	need -= int64(len(hs)) * descriptorSize
+	fits := !blocked || need == 0 || need+8*pageSize <= left
+	if pinned > 0 && !carriable(g, need) {
+		// Beside what was admitted, the rest of a segment, and the control state at the beginning of the next one.
+		if fits = fits && spares <= reserveSegments && need+g.size/4+l.controlSize.Load() <= ahead; fits {
+			_, fits = l.rotatable()
+		}
+	}
+	if !fits {
+		l.isPinned(most)
 		if l.o.Events.Pinned != nil {
 			l.o.Events.Pinned(g.at.generation, most.p.id, most.pinned)
 		}
 		return false
 	}
 	l.setWorking(true)
-	defer l.setWorking(false)
 	if err := l.carry(g, hs); err != nil {
 		if errors.Is(err, errStale) {
 			return l.lookAgain()
 		}
 		if l.failed.Load() == nil && !errors.Is(err, ErrClosed) {
 			l.log.Error("segment cannot be given back: what is still needed of it cannot be copied", "generation", g.at.generation, "err", err)
+			l.isPinned(most)
 			if l.o.Events.Pinned != nil {
 				l.o.Events.Pinned(g.at.generation, most.p.id, most.pinned)
 			}
@@ -375,13 +391,58 @@ func (l *Log) reclaimOldest() bool {
 // carriable says whether copying so much is worth the segment that it frees.
 func carriable(g *segment, need int64) bool { return need <= (g.size-4*pageSize)/2 }
 
-// lookForward finds out how many of the oldest segments may go when room is needed. What may go once may go for ever.
+// rotatable says whether copying what is needed of every sealed segment would bring room: a quarter of what is written
+// in them is not needed. Each byte that is made room for so costs at most three that are copied. need is what is copied.
+func (l *Log) rotatable() (need int64, ok bool) {
+	begin := time.Now()
+	defer func() { l.keeperState.took += time.Since(begin) }()
+	var written int64
+	l.segMu.Lock()
+	n := len(l.segments) - 1
+	active := l.segments[n].at.generation
+	for _, g := range l.segments[:n] {
+		written += g.end - segmentHeaderSize
+	}
+	l.segMu.Unlock()
+	for p := range l.parts.all() {
+		p.mu.Lock()
+		if p.snapshot.length > 0 && p.snapshot.generation < active {
+			need += int64(p.snapshot.length) + descriptorSize
+		}
+		from := max(p.start, p.reclaimable)
+		for i := range p.pieces {
+			if x := &p.pieces[i]; x.next > from && x.seg.at.generation < active && !p.dropped {
+				need += x.copyCost()
+			}
+		}
+		p.mu.Unlock()
+	}
+	return need, need <= written/4*3
+}
+
+// isPinned notes which partition has the most in a segment that cannot be given back.
+func (l *Log) isPinned(h holding) {
+	if h.p == nil {
+		return
+	}
+	l.segMu.Lock()
+	l.pinnedBy = h.p.id
+	l.segMu.Unlock()
+}
+
+// lookForward finds out how many of the oldest segments may go when room is needed. What may go once may go for ever. Where
+// one may not, and there will be no more files, it finds out whether what follows makes up for copying it.
 func (l *Log) lookForward() {
 	begin := time.Now()
 	defer func() { l.keeperState.took += time.Since(begin) }()
+	l.mu.Lock()
+	bound := !l.space.canGrow()
+	l.mu.Unlock()
 	l.segMu.Lock()
 	sealed := slices.Clone(l.segments[:max(0, len(l.segments)-1)])
 	l.segMu.Unlock()
+	needed := int64(math.MaxInt64)
+	defer func() { l.needed.Store(needed) }()
 	for _, g := range sealed {
 		if g.at.generation <= l.free.Load() {
 			continue
@@ -392,6 +453,11 @@ func (l *Log) lookForward() {
 			pinned, need = pinned+h.pinned, need+h.cost
 		}
 		if pinned > 0 && !carriable(g, need-int64(len(hs))*descriptorSize) {
+			if bound {
+				if n, ok := l.rotatable(); ok {
+					needed = n
+				}
+			}
 			return
 		}
 		l.free.Store(g.at.generation)
@@ -413,8 +479,10 @@ func (l *Log) lookAgain() bool {
 
 func (l *Log) setWorking(working bool) {
 	l.mu.Lock()
-	l.space.working = working
-	l.spaceChanged()
+	if l.space.working != working {
+		l.space.working = working
+		l.spaceChanged()
+	}
 	l.mu.Unlock()
 }
 
@@ -478,6 +546,7 @@ func (l *Log) carry(g *segment, hs []holding) error {
 		p := h.p
 		p.mu.Lock()
 		cuts, pending, ref, dropped := p.cuts, p.cuts != p.appliedCuts, p.snapshot, p.dropped
+		topicID, index := p.topicID, p.index
 		var pieces []piece
 		for i := range p.pieces {
 			if x := &p.pieces[i]; x.seg == g && x.next > h.from {
@@ -515,11 +584,21 @@ func (l *Log) carry(g *segment, hs []holding) error {
 				if r.next <= max(h.from, x.base) || r.base >= x.next {
 					continue
 				}
+				maxTS := r.maxTS
 				buf, err := l.readVerified(g, int64(r.pos), r.length, r.crc)
+				if errors.Is(err, ErrCorrupt) {
+					// They are kept as they are, to be looked into, and marked: else all partitions would have to wait for what
+					// only an operator can decide about one of them.
+					maxTS = damagedTS
+					if buf, err = l.readUnverified(g, int64(r.pos), r.length); err == nil {
+						l.log.Error("write-ahead log: damaged records are carried along as they are, and not served; delete records up to where the damage ends if no replica has them",
+							"topic_id", fmt.Sprintf("%x", topicID), "partition", index, "from", r.base, "to", r.next)
+					}
+				}
 				if err != nil {
 					return fmt.Errorf("local partition %d, offsets [%d, %d): %w", p.id, r.base, r.next, err)
 				}
-				if err := add(item{kind: kindCarry, base: max(r.base, x.base), next: min(r.next, x.next), maxTS: r.maxTS, p: p, cuts: cuts}, buf); err != nil {
+				if err := add(item{kind: kindCarry, base: max(r.base, x.base), next: min(r.next, x.next), maxTS: maxTS, p: p, cuts: cuts}, buf); err != nil {
 					return err
 				}
 			}

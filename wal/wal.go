@@ -131,9 +131,10 @@ type Log struct {
 	cutTail    bool // this recovery cut off a block that was not blank
 	damaged    bool // recovery missed blocks that had been durable
 	recovered  []Recovered
-	maxAppend  int64 // bytes of one append
-	blockBytes int   // of payloads in a block, unless one append is larger
-	share      int64 // carried bytes of a partition above which it is refused
+	maxAppend  int64        // bytes of one append
+	blockBytes int          // of payloads in a block, unless one append is larger
+	share      int64        // carried bytes of a partition above which it is refused
+	stuck      atomic.Int64 // partitions that cannot be uploaded
 
 	marksMu sync.Mutex
 	marks   marks
@@ -175,17 +176,19 @@ type Log struct {
 	failedCh chan struct{}
 
 	segMu     sync.Mutex
-	segments  []*segment // ascending by generation; the last is active
-	spares    []spare    // prepared or recycled files, ready for use
-	leaving   []*segment // reclaimed, in that order, and read still, or behind one that is
-	retired   []*segment // reclaimed and not read any more
-	lastSpare uint64     // number given to a prepared file
+	segments  []*segment  // ascending by generation; the last is active
+	spares    []spare     // prepared or recycled files, ready for use
+	leaving   []*segment  // reclaimed, in that order, and read still, or behind one that is
+	retired   []*segment  // reclaimed and not read any more
+	lastSpare uint64      // number given to a prepared file
+	pinnedBy  PartitionID // has the most in the oldest segment, which cannot go
 
 	w         writer
 	completed chan []item
 	recycled  chan []item
 	keep      chan struct{} // the keeper looks for something to do
 	free      atomic.Uint64 // segments up to this generation may go when room is needed
+	needed    atomic.Int64  // what would have to be copied so that any sealed segment may go; MaxInt64 where that is not worth it
 	rolled    chan struct{} // the checkpointer asks the owner for snapshots
 	stop      chan struct{}
 	writerEnd chan struct{}
@@ -491,8 +494,8 @@ func (l *Log) giveRoom(n int64) {
 	l.mu.Unlock()
 }
 
-// Admit says whether a partition may take more: ErrPartitionFull when so much of it had to be carried from segment
-// to segment that it has used its share. To be asked before an offset is assigned.
+// Admit says whether a partition may take more: ErrPartitionFull when it has used its share of the log with what had to be
+// carried from segment to segment, or with what cannot be uploaded (SetStuck). To be asked before an offset is assigned.
 func (l *Log) Admit(id PartitionID) error {
 	p := l.part(id)
 	if p == nil {
@@ -769,10 +772,27 @@ func (l *Log) SetReclaimable(id PartitionID, below int64) {
 	p.mu.Lock()
 	moved := below > p.reclaimable
 	p.reclaimable = max(p.reclaimable, below)
+	if p.stuck {
+		p.hold(l)
+	}
 	p.mu.Unlock()
 	if moved {
 		l.poke(l.keep)
 	}
+}
+
+// SetStuck says that a partition cannot be uploaded for a reason of its own, or that it can. As long as it cannot, Admit
+// holds it to a share of the log, which is less the more partitions there are like it: to be told again now and then.
+func (l *Log) SetStuck(id PartitionID, stuck bool) {
+	p := l.part(id)
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	if !p.dropped && (stuck || p.stuck) {
+		p.setStuck(l, stuck)
+	}
+	p.mu.Unlock()
 }
 
 // Bounds returns the offsets that are here: [start, end), counting what is queued.
@@ -795,9 +815,10 @@ func (l *Log) poke(c chan struct{}) {
 
 // Stats is how the log stands.
 type Stats struct {
-	Bytes, MaxBytes                   int64 // of all files, prepared ones included; bound
-	PinnedBytes                       int64 // of segments that cannot be given back: from the oldest on that has more than could be carried
-	Segments, FreeSegments            int   // in use; prepared
+	Bytes, MaxBytes                   int64       // of all files, prepared ones included; bound
+	PinnedBytes                       int64       // that cannot be given back: segments from the oldest on that has more than could be carried, or less if copying is worth it
+	PinnedBy                          PartitionID // if Full: the partition that has the most in the oldest segment
+	Segments, FreeSegments            int         // in use; prepared
 	QueueBytes, QueueMax              int64
 	CacheBytes, CacheMax              int64
 	IndexBytes, IndexMax              int64
@@ -838,6 +859,10 @@ func (l *Log) Stats() Stats {
 		if g.at.generation > free {
 			s.PinnedBytes += g.size
 		}
+	}
+	s.PinnedBytes = min(s.PinnedBytes, l.needed.Load())
+	if s.Full {
+		s.PinnedBy = l.pinnedBy
 	}
 	s.Bytes += int64(len(l.spares)) * l.o.SegmentBytes
 	if n := len(l.segments); n > 0 {
