@@ -508,8 +508,11 @@ func (b *Broker) appendCode(err error) (int16, string) {
 		b.ev.AppendRefused()
 		st := b.log_.Stats()
 		why, message := "the write-ahead log is at its bound until object storage takes what it holds", "the write-ahead log is at its bound (wal.max.bytes): object storage is behind or away"
-		if st.DiskFull {
+		switch {
+		case st.DiskFull:
 			why, message = "the disk of the write-ahead log is full", "the disk of the write-ahead log is full"
+		case st.NoFiles:
+			why, message = "too many open files (ulimit -n, LimitNOFILE=)", "the broker has too many open files"
 		}
 		if b.errorLog.Allow() {
 			b.log.Error("producers are refused: "+why, "pinned_bytes", st.PinnedBytes, "wal.max.bytes", st.MaxBytes)

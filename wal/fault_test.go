@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -551,6 +553,131 @@ func TestFullDiskPassesUnderLoad(t *testing.T) {
 		}
 	}
 	mustAppend(t, l, p, end, 1, 3000)
+	mustClose(t, l)
+}
+
+// TestTooManyOpenFiles lets no file be opened for a while: to prepare one, to begin a segment, or both. Clients are refused,
+// what was taken waits, the log says why once, and goes on by itself. It is closed meanwhile, or lives to see the end of it.
+func TestTooManyOpenFiles(t *testing.T) {
+	for name, ops := range map[string][]vfs.Op{
+		"prepare": {vfs.OpCreate}, "begin": {vfs.OpOpen}, "both": {vfs.OpCreate, vfs.OpOpen},
+	} {
+		for _, errno := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE} {
+			for _, closed := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s/%v/closed=%v", name, errno, closed), func(t *testing.T) {
+					mem := vfs.NewMem()
+					fs := vfs.NewFaulty(mem)
+					var log syncBuffer
+					o := testOptions(fs)
+					o.Logger = slog.New(slog.NewTextHandler(&log, nil))
+					l := mustOpen(t, o)
+					p := l.Create([16]byte{1}, 0, 0, nil, nil, nil)
+					fs.Decide(func(op vfs.Op, _ string) vfs.Fault {
+						if slices.Contains(ops, op) {
+							return vfs.Fault{Err: &os.PathError{Op: "open", Err: errno}}
+						}
+						return vfs.Fault{}
+					})
+					var want []byte
+					var end int64
+					var wg sync.WaitGroup
+					var failed atomic.Int32
+					acked := make([]atomic.Bool, 10_000)
+					add := func() error {
+						at := end
+						b := mkBatch(at, 1, 3000, at, byte(at))
+						wg.Add(1)
+						err := appendAsync(l, p, at, b, 1, at, func(err error) {
+							defer wg.Done()
+							acked[at].Store(err == nil)
+							if err != nil {
+								failed.Add(1)
+							}
+						})
+						if err != nil {
+							wg.Done()
+							return err
+						}
+						want = append(want, b...)
+						end++
+						return nil
+					}
+					for {
+						// The log tries again all the time, and has hope meanwhile.
+						if err := add(); errors.Is(err, ErrNoSpace) && l.Stats().NoFiles {
+							break
+						} else if err != nil && !errors.Is(err, ErrNoSpace) {
+							t.Fatal(err)
+						}
+					}
+					if err := l.Failed(); err != nil {
+						t.Fatal(err)
+					}
+					if closed {
+						err := l.Close()
+						wg.Wait()
+						// What waits for a segment's file ends with the log; what waits for a prepared one need not.
+						if (name == "begin" || err != nil && !errors.Is(err, ErrNoSpace)) && !errors.Is(err, errno) {
+							t.Fatalf("closed with %v", err)
+						}
+					} else {
+						fs.Decide(nil)
+						for {
+							if err := add(); err == nil {
+								break
+							} else if !errors.Is(err, ErrNoSpace) {
+								t.Fatal(err)
+							}
+							time.Sleep(time.Millisecond)
+						}
+						wg.Wait()
+						if n := failed.Load(); n > 0 || l.Failed() != nil {
+							t.Fatalf("%d of %d appends failed; %v", n, end, l.Failed())
+						}
+						for l.Stats().Full {
+							time.Sleep(time.Millisecond)
+						}
+						mustClose(t, l)
+					}
+					if n := strings.Count(log.String(), "too many open files: "); n == 0 || n > len(ops) || !strings.Contains(log.String(), "ulimit -n, LimitNOFILE=") {
+						t.Errorf("told %d times:\n%s", n, log.String())
+					}
+					o.FS = mem.Crash(1)
+					l = mustOpen(t, o)
+					defer mustClose(t, l)
+					_, to := l.Bounds(p)
+					for i := range end {
+						if acked[i].Load() && i >= to {
+							t.Fatalf("%d was acknowledged, the log ends at %d", i, to)
+						}
+					}
+					if got, err := readAll(l, p, 0, to, 1<<20); err != nil || !bytes.Equal(got, want[:to*3000]) {
+						t.Fatalf("%d bytes of %d records, %v", len(got), to, err)
+					}
+				})
+			}
+		}
+	}
+}
+
+// A start is not held up by what it may not open, but fails, and changes nothing.
+func TestTooManyOpenFilesAtStart(t *testing.T) {
+	mem := vfs.NewMem()
+	fs := vfs.NewFaulty(mem)
+	fs.Decide(func(op vfs.Op, name string) vfs.Fault {
+		if op == vfs.OpOpen && strings.HasSuffix(name, segmentSuffix) {
+			return vfs.Fault{Err: syscall.EMFILE}
+		}
+		return vfs.Fault{}
+	})
+	o := testOptions(fs)
+	if _, err := Open(o); !errors.Is(err, syscall.EMFILE) {
+		t.Fatalf("opened with %v", err)
+	}
+	fs.Decide(nil)
+	l := mustOpen(t, o)
+	p := l.Create([16]byte{1}, 0, 0, nil, nil, nil)
+	mustAppend(t, l, p, 0, 1, 1000)
 	mustClose(t, l)
 }
 
@@ -1329,4 +1456,22 @@ func TestFilesGoInOrder(t *testing.T) {
 		t.Errorf("recovered %+v, appended up to %d", got, end)
 	}
 	mustClose(t, l)
+}
+
+// syncBuffer is written by several and read meanwhile.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(b)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
 }

@@ -80,11 +80,16 @@ func Open(o Options) (l *Log, err error) {
 	if l.lock, err = l.fs.Lock(l.path(lockName)); err != nil {
 		return nil, fmt.Errorf("wal: %w", err)
 	}
+	if l.dir, err = l.fs.OpenDir(o.Dir); err != nil {
+		l.lock.Close()
+		return nil, fmt.Errorf("wal: open %s: %w", o.Dir, err)
+	}
 	defer func() {
 		if err != nil {
 			for _, g := range l.segments {
 				g.file.Close()
 			}
+			l.dir.Close()
 			l.lock.Close()
 			l = nil
 		}
@@ -156,7 +161,7 @@ func (l *Log) replace(name string, b []byte) error {
 		err = l.fs.Rename(tmp, l.path(name))
 	}
 	if err == nil {
-		err = l.fs.SyncDir(l.o.Dir)
+		err = l.dir.Sync()
 	}
 	if err != nil {
 		return fmt.Errorf("wal: write %s: %w", name, err)
@@ -167,7 +172,7 @@ func (l *Log) replace(name string, b []byte) error {
 // recover brings the log to where it was, and makes it ready to be appended to.
 func (l *Log) recover() error {
 	// A process that was killed may have left names that are not durable yet; what is done in this life builds on them.
-	if err := l.fs.SyncDir(l.o.Dir); err != nil {
+	if err := l.dir.Sync(); err != nil {
 		return fmt.Errorf("wal: sync %s: %w", l.o.Dir, err)
 	}
 	names, err := l.fs.List(l.o.Dir)

@@ -276,7 +276,7 @@ func (l *Log) makeSpare(name string) (spare, error) {
 		err = l.fs.Rename(tmp, l.path(name))
 	}
 	if err == nil {
-		err = l.fs.SyncDir(l.o.Dir)
+		err = l.dir.Sync()
 	}
 	if err != nil {
 		if rerr := l.fs.Remove(tmp); rerr != nil && !errors.Is(rerr, vfs.ErrNotExist) {
@@ -371,7 +371,7 @@ func (l *Log) improve() bool {
 	}
 	switch {
 	case err == nil:
-	case errors.Is(err, ErrClosed), isNoSpace(err): // of a file system that does not write in place
+	case errors.Is(err, ErrClosed), isNoFiles(err), isNoSpace(err): // no space: of a file system that does not write in place
 		s.raw = true
 	default:
 		l.fail(fmt.Errorf("fill segment file: %w", err))
@@ -387,10 +387,10 @@ func (l *Log) begin(spare string, generation, firstSeq uint64) (*segment, error)
 	if err := l.fs.Rename(l.path(spare), name); err != nil {
 		return nil, fmt.Errorf("begin segment %d: %w", generation, err)
 	}
-	if err := l.fs.SyncDir(l.o.Dir); err != nil {
+	if err := l.dir.Sync(); err != nil {
 		return nil, fmt.Errorf("begin segment %d: sync directory: %w", generation, err)
 	}
-	f, err := l.fs.Open(name)
+	f, err := l.openBegun(name)
 	if err != nil {
 		return nil, fmt.Errorf("begin segment %d: %w", generation, err)
 	}
@@ -408,6 +408,29 @@ func (l *Log) begin(spare string, generation, firstSeq uint64) (*segment, error)
 	return g, nil
 }
 
+// openBegun opens the file of a segment that begins. Nothing was written to it yet: while too many files are open the
+// writer waits, and everybody is refused meanwhile; but for a start, which fails.
+func (l *Log) openBegun(name string) (vfs.File, error) {
+	for told := false; ; told = true {
+		f, err := l.fs.Open(name)
+		if !isNoFiles(err) || !l.w.running {
+			if told {
+				l.setStuck(false)
+			}
+			return f, err
+		}
+		if !told {
+			l.setStuck(true)
+			l.tellNoFiles(err)
+		}
+		select {
+		case <-time.After(l.o.retry):
+		case <-l.stop:
+			return nil, fmt.Errorf("closed while waiting for it: %w", err)
+		}
+	}
+}
+
 // readFull reads exactly len(b) bytes; a file that ends before is not what its index says.
 func readFull(f vfs.File, b []byte, off int64) error {
 	n, err := f.ReadAt(b, off)
@@ -422,4 +445,10 @@ func readFull(f vfs.File, b []byte, off int64) error {
 
 func isNoSpace(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
+
+// isNoFiles says that too many files are open, of this process or of the machine. Only what opens one fails so: nothing was
+// done then.
+func isNoFiles(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
 }

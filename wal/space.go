@@ -35,6 +35,8 @@ type space struct {
 	files    int   // all
 	leaving  int   // given back, and not prepared again yet: a read may hold them up
 	diskFull bool  // the disk refused the last file
+	noFiles  bool  // it could not be opened: too many are
+	stuck    bool  // nor could that which the writer waits for
 	working  bool  // a segment is being given back
 	coming   bool  // more room is on its way: worth waiting for
 	changed  chan struct{}
@@ -53,12 +55,17 @@ func (s *space) ahead(onItsWay int64) int64 {
 	return s.left + int64(s.spares)*(s.segment-s.segment/16) - onItsWay - onItsWay/16
 }
 
-func (s *space) admits(c Class, bytes int64) bool { return s.ahead(bytes) >= s.need(c) }
+func (s *space) admits(c Class, bytes int64) bool { return !s.stuck && s.ahead(bytes) >= s.need(c) }
 
-// most is how much may be on its way so that a class is admitted: admits of most is true.
-func (s *space) most(c Class) int64 { return max(0, (s.ahead(0)-s.need(c))*16/17) }
+// most is how much may be on its way so that a class is admitted: admits of most is true, unless it is 0.
+func (s *space) most(c Class) int64 {
+	if s.stuck {
+		return 0
+	}
+	return max(0, (s.ahead(0)-s.need(c))*16/17)
+}
 
-func (s *space) canGrow() bool { return !s.diskFull && s.files < s.maxFiles }
+func (s *space) canGrow() bool { return !s.diskFull && !s.noFiles && s.files < s.maxFiles }
 
 // isFull says that clients are refused.
 func (s *space) isFull(onItsWay int64) bool {
@@ -67,7 +74,7 @@ func (s *space) isFull(onItsWay int64) bool {
 
 // update is called after every change.
 func (s *space) update() {
-	s.coming = s.working || s.canGrow() && s.spares < spareTarget
+	s.coming = !s.stuck && (s.working || s.canGrow() && s.spares < spareTarget)
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
@@ -124,8 +131,8 @@ func (l *Log) keeper() {
 		case <-l.keep:
 		case <-retry.C:
 			l.mu.Lock()
-			again := l.space.diskFull
-			l.space.diskFull = false
+			again := l.space.diskFull || l.space.noFiles
+			l.space.diskFull, l.space.noFiles = false, false
 			if again {
 				l.spaceChanged()
 			}
@@ -142,13 +149,13 @@ func (l *Log) tellFull() {
 	full := l.space.isFull(l.reserved.Load())
 	changed := full != l.space.full
 	l.space.full = full
-	diskFull := l.space.diskFull
+	diskFull, noFiles := l.space.diskFull, l.space.noFiles || l.space.stuck
 	l.mu.Unlock()
 	if !changed {
 		return
 	}
 	if full {
-		l.log.Warn("write-ahead log is full: clients are refused until segments can be given back", "disk_full", diskFull, "max_bytes", l.o.MaxBytes)
+		l.log.Warn("write-ahead log is full: clients are refused until segments can be given back", "disk_full", diskFull, "too_many_open_files", noFiles, "max_bytes", l.o.MaxBytes)
 	} else {
 		l.log.Info("write-ahead log has room again")
 	}
@@ -174,18 +181,29 @@ func (l *Log) prepare() bool {
 	l.segMu.Unlock()
 	made, err := l.makeSpare(name)
 	if err == nil {
+		l.keeperState.noFiles = false
 		l.addSpare(made)
 		return true
 	}
 	l.mu.Lock()
 	l.space.files--
-	l.space.diskFull = isNoSpace(err)
+	l.space.diskFull, l.space.noFiles = isNoSpace(err), isNoFiles(err)
 	l.spaceChanged()
 	l.mu.Unlock()
-	if !isNoSpace(err) && !errors.Is(err, ErrClosed) {
+	switch {
+	case isNoFiles(err):
+		if !l.keeperState.noFiles {
+			l.keeperState.noFiles = true
+			l.tellNoFiles(err)
+		}
+	case !isNoSpace(err) && !errors.Is(err, ErrClosed):
 		l.fail(err)
 	}
 	return false
+}
+
+func (l *Log) tellNoFiles(err error) {
+	l.log.Warn("write-ahead log: too many open files: clients are refused when the prepared files are used up; raise the limit of this process (ulimit -n, LimitNOFILE= of its unit) or of the machine (fs.file-max)", "dir", l.o.Dir, "err", err)
 }
 
 // addSpare counts a file that is ready; it is in space.files already.
@@ -224,7 +242,7 @@ func (l *Log) recycle() bool {
 	}
 	if err == nil {
 		// Before it is written again: else a crash could bring the old name back for the new bytes.
-		err = l.fs.SyncDir(l.o.Dir)
+		err = l.dir.Sync()
 	}
 	if err != nil {
 		l.fail(fmt.Errorf("recycle segment %d: %w", g.at.generation, err))
@@ -240,7 +258,7 @@ func (l *Log) recycle() bool {
 	l.mu.Lock()
 	l.space.leaving--
 	l.space.files--
-	l.space.diskFull = false
+	l.space.diskFull, l.space.noFiles = false, false
 	l.spaceChanged()
 	l.mu.Unlock()
 	return true
@@ -475,6 +493,18 @@ func (l *Log) lookAgain() bool {
 	case <-l.stop:
 		return false
 	}
+}
+
+// setStuck says whether the writer waits for a file.
+func (l *Log) setStuck(stuck bool) {
+	l.mu.Lock()
+	l.space.stuck = stuck
+	if !stuck {
+		l.space.refused = false
+	}
+	l.spaceChanged()
+	l.mu.Unlock()
+	l.poke(l.keep)
 }
 
 func (l *Log) setWorking(working bool) {

@@ -46,8 +46,8 @@ const (
 
 // What callers branch on.
 var (
-	// ErrNoSpace says that the log is at its bound, or its disk is full, for appends of this class. It passes when
-	// segments are reclaimed.
+	// ErrNoSpace says that the log is at its bound, its disk full, or no more files may be opened, for appends of this
+	// class. It passes when segments are reclaimed, or files closed.
 	ErrNoSpace = errors.New("wal: no space")
 	// ErrPartitionFull says that one partition holds more than its share of what cannot be reclaimed.
 	ErrPartitionFull = errors.New("wal: partition holds more than its share of data that cannot be reclaimed")
@@ -98,7 +98,7 @@ type Options struct {
 	idle time.Duration
 	// paged lets a block be written from where its appenders have put its payloads although it takes another page for that.
 	paged bool
-	// retry is how long it waits before it tries again what a full disk refused.
+	// retry is how long it waits before it tries again what a full disk, or the limit of open files, refused.
 	retry time.Duration
 }
 
@@ -125,6 +125,7 @@ type Log struct {
 	fs   vfs.FS
 	log  *slog.Logger
 	lock io.Closer
+	dir  vfs.Dir
 	id   identity
 
 	fresh      bool
@@ -169,6 +170,7 @@ type Log struct {
 		look     uint64 // how often it has looked at a segment's partitions
 		took     time.Duration
 		holdings []holding
+		noFiles  bool // was told, and no file has been made since
 	}
 	wake chan struct{}
 
@@ -829,6 +831,7 @@ type Stats struct {
 	CorruptReads                      int64
 	Full                              bool // clients are refused
 	DiskFull                          bool // Full, and by the disk rather than by MaxBytes
+	NoFiles                           bool // Full, as no more files may be opened
 	OldestGeneration, NewestGenration uint64
 	// Stalled is how long the write and fsync under way has taken, 0 if there is none: where it does not end, nothing
 	// is acknowledged any more, and nothing fails.
@@ -849,7 +852,7 @@ func (l *Log) Stats() Stats {
 	l.mu.Lock()
 	s.QueueBytes, s.CacheBytes = l.reserved.Load(), l.cache.bytes.Load()
 	s.Full = l.space.isFull(s.QueueBytes)
-	s.DiskFull = s.Full && l.space.diskFull
+	s.DiskFull, s.NoFiles = s.Full && l.space.diskFull, s.Full && (l.space.noFiles || l.space.stuck)
 	l.mu.Unlock()
 	l.segMu.Lock()
 	s.Segments, s.FreeSegments = len(l.segments), len(l.spares)
@@ -912,6 +915,7 @@ func (l *Log) Close() error {
 	}
 	l.segments = nil
 	l.segMu.Unlock()
+	l.dir.Close()
 	if err := l.lock.Close(); err != nil {
 		return fmt.Errorf("wal: unlock: %w", err)
 	}

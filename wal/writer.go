@@ -31,9 +31,10 @@ const (
 // writer is the state of the one goroutine that writes. One block is in flight: more would make blocks small, since
 // what gathers behind a sync is what makes the next block large.
 type writer struct {
-	active *segment
-	round  uint64
-	seq    uint64 // of the last block written, which is durable when the next is laid out
+	running bool // beside its callers: this is no start any more
+	active  *segment
+	round   uint64
+	seq     uint64 // of the last block written, which is durable when the next is laid out
 
 	items  []item // being written
 	left   []item // taken from the queue, for the next block
@@ -62,6 +63,7 @@ type group struct{ first, last int32 }
 func (l *Log) write() {
 	defer close(l.writerEnd)
 	defer close(l.completed)
+	l.w.running = true
 	idle := time.NewTimer(time.Hour)
 	defer idle.Stop()
 	for {

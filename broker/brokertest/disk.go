@@ -109,11 +109,24 @@ func (d *disk) Rename(from, to string) error {
 	return d.Mem.Rename(from, to)
 }
 
-func (d *disk) SyncDir(dir string) error {
-	if err := d.ready(true); err != nil {
+func (d *disk) OpenDir(name string) (vfs.Dir, error) {
+	dir, err := d.Mem.OpenDir(name)
+	if err != nil {
+		return nil, err
+	}
+	return diskDir{dir, d}, nil
+}
+
+type diskDir struct {
+	vfs.Dir
+	d *disk
+}
+
+func (x diskDir) Sync() error {
+	if err := x.d.ready(true); err != nil {
 		return err
 	}
-	return d.Mem.SyncDir(dir)
+	return x.Dir.Sync()
 }
 
 // Lock never finds the lock of a process before: it ended with it.

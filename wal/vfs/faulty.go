@@ -104,12 +104,26 @@ func (f *Faulty) Rename(from, to string) error {
 	return f.FS.Rename(from, to)
 }
 
-// SyncDir implements FS.
-func (f *Faulty) SyncDir(dir string) error {
-	if x := f.fault(OpSyncDir, dir); x.Err != nil {
+// OpenDir implements FS. What fails is Sync of it.
+func (f *Faulty) OpenDir(dir string) (Dir, error) {
+	d, err := f.FS.OpenDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	return faultyDir{d, f, dir}, nil
+}
+
+type faultyDir struct {
+	Dir
+	fs   *Faulty
+	name string
+}
+
+func (d faultyDir) Sync() error {
+	if x := d.fs.fault(OpSyncDir, d.name); x.Err != nil {
 		return x.Err
 	}
-	return f.FS.SyncDir(dir)
+	return d.Dir.Sync()
 }
 
 type faultyFile struct {

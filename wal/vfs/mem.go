@@ -23,7 +23,7 @@ var ErrCrashed = errors.New("vfs: the file system has crashed")
 type Mem struct {
 	mu      sync.Mutex
 	live    map[string]*inode // by name; what running code sees
-	durable map[string]*inode // as of the last SyncDir, by name
+	durable map[string]*inode // as of the last Sync of a directory, by name
 	pending []dirOp           // since
 	locks   map[string]bool
 	ops     int // operations that change something, counted from 1
@@ -335,11 +335,21 @@ func (m *Mem) List(dir string) ([]string, error) {
 // MkdirAll implements FS; directories are there when a file is in them.
 func (m *Mem) MkdirAll(string) error { return nil }
 
-// SyncDir implements FS. There is one journal for all directories.
-func (m *Mem) SyncDir(dir string) error {
+// OpenDir implements FS. There is one journal for all directories.
+func (m *Mem) OpenDir(dir string) (Dir, error) { return memDir{m, dir}, nil }
+
+type memDir struct {
+	m   *Mem
+	dir string
+}
+
+func (memDir) Close() error { return nil }
+
+func (d memDir) Sync() error {
+	m := d.m
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if _, err := m.step("syncdir", dir); err != nil {
+	if _, err := m.step("syncdir", d.dir); err != nil {
 		return err
 	}
 	m.durable = map[string]*inode{}

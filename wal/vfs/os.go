@@ -72,14 +72,13 @@ func (OS) List(dir string) ([]string, error) {
 // MkdirAll implements FS.
 func (OS) MkdirAll(dir string) error { return os.MkdirAll(dir, 0o700) }
 
-// SyncDir implements FS.
-func (OS) SyncDir(dir string) error {
+// OpenDir implements FS.
+func (OS) OpenDir(dir string) (Dir, error) {
 	d, err := os.Open(dir)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	err = d.Sync()
-	return errors.Join(err, d.Close())
+	return d, nil
 }
 
 // Lock implements FS with flock, which ends with the process however it ends.

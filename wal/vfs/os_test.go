@@ -182,3 +182,25 @@ func TestDirectRefused(t *testing.T) {
 		t.Error("it is tried again")
 	}
 }
+
+// An open directory is synced whatever has become of its name, and of the number of files that may be opened.
+func TestDirIsKeptOpen(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "dir")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d, err := OS{}.OpenDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := os.Rename(dir, dir+".moved"); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Sync(); err != nil {
+		t.Error(err)
+	}
+	if _, err := (OS{}).OpenDir(dir); !os.IsNotExist(err) {
+		t.Errorf("a directory that is not there is opened: %v", err)
+	}
+}

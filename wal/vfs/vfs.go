@@ -10,7 +10,7 @@ import (
 
 // FS is what the log asks of a file system. Names are paths.
 //
-// A creation, removal or rename is durable once SyncDir of its directory has returned; until then a crash may
+// A creation, removal or rename is durable once Sync of its directory has returned; until then a crash may
 // undo any subset of them.
 type FS interface {
 	Create(name string) (File, error) // new and empty; an existing file is replaced
@@ -19,11 +19,17 @@ type FS interface {
 	Rename(from, to string) error
 	List(dir string) ([]string, error) // names without the directory, sorted
 	MkdirAll(dir string) error
-	SyncDir(dir string) error
+	OpenDir(dir string) (Dir, error)
 	// Lock is exclusive and ends with the process; ErrLocked. What it returns may be a Placer.
 	Lock(name string) (io.Closer, error)
 	// Free is how many bytes the disk that holds dir has left, and how many it has in all.
 	Free(dir string) (free, size int64, err error)
+}
+
+// Dir is an open directory: whoever has one can make names durable though no more files may be opened.
+type Dir interface {
+	Sync() error // names; as of a File, another one proves nothing after one that failed
+	Close() error
 }
 
 // Together is an FS whose files take one piece of memory that begins with a page (TakePages) with less work than many pieces.

@@ -254,7 +254,7 @@ func (m *metrics) watch(s *Server) {
 	log("varve_wal_queue_bytes", "Bytes waiting to be written to the log.", func(t wal.Stats) int64 { return t.QueueBytes })
 	log("varve_wal_cache_bytes", "Bytes of the newest records kept in memory.", func(t wal.Stats) int64 { return t.CacheBytes })
 	log("varve_wal_index_bytes", "Memory of the log's run index.", func(t wal.Stats) int64 { return t.IndexBytes })
-	log("varve_wal_full", "1 while producers are refused because the log is at its bound or its disk is full.", func(t wal.Stats) int64 {
+	log("varve_wal_full", "1 while producers are refused because the log is at its bound, its disk is full, or too many files are open.", func(t wal.Stats) int64 {
 		if t.Full {
 			return 1
 		}

@@ -677,8 +677,11 @@ func (s *Server) warn() error {
 	}
 	if st := s.wal.Stats(); st.Full {
 		why := fmt.Sprintf("the write-ahead log is at its bound, and %d of %d bytes (wal.max.bytes) cannot go: they are not in object storage, or behind what is not; `varve tier status` shows REMOTE-END", st.PinnedBytes, st.MaxBytes)
-		if st.DiskFull {
+		switch {
+		case st.DiskFull:
 			why = "the disk of the write-ahead log is full (log.dirs)"
+		case st.NoFiles:
+			why = "too many open files: the write-ahead log can make no more (ulimit -n, LimitNOFILE=)"
 		}
 		errs = append(errs, errors.New("producers are refused: "+why))
 	}
