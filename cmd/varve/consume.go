@@ -194,6 +194,7 @@ type consumption struct {
 	bytes    int64
 	progress bool
 	lost     error // data loss that the client noticed
+	away     bool  // from the group, and there was no record since
 }
 
 func (c *consumption) baseOptions() []kgo.Opt {
@@ -434,7 +435,7 @@ func (c *consumption) run(ctx context.Context) error {
 		got := false // a record of a partition that is not at its end
 		for r := range fs.RecordsAll() {
 			if _, open := c.ends[r.Partition]; open || c.ends == nil {
-				got, last = true, time.Now()
+				got, last, c.away = true, time.Now(), false
 			}
 			if !c.wanted(r) {
 				continue
@@ -513,17 +514,41 @@ func (c *consumption) wanted(r *kgo.Record) bool {
 	return !r.Attrs.IsControl()
 }
 
+// joinsAgain says whether a member that has lost its group for that reason will be one again, as after a restart of the
+// coordinator: all but what somebody has to change first.
+func joinsAgain(err error) bool {
+	var ke *kerr.Error
+	if !errors.As(err, &ke) {
+		return true // no answer
+	}
+	switch ke {
+	case kerr.UnknownMemberID, kerr.IllegalGeneration, kerr.FencedMemberEpoch, kerr.StaleMemberEpoch, kerr.RebalanceInProgress:
+		return true
+	}
+	return ke.Retriable
+}
+
+func (c *consumption) note(err error) {
+	if !c.f.quiet {
+		fmt.Fprintln(c.cmd.ErrOrStderr(), "varve: "+visible(err.Error()))
+	}
+}
+
 // errors returns the first error of a poll that ends the run.
 func (c *consumption) errors(fs kgo.Fetches) error {
 	var fatal error
 	fs.EachError(func(topic string, partition int32, err error) {
 		var loss *kgo.ErrDataLoss
+		var session *kgo.ErrGroupSession
 		switch {
 		case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		case errors.As(err, &loss):
 			c.lost = fmt.Errorf("%s partition %d: records from %d to %d were lost by the cluster", topic, partition, loss.ResetTo, loss.ConsumedTo)
-			if !c.f.quiet {
-				fmt.Fprintln(c.cmd.ErrOrStderr(), "varve: "+visible(c.lost.Error()))
+			c.note(c.lost)
+		case errors.As(err, &session) && joinsAgain(session.Err):
+			if !c.away {
+				c.away = true
+				c.note(fmt.Errorf("group %s: not a member for now, joining again: %w", c.f.group, c.f.conn.explain(session.Err)))
 			}
 		case fatal == nil && errors.Is(err, kerr.OffsetOutOfRange):
 			fatal = fmt.Errorf("%s partition %d: the next offset is gone: retention or a deletion moved the log start past it while it was read (%w)", topic, partition, err)

@@ -5,11 +5,17 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/spf13/cobra"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -215,6 +221,97 @@ func TestNothingToSee(t *testing.T) {
 	} {
 		if to, more := nothingToSee(c.raw, c.aborted, c.next, c.end); to != c.to || more != c.more {
 			t.Errorf("%s: up to %d, more: %v; want %d, %v", c.name, to, more, c.to, c.more)
+		}
+	}
+}
+
+// A member that its group has forgotten, as it may after a restart of the coordinator, says so, joins again, and goes on.
+func TestGroupMemberJoinsAgain(t *testing.T) {
+	b := servertest.Start(t, servertest.Options{})
+	b.CreateTopic("t", 1)
+	cl := b.Client(kgo.DefaultProduceTopic("t"))
+	put := func(value string) {
+		t.Helper()
+		if err := cl.ProduceSync(t.Context(), kgo.StringRecord(value)).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("before")
+	var once sync.Once
+	shown, ended := make(chan struct{}), make(chan result, 1)
+	ctx, interrupt := context.WithCancelCause(t.Context())
+	defer interrupt(nil)
+	go func() {
+		ended <- varveContext(ctx, strings.NewReader(""), writeFunc(func(p []byte) (int, error) {
+			once.Do(func() { close(shown) })
+			if strings.Contains(string(p), "after") {
+				interrupt(signalled{syscall.SIGINT})
+			}
+			return len(p), nil
+		}), "consume", "t", "-b", b.Addr(), "--group", "g", "--from-beginning")
+	}()
+	select {
+	case <-shown:
+	case r := <-ended:
+		t.Fatalf("%+v", r)
+	}
+	adm := kadm.NewClient(cl)
+	member := func() string {
+		t.Helper()
+		groups, err := adm.DescribeGroups(t.Context(), "g")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m := groups["g"].Members; len(m) == 1 {
+			return m[0].MemberID
+		}
+		return ""
+	}
+	was := member()
+	req := kmsg.NewPtrLeaveGroupRequest()
+	req.Group = "g"
+	m := kmsg.NewLeaveGroupRequestMember()
+	m.MemberID = was
+	req.Members = append(req.Members, m)
+	if resp, err := req.RequestWith(t.Context(), cl); err != nil || resp.ErrorCode != 0 || resp.Members[0].ErrorCode != 0 {
+		t.Fatalf("%+v, %v", resp, err)
+	}
+	servertest.Eventually(t, func() error {
+		if is := member(); is == "" || is == was {
+			return fmt.Errorf("the member is %q", is)
+		}
+		return nil
+	})
+	put("after")
+	if r := <-ended; r.code != 0 || strings.Count(r.errOut, "not a member for now, joining again: ") != 1 {
+		t.Errorf("%+v", r)
+	}
+	if o, err := adm.FetchOffsets(t.Context(), "g"); err != nil || o["t"][0].At != 2 {
+		t.Errorf("committed %+v, %v", o, err)
+	}
+}
+
+// What ends a member of a group is what no retry changes; with --quiet nothing is said of the rest.
+func TestGroupSessionErrors(t *testing.T) {
+	for err, ends := range map[error]bool{
+		io.EOF: false, syscall.ECONNREFUSED: false, kerr.NotCoordinator: false, kerr.CoordinatorLoadInProgress: false, kerr.CoordinatorNotAvailable: false,
+		kerr.UnknownMemberID: false, kerr.IllegalGeneration: false, kerr.FencedMemberEpoch: false,
+		kerr.GroupAuthorizationFailed: true, kerr.GroupMaxSizeReached: true, kerr.InvalidGroupID: true, kerr.FencedInstanceID: true,
+	} {
+		for _, quiet := range []bool{false, true} {
+			var told strings.Builder
+			cmd := &cobra.Command{}
+			cmd.SetErr(&told)
+			c := &consumption{f: &consumeFlags{group: "g", quiet: quiet, conn: &connection{}}, cmd: cmd}
+			for range 2 {
+				got := c.errors(kgo.NewErrFetch(&kgo.ErrGroupSession{Err: err}))
+				if (got != nil) != ends {
+					t.Errorf("%v: %v", err, got)
+				}
+			}
+			if n := strings.Count(told.String(), "\n"); n == 1 != (!ends && !quiet) || n > 1 {
+				t.Errorf("%v, quiet %v: said %q", err, quiet, told.String())
+			}
 		}
 	}
 }
