@@ -507,15 +507,15 @@ func (b *Broker) appendCode(err error) (int16, string) {
 	case errors.Is(err, wal.ErrNoSpace):
 		b.ev.AppendRefused()
 		st := b.log_.Stats()
-		why, message := "the write-ahead log is at its bound until object storage takes what it holds", "the write-ahead log is at its bound (wal.max.bytes): object storage is behind or away"
+		reason, why, message := atBound, "the write-ahead log is at its bound until object storage takes what it holds", "the write-ahead log is at its bound (wal.max.bytes): object storage is behind or away"
 		switch {
 		case st.DiskFull:
-			why, message = "the disk of the write-ahead log is full", "the disk of the write-ahead log is full"
+			reason, why, message = diskFull, "the disk of the write-ahead log is full", "the disk of the write-ahead log is full"
 		case st.NoFiles:
-			why, message = "too many open files (ulimit -n, LimitNOFILE=)", "the broker has too many open files"
+			reason, why, message = noFiles, "too many open files (ulimit -n, LimitNOFILE=)", "the broker has too many open files"
 		}
-		if b.errorLog.Allow() {
-			b.log.Error("producers are refused: "+why, "pinned_bytes", st.PinnedBytes, "wal.max.bytes", st.MaxBytes)
+		if n, tell := b.refusals.count(reason, time.Now()); tell {
+			b.log.Error("producers are refused: "+why, "refused", n, "pinned_bytes", st.PinnedBytes, "wal.max.bytes", st.MaxBytes)
 		}
 		return protocol.CodeNotEnoughReplicas, message
 	case errors.Is(err, wal.ErrTooLarge):

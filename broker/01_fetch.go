@@ -429,7 +429,7 @@ func (f *fetch) read(res *fetchResult, room int64) {
 			return
 		}
 		f.b.ev.LocalReadFailed()
-		if f.b.errorLog.Allow() {
+		if f.b.failures.localRead.Allow() {
 			f.b.log.Error("read of the local log failed", "partition", r.String(), "offset", p.fetchOffset, "remote_end", v.RemoteEnd, "err", err)
 		}
 		if p.fetchOffset < v.RemoteEnd && f.copier == nil {
@@ -682,7 +682,7 @@ func (f *fetch) loaded(res *fetchResult, run tiering.Run, aborted []producer.Abo
 	r, p := res.w.r, &res.w.p
 	if err != nil {
 		if f.b.ctx.Err() == nil {
-			if f.b.errorLog.Allow() {
+			if f.b.failures.coldRead.Allow() {
 				f.b.log.Warn("read from object storage failed", "partition", r.String(), "offset", p.fetchOffset, "err", err)
 			}
 			f.b.ev.ColdReadFailed()

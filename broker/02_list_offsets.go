@@ -154,7 +154,9 @@ func (b *Broker) listOffset(ctx context.Context, req *kmsg.ListOffsetsRequest, t
 }
 
 func (b *Broker) lookupFailed(rep *replica, err error) int16 {
-	b.log.Warn("lookup by timestamp failed", "partition", rep.String(), "err", err)
+	if b.ctx.Err() == nil && b.failures.lookup.Allow() {
+		b.log.Warn("lookup by timestamp failed", "partition", rep.String(), "err", err)
+	}
 	return protocol.CodeRequestTimedOut
 }
 

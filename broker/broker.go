@@ -169,8 +169,10 @@ type Broker struct {
 	verifyTransaction txnVerifier
 
 	// What a client can cause again and again is logged at a bounded rate.
-	badInputLog, errorLog *rate.Limiter
-	refusedLog            *rate.Limiter // of who says to be another broker, and is not: no flood of anything else hides it
+	badInputLog *rate.Limiter
+	failures    failures
+	refusals    producerRefusals
+	refusedLog  *rate.Limiter // of who says to be another broker, and is not: no flood of anything else hides it
 
 	ctx      context.Context
 	cancel   context.CancelFunc
@@ -204,7 +206,7 @@ func New(o Options) (*Broker, error) {
 		opening:     newOpening(o.ResponseBytes / 2),
 		heavy:       newOpening(o.ResponseBytes / 2),
 		sessions:    newSessions(s.FetchSessionSlots, o.ResponseBytes/sessionPartitionBytes),
-		badInputLog: rate.NewLimiter(rate.Every(time.Second), 10), errorLog: rate.NewLimiter(rate.Every(time.Second), 10),
+		badInputLog: rate.NewLimiter(rate.Every(time.Second), 10), failures: newFailures(),
 		refusedLog: rate.NewLimiter(rate.Every(time.Second), 10),
 		ctx:        ctx, cancel: cancel,
 		conns: map[*conn]struct{}{}, perIP: map[string]int{},

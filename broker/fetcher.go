@@ -184,7 +184,7 @@ func (f *fetcher) run(ctx context.Context) {
 		if time.Since(began) > 10*time.Second {
 			backoff = firstBackoff
 		}
-		if f.b.errorLog.Allow() {
+		if f.b.failures.copyBrokeOff.Allow() {
 			f.b.log.Warn("copying from the leader broke off, and is taken up again", "leader", f.leader, "partitions", f.count(), "err", err, "retry_in", backoff)
 		}
 		select {
@@ -537,7 +537,7 @@ func (f *fetcher) take(ctx context.Context, s *copySession, buf *slab.Buf, resp 
 				continue
 			}
 			if err != nil && ctx.Err() == nil {
-				if f.b.errorLog.Allow() {
+				if f.b.failures.copiedPartition.Allow() {
 					f.b.log.Error("partition not copied, tried again", "partition", c.r.String(), "leader", f.leader, "offset", c.at.Offset, "err", err)
 				}
 				if errors.Is(err, errCorruptCopy) {

@@ -137,7 +137,7 @@ func (b *Broker) proposeISRs(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, peerTimeout)
 	defer cancel()
 	reply := b.meta.AlterPartition(ctx, c)
-	if reply.ErrorCode != 0 && ctx.Err() == nil && b.errorLog.Allow() {
+	if reply.ErrorCode != 0 && ctx.Err() == nil && b.failures.inSync.Allow() {
 		b.log.Warn("the controller did not answer for in-sync replicas: they are proposed again", "partitions", len(asked), "error", protocol.Name(reply.ErrorCode), "message", reply.Message)
 	}
 	for i := range min(len(reply.Partitions), len(asked)) {

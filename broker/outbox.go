@@ -145,7 +145,7 @@ func (b *Broker) sendMarkers(to *image.Broker, batch []sentMarker) {
 	rest := protocol.CodeUnknownServerError // of what is not in the answer
 	// A marker may be written twice.
 	if err := b.peers.ask(b.ctx, to, req, resp, markersTimeout+peerTimeout, true); err != nil {
-		if b.errorLog.Allow() {
+		if b.failures.markers.Allow() {
 			b.log.Warn("markers did not reach the leader of their partitions, and are sent again", "broker", to.ID, "markers", len(batch),
 				"topic", batch[0].topic, "partition", batch[0].index, "err", err)
 		}

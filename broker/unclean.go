@@ -108,7 +108,7 @@ func (r *replica) held(ctx context.Context) ReplicaLog {
 	if suspect {
 		if state, err := r.b.tier.Peek(ctx, r.topicID, r.index); err == nil {
 			remoteEnd = state.RemoteEnd
-		} else if r.b.errorLog.Allow() {
+		} else if r.b.failures.damage.Allow() {
 			r.b.log.Warn("what is damaged of a local log may be in object storage: that is not known", "partition", r.String(), "err", err)
 		}
 	}

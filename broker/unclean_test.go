@@ -7,9 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"testing"
-	"time"
-
-	"golang.org/x/time/rate"
 
 	"github.com/varve/varve/broker/partition"
 	"github.com/varve/varve/config"
@@ -63,7 +60,7 @@ func uncleanly(t *testing.T, log Log, tier Tier) *replica {
 	events.fill()
 	id := [16]byte{1}
 	b := &Broker{opts: Options{BrokerID: 1}, log_: log, tier: tier, ev: events, log: slog.New(slog.DiscardHandler), sessions: newSessions(1, 1<<20), ctx: t.Context(),
-		errorLog: rate.NewLimiter(rate.Every(time.Hour), 1),
+		failures: newFailures(),
 		meta:     showing(id, image.Partition{Leader: 1, LeaderEpoch: 9, Replicas: []int32{1, 2}, ISR: []int32{1}, Recovering: true})}
 	b.cfg.Store(&config.BrokerConfig{MaxProducersPerPartition: 100})
 	r := &replica{b: b, topicID: id, topic: "t", working: make(chan struct{}, 1), watches: map[*watch]struct{}{},
