@@ -272,6 +272,12 @@ func (po *produce) one(r *request, topic string, index int32, records []byte, tr
 	}
 	if err := b.log_.Admit(rep.localID()); err != nil {
 		code, message := b.appendCode(err)
+		if errors.Is(err, wal.ErrPartitionFull) {
+			message = rep.overShare()
+			if b.failures.overShare.Allow() {
+				b.log.Error("producers of one partition are refused: "+message, "partition", rep.String())
+			}
+		}
 		fail(code, message)
 		return
 	}
@@ -507,14 +513,16 @@ func (b *Broker) appendCode(err error) (int16, string) {
 	case errors.Is(err, wal.ErrNoSpace):
 		b.ev.AppendRefused()
 		st := b.log_.Stats()
-		reason, why, message := atBound, "the write-ahead log is at its bound until object storage takes what it holds", "the write-ahead log is at its bound (wal.max.bytes): object storage is behind or away"
+		reason := atBound
+		message := "the write-ahead log is at its bound (wal.max.bytes): object storage is behind or away"
 		switch {
 		case st.DiskFull:
-			reason, why, message = diskFull, "the disk of the write-ahead log is full", "the disk of the write-ahead log is full"
+			reason, message = diskFull, "the disk of the write-ahead log is full"
 		case st.NoFiles:
-			reason, why, message = noFiles, "too many open files (ulimit -n, LimitNOFILE=)", "the broker has too many open files"
+			reason, message = noFiles, "the broker has too many open files"
 		}
 		if n, tell := b.refusals.count(reason, time.Now()); tell {
+			_, why := b.full(st)
 			b.log.Error("producers are refused: "+why, "refused", n, "pinned_bytes", st.PinnedBytes, "wal.max.bytes", st.MaxBytes)
 		}
 		return protocol.CodeNotEnoughReplicas, message

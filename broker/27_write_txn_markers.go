@@ -87,13 +87,6 @@ func (r *replica) appendMarker(ctx context.Context, m markerOf, class wal.Class,
 		return
 	}
 	run := batch.Marker(m.producerID, m.producerEpoch, m.commit, m.coordinatorEpoch, time.Now().UnixMilli())
-	if class == wal.ClassClient {
-		if err := r.b.log_.Admit(r.localID()); err != nil {
-			code, _ := r.b.appendCode(err)
-			done(code)
-			return
-		}
-	}
 	a := &appendArgs{bytes: run, marker: m.partition(), class: class}
 	if m.term != anyTerm {
 		a.term = &m.term

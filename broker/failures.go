@@ -12,6 +12,7 @@ type failures struct {
 	localRead, coldRead, lookup   *rate.Limiter
 	damage, markers, inSync       *rate.Limiter
 	copyBrokeOff, copiedPartition *rate.Limiter
+	overShare                     *rate.Limiter
 }
 
 func newFailures() failures {
@@ -20,6 +21,7 @@ func newFailures() failures {
 		localRead: kind(), coldRead: kind(), lookup: kind(),
 		damage: kind(), markers: kind(), inSync: kind(),
 		copyBrokeOff: kind(), copiedPartition: kind(),
+		overShare: rate.NewLimiter(rate.Every(time.Minute), 3),
 	}
 }
 

@@ -880,13 +880,14 @@ func TestCarry(t *testing.T) {
 	mustClose(t, l)
 }
 
-// TestFrozenPartition is a partition that fills the log with what cannot be reclaimed: past its share it is refused,
+// TestFrozenPartition is a partition that fills the log with what cannot be uploaded: past its share it is refused,
 // alone.
 func TestFrozenPartition(t *testing.T) {
 	o := testOptions(vfs.NewMem())
 	o.MaxBytes = 24 * o.SegmentBytes
 	l := mustOpen(t, o)
 	busy, frozen := l.Create([16]byte{1}, 0, 0, nil, nil, nil), l.Create([16]byte{2}, 0, 0, nil, nil, nil)
+	l.SetStuck(frozen, true)
 	var end, frozenEnd int64
 	refused := false
 	for i := 0; i < 3000 && !refused; i++ {
@@ -1020,7 +1021,6 @@ func TestStuckShare(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.SetStuck(ids[3], false)
-	l.SetReclaimable(ids[3], ends[3]) // else what was carried of it counts
 	for i := 1; i <= 3; i++ {
 		for range 1000 {
 			if l.Admit(ids[i]) == nil {

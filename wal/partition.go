@@ -48,7 +48,6 @@ type part struct {
 	appliedHW    int64
 	lineage      lineage.Lineage
 	snapshot     snapshotRef
-	carried      int64 // bytes of pieces that were carried
 	stuck        bool  // it cannot be uploaded, says the owner
 	held         int64 // if stuck: bytes of pieces that cannot go
 	control      int64 // its part of Log.controlSize
@@ -134,19 +133,13 @@ func (p *part) cutBelow(l *Log, offset int64) {
 }
 
 func (p *part) reclip(l *Log, x *piece, base, next int64) {
-	before, bytes := len(x.runs), x.bytes
+	before := len(x.runs)
 	x.clip(base, next)
 	l.indexBytes.Add(int64(len(x.runs)-before) * runBytes)
-	if x.carried {
-		p.carried += x.bytes - bytes
-	}
 }
 
 func (p *part) discount(l *Log, x *piece) {
 	l.indexBytes.Add(-pieceBytes - int64(len(x.runs))*runBytes)
-	if x.carried {
-		p.carried -= x.bytes
-	}
 }
 
 // insert puts a piece at its place; nothing overlaps it.
@@ -154,9 +147,6 @@ func (p *part) insert(l *Log, x piece) {
 	i := sort.Search(len(p.pieces), func(i int) bool { return p.pieces[i].base >= x.base })
 	p.pieces = slices.Insert(p.pieces, i, x)
 	l.indexBytes.Add(pieceBytes + int64(len(x.runs))*runBytes)
-	if x.carried {
-		p.carried += x.bytes
-	}
 }
 
 // addRun adds what a DATA or CARRY record of segment g holds, to the piece that it continues or as a new one.
@@ -172,9 +162,6 @@ func (p *part) addRun(l *Log, g *segment, r run, carried bool) {
 			x.next, x.bytes, x.maxTS = r.next, x.bytes+int64(r.length), max(x.maxTS, r.maxTS)
 			l.indexBytes.Add(runBytes)
 			g.runs++
-			if carried {
-				p.carried += int64(r.length)
-			}
 			p.grown(l, int64(r.length))
 			return
 		}
@@ -208,7 +195,7 @@ func (p *part) grown(l *Log, bytes int64) {
 
 // judge says whether the partition has used its share.
 func (p *part) judge(l *Log) {
-	p.overShare.Store(p.carried > l.share || p.stuck && p.held > l.stuckShare())
+	p.overShare.Store(p.stuck && p.held > l.stuckShare())
 }
 
 // hold counts what the partition holds that cannot go.

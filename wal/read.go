@@ -243,7 +243,7 @@ func (l *Log) fromDisk(r *Run, g *segment, runs []run, offset int64, maxBytes in
 	for i := range runs {
 		q := &runs[i]
 		var buf *slab.Buf
-		err := fmt.Errorf("%w: they were when their segment was given back", ErrCorrupt)
+		err := fmt.Errorf("%w: damaged on disk, as was found when their segment was given back", ErrCorrupt)
 		if !q.damaged() {
 			buf, err = l.readVerified(g, int64(q.pos), q.length, q.crc)
 		}
@@ -401,7 +401,7 @@ func (l *Log) MaxTimestamp(id PartitionID, from, upTo int64) (timestamp, base in
 	}
 	for _, s := range spans {
 		if s.maxTS == damagedTS {
-			return 0, 0, false, fmt.Errorf("%w: offsets [%d, %d) were when their segment was given back", ErrCorrupt, s.base, s.next)
+			return 0, 0, false, fmt.Errorf("%w: offsets [%d, %d) are damaged on disk, as was found when their segment was given back", ErrCorrupt, s.base, s.next)
 		}
 	}
 	sort.SliceStable(spans, func(i, j int) bool { return spans[i].maxTS > spans[j].maxTS })

@@ -415,12 +415,12 @@ func (l *Log) openBegun(name string) (vfs.File, error) {
 		f, err := l.fs.Open(name)
 		if !isNoFiles(err) || !l.w.running {
 			if told {
-				l.setStuck(false)
+				l.setHalted(false)
 			}
 			return f, err
 		}
 		if !told {
-			l.setStuck(true)
+			l.setHalted(true)
 			l.tellNoFiles(err)
 		}
 		select {

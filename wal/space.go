@@ -36,7 +36,7 @@ type space struct {
 	leaving  int   // given back, and not prepared again yet: a read may hold them up
 	diskFull bool  // the disk refused the last file
 	noFiles  bool  // it could not be opened: too many are
-	stuck    bool  // nor could that which the writer waits for
+	halted   bool  // nor could that which the writer waits for
 	working  bool  // a segment is being given back
 	coming   bool  // more room is on its way: worth waiting for
 	changed  chan struct{}
@@ -55,11 +55,11 @@ func (s *space) ahead(onItsWay int64) int64 {
 	return s.left + int64(s.spares)*(s.segment-s.segment/16) - onItsWay - onItsWay/16
 }
 
-func (s *space) admits(c Class, bytes int64) bool { return !s.stuck && s.ahead(bytes) >= s.need(c) }
+func (s *space) admits(c Class, bytes int64) bool { return !s.halted && s.ahead(bytes) >= s.need(c) }
 
 // most is how much may be on its way so that a class is admitted: admits of most is true, unless it is 0.
 func (s *space) most(c Class) int64 {
-	if s.stuck {
+	if s.halted {
 		return 0
 	}
 	return max(0, (s.ahead(0)-s.need(c))*16/17)
@@ -74,7 +74,7 @@ func (s *space) isFull(onItsWay int64) bool {
 
 // update is called after every change.
 func (s *space) update() {
-	s.coming = !s.stuck && (s.working || s.canGrow() && s.spares < spareTarget)
+	s.coming = !s.halted && (s.working || s.canGrow() && s.spares < spareTarget)
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
@@ -149,7 +149,7 @@ func (l *Log) tellFull() {
 	full := l.space.isFull(l.reserved.Load())
 	changed := full != l.space.full
 	l.space.full = full
-	diskFull, noFiles := l.space.diskFull, l.space.noFiles || l.space.stuck
+	diskFull, noFiles := l.space.diskFull, l.space.noFiles || l.space.halted
 	l.mu.Unlock()
 	if !changed {
 		return
@@ -376,7 +376,7 @@ func (l *Log) reclaimOldest() (changed bool) {
 	if pinned > 0 && !carriable(g, need) {
 		// Beside what was admitted, the rest of a segment, and the control state at the beginning of the next one.
 		if fits = fits && spares <= reserveSegments && need+g.size/4+l.controlSize.Load() <= ahead; fits {
-			_, fits = l.rotatable()
+			_, _, fits = l.rotatable()
 		}
 	}
 	if !fits {
@@ -410,8 +410,9 @@ func (l *Log) reclaimOldest() (changed bool) {
 func carriable(g *segment, need int64) bool { return need <= (g.size-4*pageSize)/2 }
 
 // rotatable says whether copying what is needed of every sealed segment would bring room: a quarter of what is written
-// in them is not needed. Each byte that is made room for so costs at most three that are copied. need is what is copied.
-func (l *Log) rotatable() (need int64, ok bool) {
+// in them is not needed. Each byte that is made room for so costs at most three that are copied. need is what is copied, and waits
+// that of partitions that are not stuck.
+func (l *Log) rotatable() (need, waits int64, ok bool) {
 	begin := time.Now()
 	defer func() { l.keeperState.took += time.Since(begin) }()
 	var written int64
@@ -424,6 +425,7 @@ func (l *Log) rotatable() (need int64, ok bool) {
 	l.segMu.Unlock()
 	for p := range l.parts.all() {
 		p.mu.Lock()
+		before := need
 		if p.snapshot.length > 0 && p.snapshot.generation < active {
 			need += int64(p.snapshot.length) + descriptorSize
 		}
@@ -433,9 +435,12 @@ func (l *Log) rotatable() (need int64, ok bool) {
 				need += x.copyCost()
 			}
 		}
+		if !p.stuck {
+			waits += need - before
+		}
 		p.mu.Unlock()
 	}
-	return need, need <= written/4*3
+	return need, waits, need <= written/4*3
 }
 
 // isPinned notes which partition has the most in a segment that cannot be given back.
@@ -459,8 +464,8 @@ func (l *Log) lookForward() {
 	l.segMu.Lock()
 	sealed := slices.Clone(l.segments[:max(0, len(l.segments)-1)])
 	l.segMu.Unlock()
-	needed := int64(math.MaxInt64)
-	defer func() { l.needed.Store(needed) }()
+	needed, late := int64(math.MaxInt64), false
+	defer func() { l.needed.Store(needed); l.late.Store(late) }()
 	for _, g := range sealed {
 		if g.at.generation <= l.free.Load() {
 			continue
@@ -472,8 +477,8 @@ func (l *Log) lookForward() {
 		}
 		if pinned > 0 && !carriable(g, need-int64(len(hs))*descriptorSize) {
 			if bound {
-				if n, ok := l.rotatable(); ok {
-					needed = n
+				if need, waits, ok := l.rotatable(); ok {
+					needed, late = need, waits > l.o.MaxBytes/8*3
 				}
 			}
 			return
@@ -495,11 +500,11 @@ func (l *Log) lookAgain() bool {
 	}
 }
 
-// setStuck says whether the writer waits for a file.
-func (l *Log) setStuck(stuck bool) {
+// setHalted says whether the writer waits for a file.
+func (l *Log) setHalted(halted bool) {
 	l.mu.Lock()
-	l.space.stuck = stuck
-	if !stuck {
+	l.space.halted = halted
+	if !halted {
 		l.space.refused = false
 	}
 	l.spaceChanged()

@@ -134,7 +134,7 @@ type Log struct {
 	recovered  []Recovered
 	maxAppend  int64        // bytes of one append
 	blockBytes int          // of payloads in a block, unless one append is larger
-	share      int64        // carried bytes of a partition above which it is refused
+	share      int64        // what a partition that is stuck may hold
 	stuck      atomic.Int64 // partitions that cannot be uploaded
 
 	marksMu sync.Mutex
@@ -190,6 +190,7 @@ type Log struct {
 	recycled  chan []item
 	keep      chan struct{} // the keeper looks for something to do
 	free      atomic.Uint64 // segments up to this generation may go when room is needed
+	late      atomic.Bool   // much of it could be in object storage
 	needed    atomic.Int64  // what would have to be copied so that any sealed segment may go; MaxInt64 where that is not worth it
 	rolled    chan struct{} // the checkpointer asks the owner for snapshots
 	stop      chan struct{}
@@ -496,8 +497,8 @@ func (l *Log) giveRoom(n int64) {
 	l.mu.Unlock()
 }
 
-// Admit says whether a partition may take more: ErrPartitionFull when it has used its share of the log with what had to be
-// carried from segment to segment, or with what cannot be uploaded (SetStuck). To be asked before an offset is assigned.
+// Admit says whether a partition may take more: ErrPartitionFull when it has used its share of the log with what
+// cannot be uploaded (SetStuck). To be asked before an offset is assigned.
 func (l *Log) Admit(id PartitionID) error {
 	p := l.part(id)
 	if p == nil {
@@ -819,6 +820,7 @@ func (l *Log) poke(c chan struct{}) {
 type Stats struct {
 	Bytes, MaxBytes                   int64       // of all files, prepared ones included; bound
 	PinnedBytes                       int64       // that cannot be given back: segments from the oldest on that has more than could be carried, or less if copying is worth it
+	late                              bool        // three eighths are copied that could be in object storage
 	PinnedBy                          PartitionID // if Full: the partition that has the most in the oldest segment
 	Segments, FreeSegments            int         // in use; prepared
 	QueueBytes, QueueMax              int64
@@ -838,9 +840,10 @@ type Stats struct {
 	Stalled time.Duration
 }
 
-// Short says that there will be no room soon if SetReclaimable is told of nothing more: clients are refused, or a quarter is left.
-// Segments that may go are room, though the log keeps them for readers until it needs their files.
-func (s Stats) Short() bool { return s.Full || s.PinnedBytes > s.MaxBytes/4*3 }
+// Short says that there will be no room soon if SetReclaimable is told of nothing more, or that room costs copies of what could be in
+// object storage: clients are refused, a quarter is left, or so much is copied. Segments that may go are room, though the log keeps them
+// for readers until it needs their files.
+func (s Stats) Short() bool { return s.Full || s.PinnedBytes > s.MaxBytes/4*3 || s.late }
 
 // Stats returns how the log stands.
 func (l *Log) Stats() Stats {
@@ -852,7 +855,7 @@ func (l *Log) Stats() Stats {
 	l.mu.Lock()
 	s.QueueBytes, s.CacheBytes = l.reserved.Load(), l.cache.bytes.Load()
 	s.Full = l.space.isFull(s.QueueBytes)
-	s.DiskFull, s.NoFiles = s.Full && l.space.diskFull, s.Full && (l.space.noFiles || l.space.stuck)
+	s.DiskFull, s.NoFiles = s.Full && l.space.diskFull, s.Full && (l.space.noFiles || l.space.halted)
 	l.mu.Unlock()
 	l.segMu.Lock()
 	s.Segments, s.FreeSegments = len(l.segments), len(l.spares)
@@ -863,7 +866,7 @@ func (l *Log) Stats() Stats {
 			s.PinnedBytes += g.size
 		}
 	}
-	s.PinnedBytes = min(s.PinnedBytes, l.needed.Load())
+	s.PinnedBytes, s.late = min(s.PinnedBytes, l.needed.Load()), l.late.Load()
 	if s.Full {
 		s.PinnedBy = l.pinnedBy
 	}

@@ -230,7 +230,7 @@ func TestLogThatHasGoneRound(t *testing.T) {
 	servertest.Eventually(t, func() error {
 		before := puts
 		if puts = bucket.uploads(); puts != before {
-			time.Sleep(500 * time.Millisecond)
+			time.Sleep(1500 * time.Millisecond) // there is a look for what is due every second
 			return fmt.Errorf("uploads go on: %d", puts)
 		}
 		return nil

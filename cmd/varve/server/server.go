@@ -675,17 +675,7 @@ func (s *Server) warn() error {
 	if err := s.tier.Healthy(); err != nil {
 		errs = append(errs, fmt.Errorf("object storage: %w", err))
 	}
-	if st := s.wal.Stats(); st.Full {
-		why := fmt.Sprintf("the write-ahead log is at its bound, and %d of %d bytes (wal.max.bytes) cannot go: they are not in object storage, or behind what is not; `varve tier status` shows REMOTE-END", st.PinnedBytes, st.MaxBytes)
-		switch {
-		case st.DiskFull:
-			why = "the disk of the write-ahead log is full (log.dirs)"
-		case st.NoFiles:
-			why = "too many open files: the write-ahead log can make no more (ulimit -n, LimitNOFILE=)"
-		}
-		errs = append(errs, errors.New("producers are refused: "+why))
-	}
-	errs = append(errs, s.broker.Waits())
+	errs = append(errs, s.broker.Refused(), s.broker.Waits())
 	if k := s.compactor; k != nil {
 		errs = append(errs, k.stuck(), k.failing())
 	}
