@@ -121,10 +121,19 @@ func (b *Broker) fetch(r *request) error {
 		f.finish()
 		return nil
 	}
+	if !knownIsolation(req.IsolationLevel) { // in an answer that has no code for all of it
+		f.refuseAll(protocol.CodeInvalidRequest)
+		f.finish()
+		return nil
+	}
 	f.evaluate(f.take(nil))
 	f.settle()
 	return nil
 }
+
+// knownIsolation refuses what asks for records in another way than Kafka knows: read_uncommitted (0), read_committed (1).
+// Kafka fails at them with UNKNOWN_SERVER_ERROR.
+func knownIsolation(level int8) bool { return level == 0 || level == 1 }
 
 // maxFetchWaitMs bounds max.wait.ms: a client that asks for more is answered
 // empty and asks again.
@@ -138,7 +147,7 @@ func (f *fetch) open() int16 {
 	for i := range req.Topics {
 		n += len(req.Topics[i].Partitions)
 	}
-	if n > protocol.MaxPartitions {
+	if n > protocol.MaxPartitions || req.Version >= 7 && !knownIsolation(req.IsolationLevel) {
 		return protocol.CodeInvalidRequest
 	}
 	if req.SessionEpoch != 0 && req.SessionEpoch != -1 {

@@ -51,6 +51,7 @@ func (b *Broker) listOffsets(ctx context.Context, r *request, in kmsg.Request) k
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	refused := tooManyPartitions(req.Topics, func(t *kmsg.ListOffsetsRequestTopic) *[]kmsg.ListOffsetsRequestTopicPartition { return &t.Partitions })
+	refused = refused || !knownIsolation(req.IsolationLevel)
 	// As in Kafka, who asks for a partition twice is told nothing about it.
 	type partitionOf struct {
 		topic string

@@ -151,11 +151,24 @@ func TestFetchLimits(t *testing.T) {
 	req := fetchReq(12, "f", fetchPart(0, 0)) // more asked for than may be given
 	req.MinBytes, req.MaxBytes, req.MaxWaitMillis = math.MaxInt32, 100, 1000
 	only(t, y.fetch(req))
-	for _, level := range []int8{1, 2, 7, -1} {
-		req := fetchReq(12, "f", fetchPart(0, 0))
-		req.IsolationLevel = level
-		if p := only(t, y.fetch(req)); p.ErrorCode == 0 && len(p.RecordBatches) == 0 {
-			t.Errorf("isolation level %d: nothing", level)
+	for _, version := range []int16{4, 6, 7, 12} {
+		for _, level := range []int8{0, 1, 2, 7, -1} {
+			req := fetchReq(version, "f", fetchPart(0, 0))
+			req.IsolationLevel = level
+			resp := y.fetch(req)
+			code, records := resp.ErrorCode, 0
+			for _, topic := range resp.Topics {
+				for _, p := range topic.Partitions {
+					code, records = max(code, p.ErrorCode), records+len(p.RecordBatches)
+				}
+			}
+			want := int16(protocol.CodeInvalidRequest)
+			if level == 0 || level == 1 {
+				want = 0
+			}
+			if code != want || records > 0 != (want == 0) || resp.SessionID != 0 && want != 0 {
+				t.Errorf("v%d, isolation level %d: %s, %d bytes", version, level, protocol.Name(code), records)
+			}
 		}
 	}
 	// Who says that it is a replica is none (CVE-2018-1288), and gets nothing.
@@ -781,6 +794,21 @@ func TestListOffsets(t *testing.T) {
 		}
 		if p := produceTo(y.client, 9, -1, "l", 0, sent{s}.bytes()); p.ErrorCode != 0 {
 			t.Fatal(describe(p))
+		}
+	}
+	for _, level := range []int8{0, 1, 2, 7, -1} {
+		req := kmsg.NewPtrListOffsetsRequest()
+		req.ReplicaID, req.IsolationLevel = -1, level
+		rp := kmsg.NewListOffsetsRequestTopicPartition()
+		rp.Timestamp = -1
+		req.Topics = []kmsg.ListOffsetsRequestTopic{{Topic: "l", Partitions: []kmsg.ListOffsetsRequestTopicPartition{rp}}}
+		p := y.do(at(6, req)).(*kmsg.ListOffsetsResponse).Topics[0].Partitions[0]
+		want, end := int16(protocol.CodeInvalidRequest), int64(-1)
+		if level == 0 || level == 1 {
+			want, end = 0, 12
+		}
+		if p.ErrorCode != want || p.Offset != end {
+			t.Errorf("isolation level %d: %s, offset %d", level, protocol.Name(p.ErrorCode), p.Offset)
 		}
 	}
 	since := map[int64]int16{-1: 1, -2: 1, -3: 7, -4: 8, -5: 9, -6: 11}

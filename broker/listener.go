@@ -33,7 +33,7 @@ func (l *listener) close() { l.nl.Close() }
 
 // limit takes over max.connection.creation.rate, also while the broker runs.
 func (l *listener) limit(cfg *config.BrokerConfig) {
-	if r := cfg.MaxConnectionCreationRate; r > 0 && r < 1<<30 {
+	if r := max(1, cfg.MaxConnectionCreationRate); r < 1<<30 { // 0: Kafka too holds each back for a second at most
 		// In this order there is at no time a rate without a burst, with
 		// which a wait would fail.
 		l.creation.SetBurst(r)

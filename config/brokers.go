@@ -53,7 +53,7 @@ func brokerDefs() []*Def {
 		integer("max.connections.per.ip", "2147483647", "How many connections one address has at most.", 0, anyHigh, clusterWide),
 		text("max.connections.per.ip.overrides", "", "Other limits for some IP addresses, as address:count, separated by commas.", clusterWide, checked(
 			"a comma-separated list of address:count", func(v string) error { _, err := parseOverrides(v); return err })),
-		integer("max.connection.creation.rate", "2147483647", "How many connections a second each listener accepts at most.", 0, anyHigh, clusterWide),
+		integer("max.connection.creation.rate", "2147483647", "How many connections a second each listener accepts at most; 0 counts as 1, as in Kafka.", 0, anyHigh, clusterWide),
 		long("connections.max.idle.ms", "600000", "After how long without a request a connection is closed; 0 or less: never.", anyLow, anyHigh),
 		long("connections.max.reauth.ms", "0", "How long an authenticated session lasts.", anyLow, anyHigh, warned(noteNoSASL)),
 		integer("max.request.partition.size.limit", "2000", "How many partitions one DescribeTopicPartitions response lists at most.", 1, anyHigh),
