@@ -68,7 +68,7 @@ func OpenAuditor(ctx context.Context, c *config.BrokerConfig, dataDir string, lo
 	if a.im.ClusterID == "" {
 		return a, fmt.Errorf("etcd holds no cluster under etcd.prefix=%s", c.EtcdPrefix)
 	}
-	if s.bucket, err = s.openBucket(ctx, false, newStoreMetrics(prometheus.NewRegistry()).events()); err != nil {
+	if s.bucket, err = s.openBucket(ctx, false, false, newStoreMetrics(prometheus.NewRegistry()).events()); err != nil {
 		if ownBucket && errors.Is(err, objstore.ErrNoBucket) {
 			err = fmt.Errorf("%w; if varve dev was given another remote.storage.url, give it here with --set", err)
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -51,6 +52,48 @@ func (m *member) with(id int, b objstore.Bucket, settings map[string]string) Opt
 
 func (m *member) open(id int, b objstore.Bucket) (*Server, error) {
 	return Open(context.Background(), m.options(id, b))
+}
+
+// A bucket that would be refused is not made: only that of a cluster that has none yet, and that which an operator says is the one.
+func TestRefusedBucketIsNotMade(t *testing.T) {
+	dir, buckets := t.TempDir(), t.TempDir()
+	start := func(bucket string, accept bool) error {
+		o := options(t, dir, map[string]string{"remote.storage.url": objstore.FileURL(filepath.Join(buckets, bucket))})
+		o.AcceptBucket = accept
+		s, err := Open(context.Background(), o)
+		if err != nil {
+			return err
+		}
+		return s.Close(context.Background())
+	}
+	there := func() (names []string) {
+		entries, err := os.ReadDir(buckets)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		return names
+	}
+	if err := start("first", false); err != nil {
+		t.Fatal(err)
+	}
+	if err := start("second", false); !errors.Is(err, objstore.ErrNoBucket) || !strings.Contains(err.Error(), "--accept-bucket") {
+		t.Errorf("with another bucket: %v", err)
+	}
+	if got := there(); !slices.Equal(got, []string{"first"}) {
+		t.Errorf("there are %v", got)
+	}
+	if err := start("first", false); err != nil {
+		t.Fatal(err)
+	}
+	if err := start("second", true); err != nil {
+		t.Fatal(err)
+	}
+	if got := there(); !slices.Equal(got, []string{"first", "second"}) {
+		t.Errorf("there are %v", got)
+	}
 }
 
 // A broker that is given another bucket than the cluster's does not start, whether it is a new one or was one of the cluster before,

@@ -339,7 +339,7 @@ func OpenCompactor(ctx context.Context, o Options) (w *Compactor, err error) {
 	if err := s.patiently(ctx, func() (err error) { clusterID, err = s.existing(ctx, store); return err }); err != nil {
 		return w, fmt.Errorf("metadata: %w", err)
 	}
-	if s.bucket, err = s.openBucket(ctx, true, newStoreMetrics(reg).events()); err != nil {
+	if s.bucket, err = s.openBucket(ctx, true, false, newStoreMetrics(reg).events()); err != nil {
 		return w, err
 	}
 	tie := &bond{store: store, cluster: clusterID, bucket: s.bucket, memory: inMemory(c), log: log}

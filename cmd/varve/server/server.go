@@ -171,8 +171,13 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	store.Saw(seen.Revision)
 	var clusterID string
 	var secret []byte
-	known := seen.Cluster != ""
+	known, bucketless := seen.Cluster != "", false
 	err = s.patiently(ctx, func() (err error) {
+		token, err := store.Probe(ctx)
+		if err != nil {
+			return err
+		}
+		bucketless = token == ""
 		if clusterID, err = store.EnsureCluster(ctx, first(seen.Cluster, c.ClusterID)); err != nil {
 			return err
 		}
@@ -201,7 +206,11 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	if adminErr != nil {
 		return s, adminErr
 	}
-	if s.bucket, err = s.openBucket(ctx, known, s.metrics.store.events()); err != nil {
+	// Where the cluster has a bucket, one that is not there is not it: it would be made, and then refused.
+	if s.bucket, err = s.openBucket(ctx, known, o.Dev && (bucketless || o.AcceptBucket), s.metrics.store.events()); err != nil {
+		if o.Dev && errors.Is(err, objstore.ErrNoBucket) {
+			err = fmt.Errorf("%w. The cluster has a bucket, and this one is not there: name the one that it has, or, where that is lost, have this one made with --accept-bucket", err)
+		}
 		return s, err
 	}
 	tie := &bond{store: store, cluster: clusterID, bucket: s.bucket, broker: c.NodeID, founds: true, accepts: o.AcceptBucket, memory: inMemory(c), log: s.log}
@@ -577,7 +586,7 @@ func used(dir string) (n int64) {
 // not answer keeps a broker from its first start, for the address may be wrong,
 // and from no later one (before): while it is away the log takes what comes, as
 // it would have without the restart.
-func (s *Server) openBucket(ctx context.Context, before bool, events objstore.Events) (objstore.Bucket, error) {
+func (s *Server) openBucket(ctx context.Context, before, create bool, events objstore.Events) (objstore.Bucket, error) {
 	b := s.o.Bucket
 	if b == nil {
 		url := s.o.Config.RemoteStorageURL
@@ -594,7 +603,7 @@ func (s *Server) openBucket(ctx context.Context, before bool, events objstore.Ev
 		if inMemory(s.o.Config) {
 			s.log.Warn("remote.storage.url names memory: what has left the local log is lost when this process ends", "remote.storage.url", url)
 		}
-		o := objstore.Options{Create: s.o.Dev, Logger: s.log.With("part", "objstore")}
+		o := objstore.Options{Create: create, Logger: s.log.With("part", "objstore")}
 		if before {
 			o.Away = func(err error) {
 				s.away = true
