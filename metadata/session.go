@@ -99,7 +99,7 @@ func (n *Node) registerWith(ctx context.Context, lease int64) error {
 	}
 	if old {
 		n.log.Warn("the log directory is an old one: another, of which it is a copy, or that it was restored from, has come further; "+
-			"this broker is in no ISR that has other members until it has copied what they have", "broker", n.o.BrokerID)
+			"this broker is in no ISR of what others have a replica of until it has copied what they have", "broker", n.o.BrokerID)
 	}
 	n.mu.Lock()
 	n.lease, n.brokerEpoch, n.lastBeat = lease, revision, time.Now()

@@ -96,3 +96,34 @@ func TestAllAreGone(t *testing.T) {
 		}
 	}
 }
+
+// 1 alone is in sync, and 2 is there and has not caught up. 1 comes back from a copy of its directory that may have less than 2 has:
+// nobody leads, so that 2 cuts nothing off, until an operator has said who; then it is who has most.
+func TestOldCopyOfTheLastInSync(t *testing.T) {
+	w, p := together(t, 3, 1, 1, 2)
+	w.end(2)
+	w.settle(t)
+	w.register(2, "c2", false)
+	w.settle(t)
+	w.register(1, "b2", true)
+	w.settle(t)
+	if got := p(); got.Leader != image.NoLeader || len(got.ISR)+len(got.ELR) > 0 {
+		t.Fatalf("2 may have more than the copy: %s", showPartition(got))
+	}
+	name := PartitionName{"t", 0}
+	changes, reply := Handle(w.im, w.env, ElectLeaders{Unclean: true, Partitions: []PartitionName{name},
+		Logs: []PartitionLogs{{name, []ReplicaLog{{Broker: 1, LeaderEpoch: 0, LogEnd: 5}, {Broker: 2, LeaderEpoch: 0, LogEnd: 7}}}}})
+	if w.apply(changes...); p().Leader != 2 {
+		t.Fatalf("2 has most: %+v, %s", reply, showPartition(p()))
+	}
+}
+
+// What has no other replica is led from an old copy of it: nobody else has more.
+func TestOldCopyOfTheOnlyReplica(t *testing.T) {
+	w, p := together(t, 3, 1, 1)
+	w.register(1, "b2", true)
+	w.settle(t)
+	if got := p(); got.Leader != 1 || got.LeaderEpoch != 1 || !got.Recovering {
+		t.Fatal(showPartition(got))
+	}
+}

@@ -106,9 +106,11 @@ func running(im *image.Image, id int32) bool {
 //
 // In the second step, too, the ISRs and ELRs are made right, for they say who has
 // everything. A lost disk has nothing. An old copy of one (Session.Stale) lacks what
-// came since, so others lead; but where there are no others, what it has is all
-// there is, and it goes on with that. A log whose end was cut (Session.Cut) may lack
-// its last block: it stays where it is, behind the others; see yield.
+// came since, so others lead. Where none of them is known to have everything, one may
+// still have more than the copy, and would cut that off to follow it: nobody leads until
+// an operator has said who, as after a lost disk. Only of what has no other replica
+// the copy is all there is, and it goes on with that. A log whose end was cut
+// (Session.Cut) may lack its last block: it stays where it is, behind the others; see yield.
 func admit(im *image.Image, env Env, old *image.Broker, s *image.Session) ([]image.Change, []Event) {
 	admitted := image.Broker{ID: s.ID, Epoch: s.Revision, Incarnation: s.Incarnation, Rack: s.Rack, Endpoints: s.Endpoints, WAL: s.WAL}
 	fresh := old != nil && (old.Incarnation != s.Incarnation || old.Epoch == admitting || old.Epoch == notAdmitted)
@@ -134,9 +136,9 @@ func admit(im *image.Image, env Env, old *image.Broker, s *image.Session) ([]ima
 				continue
 			}
 			next := *p
-			if complete := union(p.ISR, p.ELR); slices.Contains(complete, s.ID) {
+			if slices.Contains(p.ISR, s.ID) || slices.Contains(p.ELR, s.ID) {
 				switch {
-				case lost, stale && len(complete) > 1:
+				case lost, stale && len(p.Replicas) > 1:
 					dropped++
 					next.ISR, next.ELR = without(p.ISR, s.ID), without(p.ELR, s.ID)
 				case stale:
@@ -147,7 +149,7 @@ func admit(im *image.Image, env Env, old *image.Broker, s *image.Session) ([]ima
 				}
 			}
 			if len(next.ISR) == 0 && len(next.ELR) == 0 && s.AcceptLoss {
-				// Nobody else has what was not in the bucket yet.
+				// Nobody is known to have what was not in the bucket yet.
 				forfeited++
 				next.ISR = []int32{s.ID}
 				next.Recovering = true // it may have an older log, of another history
@@ -200,7 +202,7 @@ func admit(im *image.Image, env Env, old *image.Broker, s *image.Session) ([]ima
 		tell("data-lost", kept, "%d partitions have their only replica in the old copy of the log directory of broker %d: they go on with what it has, and what came since and was not uploaded is lost", kept, s.ID)
 	}
 	if forfeited > 0 {
-		tell("data-lost", forfeited, "%d partitions had their only replica on the lost log directory of broker %d: they go on from their remote end, and what was not uploaded is lost", forfeited, s.ID)
+		tell("data-lost", forfeited, "%d partitions had nobody left who is known to have everything: broker %d leads them from their remote end, and what was not uploaded is lost", forfeited, s.ID)
 	}
 	if offline > 0 {
 		tell("offline", offline, "%d partitions with a replica on broker %d have no leader", offline, s.ID)
