@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"time"
 
+	"github.com/varve/varve/metadata/controller"
 	"github.com/varve/varve/metadata/etcd"
 )
 
@@ -26,7 +28,8 @@ import (
 // has it as none of the two, while etcd has come further, is stale, and the session
 // says so; the controller then takes the broker out of the ISRs (controller.admit).
 // Only when it is admitted, and the ISRs are right, is a stale directory given a mark
-// of its own, and the one that went on without it would be the stale one from then on.
+// of its own, of which the controller is told (controller.Marked), and the one that went
+// on without it would be the stale one from then on.
 //
 // What a copy lacks of the last markInterval is not noticed. A copy of a directory
 // that has not grown since lacks nothing. A directory of before there
@@ -107,25 +110,53 @@ type marking struct {
 // mark gives the directory its marks: the first as soon as the broker is admitted.
 func (n *Node) mark() {
 	defer n.wg.Done()
-	var given time.Time // the last; zero: none in this process
-	var written int64   // the log as it was then
-	failed := 0         // in a row
+	var given time.Time     // the last; zero: none in this process
+	var written int64       // the log as it was then
+	failed, unheard := 0, 0 // in a row
+	var in int64            // the session in which it was given
 	for sleep(n.ctx, n.o.HeartbeatInterval) {
 		session, b := n.BrokerEpoch(), n.Image().Broker(n.o.BrokerID)
 		if b == nil || b.Fenced || b.Incarnation != n.incarnation || b.Epoch != session {
 			continue
 		}
 		grown := n.o.Marks.Written()
-		if !given.IsZero() && (grown == written || time.Since(given) < n.markInterval) {
+		if b.Stale && in == session {
+			ctx, cancel := context.WithTimeout(n.ctx, n.o.SessionTimeout)
+			reply := n.do(ctx, controller.Marked{Broker: n.o.BrokerID, BrokerEpoch: session})
+			cancel()
+			if reply.ErrorCode == 0 {
+				unheard = 0
+			} else if unheard++; told(unheard) && n.ctx.Err() == nil {
+				n.log.Warn("the controller has not been told that the old copy of the log directory has got its mark", "in_a_row", unheard, "error", reply.Message)
+			}
+		}
+		due := given.IsZero() || b.Stale && in != session
+		if !due && (grown == written || time.Since(given) < n.markInterval) {
 			continue
 		}
 		if err := n.giveMark(session); err != nil {
+			if errors.Is(err, etcd.ErrConflict) {
+				n.endSession(session)
+			}
 			if failed++; told(failed) && n.ctx.Err() == nil {
 				n.log.Warn("the log directory could not be given a mark", "in_a_row", failed, "error", err)
 			}
 			continue
 		}
-		failed, given, written = 0, time.Now(), grown
+		failed, given, written, in = 0, time.Now(), grown, session
+	}
+}
+
+// endSession ends a session of this process, which then registers again. Where etcd has
+// another mark than the session began with, and than was given in it, this process was set
+// back with its machine to an earlier time, and its session outlived that: it does not know
+// what it has lost, and comparing the marks anew says so. Most often the session is over anyway.
+func (n *Node) endSession(session int64) {
+	n.mu.Lock()
+	lease, same := n.lease, n.brokerEpoch == session
+	n.mu.Unlock()
+	if same {
+		n.store.Revoke(n.ctx, lease) // else it is told the same again
 	}
 }
 

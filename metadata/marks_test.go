@@ -1,12 +1,14 @@
 package metadata
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -392,5 +394,93 @@ func TestCutLog(t *testing.T) {
 	n = start(1, d)
 	if s := admitted(t, other, n); s.Cut {
 		t.Fatalf("%+v", s)
+	}
+}
+
+// A machine is set back together with its memory, and the broker's session outlives that or not: the process is in no ISR any more, and
+// has a mark of its own from then on.
+func TestMachineThatWasSetBack(t *testing.T) {
+	t.Parallel()
+	c := cluster{t, startEtcd(t, t.TempDir())}
+	var rec recorder
+	var controls atomic.Pointer[Node] // the first
+	start := func(id int32, d *directory) *Node {
+		o := c.options(id)
+		o.Marks, o.Events.Controlled = d, rec.add
+		o.BrokerConfig = func() map[string]string { return map[string]string{"default.replication.factor": "2"} }
+		o.SessionTimeout, o.HeartbeatInterval = 20*time.Second, 50*time.Millisecond
+		n := open(t, o)
+		n.markInterval = 20 * time.Millisecond
+		n.SetForward(func(ctx context.Context, _ *image.Broker, command []byte) ([]byte, error) {
+			return controls.Load().Execute(ctx, command)
+		})
+		controls.CompareAndSwap(nil, n)
+		register(t, n)
+		return n
+	}
+	other := start(2, &directory{})
+	d := &directory{}
+	n := start(1, d)
+	for i, name := range []string{"first", "second"} {
+		create(t, other, name, 2)
+		// between has the directory grow and get a mark, and something happen while it gets none.
+		between := func(than int64, f func()) {
+			t.Helper()
+			refuse := func(err error) {
+				d.mu.Lock()
+				defer d.mu.Unlock()
+				d.refuse = err
+			}
+			d.grow()
+			eventually(t, "a mark", func() bool {
+				n.mu.Lock()
+				defer n.mu.Unlock()
+				return n.marking.held.Revision > than
+			})
+			refuse(errors.New("not now"))
+			eventually(t, "etcd has the directory's mark", func() bool {
+				n.mu.Lock()
+				defer n.mu.Unlock()
+				_, next := d.Marks()
+				if n.marking.sent || n.marking.held.Mark != next {
+					return false
+				}
+				f()
+				return true
+			})
+			refuse(nil)
+		}
+		var was *directory
+		var memory marking
+		between(0, func() { was, memory = d.copy(), n.marking })
+		session := n.BrokerEpoch()
+		var lease, last int64
+		between(memory.held.Revision, func() {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.last, d.next = was.last, was.next
+			last, lease = n.marking.held.Revision, n.lease
+			n.marking = memory // all that giveMark goes by
+		})
+		if i == 1 {
+			if err := other.store.Revoke(bg, lease); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d.grow()
+		eventually(t, "it registers again, as an old copy", func() bool {
+			b := other.Image().Broker(1)
+			return b != nil && b.Epoch > session && !b.Fenced && b.Incarnation == n.incarnation
+		})
+		for i, p := range other.Image().Topic(name).Partitions {
+			if p.Leader != 2 || len(p.ISR) != 1 {
+				t.Errorf("%s-%d: %+v", name, i, p)
+			}
+		}
+		between(last, func() {}) // it has another
+		eventually(t, "the controller knows that it has a mark", func() bool { return !other.Image().Broker(1).Stale })
+	}
+	if !rec.has("disk-stale 1") {
+		t.Error("it is not said")
 	}
 }

@@ -127,3 +127,61 @@ func TestOldCopyOfTheOnlyReplica(t *testing.T) {
 		t.Fatal(showPartition(got))
 	}
 }
+
+// A machine is set back together with its memory: the process that registers again is the one that was admitted, and lacks what came
+// since. It is in the ISR no more, whoever led, and while it is not admitted again nobody takes it for what it was.
+func TestProcessThatWasSetBack(t *testing.T) {
+	for _, set := range []int32{1, 2} {
+		w, p := together(t, 3, 1, 1, 2, 3)
+		was := *p()
+		incarnation := string(rune('a' + set))
+		w.register(set, incarnation, true)
+		if running(w.im, set) || present(w.im, w.env, set) {
+			t.Errorf("%d: it counts as what it was", set)
+		}
+		w.settle(t)
+		got := p()
+		if slices.Contains(got.ISR, set) || slices.Contains(got.ELR, set) || got.Leader == set {
+			t.Errorf("%d has everything no more: %s", set, showPartition(got))
+		}
+		if led := was.Leader == set; led != (got.LeaderEpoch > was.LeaderEpoch) {
+			t.Errorf("%d led: %v; %s", set, led, showPartition(got))
+		}
+		if b := w.im.Broker(set); !b.Stale || b.Fenced {
+			t.Errorf("%+v", b)
+		}
+		// It registers again: that is known.
+		before := p().PartitionEpoch
+		w.register(set, incarnation, true)
+		w.settle(t)
+		if p().PartitionEpoch != before {
+			t.Error(showPartition(p()))
+		}
+		// It has got a mark and caught up, and is set back once more.
+		changes, reply := Handle(w.im, w.env, Marked{Broker: set, BrokerEpoch: w.im.Broker(set).Epoch})
+		if w.apply(changes...); reply.ErrorCode != 0 || w.im.Broker(set).Stale {
+			t.Errorf("%+v", reply)
+		}
+		got = p()
+		changes, reply = Handle(w.im, w.env, AlterPartition{Broker: got.Leader, BrokerEpoch: w.im.Broker(got.Leader).Epoch, Partitions: []Proposal{
+			{TopicID: name16("t"), LeaderEpoch: got.LeaderEpoch, PartitionEpoch: got.PartitionEpoch, ISR: []ISRMember{{1, -1}, {2, -1}, {3, -1}}}}})
+		if w.apply(changes...); reply.Partitions[0].ErrorCode != 0 {
+			t.Errorf("%+v", reply)
+		}
+		w.register(set, incarnation, true)
+		w.settle(t)
+		if got := p(); slices.Contains(got.ISR, set) || !w.im.Broker(set).Stale {
+			t.Errorf("%d has everything no more: %s", set, showPartition(got))
+		}
+	}
+}
+
+// As above, of the only replica there is. It has forgotten what it appended in its epoch, which the bucket may have: it begins another.
+func TestOnlyReplicaThatWasSetBack(t *testing.T) {
+	w, p := together(t, 3, 1, 1)
+	w.register(1, "b", true)
+	w.settle(t)
+	if got := p(); got.Leader != 1 || got.LeaderEpoch != 1 || !got.Recovering {
+		t.Fatal(showPartition(got))
+	}
+}

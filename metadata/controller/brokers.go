@@ -78,13 +78,20 @@ func present(im *image.Image, env Env, id int32) bool {
 	if s == nil {
 		return env.Hold
 	}
-	return s.Incarnation == b.Incarnation
+	return s.Incarnation == b.Incarnation && !setBack(b, s)
 }
 
 // running says whether the process of a broker that was admitted is there now.
 func running(im *image.Image, id int32) bool {
 	b, s := im.Broker(id), im.Session(id)
-	return b != nil && !b.Fenced && s != nil && s.Incarnation == b.Incarnation
+	return b != nil && !b.Fenced && s != nil && s.Incarnation == b.Incarnation && !setBack(b, s)
+}
+
+// setBack says that an admitted process has registered again with an old copy of what it
+// had, as one whose machine was set back together with its memory, and that its partitions
+// have not been told of it yet.
+func setBack(b *image.Broker, s *image.Session) bool {
+	return s.Stale && !b.Stale && s.Revision != b.Epoch
 }
 
 // admit lets a registered broker in.
@@ -102,7 +109,9 @@ func running(im *image.Image, id int32) bool {
 // A controller that finds a record in the state of the first step does the
 // second again. Until the last step the record keeps the old WAL, so that a lost
 // disk is seen again too. A process that was fenced and registers again goes the same
-// way: what the second step has it lead is found again if it ends before the last.
+// way: what the second step has it lead is found again if it ends before the last. So
+// does one that was set back to what it had been before (setBack): it has forgotten what
+// it appended in its epochs.
 //
 // In the second step, too, the ISRs and ELRs are made right, for they say who has
 // everything. A lost disk has nothing. An old copy of one (Session.Stale) lacks what
@@ -112,10 +121,10 @@ func running(im *image.Image, id int32) bool {
 // the copy is all there is, and it goes on with that. A log whose end was cut
 // (Session.Cut) may lack its last block: it stays where it is, behind the others; see yield.
 func admit(im *image.Image, env Env, old *image.Broker, s *image.Session) ([]image.Change, []Event) {
-	admitted := image.Broker{ID: s.ID, Epoch: s.Revision, Incarnation: s.Incarnation, Rack: s.Rack, Endpoints: s.Endpoints, WAL: s.WAL}
+	admitted := image.Broker{ID: s.ID, Epoch: s.Revision, Incarnation: s.Incarnation, Rack: s.Rack, Endpoints: s.Endpoints, WAL: s.WAL, Stale: s.Stale}
 	fresh := old != nil && (old.Incarnation != s.Incarnation || old.Epoch == admitting || old.Epoch == notAdmitted)
 	lost := old != nil && old.WAL != s.WAL
-	stale := fresh && !lost && s.Stale // of a process that has been admitted it was dealt with then
+	stale := old != nil && !lost && s.Stale && (fresh || !old.Stale) // of a process that was admitted with one it was dealt with then
 	cut := fresh && !lost && !stale && s.Cut
 	// A process that lost its session while it was shutting down still is.
 	admitted.ShuttingDown = old != nil && old.ShuttingDown && old.Incarnation == s.Incarnation
@@ -155,7 +164,7 @@ func admit(im *image.Image, env Env, old *image.Broker, s *image.Session) ([]ima
 				next.Recovering = true // it may have an older log, of another history
 			}
 			switch {
-			case p.Leader == s.ID && (fresh || lost || !slices.Contains(next.ISR, s.ID)), p.Leader == image.NoLeader:
+			case p.Leader == s.ID && (fresh || lost || stale || !slices.Contains(next.ISR, s.ID)), p.Leader == image.NoLeader:
 				elect(&next, of, least)
 			}
 			yield(&next, of, there, least)
@@ -173,7 +182,7 @@ func admit(im *image.Image, env Env, old *image.Broker, s *image.Session) ([]ima
 	}
 
 	var changes []image.Change
-	if (fresh || old != nil && old.Fenced) && len(partitions) > 0 {
+	if (fresh || stale || old != nil && old.Fenced) && len(partitions) > 0 {
 		deposed := *old
 		deposed.Incarnation, deposed.Epoch, deposed.Fenced, deposed.ShuttingDown, deposed.Unresponsive = s.Incarnation, admitting, true, admitted.ShuttingDown, admitted.Unresponsive
 		changes = append(changes, image.SetBroker{Broker: deposed})
@@ -261,6 +270,27 @@ func fence(im *image.Image, env Env, b *image.Broker) ([]image.Change, []Event) 
 			Message: fmt.Sprintf("%d partitions have no leader until broker %d is back", offline, b.ID)})
 	}
 	return changes, events
+}
+
+// Marked is a broker's word that the old copy of a log directory which it was admitted
+// with, in the registration of that epoch, has been given a mark: from then on the copy
+// is its directory.
+type Marked struct {
+	Broker      int32
+	BrokerEpoch int64
+}
+
+func (c Marked) handle(im *image.Image, env Env) ([]image.Change, Reply) {
+	b := im.Broker(c.Broker)
+	switch {
+	case b == nil || b.Fenced || b.Epoch != c.BrokerEpoch:
+		return nil, Reply{ErrorCode: codeStaleBrokerEpoch, Message: fmt.Sprintf("Broker %d is not registered with epoch %d.", c.Broker, c.BrokerEpoch)}
+	case !b.Stale:
+		return nil, Reply{}
+	}
+	next := *b
+	next.Stale = false
+	return []image.Change{image.SetBroker{Broker: next}}, Reply{}
 }
 
 // UnregisterBroker forgets a broker that will not come back, so that nothing is

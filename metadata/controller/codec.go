@@ -79,6 +79,8 @@ func kindOf(c Command) string {
 		return "BeginShutdown"
 	case AcceptLoss:
 		return "AcceptLoss"
+	case Marked:
+		return "Marked"
 	case UnregisterBroker:
 		return "UnregisterBroker"
 	case Suspect:
@@ -88,4 +90,4 @@ func kindOf(c Command) string {
 }
 
 var _ = known[CreateTopics]() && known[DeleteTopics]() && known[CreatePartitions]() && known[AlterConfigs]() &&
-	known[AlterPartition]() && known[AlterReassignments]() && known[ElectLeaders]() && known[GiveUp]() && known[BeginShutdown]() && known[AcceptLoss]() && known[UnregisterBroker]() && known[Suspect]()
+	known[AlterPartition]() && known[AlterReassignments]() && known[ElectLeaders]() && known[GiveUp]() && known[BeginShutdown]() && known[AcceptLoss]() && known[UnregisterBroker]() && known[Marked]() && known[Suspect]()

@@ -24,6 +24,7 @@ func TestCommandsAsBytes(t *testing.T) {
 		BeginShutdown{Broker: 3, Incarnation: [16]byte{8}},
 		AcceptLoss{Broker: 4},
 		UnregisterBroker{Broker: 5},
+		Marked{Broker: 6, BrokerEpoch: 11},
 		Suspect{Broker: 6, Incarnation: [16]byte{10}},
 	}
 	if len(commands) != len(decoders) {

@@ -139,7 +139,7 @@ func (e Env) withDefaults() Env {
 
 // Command is one of CreateTopics, DeleteTopics, CreatePartitions, AlterConfigs,
 // AlterPartition, AlterReassignments, ElectLeaders, GiveUp, Balance,
-// BeginShutdown, AcceptLoss, UnregisterBroker, Suspect.
+// BeginShutdown, AcceptLoss, Marked, UnregisterBroker, Suspect.
 type Command interface {
 	handle(im *image.Image, env Env) ([]image.Change, Reply)
 }

@@ -13,8 +13,8 @@ import (
 )
 
 // Random lives of a cluster of five brokers: processes die, come back, shut
-// down, lose their disks, come back from old copies of them, or without the last
-// block of their logs, controllers stop halfway through what they write,
+// down, lose their disks, come back from old copies of them, also with the memory of
+// that time, or without the last block of their logs, controllers stop halfway through what they write,
 // leaders produce, shrink and grow the ISR, operators reassign, elect and drain, brokers
 // do not answer and answer again. After
 // every single write:
@@ -56,14 +56,14 @@ func lives(t *testing.T, seed uint64) {
 	}
 	t.Logf("%+v", all)
 	if all.Committed == 0 || all.Elections == 0 || all.Unclean == 0 || all.Reassigned == 0 || all.Cancelled == 0 || all.Handed == 0 || all.Preferred == 0 || all.Relieved == 0 || all.Deserted == 0 ||
-		all.Stale == 0 || all.Cut == 0 || all.CutLed == 0 || all.CutLost == 0 {
+		all.Stale == 0 || all.SetBack == 0 || all.Cut == 0 || all.CutLed == 0 || all.CutLost == 0 {
 		t.Fatal("something did not happen at all")
 	}
 }
 
 type counts struct {
 	Committed, Elections, Unclean, Reassigned, Cancelled, Handed, Preferred, Relieved, Deserted int
-	Stale, Cut, CutLed, CutLost                                                                 int
+	Stale, SetBack, Cut, CutLed, CutLost                                                        int
 }
 
 func (c *counts) add(o counts) {
@@ -77,6 +77,7 @@ func (c *counts) add(o counts) {
 	c.Relieved += o.Relieved
 	c.Deserted += o.Deserted
 	c.Stale += o.Stale
+	c.SetBack += o.SetBack
 	c.Cut += o.Cut
 	c.CutLed += o.CutLed
 	c.CutLost += o.CutLost
@@ -228,6 +229,13 @@ func (m *model) restore(b int32) {
 	}
 	m.stale[b] = true
 	m.Stale++
+	if s, rec := m.im.Session(b), m.im.Broker(b); s != nil && rec != nil && !rec.Stale && m.rnd.IntN(3) == 0 { // together with its memory
+		m.SetBack++
+		back := *s
+		back.Stale = true
+		m.apply(image.SetSession{Session: back})
+		return
+	}
 	m.start(b)
 }
 
@@ -398,11 +406,8 @@ func (m *model) reconcile(crash bool) {
 	}
 }
 
-// alive says whether the process that the cluster admitted is running.
-func (m *model) alive(b int32) bool {
-	s, rec := m.im.Session(b), m.im.Broker(b)
-	return s != nil && rec != nil && !rec.Fenced && s.Incarnation == rec.Incarnation
-}
+// alive says whether the process that the cluster admitted is running, and has not been set back.
+func (m *model) alive(b int32) bool { return running(m.im, b) }
 
 func (m *model) step() {
 	b := int32(1 + m.rnd.IntN(5))

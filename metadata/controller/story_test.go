@@ -72,6 +72,9 @@ func (w *world) show(c image.Change) string {
 		if b.Unresponsive {
 			s += " unresponsive"
 		}
+		if b.Stale {
+			s += " stale"
+		}
 		return s
 	case image.SetTopic:
 		s := fmt.Sprintf("topic %s partitions=%d", c.Name, c.Partitions)

@@ -147,6 +147,7 @@ type (
 		Fenced      bool            `json:"fenced,omitempty"`
 		Stopping    bool            `json:"shuttingDown,omitempty"`
 		Silent      bool            `json:"unresponsive,omitempty"`
+		Stale       bool            `json:"stale,omitempty"`
 	}
 	topicValue struct {
 		V          int               `json:"v"`
@@ -276,7 +277,7 @@ func encodePartition(p *image.Partition) string {
 
 func encodeBroker(b image.Broker) string {
 	return encode(brokerValue{formatVersion, b.Epoch, hex.EncodeToString(b.Incarnation[:]), b.Rack,
-		encodeEndpoints(b.Endpoints), hex.EncodeToString(b.WAL[:]), b.Fenced, b.ShuttingDown, b.Unresponsive})
+		encodeEndpoints(b.Endpoints), hex.EncodeToString(b.WAL[:]), b.Fenced, b.ShuttingDown, b.Unresponsive, b.Stale})
 }
 
 func encodeSession(s image.Session) string {
@@ -349,7 +350,7 @@ func (k keys) change(key string, value []byte, createRevision int64) (image.Chan
 		if err != nil {
 			return nil, err
 		}
-		b := image.Broker{ID: id, Epoch: v.Epoch, Rack: v.Rack, Endpoints: decodeEndpoints(v.Endpoints), Fenced: v.Fenced, ShuttingDown: v.Stopping, Unresponsive: v.Silent}
+		b := image.Broker{ID: id, Epoch: v.Epoch, Rack: v.Rack, Endpoints: decodeEndpoints(v.Endpoints), Fenced: v.Fenced, ShuttingDown: v.Stopping, Unresponsive: v.Silent, Stale: v.Stale}
 		if b.Incarnation, err = unhex(key, v.Incarnation); err != nil {
 			return nil, err
 		}

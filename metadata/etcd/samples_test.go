@@ -65,6 +65,8 @@ func TestFormatVersion1More(t *testing.T) {
 	b := image.Broker{ID: 2, Epoch: 4, Incarnation: id(0xc), WAL: id(0xd), ShuttingDown: true, Unresponsive: true,
 		Endpoints: []image.Endpoint{{Listener: "PLAINTEXT", Host: "host", Port: 9092, Protocol: "PLAINTEXT"}}}
 	same("image/broker/0000000002", changed("image/broker/0000000002"), image.SetBroker{Broker: b}, encodeBroker(b))
+	old := image.Broker{ID: 3, Epoch: 5, Incarnation: id(0xe), WAL: id(0xf), Stale: true, Endpoints: b.Endpoints}
+	same("image/broker/0000000003", changed("image/broker/0000000003"), image.SetBroker{Broker: old}, encodeBroker(old))
 	session := image.Session{ID: 2, Incarnation: id(0xc), WAL: id(0xd), Lease: 7, InterBroker: "INSIDE",
 		Endpoints: []image.Endpoint{{Listener: "INSIDE", Host: "host", Port: 9092, Protocol: "PLAINTEXT"}}}
 	same("image/session/0000000002", changed("image/session/0000000002"), image.SetSession{Session: session}, encodeSession(session))

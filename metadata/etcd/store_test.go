@@ -207,7 +207,7 @@ func dump(im *image.Image) string {
 		x := *x
 		x.Revision = 0
 		// A field that version 1 has got since.
-		fmt.Fprintf(&b, "broker %s\n", strings.NewReplacer(" ShuttingDown:false", "", " Unresponsive:false", "").Replace(fmt.Sprintf("%+v", x)))
+		fmt.Fprintf(&b, "broker %s\n", strings.NewReplacer(" ShuttingDown:false", "", " Unresponsive:false", "", " Stale:false", "").Replace(fmt.Sprintf("%+v", x)))
 	}
 	for _, x := range im.Topics() {
 		fmt.Fprintf(&b, "topic %s %x internal=%v config=%v\n", x.Name, x.ID, x.Internal, x.Config)

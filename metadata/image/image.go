@@ -94,6 +94,9 @@ type Broker struct {
 	// it leads only what nobody else can, does not join an ISR and is given no new
 	// replica until it answers again.
 	Unresponsive bool
+	// Stale says that this incarnation was admitted with an old copy of its log
+	// directory (Session.Stale), and that the copy is not known to have a mark of its own.
+	Stale bool
 
 	Revision int64 // at which it was last written
 }
