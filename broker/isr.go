@@ -96,7 +96,7 @@ func (b *Broker) proposeISRs(ctx context.Context) {
 	}
 	im, now, lag := b.meta.Image(), b.uptimeMs(), b.conf().ReplicaLagMax.Milliseconds()
 	epochOf := func(id int32) int64 {
-		if im.Active(id) {
+		if im.MayJoin(id) {
 			return im.Broker(id).Epoch
 		}
 		return -1

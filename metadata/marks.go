@@ -28,8 +28,9 @@ import (
 // has it as none of the two, while etcd has come further, is stale, and the session
 // says so; the controller then takes the broker out of the ISRs (controller.admit).
 // Only when it is admitted, and the ISRs are right, is a stale directory given a mark
-// of its own, of which the controller is told (controller.Marked), and the one that went
-// on without it would be the stale one from then on.
+// of its own, and the one that went on without it would be the stale one from then on.
+// The controller is told of it (controller.Marked), and lets the broker into no ISR before:
+// the other directory, which still has etcd's mark, would pass for this one.
 //
 // What a copy lacks of the last markInterval is not noticed. A copy of a directory
 // that has not grown since lacks nothing. A directory of before there

@@ -185,3 +185,41 @@ func TestOnlyReplicaThatWasSetBack(t *testing.T) {
 		t.Fatal(showPartition(got))
 	}
 }
+
+// The first mark of an old copy cannot be written, for lack of room say: the copy catches up, and is in no ISR for it. What it would
+// acknowledge there is not in the directory that it is a copy of, which still has etcd's mark and comes back as if nothing had been.
+func TestOldCopyThatGetsNoMark(t *testing.T) {
+	w, p := together(t, 3, 1, 1, 2, 3)
+	w.register(2, "c2", true)
+	w.settle(t)
+	join := func() int16 {
+		t.Helper()
+		now := p()
+		changes, reply := Handle(w.im, w.env, AlterPartition{Broker: now.Leader, BrokerEpoch: w.im.Broker(now.Leader).Epoch, Partitions: []Proposal{
+			{TopicID: name16("t"), LeaderEpoch: now.LeaderEpoch, PartitionEpoch: now.PartitionEpoch, ISR: []ISRMember{{1, -1}, {2, -1}, {3, -1}}}}})
+		w.apply(changes...)
+		return reply.Partitions[0].ErrorCode
+	}
+	if code := join(); code != codeIneligibleReplica || w.im.MayJoin(2) {
+		t.Errorf("it joins without a mark: %d, %s", code, showPartition(p()))
+	}
+	// What is new has it as a replica, and others in sync, unless there are none.
+	for topic, replicas := range map[string][]int32{"both": {2, 3}, "alone": {2}} {
+		changes, reply := Handle(w.im, w.env, CreateTopics{Topics: []NewTopic{
+			{Name: topic, ID: name16(topic), Partitions: -1, ReplicationFactor: -1, Assignments: []Assignment{{Replicas: replicas}}}}})
+		if w.apply(changes...); reply.Results[0].ErrorCode != 0 {
+			t.Fatalf("%+v", reply)
+		}
+		if got := w.im.Partition(name16(topic), 0); slices.Contains(got.ISR, 2) != (topic == "alone") || got.Leader != replicas[len(replicas)-1] {
+			t.Errorf("%s: %s", topic, showPartition(got))
+		}
+	}
+	// One of another registration is not meant.
+	if changes, reply := Handle(w.im, w.env, Marked{Broker: 2, BrokerEpoch: 2}); len(changes) > 0 || reply.ErrorCode != codeStaleBrokerEpoch {
+		t.Errorf("%+v", reply)
+	}
+	changes, _ := Handle(w.im, w.env, Marked{Broker: 2, BrokerEpoch: w.im.Broker(2).Epoch})
+	if w.apply(changes...); join() != codeNone || !slices.Contains(p().ISR, 2) {
+		t.Errorf("it has a mark: %s", showPartition(p()))
+	}
+}

@@ -274,7 +274,7 @@ func fence(im *image.Image, env Env, b *image.Broker) ([]image.Change, []Event) 
 
 // Marked is a broker's word that the old copy of a log directory which it was admitted
 // with, in the registration of that epoch, has been given a mark: from then on the copy
-// is its directory.
+// is its directory, and it may join ISRs.
 type Marked struct {
 	Broker      int32
 	BrokerEpoch int64

@@ -24,6 +24,8 @@ func settle(im *image.Image, env Env) ([]image.Change, []Event) {
 	silent := !env.Hold && slices.ContainsFunc(im.Brokers(), func(b *image.Broker) bool { return unresponsive(b.ID) })
 	of := electable(im, env)
 	there := func(id int32) bool { return running(im, id) }
+	marked := of // an old copy without a mark of its own is waited for: what it acknowledged could not be told from what it is a copy of
+	marked.alive = func(id int32) bool { return of.alive(id) && !im.Broker(id).Stale }
 	resting := len(of.reserve) > 0 && !env.Hold
 	if im.Unsettled() == 0 && !stopping && !resting {
 		return nil, nil
@@ -40,7 +42,7 @@ func settle(im *image.Image, env Env) ([]image.Change, []Event) {
 			if p.Leader == image.NoLeader {
 				if elect(&next, of, least); next.Leader != image.NoLeader {
 					elected.add(t, i)
-				} else if !env.Hold && isUnclean(im, env, t) && !slices.ContainsFunc(union(p.ISR, p.ELR), im.Alive) && electUnclean(&next, of, nil) {
+				} else if !env.Hold && isUnclean(im, env, t) && !slices.ContainsFunc(union(p.ISR, p.ELR), im.Alive) && electUnclean(&next, marked, nil) {
 					unclean.add(t, i)
 				}
 			} else {

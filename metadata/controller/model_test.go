@@ -56,14 +56,14 @@ func lives(t *testing.T, seed uint64) {
 	}
 	t.Logf("%+v", all)
 	if all.Committed == 0 || all.Elections == 0 || all.Unclean == 0 || all.Reassigned == 0 || all.Cancelled == 0 || all.Handed == 0 || all.Preferred == 0 || all.Relieved == 0 || all.Deserted == 0 ||
-		all.Stale == 0 || all.SetBack == 0 || all.Cut == 0 || all.CutLed == 0 || all.CutLost == 0 {
+		all.Stale == 0 || all.Original == 0 || all.SetBack == 0 || all.Cut == 0 || all.CutLed == 0 || all.CutLost == 0 {
 		t.Fatal("something did not happen at all")
 	}
 }
 
 type counts struct {
 	Committed, Elections, Unclean, Reassigned, Cancelled, Handed, Preferred, Relieved, Deserted int
-	Stale, SetBack, Cut, CutLed, CutLost                                                        int
+	Stale, Original, SetBack, Cut, CutLed, CutLost                                              int
 }
 
 func (c *counts) add(o counts) {
@@ -77,6 +77,7 @@ func (c *counts) add(o counts) {
 	c.Relieved += o.Relieved
 	c.Deserted += o.Deserted
 	c.Stale += o.Stale
+	c.Original += o.Original
 	c.SetBack += o.SetBack
 	c.Cut += o.Cut
 	c.CutLed += o.CutLed
@@ -92,7 +93,8 @@ type model struct {
 	wal     map[int32]int                // which disk each broker has
 	holds   map[string]int               // what each copy (partition, broker, disk) holds
 	copies  map[int32]map[string]int     // what an old copy of a disk holds
-	stale   map[int32]bool               // it comes back from such a copy, until it is admitted
+	stale   map[int32]bool               // it came back from such a copy, which has no mark of its own
+	others  map[int32]map[string]int     // then: what the disk holds that it is a copy of
 	cut     map[int32]bool               // its log was cut, until it is admitted
 	doubt   map[string]bool              // copies that may lack their last block
 	commit  map[image.PartitionRef]int   // what was acknowledged
@@ -107,7 +109,7 @@ type model struct {
 
 func newModel(t *testing.T, rnd *rand.Rand, unclean bool) *model {
 	m := &model{world: newWorld(), t: t, rnd: rnd, wal: map[int32]int{}, holds: map[string]int{},
-		copies: map[int32]map[string]int{}, stale: map[int32]bool{}, cut: map[int32]bool{}, doubt: map[string]bool{},
+		copies: map[int32]map[string]int{}, stale: map[int32]bool{}, others: map[int32]map[string]int{}, cut: map[int32]bool{}, doubt: map[string]bool{},
 		commit: map[image.PartitionRef]int{}, epochs: map[image.PartitionRef]int32{}, leaders: map[string]string{},
 		before: map[image.PartitionRef]*image.Partition{}, had: map[image.PartitionRef][]int32{}, given: map[image.PartitionRef][]int32{}}
 	m.env.MinISR = 2
@@ -141,9 +143,8 @@ func (m *model) write(changes []image.Change) {
 	for _, c := range changes {
 		m.apply(c)
 		if c, ok := c.(image.SetBroker); ok && m.alive(c.Broker.ID) {
-			// It has a mark of its own from now on, and what was cut off is forgotten.
-			delete(m.stale, c.Broker.ID)
-			delete(m.cut, c.Broker.ID)
+			delete(m.cut, c.Broker.ID) // what was cut off is forgotten
+			m.told(c.Broker.ID)
 		}
 		m.check()
 	}
@@ -209,23 +210,26 @@ func (m *model) cutOff(b int32) {
 	m.start(b)
 }
 
-// copy notes what a broker's disk holds, and restore puts it back.
-func (m *model) copy(b int32) {
-	m.copies[b] = map[string]int{}
+// copy returns what a broker's disk holds, restore has a broker come back from an
+// old copy of it, and original from the disk itself after that, for which etcd still
+// has the mark as long as the copy has none.
+func (m *model) copy(b int32) map[string]int {
+	held := map[string]int{}
 	for tp := range m.im.AllTopics() {
 		for i := range tp.Partitions {
 			c := m.copyOf(image.PartitionRef{TopicID: tp.ID, Index: int32(i)}, b)
-			m.copies[b][c] = m.holds[c]
+			held[c] = m.holds[c]
 		}
 	}
+	return held
 }
 
 func (m *model) restore(b int32) {
-	for tp := range m.im.AllTopics() {
-		for i := range tp.Partitions {
-			c := m.copyOf(image.PartitionRef{TopicID: tp.ID, Index: int32(i)}, b)
-			m.holds[c] = min(m.holds[c], m.copies[b][c])
-		}
+	if !m.stale[b] {
+		m.others[b] = m.copy(b)
+	}
+	for c, n := range m.copy(b) {
+		m.holds[c] = min(n, m.copies[b][c])
 	}
 	m.stale[b] = true
 	m.Stale++
@@ -237,6 +241,30 @@ func (m *model) restore(b int32) {
 		return
 	}
 	m.start(b)
+}
+
+func (m *model) original(b int32) {
+	for c := range m.copy(b) {
+		m.holds[c] = m.others[b][c]
+	}
+	delete(m.stale, b)
+	m.Original++
+	m.start(b)
+}
+
+// mark gives a broker's directory a mark of its own, and told has the controller know
+// it, sooner or later.
+func (m *model) mark(b int32) {
+	if m.stale[b] && m.alive(b) {
+		delete(m.stale, b)
+		m.told(b)
+	}
+}
+
+func (m *model) told(b int32) {
+	if rec := m.im.Broker(b); rec.Stale && !m.stale[b] && m.rnd.IntN(2) == 0 {
+		m.command(Marked{Broker: b, BrokerEpoch: rec.Epoch})
+	}
 }
 
 func (m *model) copyOf(ref image.PartitionRef, b int32) string {
@@ -420,11 +448,14 @@ func (m *model) step() {
 		m.start(b) // a new process, whether or not the old one's end was noticed
 	case 2:
 		if s := m.im.Session(b); s != nil { // the same process registers again
-			m.apply(image.SetSession{Session: *s})
+			again := *s
+			again.Stale = m.stale[b]
+			m.apply(image.SetSession{Session: again})
 		}
 	case 3:
 		if m.rnd.IntN(4) == 0 && m.disksIntact() {
 			m.wal[b]++
+			delete(m.stale, b)
 			m.start(b)
 		}
 	case 9:
@@ -460,7 +491,7 @@ func (m *model) step() {
 			m.command(ElectLeaders{Partitions: []PartitionName{{tp.Name, index}}})
 		}
 	case 14:
-		m.copy(b)
+		m.copies[b] = m.copy(b)
 	case 15:
 		if m.copies[b] != nil && m.disksIntact() {
 			m.restore(b)
@@ -468,6 +499,12 @@ func (m *model) step() {
 	case 16:
 		if m.rnd.IntN(3) == 0 && !m.cut[b] { // else it has written nothing since
 			m.cutOff(b)
+		}
+	case 18:
+		if m.stale[b] && m.rnd.IntN(3) == 0 {
+			m.original(b)
+		} else {
+			m.mark(b)
 		}
 	case 4, 5:
 		m.reconcile(true)

@@ -380,6 +380,9 @@ func (prop Proposal) check(im *image.Image, leader int32, p *image.Partition) (i
 		if b.Unresponsive && !slices.Contains(p.ISR, m.Broker) {
 			return codeIneligibleReplica, fmt.Sprintf("Broker %d does not answer.", m.Broker)
 		}
+		if b.Stale && !slices.Contains(p.ISR, m.Broker) {
+			return codeIneligibleReplica, fmt.Sprintf("Broker %d has an old copy of its log directory, which has got no mark yet.", m.Broker)
+		}
 	}
 	if !hasLeader {
 		return codeInvalidRequest, "The leader is missing from the ISR."

@@ -492,6 +492,12 @@ func (w *world) run(t *testing.T, d *datadriven.TestData) string {
 		}
 		print(Handle(w.im, env, c))
 		fmt.Fprintf(&out, "still to hand over: %d\n", Leading(w.im, c.Broker))
+	case "marked":
+		c := Marked{Broker: int32(scan(t, d, "broker"))}
+		if b := w.im.Broker(c.Broker); b != nil {
+			c.BrokerEpoch = b.Epoch
+		}
+		print(Handle(w.im, env, c))
 	case "leading":
 		fmt.Fprintf(&out, "%d\n", Leading(w.im, int32(scan(t, d, "broker"))))
 	case "unregister":

@@ -270,13 +270,18 @@ func checkCordoned(im *image.Image, replicas []int32) error {
 	return nil
 }
 
-// newPartition is the first state of a partition: everyone active is in sync,
-// since there is nothing to be behind on.
+// newPartition is the first state of a partition: everyone who may join an ISR is in
+// sync, since there is nothing to be behind on; if nobody may, everyone active.
 func newPartition(im *image.Image, replicas []int32) image.Partition {
 	p := image.Partition{Leader: image.NoLeader, Replicas: slices.Clone(replicas)}
-	for _, b := range replicas {
-		if im.Active(b) {
-			p.ISR = append(p.ISR, b)
+	for _, can := range []func(int32) bool{im.MayJoin, im.Active} {
+		for _, b := range replicas {
+			if can(b) {
+				p.ISR = append(p.ISR, b)
+			}
+		}
+		if len(p.ISR) > 0 {
+			break
 		}
 	}
 	if len(p.ISR) > 0 {

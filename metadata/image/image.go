@@ -95,7 +95,8 @@ type Broker struct {
 	// replica until it answers again.
 	Unresponsive bool
 	// Stale says that this incarnation was admitted with an old copy of its log
-	// directory (Session.Stale), and that the copy is not known to have a mark of its own.
+	// directory (Session.Stale), and that the copy is not known to have a mark of its own:
+	// it joins no ISR. The directory that it is a copy of would pass for it.
 	Stale bool
 
 	Revision int64 // at which it was last written
@@ -267,6 +268,9 @@ func (im *Image) Active(id int32) bool {
 	b := im.Broker(id)
 	return b != nil && !b.Fenced && !b.ShuttingDown && !b.Unresponsive
 }
+
+// MayJoin says whether a broker may join an ISR.
+func (im *Image) MayJoin(id int32) bool { return im.Active(id) && !im.Broker(id).Stale }
 
 // The settings of a broker that say what it is not to be given.
 const (
