@@ -223,3 +223,29 @@ func TestOldCopyThatGetsNoMark(t *testing.T) {
 		t.Errorf("it has a mark: %s", showPartition(p()))
 	}
 }
+
+// An operator starts 2 with the word that what is lost is lost. That is about what was lost then: when the process loses its session
+// later, and by then the disk of 1 is lost, which alone had everything, it does not take over without being asked. Started anew it does.
+func TestAcceptedLossIsOfTheStart(t *testing.T) {
+	w, p := together(t, 3, 1, 1, 2)
+	accepting := func(incarnation string) {
+		w.apply(image.SetSession{Session: image.Session{ID: 2, Incarnation: name16(incarnation), WAL: name16("2"), AcceptLoss: true}})
+		w.settle(t)
+	}
+	accepting("c2")
+	w.end(2)
+	w.settle(t)
+	w.apply(image.SetSession{Session: image.Session{ID: 1, Incarnation: name16("b2"), WAL: name16("another")}})
+	w.settle(t)
+	if got := p(); got.Leader != image.NoLeader || len(got.ISR)+len(got.ELR) > 0 {
+		t.Fatalf("the disk is lost: %s", showPartition(got))
+	}
+	accepting("c2")
+	if got := p(); got.Leader != image.NoLeader {
+		t.Fatalf("nobody has accepted this loss: %s", showPartition(got))
+	}
+	accepting("c3")
+	if got := p(); got.Leader != 2 || !got.Recovering {
+		t.Fatal(showPartition(got))
+	}
+}

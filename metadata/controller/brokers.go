@@ -126,6 +126,9 @@ func admit(im *image.Image, env Env, old *image.Broker, s *image.Session) ([]ima
 	lost := old != nil && old.WAL != s.WAL
 	stale := old != nil && !lost && s.Stale && (fresh || !old.Stale) // of a process that was admitted with one it was dealt with then
 	cut := fresh && !lost && !stale && s.Cut
+	// What is accepted is what was known to be lost when the process was started: not what
+	// others lose while it runs, which it would take over when it next registers again.
+	accepts := s.AcceptLoss && (old == nil || fresh || lost)
 	// A process that lost its session while it was shutting down still is.
 	admitted.ShuttingDown = old != nil && old.ShuttingDown && old.Incarnation == s.Incarnation
 	// And one that did not answer has to do so before it counts as it did.
@@ -157,7 +160,7 @@ func admit(im *image.Image, env Env, old *image.Broker, s *image.Session) ([]ima
 					behind++
 				}
 			}
-			if len(next.ISR) == 0 && len(next.ELR) == 0 && s.AcceptLoss {
+			if len(next.ISR) == 0 && len(next.ELR) == 0 && accepts {
 				// Nobody is known to have what was not in the bucket yet.
 				forfeited++
 				next.ISR = []int32{s.ID}

@@ -122,8 +122,8 @@ type Session struct {
 	InterBroker string // the listener of Endpoints on which it serves other brokers; "" of a process that did not say
 	WAL         [16]byte
 	Lease       int64
-	// AcceptLoss asks that partitions whose only replica was on the disk this
-	// broker lost be led by it again, from their remote end.
+	// AcceptLoss asks that partitions of which nobody is known to have everything be led by
+	// this broker, from their remote end. It is heeded when the process is admitted first.
 	AcceptLoss bool
 	// Place names the log directory on its machine: of two processes that show the
 	// same place, one has ended. "" if it is not known.
