@@ -249,3 +249,46 @@ func TestAcceptedLossIsOfTheStart(t *testing.T) {
 		t.Fatal(showPartition(got))
 	}
 }
+
+// While sessions may be about to return, nobody leads in the place of one that is there who is only not known to be gone: it is open what
+// that comes back with. And nobody who shuts down leaves the ISR for its sake.
+func TestThoseWhoAreAwayAreNotChosen(t *testing.T) {
+	w, p := together(t, 4, 2, 1, 2, 3)
+	w.env.Hold = true
+	w.end(2)
+	w.apply(image.SetSession{Session: image.Session{ID: 1, Incarnation: name16("b2"), WAL: name16("lost")}})
+	w.settle(t)
+	if got := p(); got.Leader != 3 {
+		t.Fatalf("3 is there: %s", showPartition(got))
+	}
+
+	w, p = together(t, 4, 2, 1, 2, 3)
+	w.env.Hold = true
+	w.end(1, 2)
+	changes, _ := Handle(w.im, w.env, BeginShutdown{Broker: 3, Incarnation: w.im.Broker(3).Incarnation})
+	w.apply(changes...)
+	w.settle(t)
+	if got := p(); !slices.Contains(got.ISR, 3) {
+		t.Fatalf("3 alone is known to be there: %s", showPartition(got))
+	}
+
+	w, p = together(t, 4, 2, 1, 2, 3)
+	w.end(1)
+	w.settle(t)
+	w.register(1, "b2", false)
+	w.settle(t)
+	now := p()
+	changes, _ = Handle(w.im, w.env, AlterPartition{Broker: now.Leader, BrokerEpoch: w.im.Broker(now.Leader).Epoch, Partitions: []Proposal{
+		{TopicID: name16("t"), LeaderEpoch: now.LeaderEpoch, PartitionEpoch: now.PartitionEpoch, ISR: []ISRMember{{1, -1}, {2, -1}, {3, -1}}}}})
+	w.apply(changes...)
+	w.env.Hold = true
+	w.end(1)
+	for _, c := range []Command{ElectLeaders{All: true}, BeginShutdown{Broker: 2, Incarnation: w.im.Broker(2).Incarnation}} {
+		changes, _ = Handle(w.im, w.env, c)
+		w.apply(changes...)
+		w.settle(t)
+		if got := p(); got.Leader == 1 || len(got.ISR) != 3 && got.Leader == 2 {
+			t.Fatalf("%T: 1 is away: %s", c, showPartition(got))
+		}
+	}
+}

@@ -46,7 +46,7 @@ func settle(im *image.Image, env Env) ([]image.Change, []Event) {
 					unclean.add(t, i)
 				}
 			} else {
-				if stopping && handOver(im, &next, of, least) {
+				if stopping && handOver(im, &next, of, there, least) {
 					handed.add(t, i)
 				}
 				if leader := next.Leader; resting && of.reserve[leader] && slices.ContainsFunc(difference(next.ISR, next.Cut), of.willing) {
@@ -55,7 +55,7 @@ func settle(im *image.Image, env Env) ([]image.Change, []Event) {
 						relieved.add(t, i)
 					}
 				}
-				if silent && (leave(&next, unresponsive, least) || next.Leader != p.Leader && unresponsive(p.Leader)) {
+				if silent && (leave(&next, unresponsive, there, least) || next.Leader != p.Leader && unresponsive(p.Leader)) {
 					deserted.add(t, i)
 				}
 				if yield(&next, of, there, least) {
@@ -106,20 +106,25 @@ func (c *tally) add(t *image.Topic, index int) {
 // do without them: the leadership goes to another in-sync replica, if there is
 // one that can lead, and who does not lead leaves the ISR, unless too few would
 // stay. It reports whether it changed anything.
-func handOver(im *image.Image, p *image.Partition, of candidates, minISR int) (changed bool) {
+func handOver(im *image.Image, p *image.Partition, of candidates, there func(int32) bool, minISR int) (changed bool) {
 	ends := func(id int32) bool { b := im.Broker(id); return b != nil && b.ShuttingDown && !b.Fenced }
-	if ends(p.Leader) && slices.ContainsFunc(difference(p.ISR, p.Cut), of.alive) {
+	if ends(p.Leader) && slices.ContainsFunc(difference(p.ISR, p.Cut), of.here(of.alive)) {
 		elect(p, of, minISR)
 		changed = true
 	}
-	return leave(p, ends, minISR) || changed
+	return leave(p, ends, there, minISR) || changed
 }
 
-// leave takes brokers out of the ISR as far as enough are left without them. It
+// leave takes brokers out of the ISR as far as enough are left without them that are
+// there: of one that is only not known to be gone it is open what it comes back with. It
 // reports whether it changed anything.
-func leave(p *image.Partition, who func(int32) bool, minISR int) (changed bool) {
+func leave(p *image.Partition, who, there func(int32) bool, minISR int) (changed bool) {
 	for _, id := range slices.Clone(p.ISR) {
-		if id != p.Leader && who(id) && len(p.ISR) > p.MinISR(minISR) {
+		if id == p.Leader || !who(id) {
+			continue
+		}
+		rest := slices.DeleteFunc(slices.Clone(p.ISR), func(other int32) bool { return other == id || !there(other) })
+		if len(rest) >= p.MinISR(minISR) {
 			resize(p, without(p.ISR, id), minISR)
 			changed = true
 		}
@@ -234,7 +239,7 @@ func UncleanLeader(im *image.Image, p *image.Partition, logs []ReplicaLog) int32
 // preferred has the first replica of the assignment lead, if it can without a
 // loss.
 func preferred(p *image.Partition, of candidates) bool {
-	if len(p.Replicas) == 0 || !of.willing(p.Replicas[0]) || !slices.Contains(p.ISR, p.Replicas[0]) || slices.Contains(p.Cut, p.Replicas[0]) {
+	if len(p.Replicas) == 0 || !of.here(of.willing)(p.Replicas[0]) || !slices.Contains(p.ISR, p.Replicas[0]) || slices.Contains(p.Cut, p.Replicas[0]) {
 		return false
 	}
 	p.Leader = p.Replicas[0]

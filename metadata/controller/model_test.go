@@ -14,10 +14,10 @@ import (
 
 // Random lives of a cluster of five brokers: processes die, come back, shut
 // down, lose their disks, come back from old copies of them, also with the memory of
-// that time, or without the last block of their logs, controllers stop halfway through what they write,
+// that time, or without the last block of their logs, all of a partition's at once,
+// controllers stop halfway through what they write, or wait for sessions to return,
 // leaders produce, shrink and grow the ISR, operators reassign, elect and drain, brokers
-// do not answer and answer again. After
-// every single write:
+// do not answer and answer again. After every single write:
 //
 //   - who leads a partition in an epoch does not change, process by process;
 //   - a leader holds everything that was committed, and comes from the ISR or the
@@ -56,14 +56,14 @@ func lives(t *testing.T, seed uint64) {
 	}
 	t.Logf("%+v", all)
 	if all.Committed == 0 || all.Elections == 0 || all.Unclean == 0 || all.Reassigned == 0 || all.Cancelled == 0 || all.Handed == 0 || all.Preferred == 0 || all.Relieved == 0 || all.Deserted == 0 ||
-		all.Stale == 0 || all.Original == 0 || all.SetBack == 0 || all.Cut == 0 || all.CutLed == 0 || all.CutLost == 0 {
+		all.Stale == 0 || all.Original == 0 || all.SetBack == 0 || all.AllGone == 0 || all.Half == 0 || all.Cut == 0 || all.CutLed == 0 || all.CutLost == 0 {
 		t.Fatal("something did not happen at all")
 	}
 }
 
 type counts struct {
 	Committed, Elections, Unclean, Reassigned, Cancelled, Handed, Preferred, Relieved, Deserted int
-	Stale, Original, SetBack, Cut, CutLed, CutLost                                              int
+	Stale, Original, SetBack, AllGone, Half, Cut, CutLed, CutLost                               int
 }
 
 func (c *counts) add(o counts) {
@@ -79,6 +79,8 @@ func (c *counts) add(o counts) {
 	c.Stale += o.Stale
 	c.Original += o.Original
 	c.SetBack += o.SetBack
+	c.AllGone += o.AllGone
+	c.Half += o.Half
 	c.Cut += o.Cut
 	c.CutLed += o.CutLed
 	c.CutLost += o.CutLost
@@ -181,7 +183,7 @@ func (m *model) lacks(ref image.PartitionRef, p *image.Partition, where string) 
 	for _, b := range p.Replicas {
 		c := m.copyOf(ref, b)
 		m.holds[c] = min(m.holds[c], m.commit[ref])
-		if !m.cut[b] {
+		if !m.cut[b] && m.holds[c] == m.commit[ref] { // who was cut twice may have less still
 			delete(m.doubt, c)
 		}
 	}
@@ -439,7 +441,7 @@ func (m *model) alive(b int32) bool { return running(m.im, b) }
 
 func (m *model) step() {
 	b := int32(1 + m.rnd.IntN(5))
-	switch m.rnd.IntN(34) {
+	switch m.rnd.IntN(38) {
 	case 0:
 		if m.im.Session(b) != nil {
 			m.apply(image.DropSession{ID: b})
@@ -506,6 +508,18 @@ func (m *model) step() {
 		} else {
 			m.mark(b)
 		}
+	case 19:
+		if m.rnd.IntN(2) == 0 { // all that have a partition lose their power at one moment
+			_, _, p := m.some()
+			for _, b := range p.Replicas {
+				m.apply(image.DropSession{ID: b})
+			}
+			m.AllGone++
+		}
+	case 20:
+		m.halfReturn(b)
+	case 21:
+		m.env.Hold = m.rnd.IntN(2) == 0
 	case 4, 5:
 		m.reconcile(true)
 	case 6, 7, 8:
@@ -513,6 +527,24 @@ func (m *model) step() {
 	default:
 		m.lead()
 	}
+}
+
+// halfReturn has a process that was fenced register again, or another in its place, the
+// controller stop before it has let it in, and the process end.
+func (m *model) halfReturn(b int32) {
+	rec := m.im.Broker(b)
+	if rec == nil || !rec.Fenced || m.im.Session(b) != nil {
+		return
+	}
+	if m.rnd.IntN(2) == 0 || rec.WAL != m.disk(b) {
+		m.start(b)
+	} else {
+		m.apply(image.SetSession{Session: image.Session{ID: b, Incarnation: rec.Incarnation, WAL: rec.WAL, Stale: m.stale[b], Cut: m.cut[b]}})
+	}
+	changes, _ := Reconcile(m.im, m.env)
+	m.write(changes[:m.rnd.IntN(len(changes)+1)])
+	m.apply(image.DropSession{ID: b})
+	m.Half++
 }
 
 // disksIntact keeps the model within what can be survived: a disk is only lost

@@ -16,6 +16,7 @@ import (
 //
 // Whoever is not to lead (candidates.reserve) does so only if nobody else of the
 // same set can: it has everything, and a partition without a leader helps nobody.
+// So does whoever is only not known to be gone, after all that are there.
 //
 // minISR is the setting; see image.Partition.MinISR.
 //
@@ -25,7 +26,7 @@ func elect(p *image.Partition, of candidates, minISR int) {
 	before := p.Leader
 	p.Leader = image.NoLeader
 	fit := func(set []int32, cut bool) bool {
-		for _, can := range []func(int32) bool{of.willing, of.alive} {
+		for _, can := range []func(int32) bool{of.here(of.willing), of.here(of.alive), of.willing, of.alive} {
 			fits := func(id int32) bool {
 				return slices.Contains(set, id) && slices.Contains(p.Cut, id) == cut && can(id)
 			}
@@ -178,20 +179,32 @@ func (c GiveUp) handle(im *image.Image, env Env) ([]image.Change, Reply) {
 type candidates struct {
 	alive   func(int32) bool
 	reserve map[int32]bool // those that lead only what nobody else can
+	away    map[int32]bool // those without a session: it is not known that they are gone (Env.Hold)
 }
 
 // willing says whether a broker can lead and may.
 func (c candidates) willing(id int32) bool { return !c.reserve[id] && c.alive(id) }
 
+// here narrows down who can lead to those that have a session.
+func (c candidates) here(can func(int32) bool) func(int32) bool {
+	return func(id int32) bool { return !c.away[id] && can(id) }
+}
+
 // electable are the brokers that are present.
 func electable(im *image.Image, env Env) candidates {
 	c := candidates{alive: func(id int32) bool { return present(im, env, id) }}
+	note := func(of *map[int32]bool, id int32) {
+		if *of == nil {
+			*of = map[int32]bool{}
+		}
+		(*of)[id] = true
+	}
 	for _, b := range im.Brokers() {
 		if !im.MayLead(b.ID) || b.Unresponsive {
-			if c.reserve == nil {
-				c.reserve = map[int32]bool{}
-			}
-			c.reserve[b.ID] = true
+			note(&c.reserve, b.ID)
+		}
+		if im.Session(b.ID) == nil {
+			note(&c.away, b.ID)
 		}
 	}
 	return c
