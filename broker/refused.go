@@ -39,9 +39,11 @@ func (b *Broker) full(st wal.Stats) (refusal, string) {
 		return noFiles, "too many open files: the write-ahead log can make no more (ulimit -n, LimitNOFILE=)"
 	}
 	why := fmt.Sprintf("the write-ahead log is at its bound, and %d of %d bytes (wal.max.bytes) cannot go: they are not in object storage, or behind what is not; `varve tier status` shows REMOTE-END", st.PinnedBytes, st.MaxBytes)
-	for _, r := range b.replicas.all() {
-		if st.PinnedBy != 0 && r.localID() == st.PinnedBy {
-			why += fmt.Sprintf("; the oldest are mostly of %s (%s)", r, r.notUploaded())
+	if st.PinnedBy != 0 {
+		for _, r := range b.replicas.all() {
+			if r.localID() == st.PinnedBy {
+				why += fmt.Sprintf("; the oldest are mostly of %s (%s)", r, r.notUploaded())
+			}
 		}
 	}
 	return atBound, why
