@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"slices"
 	"strings"
@@ -1053,7 +1054,21 @@ func TestDamagedIsCarried(t *testing.T) {
 	const records, bad = 40, 17
 	var want [records][]byte
 	for i := range int64(records) {
-		want[i] = mustAppend(t, l, hurt, i, 1, 2000)
+		ts := 1000 + i
+		switch i {
+		case records - 1:
+			ts = damagedTS // a client may send any
+		case records - 2:
+			ts = math.MinInt64
+		}
+		want[i] = mkBatch(i, 1, 2000, ts, byte(i))
+		if err := wait(func(done func(error)) {
+			if err := appendAsync(l, hurt, i, want[i], 1, ts, done); err != nil {
+				done(err)
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	end := pass(t, l, busy, 0, 40)
 	mustClose(t, l)

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 
 	"github.com/varve/varve/wal/crc32c"
 	"github.com/varve/varve/wal/lineage"
@@ -302,9 +301,9 @@ type run struct {
 
 const runBytes = 40 // of a run in memory
 
-// damagedTS is the largest timestamp of a run whose bytes are not those that were written. Its checksum, made when it was carried, says that
-// they are what was found.
-const damagedTS = math.MinInt64
+// damagedTS as its largest timestamp marks a run whose bytes are not those that were written. Its checksum, made when it was carried, says that
+// they are what was found. No batch has it by chance, and of one that has it by intention the log notes the next (Append).
+const damagedTS = -0x6a2f_91c4_d3b8_57e3
 
 func (r *run) damaged() bool { return r.maxTS == damagedTS }
 

@@ -517,6 +517,9 @@ func (l *Log) Append(a *Append) {
 		kind: kindData, epoch: a.LeaderEpoch, base: a.BaseOffset, next: a.LastOffset + 1, maxTS: a.MaxTimestamp,
 		payload: a.Run, sum: a.Sum, shift: crc32c.ShiftOf(len(a.Run)), done: a.Done, reserved: cost(int64(len(a.Run))),
 	}
+	if it.maxTS == damagedTS {
+		it.maxTS++ // lookups take it for a bound
+	}
 	if !a.Summed {
 		it.sum = crc32c.Checksum(a.Run) // here, and not where everybody waits for it
 	} else if slab.Debug && it.sum != crc32c.Checksum(a.Run) {
