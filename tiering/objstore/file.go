@@ -15,6 +15,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // fileTemp is where bodies are written before they get their name. It starts with a dot, which no key may.
@@ -35,6 +37,9 @@ type File struct {
 	// mkdir keeps removal of emptied directories (write side) apart from creation of a directory and the link into
 	// it (read side) within this process; across processes Put repeats the pair.
 	mkdir sync.RWMutex
+
+	keepFree   int64 // bytes that bodies of keepPrefix leave of the disk
+	keepPrefix string
 }
 
 // OpenFile opens the bucket in dir. With create the directory is made if it is missing; its parent must exist.
@@ -128,6 +133,9 @@ func (f *File) put(ctx context.Context, key string, body io.ReadSeeker, size int
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if err := f.room(key, size); err != nil {
+		return fileError(err)
+	}
 	temp := fileTemp + "/" + rand.Text()
 	w, err := f.root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
@@ -156,6 +164,21 @@ func (f *File) put(ctx context.Context, key string, body io.ReadSeeker, size int
 			return f.same(key, size, crc)
 		}
 		return fileError(err)
+	}
+	return nil
+}
+
+// room is ENOSPC if the body would take what is to be left of the disk.
+func (f *File) room(key string, size int64) error {
+	if f.keepFree == 0 || !strings.HasPrefix(key, f.keepPrefix) {
+		return nil
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(f.dir, &st); err != nil {
+		return err
+	}
+	if free := int64(st.Bavail) * int64(st.Bsize); free-size < f.keepFree {
+		return fmt.Errorf("%d bytes are free, of which %d are kept: %w", free, f.keepFree, syscall.ENOSPC)
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -177,5 +178,22 @@ func TestFileSharedDirectory(t *testing.T) {
 	}
 	if n, err := b.Head(context.Background(), "x/last"); err != nil || n != 1 {
 		t.Fatal(n, err)
+	}
+}
+
+// Bodies that would take what is to be left of the disk are refused, until there is room; others are not.
+func TestFileKeepFree(t *testing.T) {
+	for keep, want := range map[int64]error{1: nil, 1 << 60: ErrUnavailable} {
+		b, err := Open(t.Context(), FileURL(t.TempDir()), Options{KeepFree: keep, KeepFreePrefix: "data/"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer b.Close()
+		if err := putBytes(b, "data/a", []byte("a")); !errors.Is(err, want) || want != nil && !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("with %d bytes to be left: %v, want %v", keep, err, want)
+		}
+		if err := putBytes(b, "state/a", []byte("a")); err != nil {
+			t.Errorf("with %d bytes to be left, of another prefix: %v", keep, err)
+		}
 	}
 }

@@ -22,6 +22,9 @@ type Options struct {
 	// Away is told why a store does not answer the look on Open, which then succeeds; nil makes that an error. A store that
 	// answers and says no is always one.
 	Away func(error)
+	// KeepFree is what bodies of KeepFreePrefix leave of the disk of a directory, for others whose writes must not fail.
+	KeepFree       int64
+	KeepFreePrefix string
 	// Logger gets what the client libraries have to say; nil discards it.
 	Logger *slog.Logger
 	// OnRequest is told of every HTTP request sent, retries and parts included: what the store bills. May be nil.
@@ -58,7 +61,12 @@ func Open(ctx context.Context, rawURL string, o Options) (Bucket, error) {
 	case "mem":
 		return openMem(loc.Bucket), nil
 	case "file":
-		return OpenFile(loc.Dir, o.Create)
+		f, err := OpenFile(loc.Dir, o.Create)
+		if err != nil {
+			return nil, err
+		}
+		f.keepFree, f.keepPrefix = o.KeepFree, o.KeepFreePrefix
+		return f, nil
 	}
 	if loc.Scheme == "minio" {
 		return openMinio(ctx, loc, o)

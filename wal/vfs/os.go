@@ -16,12 +16,15 @@ import (
 // up to twice the processor time, and a sync that must first find what is dirty. Reads go through the page cache.
 type OS struct {
 	Buffered bool // all writes go through the page cache
+	// KeepFree is what Allocate leaves of the disk, for others whose writes must not fail: it refuses with ENOSPC before.
+	KeepFree int64
 }
 
 type osFile struct {
 	*os.File
 	fd       int
 	buffered bool
+	keepFree int64
 	// Of the one goroutine that writes.
 	direct direct
 	begun  struct {
@@ -35,7 +38,7 @@ func (o OS) file(f *os.File, err error) (File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &osFile{File: f, fd: int(f.Fd()), buffered: o.Buffered}, nil
+	return &osFile{File: f, fd: int(f.Fd()), buffered: o.Buffered, keepFree: o.KeepFree}, nil
 }
 
 // Together implements vfs.Together: such a piece goes to the disk as it is.
@@ -145,6 +148,17 @@ func (f *osFile) Sync() error {
 }
 
 func (f *osFile) Allocate(size int64) error {
+	if f.keepFree > 0 {
+		var st unix.Stat_t
+		var disk unix.Statfs_t
+		if err := errors.Join(unix.Fstat(f.fd, &st), unix.Fstatfs(f.fd, &disk)); err != nil {
+			return err
+		}
+		// What a file has is counted in 512 bytes, whatever the file system's blocks are.
+		if more := size - st.Blocks*512; more > 0 && int64(disk.Bavail)*int64(disk.Bsize)-more < f.keepFree {
+			return unix.ENOSPC
+		}
+	}
 	for {
 		switch err := unix.Fallocate(f.fd, 0, 0, size); err {
 		case unix.EINTR:

@@ -204,3 +204,36 @@ func TestDirIsKeptOpen(t *testing.T) {
 		t.Errorf("a directory that is not there is opened: %v", err)
 	}
 }
+
+// What is to be left of the disk is not allocated; what a file has already is not counted twice.
+func TestKeepFree(t *testing.T) {
+	dir := t.TempDir()
+	free, _, err := OS{}.Free(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const size = 1 << 20
+	for _, c := range []struct {
+		keep int64
+		want error
+	}{{0, nil}, {free / 2, nil}, {free * 2, unix.ENOSPC}} {
+		f, err := OS{KeepFree: c.keep}.Create(filepath.Join(dir, "f"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Allocate(size); err != c.want {
+			t.Errorf("with %d bytes to be left of %d: %v, want %v", c.keep, free, err, c.want)
+		}
+		if c.want != nil {
+			if err := (&osFile{File: f.(*osFile).File, fd: f.(*osFile).fd}).Allocate(size); err != nil {
+				t.Fatal(err)
+			}
+			if err := f.Allocate(size); err != nil {
+				t.Errorf("what is allocated already: %v", err)
+			}
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
