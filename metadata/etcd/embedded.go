@@ -34,6 +34,7 @@ type Server struct {
 	client *clientv3.Client
 	lock   *os.File
 	dir    string
+	room   *room
 	once   sync.Once
 
 	closing    *atomic.Bool
@@ -70,6 +71,12 @@ func embedded(dir string, logger *slog.Logger, tune func(*embed.Config)) (*Serve
 		return nil, fmt.Errorf("%w: %s", ErrLocked, dir)
 	}
 
+	r := &room{dir: dir, log: logger}
+	if err := r.prepare(); err != nil {
+		lock.Close()
+		return nil, err
+	}
+
 	closing := new(atomic.Bool)
 	cfg := embed.NewConfig()
 	cfg.Name = "varve"
@@ -80,9 +87,13 @@ func embedded(dir string, logger *slog.Logger, tune func(*embed.Config)) (*Serve
 	// late.
 	cfg.TickMs, cfg.ElectionMs = 10, 100
 	cfg.UnsafeNoFsync = false
+	// Nobody reads them again: it is the only member.
+	cfg.MaxWalFiles, cfg.MaxSnapFiles = 2, 2
 	// Watches that fall behind by more load the image again.
 	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = embed.CompactorModeRevision, "10000"
-	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapLogger(logger, closing))
+	words := lastWords{log: logger, room: r, exit: os.Exit}
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapLogger(logger, closing).WithOptions(
+		zap.WrapCore(func(c zapcore.Core) zapcore.Core { return listener{c, r} }), zap.WithFatalHook(words), zap.WithPanicHook(words)))
 
 	tune(cfg)
 	e, err := embed.StartEtcd(cfg)
@@ -101,7 +112,19 @@ func embedded(dir string, logger *slog.Logger, tune func(*embed.Config)) (*Serve
 		lock.Close()
 		return nil, fmt.Errorf("start etcd in %s: not ready after a minute", dir)
 	}
-	return &Server{etcd: e, client: v3client.New(e.Server), lock: lock, dir: dir, closing: closing}, nil
+	r.keep(e.Server.Backend().Size)
+	return &Server{etcd: e, client: v3client.New(e.Server), lock: lock, dir: dir, room: r, closing: closing}, nil
+}
+
+// Room is nil, or why the process may end: the disk has not room for what etcd may need.
+func (s *Server) Room() error {
+	if s.room.unprepared.Load() {
+		return fmt.Errorf("the disk of %s had no room for the next file of etcd's log; the process ends when the present one is full: start it again when there is room", s.dir)
+	}
+	if short := s.room.short.Load(); short > 0 {
+		return fmt.Errorf("the disk of %s has no room for %d bytes that are to be set aside for etcd; the process ends when they are needed", s.dir, short)
+	}
+	return nil
 }
 
 // Client returns the in-process client. It ends with the server.
@@ -115,6 +138,7 @@ func (s *Server) Close() error {
 			s.endReaders()
 		}
 		s.client.Close()
+		s.room.close()
 		s.etcd.Close()
 		s.lock.Close()
 	})
@@ -271,6 +295,7 @@ var expected = map[string]bool{
 	"Failed to detect schema version":                                                      true, // new directory
 	"failed to update storage version":                                                     true,
 	"failed to update cluster version":                                                     true, // closed right after the start
+	"failed to lock file":                                                                  true, // of its log, and wanted still
 }
 
 func (c slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
