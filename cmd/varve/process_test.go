@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -628,6 +629,45 @@ func smallDisk(t *testing.T, bytes int64) string {
 	return dir
 }
 
+// fillDisk fills a disk with another's files, until so much is left.
+func fillDisk(t *testing.T, mnt string, left int64) {
+	t.Helper()
+	for { // others take some meanwhile, and let go of some
+		var st unix.Statfs_t
+		if err := unix.Statfs(mnt, &st); err != nil {
+			t.Fatal(err)
+		}
+		more := int64(st.Bavail)*st.Bsize - left
+		if more < int64(st.Bsize) {
+			return
+		}
+		f, err := os.CreateTemp(mnt, "somebody-else's-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err = f.Write(make([]byte, more)); err != nil && !errors.Is(err, syscall.ENOSPC) {
+			t.Fatal(err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// emptyDisk takes back what fillDisk did.
+func emptyDisk(t *testing.T, mnt string) {
+	t.Helper()
+	extra, err := filepath.Glob(filepath.Join(mnt, "somebody*"))
+	if err != nil || len(extra) == 0 {
+		t.Fatal(extra, err)
+	}
+	for _, file := range extra {
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // produceOnce sends one record and does not try again.
 func (l *ledger) produceOnce(p *process, cl *kgo.Client, topic string, size int) error {
 	p.t.Helper()
@@ -707,20 +747,7 @@ func TestFullDisk(t *testing.T) {
 				}
 			}
 			commit("with room")
-			ballast := filepath.Join(mnt, "somebody-else's")
-			for file := ballast; ; file += "+" { // the log takes files meanwhile
-				var st unix.Statfs_t
-				if err := unix.Statfs(mnt, &st); err != nil {
-					t.Fatal(err)
-				}
-				n := int64(st.Bavail)*st.Bsize - left
-				if n < int64(st.Bsize) {
-					break
-				}
-				if err := os.WriteFile(file, make([]byte, n), 0o600); err != nil && !errors.Is(err, syscall.ENOSPC) {
-					t.Fatal(err)
-				}
-			}
+			fillDisk(t, mnt, left)
 			full := func() {
 				t.Helper()
 				// Large ones first, and then until not even a small one is taken.
@@ -748,15 +775,7 @@ func TestFullDisk(t *testing.T) {
 			full()
 			p.restart()
 			full()
-			extra, err := filepath.Glob(filepath.Join(mnt, "somebody*"))
-			if err != nil || len(extra) == 0 {
-				t.Fatal(extra, err)
-			}
-			for _, file := range extra {
-				if err := os.Remove(file); err != nil {
-					t.Fatal(err)
-				}
-			}
+			emptyDisk(t, mnt)
 			eventually(t, func() error { return l.produceOnce(p, cl, "t", 100_000) })
 			for range 50 {
 				if err := l.produceOnce(p, cl, "t", 100_000); err != nil {
@@ -777,4 +796,117 @@ func TestFullDisk(t *testing.T) {
 			l.check(p, "t")
 		})
 	}
+}
+
+// TestFullDataDir: the disk that is full holds all that `varve dev` has: its log, its bucket and its etcd. Either another's file
+// fills it to the last byte, or what producers write does. They are told to try again, and nothing else ends: consumers, groups and
+// topics go on, also after the process was killed, and it needs no help once there is room again.
+func TestFullDataDir(t *testing.T) {
+	if !mayMount(t) {
+		return
+	}
+	const segment, disk = 1 << 20, 288 << 20
+	start := func(t *testing.T, mnt string) (*process, *kgo.Client, *ledger) {
+		t.Helper()
+		p := startProcess(t, filepath.Join(mnt, "data"), "wal.max.bytes=1073741824", fmt.Sprintf("wal.segment.bytes=%d", segment))
+		p.createTopic("t")
+		cl, l := p.client(), &ledger{}
+		for range 20 {
+			if err := l.produceOnce(p, cl, "t", 100_000); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return p, cl, l
+	}
+	topics := 0
+	// full awaits that producers are refused, and looks at everything else.
+	full := func(t *testing.T, p *process, cl *kgo.Client, l *ledger) {
+		t.Helper()
+		eventually(t, func() error {
+			for range 1000 {
+				if err := l.produceOnce(p, cl, "t", 100_000); errors.Is(err, kerr.NotEnoughReplicas) {
+					return nil
+				} else if err != nil {
+					t.Fatalf("a record on a full disk: %v", err)
+				}
+			}
+			return errors.New("all records were taken")
+		})
+		l.check(p, "t")
+		topics++
+		p.createTopic(fmt.Sprintf("on-a-full-disk-%d", topics))
+		var offsets kadm.Offsets
+		offsets.Add(kadm.Offset{Topic: "t", Partition: 0, At: 7, LeaderEpoch: -1})
+		if rs, err := kadm.NewClient(cl).CommitOffsets(t.Context(), "g", offsets); err != nil || rs.Error() != nil {
+			t.Errorf("commit of offsets on a full disk: %v %v", err, rs.Error())
+		}
+		eventually(t, func() error {
+			resp, err := http.Get(p.Admin + "/readyz")
+			if err != nil {
+				return err
+			}
+			defer resp.Body.Close()
+			body, err := io.ReadAll(resp.Body)
+			if want := "the disk of the write-ahead log is full"; err != nil || resp.StatusCode != http.StatusOK || !bytes.Contains(body, []byte(want)) {
+				return fmt.Errorf("%s %s, %v: want %q", resp.Status, body, err, want)
+			}
+			return nil
+		})
+	}
+	// goesOn: all of it is as it was, and has been as it should.
+	goesOn := func(t *testing.T, p *process, cl *kgo.Client, l *ledger) {
+		t.Helper()
+		eventually(t, func() error { return l.produceOnce(p, cl, "t", 100_000) })
+		eventually(t, func() error {
+			if f, d := p.metric("varve_wal_full"), p.metric("varve_wal_disk_full"); f != 0 || d != 0 {
+				return fmt.Errorf("varve_wal_full %v, varve_wal_disk_full %v", f, d)
+			}
+			return nil
+		})
+		l.check(p, "t")
+		if err := p.Stop(); err != nil {
+			t.Error(err)
+		}
+		p.restart()
+		l.check(p, "t")
+	}
+
+	t.Run("by another", func(t *testing.T) {
+		mnt := smallDisk(t, disk)
+		p, cl, l := start(t, mnt)
+		fillDisk(t, mnt, 0)
+		full(t, p, cl, l)
+		p.restart()
+		// It has let go of what it does not need; there is somebody who takes that.
+		fillDisk(t, mnt, 0)
+		full(t, p, cl, l)
+		emptyDisk(t, mnt)
+		goesOn(t, p, cl, l)
+	})
+
+	t.Run("by producers", func(t *testing.T) {
+		mnt := smallDisk(t, disk)
+		p, cl, l := start(t, mnt)
+		full(t, p, cl, l)
+		var st unix.Statfs_t
+		if err := unix.Statfs(mnt, &st); err != nil {
+			t.Fatal(err)
+		}
+		if free, kept := int64(st.Bavail)*st.Bsize, int64(disk/20); free < kept/2 {
+			t.Errorf("%d bytes are free: %d were to be left", free, kept)
+		}
+		fillDisk(t, mnt, 0)
+		p.restart()
+		full(t, p, cl, l)
+		emptyDisk(t, mnt)
+		full(t, p, cl, l)
+		// Deleting something is what helps.
+		if _, err := kadm.NewClient(cl).DeleteTopic(t.Context(), "t"); err != nil {
+			t.Fatal(err)
+		}
+		p.createTopic("after")
+		var after ledger
+		eventually(t, func() error { return after.produceOnce(p, cl, "after", 100_000) })
+		after.check(p, "after")
+	})
 }

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sys/unix"
 
 	"github.com/varve/varve/broker"
 	"github.com/varve/varve/config"
@@ -30,6 +31,7 @@ import (
 	"github.com/varve/varve/metadata/image"
 	"github.com/varve/varve/tiering"
 	"github.com/varve/varve/tiering/cache"
+	"github.com/varve/varve/tiering/manifest"
 	"github.com/varve/varve/tiering/objstore"
 	"github.com/varve/varve/wal"
 	"github.com/varve/varve/wal/vfs"
@@ -521,7 +523,7 @@ func (s *Server) openLog(clusterID string, checkpoint func(), telling func(bool)
 	c := s.o.Config
 	fs := s.o.FS
 	if fs == nil {
-		fs = vfs.OS{Buffered: !c.WALDirectIO}
+		fs = vfs.OS{Buffered: !c.WALDirectIO, KeepFree: s.keepFree(c.LogDir)}
 	}
 	free, size, err := fs.Free(c.LogDir)
 	if err != nil {
@@ -545,6 +547,24 @@ func (s *Server) openLog(clusterID string, checkpoint func(), telling func(bool)
 		return nil, fmt.Errorf("log.dirs: %w", err)
 	}
 	return l, nil
+}
+
+// keepFree is what the log and the bucket leave of the disk of dir: an etcd inside this process ends it where the disk that
+// they share is full, and without it nobody could delete anything. 0 if they share none.
+func (s *Server) keepFree(dir string) int64 {
+	if s.etcd == nil {
+		return 0
+	}
+	var own, other unix.Stat_t
+	var disk unix.Statfs_t
+	err := unix.Stat(dir, &other)
+	if errors.Is(err, unix.ENOENT) {
+		err = unix.Stat(filepath.Dir(dir), &other) // it is made there
+	}
+	if err := errors.Join(err, unix.Stat(s.o.DataDir, &own), unix.Statfs(s.o.DataDir, &disk)); err != nil || own.Dev != other.Dev {
+		return 0
+	}
+	return min(256<<20, int64(disk.Blocks)*int64(disk.Bsize)/20)
 }
 
 // logBound is wal.max.bytes, or, if that is not set, 80 % of what the log has
@@ -604,6 +624,10 @@ func (s *Server) openBucket(ctx context.Context, before, create bool, events obj
 			s.log.Warn("remote.storage.url names memory: what has left the local log is lost when this process ends", "remote.storage.url", url)
 		}
 		o := objstore.Options{Create: create, Logger: s.log.With("part", "objstore")}
+		if loc, err := objstore.ParseURL(url); err == nil && loc.Dir != "" {
+			// Not what says which objects there are: without it nothing could be deleted.
+			o.KeepFree, o.KeepFreePrefix = s.keepFree(loc.Dir), manifest.DataPrefix
+		}
 		if before {
 			o.Away = func(err error) {
 				s.away = true
@@ -683,6 +707,9 @@ func (s *Server) warn() error {
 	}
 	if err := s.tier.Healthy(); err != nil {
 		errs = append(errs, fmt.Errorf("object storage: %w", err))
+	}
+	if s.etcd != nil {
+		errs = append(errs, s.etcd.Room())
 	}
 	errs = append(errs, s.broker.Refused(), s.broker.Waits())
 	if k := s.compactor; k != nil {
