@@ -36,11 +36,11 @@ type slow struct {
 	committed int64
 }
 
-func (s *slow) TopicID() [16]byte    { return s.topic }
-func (s *slow) TopicName() string    { return "slow" }
-func (s *slow) Partition() int32     { return s.index }
-func (s *slow) LeaderEpoch() int32   { return 1 }
-func (s *slow) Stuck(bool) {}
+func (s *slow) TopicID() [16]byte  { return s.topic }
+func (s *slow) TopicName() string  { return "slow" }
+func (s *slow) Partition() int32   { return s.index }
+func (s *slow) LeaderEpoch() int32 { return 1 }
+func (s *slow) Stuck(bool)         {}
 
 func (s *slow) HighWatermark() int64 { return max(0, int64(time.Since(s.born)/s.every)) }
 func (s *slow) Extent() (logStart, localStart, highWatermark, logEnd int64) {

@@ -36,7 +36,7 @@ func (k *keyed) TopicID() [16]byte  { return [16]byte{7} }
 func (k *keyed) TopicName() string  { return "keyed" }
 func (k *keyed) Partition() int32   { return 0 }
 func (k *keyed) LeaderEpoch() int32 { return 1 }
-func (k *keyed) Stuck(bool) {}
+func (k *keyed) Stuck(bool)         {}
 
 func (k *keyed) HighWatermark() int64 {
 	n := k.keys + int64(float64(k.perDay)*time.Since(k.born).Hours()/24)

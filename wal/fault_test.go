@@ -1130,7 +1130,7 @@ func TestDamagedIsCarried(t *testing.T) {
 		}
 	}
 	check()
-	end = pass(t, l, busy, end, end+2*o.MaxBytes/3000) // carried once more
+	pass(t, l, busy, end, end+2*o.MaxBytes/3000) // carried once more
 	check()
 	if err := wait(func(done func(error)) { l.Trim(hurt, bad+1, done) }); err != nil {
 		t.Fatal(err)
