@@ -837,9 +837,10 @@ func TestFullDataDir(t *testing.T) {
 		p.createTopic(fmt.Sprintf("on-a-full-disk-%d", topics))
 		var offsets kadm.Offsets
 		offsets.Add(kadm.Offset{Topic: "t", Partition: 0, At: 7, LeaderEpoch: -1})
-		if rs, err := kadm.NewClient(cl).CommitOffsets(t.Context(), "g", offsets); err != nil || rs.Error() != nil {
-			t.Errorf("commit of offsets on a full disk: %v %v", err, rs.Error())
-		}
+		eventually(t, func() error { // the first of them makes the topic that they are in
+			rs, err := kadm.NewClient(cl).CommitOffsets(t.Context(), "g", offsets)
+			return errors.Join(err, rs.Error())
+		})
 		eventually(t, func() error {
 			resp, err := http.Get(p.Admin + "/readyz")
 			if err != nil {
