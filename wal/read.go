@@ -237,13 +237,15 @@ func (l *Log) readUnverified(g *segment, pos int64, length uint32) (*slab.Buf, e
 	return buf, nil
 }
 
+var errDamaged = fmt.Errorf("%w: damaged on disk, as was found when their segment was given back", ErrCorrupt)
+
 // fromDisk reads runs, one pread for each, verifies each as a whole, and adds what is asked for. full: nothing more
 // fits.
 func (l *Log) fromDisk(r *Run, g *segment, runs []run, offset int64, maxBytes int, upTo int64) (full bool, err error) {
 	for i := range runs {
 		q := &runs[i]
 		var buf *slab.Buf
-		err := fmt.Errorf("%w: damaged on disk, as was found when their segment was given back", ErrCorrupt)
+		err := errDamaged
 		if !q.damaged() {
 			buf, err = l.readVerified(g, int64(q.pos), q.length, q.crc)
 		}
@@ -401,7 +403,7 @@ func (l *Log) MaxTimestamp(id PartitionID, from, upTo int64) (timestamp, base in
 	}
 	for _, s := range spans {
 		if s.maxTS == damagedTS {
-			return 0, 0, false, fmt.Errorf("%w: offsets [%d, %d) are damaged on disk, as was found when their segment was given back", ErrCorrupt, s.base, s.next)
+			return 0, 0, false, fmt.Errorf("offsets [%d, %d): %w", s.base, s.next, errDamaged)
 		}
 	}
 	sort.SliceStable(spans, func(i, j int) bool { return spans[i].maxTS > spans[j].maxTS })
