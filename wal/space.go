@@ -381,9 +381,6 @@ func (l *Log) reclaimOldest() (changed bool) {
 	}
 	if !fits {
 		l.isPinned(most)
-		if l.o.Events.Pinned != nil {
-			l.o.Events.Pinned(g.at.generation, most.p.id, most.pinned)
-		}
 		return false
 	}
 	l.setWorking(true)
@@ -394,9 +391,6 @@ func (l *Log) reclaimOldest() (changed bool) {
 		if l.failed.Load() == nil && !errors.Is(err, ErrClosed) {
 			l.log.Error("segment cannot be given back: what is still needed of it cannot be copied", "generation", g.at.generation, "err", err)
 			l.isPinned(most)
-			if l.o.Events.Pinned != nil {
-				l.o.Events.Pinned(g.at.generation, most.p.id, most.pinned)
-			}
 		}
 		return false
 	}

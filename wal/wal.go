@@ -108,7 +108,6 @@ type Events struct {
 	Rolled    func(generation uint64)                            // segment begun
 	Reclaimed func(generation uint64)                            // segment given back
 	Carried   func(bytes int64)                                  // copied so that a segment can go
-	Pinned    func(generation uint64, partition PartitionID, bytes int64)
 	Corrupt   func(what string)
 	Full      func(full bool) // clients are refused; or not any more
 	// Telling is called with true before the callers of a block's appends are told that they are durable, and with
