@@ -21,7 +21,7 @@ func newFailures() failures {
 		localRead: kind(), coldRead: kind(), lookup: kind(),
 		damage: kind(), markers: kind(), inSync: kind(),
 		copyBrokeOff: kind(), copiedPartition: kind(),
-		overShare: rate.NewLimiter(rate.Every(time.Minute), 3),
+		overShare: rate.NewLimiter(rate.Every(time.Minute), 1),
 	}
 }
 

@@ -189,11 +189,22 @@ func TestStuckIsTold(t *testing.T) {
 		write(40)
 		told("three of them cannot go", damaged, disabled, frozen)
 
-		damaged.damage(1)
 		disabled.set(func(p *Policy) { p.CopyDisabled = false })
 		frozen.setHW(2)
 		write(60)
-		told("they can again")
+		told("two can again", damaged)
+		damaged.plain(t, 1, 1, 100)
+		if _, err := x.AdvanceLogStart(bg, damaged.id, damaged.index, 2); err != nil {
+			t.Fatal(err)
+		}
+		write(5)
+		told("what was damaged is deleted")
+		if s, _ := x.State(damaged.id, damaged.index); s.RemoteEnd != 3 || s.LastError != nil {
+			t.Errorf("behind what was damaged: %+v", s)
+		}
+		if err := x.Healthy(); err != nil {
+			t.Error(err)
+		}
 	})
 }
 

@@ -141,6 +141,11 @@ func (t *Tier) moveLogStart(ctx context.Context, l *leader, to int64) (int64, er
 	if err != nil {
 		return 0, err
 	}
+	// What could not be uploaded may be what was deleted.
+	l.mu.Lock()
+	l.retryAt = time.Time{}
+	l.mu.Unlock()
+	t.kick()
 	return l.view.Load().head.LogStart, nil
 }
 

@@ -122,7 +122,7 @@ func (t *Tier) schedule(pause *pauser) (again time.Time) {
 			t.spawn(func() { t.readBackLater(l) })
 		}
 		next, hw := l.next.Load(), l.r.HighWatermark()
-		l.tellStuck(hw, now)
+		t.tellStuck(l, next, hw, now)
 		if hw <= next {
 			continue
 		}
@@ -133,7 +133,8 @@ func (t *Tier) schedule(pause *pauser) (again time.Time) {
 		c := candidate{l: l}
 		c.bytes, c.oldestMs = l.r.Pending(next)
 		p := l.r.Policy()
-		c.verdict = decide(p, &t.o, c.pending, now.UnixMilli(), l.jitter(next), urgent)
+		// What could not be uploaded is due when it is tried again: its producers may be waiting for that.
+		c.verdict = decide(p, &t.o, c.pending, now.UnixMilli(), l.jitter(next), urgent || l.told == toldYes)
 		c.limit = min(target(p, &t.o), c.bytes) // what arrives before it is sealed has no memory reserved
 		switch c.verdict {
 		case own:
@@ -231,8 +232,8 @@ func (l *leader) ready(now time.Time) bool {
 // with every fetch of the followers.
 const frozenAfter = 10 * time.Second
 
-// tellStuck tells the replica whether its records cannot go: copies are disabled, the partition's own upload fails, or they are not committed.
-func (l *leader) tellStuck(hw int64, now time.Time) {
+// tellStuck tells a partition's replica whether its records cannot go: copies are disabled, the partition's own upload fails, or they are not committed.
+func (t *Tier) tellStuck(l *leader, next, hw int64, now time.Time) {
 	still, stuck := &l.still, false
 	if hw != still.at {
 		still.at, still.since, still.below = hw, now, false
@@ -248,11 +249,15 @@ func (l *leader) tellStuck(hw int64, now time.Time) {
 		}
 	}
 	l.mu.Lock()
+	l.alone = l.alone && hw > next // what it was has been deleted, or has expired
 	stuck = stuck || l.alone
 	l.mu.Unlock()
 	stuck = stuck || l.r.Policy().CopyDisabled
 	if stuck || l.told != toldNo {
 		l.r.Stuck(stuck)
+	}
+	if !stuck && l.told == toldYes {
+		t.log.Info("partition can be uploaded again", "topic", l.name, "partition", l.key.index)
 	}
 	if l.told = toldNo; stuck {
 		l.told = toldYes

@@ -23,9 +23,9 @@ func clusterCommand() *cobra.Command {
 }
 
 func partitionCommand() *cobra.Command {
-	cmd := group("partition", "Partitions, which of them lack replicas, and who leads them")
+	cmd := group("partition", "Partitions: which of them lack replicas, who leads them, where they begin")
 	conn := addConnection(cmd)
-	cmd.AddCommand(partitionList(conn), partitionElect(conn))
+	cmd.AddCommand(partitionList(conn), partitionElect(conn), partitionDeleteRecords(conn))
 	return cmd
 }
 

@@ -8,7 +8,6 @@ import (
 	"maps"
 	"math"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -57,11 +56,11 @@ that number of offsets; then the replica with the latest leader epoch and the lo
 			}
 		}
 		if len(args) > 1 {
-			n, err := strconv.ParseInt(args[1], 10, 32)
-			if err != nil || n < 0 {
-				return usagef("a partition is named by its number, as in 3; not %q", args[1])
+			n, err := parsePartition(args[1])
+			if err != nil {
+				return err
 			}
-			partition = int32(n)
+			partition = n
 		}
 		s, err := conn.admin(cmd.Context())
 		if err != nil {

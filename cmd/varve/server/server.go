@@ -194,7 +194,7 @@ func Open(ctx context.Context, o Options) (s *Server, err error) {
 	}
 
 	var b atomic.Pointer[broker.Broker]
-	if s.wal, err = s.openLog(clusterID, func() {
+	if s.wal, err = s.openLog(ctx, clusterID, func() {
 		if b := b.Load(); b != nil {
 			b.Checkpoint()
 		}
@@ -477,7 +477,9 @@ func (s *Server) openStore(ctx context.Context, before bool) (*etcd.Store, error
 		if !s.o.Dev {
 			return nil, errors.New("etcd.endpoints is not set: name the etcd servers that hold this cluster's metadata, as in etcd.endpoints=http://10.0.0.1:2379,http://10.0.0.2:2379")
 		}
-		e, err := etcd.Embedded(filepath.Join(s.o.DataDir, "etcd"), s.log.With("part", "etcd"))
+		e, err := unlocked(ctx, etcd.ErrLocked, func() (*etcd.Server, error) {
+			return etcd.Embedded(filepath.Join(s.o.DataDir, "etcd"), s.log.With("part", "etcd"))
+		})
 		if err != nil {
 			return nil, err
 		}
@@ -511,6 +513,24 @@ func (s *Server) openStore(ctx context.Context, before bool) (*etcd.Store, error
 	return etcd.New(etcd.Options{Client: client, Prefix: c.EtcdPrefix, RequestTimeout: c.EtcdRequestTimeout, Logger: s.log.With("part", "metadata")}), nil
 }
 
+// lockPatience is how long a process waits for a directory that another has open: one that was killed takes a moment to be gone.
+const lockPatience = 3 * time.Second
+
+// unlocked opens a directory, and waits for another process to be gone.
+func unlocked[T any](ctx context.Context, locked error, open func() (T, error)) (T, error) {
+	for until := time.Now().Add(lockPatience); ; {
+		v, err := open()
+		if !errors.Is(err, locked) || time.Now().After(until) {
+			return v, err
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return v, err
+		}
+	}
+}
+
 func trimNewline(v string) string {
 	for len(v) > 0 && (v[len(v)-1] == '\n' || v[len(v)-1] == '\r') {
 		v = v[:len(v)-1]
@@ -519,7 +539,7 @@ func trimNewline(v string) string {
 }
 
 // openLog opens the write-ahead log.
-func (s *Server) openLog(clusterID string, checkpoint func(), telling func(bool)) (*wal.Log, error) {
+func (s *Server) openLog(ctx context.Context, clusterID string, checkpoint func(), telling func(bool)) (*wal.Log, error) {
 	c := s.o.Config
 	fs := s.o.FS
 	if fs == nil {
@@ -532,7 +552,7 @@ func (s *Server) openLog(clusterID string, checkpoint func(), telling func(bool)
 	bound := s.logBound(free, size, used(c.LogDir))
 	events := s.metrics.walEvents()
 	events.Telling = telling
-	l, err := wal.Open(wal.Options{
+	o := wal.Options{
 		FS: fs, Dir: c.LogDir, ClusterID: clusterID, BrokerID: c.NodeID,
 		SegmentBytes: c.WALSegmentBytes, MaxBytes: bound, QueueBytes: s.memory.walQueue, CacheBytes: s.memory.walCache, IndexBytes: s.memory.walIndex,
 		Logger: s.log.With("part", "wal"), Events: events, Checkpoint: checkpoint,
@@ -542,7 +562,8 @@ func (s *Server) openLog(clusterID string, checkpoint func(), telling func(bool)
 			default:
 			}
 		},
-	})
+	}
+	l, err := unlocked(ctx, wal.ErrLocked, func() (*wal.Log, error) { return wal.Open(o) })
 	if err != nil {
 		return nil, fmt.Errorf("log.dirs: %w", err)
 	}
