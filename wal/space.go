@@ -373,7 +373,7 @@ func (l *Log) reclaimOldest() (changed bool) {
 	// a partition that cannot be uploaded may fill segments in one stretch, and would be in the way of all others.
 	need -= int64(len(hs)) * descriptorSize
 	fits := !blocked || need == 0 || need+8*pageSize <= left
-	if pinned > 0 && !carriable(g, need) {
+	if pinned > 0 && !l.carriable(g, need) {
 		// Beside what was admitted, the rest of a segment, and the control state at the beginning of the next one.
 		if fits = fits && spares <= reserveSegments && need+g.size/4+l.controlSize.Load() <= ahead; fits {
 			_, _, fits = l.rotatable()
@@ -400,21 +400,25 @@ func (l *Log) reclaimOldest() (changed bool) {
 	return true
 }
 
-// carriable says whether copying so much is worth the segment that it frees.
-func carriable(g *segment, need int64) bool { return need <= (g.size-4*pageSize)/2 }
+// carriable says whether copying so much is worth the segment that it frees. The control state, with which each begins, takes its
+// part of every one; and if what is copied is in one piece, two of them must fit into the place of two segments.
+func (l *Log) carriable(g *segment, need int64) bool {
+	return need <= (g.size-6*pageSize-l.controlSize.Load())/2
+}
 
 // rotatable says whether copying what is needed of every sealed segment would bring room: a quarter of what is written
-// in them is not needed. Each byte that is made room for so costs at most three that are copied. need is what is copied, and waits
+// in them, beside the control state, which is written anew, is not needed. Each byte that is made room for so costs at most three that are copied. need is what is copied, and waits
 // that of partitions that are not stuck.
 func (l *Log) rotatable() (need, waits int64, ok bool) {
 	begin := time.Now()
 	defer func() { l.keeperState.took += time.Since(begin) }()
 	var written int64
+	control := l.controlSize.Load()
 	l.segMu.Lock()
 	n := len(l.segments) - 1
 	active := l.segments[n].at.generation
 	for _, g := range l.segments[:n] {
-		written += g.end - segmentHeaderSize
+		written += max(0, g.end-segmentHeaderSize-control)
 	}
 	l.segMu.Unlock()
 	for p := range l.parts.all() {
@@ -469,7 +473,7 @@ func (l *Log) lookForward() {
 		for _, h := range hs {
 			pinned, need = pinned+h.pinned, need+h.cost
 		}
-		if pinned > 0 && !carriable(g, need-int64(len(hs))*descriptorSize) {
+		if pinned > 0 && !l.carriable(g, need-int64(len(hs))*descriptorSize) {
 			if bound {
 				if need, waits, ok := l.rotatable(); ok {
 					needed, late = need, waits > l.o.MaxBytes/8*3
