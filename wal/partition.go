@@ -37,8 +37,6 @@ type part struct {
 	overShare   atomic.Bool
 	start       int64
 	reclaimable int64
-	cuts        uint32 // truncations asked for: a carried copy read before one is void
-	appliedCuts uint32 // and durable: while fewer, pieces hold what has been cut off
 
 	// Made by apply.
 	known        bool // a PARTITION_MAP was seen; without one there are only pieces, of footers
@@ -48,9 +46,10 @@ type part struct {
 	appliedHW    int64
 	lineage      lineage.Lineage
 	snapshot     snapshotRef
-	stuck        bool  // it cannot be uploaded, says the owner
-	held         int64 // if stuck: bytes of pieces that cannot go
-	control      int64 // its part of Log.controlSize
+	appliedCuts  uint32 // truncations: a carried copy read before one is void
+	stuck        bool   // it cannot be uploaded, says the owner
+	held         int64  // if stuck: bytes of pieces that cannot go
+	control      int64  // its part of Log.controlSize
 
 	look uint64 // of the keeper alone: the last look that has seen it
 }
@@ -489,7 +488,6 @@ func (l *Log) applyReclaim(generation uint64) {
 
 // truncateAhead is what a truncation does to what callers see. Called with p.mu held.
 func (l *Log) truncateAhead(p *part, offset int64) {
-	p.cuts++
 	if offset >= p.end {
 		return
 	}

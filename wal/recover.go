@@ -462,7 +462,6 @@ func (l *Log) finishParts() {
 			continue
 		}
 		l.parts.put(p)
-		p.cuts = p.appliedCuts
 		p.start, p.end, p.hw = p.appliedStart, p.appliedEnd, p.appliedHW
 		r := Recovered{
 			ID: id, TopicID: p.topicID, Partition: p.index, Start: p.start, End: p.end, Lineage: p.lineage,

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"time"
 
@@ -99,4 +100,69 @@ func TestLargeAppendsAtTheBound(t *testing.T) {
 	}
 	refusedAtLast(t, l, 115<<10, o.MaxBytes)
 	mustClose(t, l)
+}
+
+// TestTruncationWaitsForSpace: a truncation is behind what waits for space; the segment that is to be given back holds data of its
+// partition, and does not wait for it.
+func TestTruncationWaitsForSpace(t *testing.T) {
+	o := testOptions(vfs.NewMem())
+	o.MaxBytes = 24 * o.SegmentBytes
+	l := mustOpen(t, o)
+	const partitions = 40
+	ids := make([]PartitionID, partitions)
+	for i := range ids {
+		ids[i] = l.Create([16]byte{1}, int32(i), 0, nil, nil, nil)
+	}
+	var end int64
+	round := func() error {
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		for _, id := range ids {
+			b := mkBatch(end, 1, 1300, end, byte(end))
+			if err := l.Reserve(context.Background(), ClassReplication, int64(len(b))); err != nil {
+				return err
+			}
+			wg.Add(1)
+			l.Append(&Append{Partition: id, BaseOffset: end, LastOffset: end, Run: b, Done: func(err error) {
+				if err != nil {
+					t.Error(err)
+				}
+				wg.Done()
+			}})
+		}
+		end++
+		return nil
+	}
+	for round() == nil {
+	}
+	done := make(chan error, 10000)
+	for n := 0; l.Stats().FreeSegments > 0 || n < 40; n++ {
+		l.Epoch(ids[n%partitions], int32(n), end, func(err error) { done <- err })
+		time.Sleep(200 * time.Microsecond)
+		if n == cap(done) {
+			t.Fatalf("never without a file: %+v", l.Stats())
+		}
+	}
+	for n := range 2000 {
+		l.Epoch(ids[n%partitions], int32(n), end, nil)
+	}
+	for _, id := range ids {
+		l.Truncate(id, end-1, nil)
+	}
+	for _, id := range ids {
+		_, e := l.Bounds(id)
+		l.SetReclaimable(id, e)
+	}
+	for range 5000 {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+		err := l.Reserve(ctx, ClassClient, 100)
+		cancel()
+		if err == nil {
+			l.Unreserve(100)
+			mustClose(t, l)
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Fatalf("still no room: %+v", l.Stats())
 }

@@ -485,7 +485,7 @@ func (l *Log) lookForward() {
 	}
 }
 
-// staleWait is how long the keeper leaves to a truncation that is queued: about what a write takes.
+// staleWait is how long the keeper leaves to what has come between: about what a write takes.
 const staleWait = time.Millisecond
 
 // lookAgain waits a moment for what was in the way, and is true unless the log is being closed.
@@ -578,7 +578,9 @@ func (l *Log) carry(g *segment, hs []holding) error {
 	for _, h := range hs {
 		p := h.p
 		p.mu.Lock()
-		cuts, pending, ref, dropped := p.cuts, p.cuts != p.appliedCuts, p.snapshot, p.dropped
+		// A truncation that is queued is behind the copies, and cuts them as it would have cut what they are of; that one may be
+		// waiting for the space that is being made here.
+		cuts, ref, dropped := p.appliedCuts, p.snapshot, p.dropped
 		topicID, index := p.topicID, p.index
 		var pieces []piece
 		for i := range p.pieces {
@@ -591,9 +593,6 @@ func (l *Log) carry(g *segment, hs []holding) error {
 		p.mu.Unlock()
 		if dropped {
 			continue
-		}
-		if pending {
-			return errStale // a truncation is queued: what is read now would bring back what it cuts off
 		}
 		if ref.length > 0 && ref.generation == g.at.generation {
 			buf, err := l.readVerified(g, ref.pos, ref.length, ref.crc)
@@ -654,7 +653,7 @@ func (l *Log) giveBack(g *segment, hs []holding) error {
 		}
 		bound, dropped := max(p.start, p.reclaimable), p.dropped
 		if !dropped && to > p.start && to <= bound {
-			p.start = to // before the record: who reads now finds it in object storage
+			p.start = max(p.start, min(to, p.end)) // before the record: who reads now finds it in object storage
 		}
 		p.mu.Unlock()
 		switch {

@@ -688,11 +688,11 @@ func (l *Log) checkpoint() error {
 
 var errStale = errors.New("wal: what was to be carried has changed")
 
-// uncut says that no truncation was asked for since n were.
+// uncut says that no truncation has become durable since n had.
 func (p *part) uncut(n uint32) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.cuts == n && !p.dropped
+	return p.appliedCuts == n && !p.dropped
 }
 
 // snapshotIn is the segment that has the newest snapshot. A copy of one from before would take its place: the newer one may be of
