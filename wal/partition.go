@@ -48,7 +48,7 @@ type part struct {
 	snapshot     snapshotRef
 	appliedCuts  uint32 // truncations: a carried copy read before one is void
 	stuck        bool   // it cannot be uploaded, says the owner
-	held         int64  // if stuck: bytes of pieces that cannot go
+	held         int64  // if stuck: what copies of the pieces take that cannot go
 	control      int64  // its part of Log.controlSize
 
 	look uint64 // of the keeper alone: the last look that has seen it
@@ -161,7 +161,7 @@ func (p *part) addRun(l *Log, g *segment, r run, carried bool) {
 			x.next, x.bytes, x.maxTS = r.next, x.bytes+int64(r.length), max(x.maxTS, r.maxTS)
 			l.indexBytes.Add(runBytes)
 			g.runs++
-			p.grown(l, int64(r.length))
+			p.grown(l, cost(int64(r.length)))
 			return
 		}
 	}
@@ -169,7 +169,7 @@ func (p *part) addRun(l *Log, g *segment, r run, carried bool) {
 	g.runs++
 	g.pieces++
 	g.parts = append(g.parts, p)
-	p.grown(l, int64(r.length))
+	p.grown(l, cost(int64(r.length)))
 }
 
 func (p *part) setStuck(l *Log, stuck bool) {
@@ -203,7 +203,7 @@ func (p *part) hold(l *Log) {
 		from := max(p.start, p.reclaimable)
 		for i := range p.pieces {
 			if x := &p.pieces[i]; x.next > from {
-				p.held += x.bytes
+				p.held += x.copyCost()
 			}
 		}
 	}

@@ -166,3 +166,43 @@ func TestTruncationWaitsForSpace(t *testing.T) {
 	}
 	t.Fatalf("still no room: %+v", l.Stats())
 }
+
+// TestSnapshotsWhileCarrying: while segments are carried of which all is needed, more is queued than anybody has reserved room for. It
+// waits for the copies, and they do not wait for the file that they are to bring.
+func TestSnapshotsWhileCarrying(t *testing.T) {
+	o := testOptions(vfs.NewMem())
+	o.SegmentBytes, o.MaxBytes = 256<<10, 16*256<<10
+	var l *Log
+	ids := make([]PartitionID, 24)
+	carried := 0
+	o.Events.Carried = func(int64) {
+		if carried++; carried%8 == 1 && carried < 40 {
+			for _, id := range ids {
+				l.Snapshot(id, 0, make([]byte, 30000), nil)
+			}
+			for waits := false; !waits; time.Sleep(10 * time.Microsecond) { // until they are written, or have to wait
+				l.mu.Lock()
+				waits = l.waiting
+				l.mu.Unlock()
+			}
+		}
+	}
+	l = mustOpen(t, o)
+	for i := range ids {
+		ids[i] = l.Create([16]byte{1}, int32(i), 0, nil, nil, nil)
+	}
+	busy, frozen := l.Create([16]byte{1}, 0, 0, nil, nil, nil), l.Create([16]byte{2}, 0, 0, nil, nil, nil)
+	var want []byte
+	var n int64
+	for ; len(want) < 4*256<<10; n++ {
+		want = append(want, mustAppend(t, l, frozen, n, 1, 10000)...)
+	}
+	pass(t, l, busy, 0, 2*o.MaxBytes/3000)
+	if got, err := readAll(l, frozen, 0, n, 1<<20); err != nil || !bytes.Equal(got, want) {
+		t.Fatalf("%d bytes, want %d; %v", len(got), len(want), err)
+	}
+	if carried < 20 {
+		t.Errorf("copied %d times", carried)
+	}
+	mustClose(t, l)
+}

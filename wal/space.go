@@ -29,6 +29,7 @@ const (
 // the disk says later. Guarded by Log.mu.
 type space struct {
 	segment  int64
+	usable   int64 // of a prepared file: what is left for blocks beside the control state, with which it will begin
 	maxFiles int
 	left     int64 // in the active segment, for blocks
 	spares   int   // prepared files
@@ -38,6 +39,8 @@ type space struct {
 	noFiles  bool  // it could not be opened: too many are
 	halted   bool  // nor could that which the writer waits for
 	working  bool  // a segment is being given back
+	promised int64 // to the keeper, for what it writes so that a segment can go
+	writing  int64 // what the block of others takes that is under way, with what it leaves of a segment
 	coming   bool  // more room is on its way: worth waiting for
 	changed  chan struct{}
 	full     bool // as last told
@@ -46,13 +49,42 @@ type space struct {
 
 // need is what must be left beside an append, by class: clients stop first, then internal topics, then replication.
 func (s *space) need(c Class) int64 {
-	return reserveSegments*s.segment + int64(max(ClassReplication-c, 0))*s.segment/8
+	return reserveSegments*s.usable + int64(max(ClassReplication-c, 0)+1)*s.segment/8
 }
 
 // ahead is how much can be written once so much has been that is on its way. What blocks add to their payloads is
 // an allowance.
 func (s *space) ahead(onItsWay int64) int64 {
-	return s.left + int64(s.spares)*(s.segment-s.segment/16) - onItsWay - onItsWay/16
+	return s.left + int64(s.spares)*s.usable - onItsWay - onItsWay/16
+}
+
+// holds says whether as much can be written: into the active segment, into the next one, or into both, with what one block may leave.
+func (s *space) holds(left int64, spares int, bytes int64) bool {
+	return bytes <= left || spares > 0 && (bytes <= s.usable || bytes+s.segment/4 <= left+int64(spares)*s.usable)
+}
+
+// promise keeps so much for the keeper, if it can: else it would wait for the file that it is to bring.
+func (s *space) promise(bytes int64) bool {
+	if !s.holds(s.left-s.writing, s.spares, bytes) {
+		return false
+	}
+	s.promised = bytes
+	return true
+}
+
+// begins takes note of a block of others than the keeper that is to be written, unless it would take what is promised. room is that of the
+// active segment. With no file prepared, most of it is for what gives segments back, in any case; the last file is as long as that
+// goes on.
+func (s *space) begins(room, block int64, anyway bool) bool {
+	left, spares, takes := room-block, s.spares, block
+	if left < 0 {
+		left, spares, takes = s.usable-block, spares-1, block+room
+	}
+	if !anyway && (s.working && s.spares == 1 && spares == 0 || s.spares == 0 && (spares < 0 || left < s.segment*5/8) || s.promised > 0 && !s.holds(left, spares, s.promised)) {
+		return false
+	}
+	s.writing = takes
+	return true
 }
 
 func (s *space) admits(c Class, bytes int64) bool { return !s.halted && s.ahead(bytes) >= s.need(c) }
@@ -81,6 +113,8 @@ func (s *space) update() {
 
 // spaceChanged is called after every change of space, with mu held.
 func (l *Log) spaceChanged() {
+	control := l.controlSize.Load()
+	l.space.usable = l.space.segment - max(l.space.segment/16, control+control/8)
 	l.space.update()
 	l.setRoom()
 }
@@ -345,7 +379,8 @@ func (l *Log) reclaimOldest() (changed bool) {
 	var live, pinned, need int64
 	most := holding{}
 	l.mu.Lock()
-	left, spares, files, ahead := l.space.left, l.space.spares, l.space.files, l.space.ahead(l.reserved.Load())
+	spares, files := l.space.spares, l.space.files
+	scarce := spares <= reserveSegments || l.space.refused
 	l.mu.Unlock()
 	blocked := spares == 0
 	l.segMu.Lock()
@@ -371,20 +406,27 @@ func (l *Log) reclaimOldest() (changed bool) {
 	// segment, or they would wait for the file that they are to bring; and there must be room left to give back another
 	// segment that needs no copies. When nothing is left but the reserve, what counts is what comes after this segment, too:
 	// a partition that cannot be uploaded may fill segments in one stretch, and would be in the way of all others.
-	need -= int64(len(hs)) * descriptorSize
-	fits := !blocked || need == 0 || need+8*pageSize <= left
+	trims := int64(len(hs)) * descriptorSize
+	need -= trims
+	fits := true
 	if pinned > 0 && !l.carriable(g, need) {
-		// Beside what was admitted, the rest of a segment, and the control state at the beginning of the next one.
-		if fits = fits && spares <= reserveSegments && need+g.size/4+l.controlSize.Load() <= ahead; fits {
+		if fits = scarce; fits {
 			_, _, fits = l.rotatable()
 		}
+	}
+	all := need + trims + (5+need/l.carryBytes())*pageSize // with what fills the last pages of its blocks
+	if fits {
+		l.mu.Lock()
+		fits = l.space.promise(all) || need == 0
+		l.mu.Unlock()
+		defer l.promise(0)
 	}
 	if !fits {
 		l.isPinned(most)
 		return false
 	}
 	l.setWorking(true)
-	if err := l.carry(g, hs); err != nil {
+	if err := l.carry(g, hs, all); err != nil {
 		if errors.Is(err, errStale) {
 			return l.lookAgain()
 		}
@@ -519,6 +561,16 @@ func (l *Log) setWorking(working bool) {
 	l.mu.Unlock()
 }
 
+// promise says that no more than so much is kept for the keeper any longer.
+func (l *Log) promise(bytes int64) {
+	l.mu.Lock()
+	if l.space.promised > bytes {
+		l.space.promised = bytes
+		l.spaceChanged()
+	}
+	l.mu.Unlock()
+}
+
 // submit queues records that belong together and waits until they are durable.
 func (l *Log) submit(items []item) error {
 	if len(items) == 0 {
@@ -551,13 +603,18 @@ func (l *Log) submit(items []item) error {
 	return first
 }
 
-// carry copies to the end of the log what is still needed of a segment.
-func (l *Log) carry(g *segment, hs []holding) error {
+// carryBytes is how much is copied at a time.
+func (l *Log) carryBytes() int64 { return min(4<<20, int64(l.blockBytes)) }
+
+// carry copies to the end of the log what is still needed of a segment, which takes, with what giveBack writes, as much as was promised.
+func (l *Log) carry(g *segment, hs []holding, promised int64) error {
 	var items []item
 	var bytes int64
 	flush := func() error {
 		err := l.submit(items)
 		if err == nil {
+			promised -= bytes
+			l.promise(promised)
 			l.stats.carried.Add(bytes)
 			if l.o.Events.Carried != nil && bytes > 0 {
 				l.o.Events.Carried(bytes)
@@ -570,7 +627,7 @@ func (l *Log) carry(g *segment, hs []holding) error {
 		it.carried, it.payload, it.buf = true, buf.Bytes(), buf
 		items = append(items, it)
 		bytes += int64(len(it.payload))
-		if bytes >= 4<<20 || bytes >= int64(l.blockBytes) {
+		if bytes >= l.carryBytes() {
 			return flush()
 		}
 		return nil

@@ -42,8 +42,9 @@ type writer struct {
 	recs   []record
 	head   []byte // header and descriptors
 	vector [][]byte
-	iov    [][]byte // vector, for the call that consumes it
-	region *region  // where the payloads of items and left lie; nil: nowhere
+	iov    [][]byte      // vector, for the call that consumes it
+	seen   chan struct{} // of space, when take looked: closed once that has changed
+	region *region       // where the payloads of items and left lie; nil: nowhere
 	staged struct {
 		ok       bool // the block is written from there
 		from, to int  // its payloads
@@ -98,11 +99,14 @@ func (l *Log) write() {
 			// block would make it look torn, and it would be cut off as if nobody had been told.
 			owed := !l.w.blank || len(l.w.dirty) > 0
 			switch {
-			case owed && l.w.claim:
+			case owed && l.w.claim && l.begins(l.w.active.room(len(l.w.dirty), 0), alignUp(int64(blockHeaderSize+len(l.w.dirty)*descriptorSize))):
 				l.w.claim = false
 				if err := l.writeItems(); err != nil {
 					l.fail(err)
 				}
+				l.mu.Lock()
+				l.wrote()
+				l.mu.Unlock()
 			case owed:
 				idle.Reset(l.o.idle)
 				l.w.claim = !l.sleep(idle.C)
@@ -145,7 +149,6 @@ func (l *Log) take() (work, blocked, closed bool) {
 			}
 		}
 	}
-	spares := l.space.spares
 	l.mu.Unlock()
 	if w.region != nil {
 		w.region.wait()
@@ -158,10 +161,9 @@ func (l *Log) take() (work, blocked, closed bool) {
 	for i := range w.left[:n] {
 		bytes += len(w.left[i].payload)
 	}
-	// With no file prepared, the rest of the active segment is for what gives segments back.
 	size := alignUp(int64(blockHeaderSize + n*descriptorSize + bytes))
 	room := w.active.room(n, n)
-	if w.refuse || spares == 0 && room-size < w.active.size*5/8 && l.failed.Load() == nil {
+	if w.refuse || !l.begins(room, size) {
 		if !closed {
 			return false, true, false
 		}
@@ -176,6 +178,14 @@ func (l *Log) take() (work, blocked, closed bool) {
 		w.items, w.left = w.left[:n:n], w.left[n:]
 	}
 	return true, false, false
+}
+
+// begins says whether a block may be written that does not make space.
+func (l *Log) begins(room, size int64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.w.seen = l.space.changed
+	return l.space.begins(room, size, l.failed.Load() != nil)
 }
 
 // oneBlock says how many of the items go into one block: a bounded number of them, and of bytes, counting what each
@@ -195,11 +205,11 @@ func (l *Log) oneBlock(items []item) int {
 // awaitSpace waits until there may be room, or something urgent to write.
 func (l *Log) awaitSpace() {
 	l.mu.Lock()
-	if len(l.urgent) > 0 || l.space.spares > 0 || l.closed || l.failed.Load() != nil {
+	if len(l.urgent) > 0 || l.closed || l.failed.Load() != nil {
 		l.mu.Unlock()
 		return
 	}
-	changed := l.space.changed
+	changed := l.w.seen
 	l.waiting, l.deep = true, false
 	l.mu.Unlock()
 	l.poke(l.keep)
@@ -251,6 +261,12 @@ func (l *Log) sleep(timeout <-chan time.Time) bool {
 	return woken
 }
 
+// wrote takes note of what room is left after a block. Called with mu held.
+func (l *Log) wrote() {
+	l.space.left, l.space.writing = l.w.active.room(0, 0), 0
+	l.setRoom()
+}
+
 // finish hands the items of a block, durable or failed, to the completer, and gives their room back.
 func (l *Log) finish() {
 	w := &l.w
@@ -259,8 +275,7 @@ func (l *Log) finish() {
 		bytes += w.items[i].reserved
 	}
 	l.mu.Lock()
-	l.space.left = w.active.room(0, 0)
-	l.setRoom() // first, or it could be taken twice
+	l.wrote() // first, or it could be taken twice
 	l.reserved.Add(-bytes)
 	l.grant()
 	l.mu.Unlock()
