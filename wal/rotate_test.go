@@ -173,7 +173,7 @@ func TestSnapshotsWhileCarrying(t *testing.T) {
 	o := testOptions(vfs.NewMem())
 	o.SegmentBytes, o.MaxBytes = 256<<10, 16*256<<10
 	var l *Log
-	ids := make([]PartitionID, 24)
+	ids := make([]PartitionID, 16)
 	carried := 0
 	o.Events.Carried = func(int64) {
 		if carried++; carried%8 == 1 && carried < 40 {

@@ -26,7 +26,6 @@ type stressed struct {
 	trimmed int64
 	snapped atomic.Int64
 	stuck   bool
-	dropped bool
 }
 
 // stressOp is an append of a batch, or, without bytes, a truncation to base.
