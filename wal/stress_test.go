@@ -115,7 +115,7 @@ func (p *stressed) recovered(l *Log, acked int64, r Recovered) error {
 // TestStressAtTheBound is many partitions in a log that is full all the time: some are uploaded, some cannot be, some change. There
 // is always room again, nothing that was acknowledged is lost, and what is copied has a bound.
 func TestStressAtTheBound(t *testing.T) {
-	rounds := uint64(3)
+	rounds := uint64(4)
 	if *long {
 		rounds = 2000
 	}
@@ -138,7 +138,7 @@ func stress(t *testing.T, seed uint64) {
 		o.IndexBytes = 4000
 	}
 	o.paged = rng.IntN(2) == 0
-	partitions := []int{3, 12, 60, 300}[rng.IntN(4)]
+	partitions := []int{12, 60, 300}[rng.IntN(3)]
 	largest := []int{200, 3000, 30000, 100000}[rng.IntN(4)]
 	snapshots := []int{0, 100, 2000}[rng.IntN(3)]
 	if partitions*snapshots > 30000 {
@@ -252,7 +252,7 @@ func stress(t *testing.T, seed uint64) {
 					p.trimmed = to
 					l.Trim(p.id, to, nil)
 				}
-			case n < 92:
+			case n < 89:
 				if err := p.read(l, p.batches, p.end); err != nil {
 					t.Errorf("%s: %v", what, err)
 				}
@@ -290,7 +290,9 @@ func stress(t *testing.T, seed uint64) {
 			wg.Add(1)
 			r := rand.New(rand.NewPCG(seed, uint64(10*life+w)))
 			steps := 300 + int(3*o.MaxBytes/int64(61+largest/2))/workers
-			steps = min(steps, 6000)
+			if steps = min(steps, 6000); !*long {
+				steps = min(steps, 2000)
+			}
 			go func() { defer wg.Done(); drive(r, owned[w], steps) }()
 		}
 		wg.Wait()
