@@ -193,6 +193,12 @@ func TestStuckIsTold(t *testing.T) {
 		frozen.setHW(2)
 		write(60)
 		told("two can again", damaged)
+		x.Resign(damaged.id, damaged.index)
+		write(20)
+		told("it is led by another broker")
+		w.lead(x, damaged)
+		write(40)
+		told("and by this one again", damaged)
 		damaged.plain(t, 1, 1, 100)
 		if _, err := x.AdvanceLogStart(bg, damaged.id, damaged.index, 2); err != nil {
 			t.Fatal(err)

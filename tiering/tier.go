@@ -548,6 +548,7 @@ func (t *Tier) Resign(topicID [16]byte, partition int32) {
 	t.mu.Unlock()
 	if l != nil {
 		l.cancel()
+		l.r.Stuck(false) // another broker says so from now on, of its own log
 	}
 }
 

@@ -255,6 +255,9 @@ func (t *Tier) tellStuck(l *leader, next, hw int64, now time.Time) {
 	stuck = stuck || l.r.Policy().CopyDisabled
 	if stuck || l.told != toldNo {
 		l.r.Stuck(stuck)
+		if stuck && l.ctx.Err() != nil {
+			l.r.Stuck(false) // resigned meanwhile
+		}
 	}
 	if !stuck && l.told == toldYes {
 		t.log.Info("partition can be uploaded again", "topic", l.name, "partition", l.key.index)

@@ -1141,6 +1141,90 @@ func TestDamagedIsCarried(t *testing.T) {
 	mustClose(t, l)
 }
 
+// TestDamagedSnapshotIsDropped: a producer snapshot that fails its checksum when its segment has to go keeps nobody from going on, and the owner is
+// asked for another.
+func TestDamagedSnapshotIsDropped(t *testing.T) {
+	noLeak(t)
+	mem := vfs.NewMem()
+	o := testOptions(mem)
+	o.MaxBytes = 16 * o.SegmentBytes
+	l := mustOpen(t, o)
+	busy, hurt := l.Create([16]byte{1}, 0, 0, nil, nil, nil), l.Create([16]byte{2}, 0, 0, nil, nil, nil)
+	want := mustAppend(t, l, hurt, 0, 1, 2000)
+	snapshot := bytes.Repeat([]byte("producer state "), 10)
+	if err := wait(func(done func(error)) { l.Snapshot(hurt, 1, snapshot, done) }); err != nil {
+		t.Fatal(err)
+	}
+	end := pass(t, l, busy, 0, 40)
+	mustClose(t, l)
+	for generation := range uint64(8) {
+		name := "wal/" + segmentName(generation)
+		b := bytes.Clone(mem.Bytes(name))
+		if at := bytes.Index(b, snapshot); at >= 0 {
+			b[at+20] ^= 4
+			mem.Put(name, b)
+		}
+	}
+	var asked atomic.Int64
+	o.Checkpoint = func() { asked.Add(1) }
+	l = mustOpen(t, o)
+	end = pass(t, l, busy, end, end+2*o.MaxBytes/3000)
+	if st := l.Stats(); st.Reclaimed < 16 || asked.Load() == 0 {
+		t.Fatalf("asked for snapshots %d times; %+v", asked.Load(), st)
+	}
+	if got, offset, err := l.ProducerSnapshot(hurt); err != nil || len(got) != 0 {
+		t.Fatalf("producer snapshot %q at %d, %v", got, offset, err)
+	}
+	mustClose(t, l)
+	l = mustOpen(t, o)
+	for _, r := range l.Partitions() {
+		if r.Suspect || len(r.Snapshot) != 0 {
+			t.Fatalf("recovered %+v", r)
+		}
+	}
+	if got, err := readAll(l, hurt, 0, 1, 1); err != nil || !bytes.Equal(got, want) {
+		t.Fatal(err)
+	}
+	if err := wait(func(done func(error)) { l.Snapshot(hurt, 1, []byte("new"), done) }); err != nil {
+		t.Fatal(err)
+	}
+	pass(t, l, busy, end, end+o.MaxBytes/3000)
+	if got, offset, err := l.ProducerSnapshot(hurt); err != nil || string(got) != "new" || offset != 1 {
+		t.Fatalf("producer snapshot %q at %d, %v", got, offset, err)
+	}
+	mustClose(t, l)
+}
+
+// A read that went wrong once is no damage: what it was of is carried as any other.
+func TestReadFlipsWhileCarrying(t *testing.T) {
+	noLeak(t)
+	fs := vfs.NewFaulty(vfs.NewMem())
+	o := testOptions(fs)
+	o.MaxBytes, o.CacheBytes = 16*o.SegmentBytes, 1
+	l := mustOpen(t, o)
+	busy, slow := l.Create([16]byte{1}, 0, 0, nil, nil, nil), l.Create([16]byte{2}, 0, 0, nil, nil, nil)
+	var want []byte
+	for i := range int64(10) {
+		want = append(want, mustAppend(t, l, slow, i, 1, 2000)...)
+	}
+	var reads atomic.Int64
+	fs.Decide(func(op vfs.Op, name string) vfs.Fault {
+		if op == vfs.OpRead && reads.Add(1)%2 == 1 {
+			return vfs.Fault{Flip: 100}
+		}
+		return vfs.Fault{}
+	})
+	pass(t, l, busy, 0, 2*o.MaxBytes/3000)
+	fs.Decide(nil)
+	if st := l.Stats(); st.CarriedBytes == 0 || st.CorruptReads == 0 {
+		t.Fatalf("%+v", st)
+	}
+	if got, err := readAll(l, slow, 0, 10, 1<<20); err != nil || !bytes.Equal(got, want) {
+		t.Fatal(err)
+	}
+	mustClose(t, l)
+}
+
 // TestCheckpointCallback says when the owner is asked for snapshots, and that they survive the segments they were
 // written in.
 func TestCheckpointCallback(t *testing.T) {

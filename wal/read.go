@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"errors"
 	"fmt"
 	"sort"
 
@@ -225,6 +226,15 @@ func (l *Log) readVerified(g *segment, pos int64, length uint32, crc uint32) (*s
 		return nil, fmt.Errorf("%w: %d bytes at %d of segment %d", ErrCorrupt, length, pos, g.at.generation)
 	}
 	return buf, nil
+}
+
+// readTwice is readVerified for what is given up if it is damaged: a read that went wrong is no damage.
+func (l *Log) readTwice(g *segment, pos int64, length uint32, crc uint32) (*slab.Buf, error) {
+	buf, err := l.readVerified(g, pos, length, crc)
+	if errors.Is(err, ErrCorrupt) {
+		return l.readVerified(g, pos, length, crc)
+	}
+	return buf, err
 }
 
 func (l *Log) readUnverified(g *segment, pos int64, length uint32) (*slab.Buf, error) {

@@ -652,12 +652,19 @@ func (l *Log) carry(g *segment, hs []holding, promised int64) error {
 			continue
 		}
 		if ref.length > 0 && ref.generation == g.at.generation {
-			buf, err := l.readVerified(g, ref.pos, ref.length, ref.crc)
-			if err != nil {
+			it := item{kind: kindSnapshot, base: ref.offset, p: p, cuts: cuts, from: ref.generation, carried: true}
+			buf, err := l.readTwice(g, ref.pos, ref.length, ref.crc)
+			switch {
+			case errors.Is(err, ErrCorrupt): // as if there had been none: the owner makes it from the records, and is asked for another
+				l.log.Error("write-ahead log: a damaged producer snapshot is dropped", "topic_id", fmt.Sprintf("%x", topicID), "partition", index)
+				items = append(items, it)
+				l.poke(l.rolled)
+			case err != nil:
 				return fmt.Errorf("producer snapshot of local partition %d: %w", p.id, err)
-			}
-			if err := add(item{kind: kindSnapshot, base: ref.offset, p: p, cuts: cuts, from: ref.generation}, buf); err != nil {
-				return err
+			default:
+				if err := add(it, buf); err != nil {
+					return err
+				}
 			}
 		}
 		for i := range pieces {
@@ -674,7 +681,7 @@ func (l *Log) carry(g *segment, hs []holding, promised int64) error {
 					continue
 				}
 				maxTS := r.maxTS
-				buf, err := l.readVerified(g, int64(r.pos), r.length, r.crc)
+				buf, err := l.readTwice(g, int64(r.pos), r.length, r.crc)
 				if errors.Is(err, ErrCorrupt) {
 					// They are kept as they are, to be looked into, and marked: else all partitions would have to wait for what
 					// only an operator can decide about one of them.
