@@ -205,7 +205,14 @@ func TestStuckIsTold(t *testing.T) {
 		}
 		write(5)
 		told("what was damaged is deleted")
-		if s, _ := x.State(damaged.id, damaged.index); s.RemoteEnd != 3 || s.LastError != nil {
+		for _, l := range logs {
+			l.plain(t, 1, 1, 100)
+		}
+		if err := x.Healthy(); err != nil {
+			t.Errorf("as soon as there are records again: %v", err)
+		}
+		write(5)
+		if s, _ := x.State(damaged.id, damaged.index); s.RemoteEnd != 4 || s.LastError != nil {
 			t.Errorf("behind what was damaged: %+v", s)
 		}
 		if err := x.Healthy(); err != nil {

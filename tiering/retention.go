@@ -132,8 +132,9 @@ func (t *Tier) expireLocal(l *leader, p Policy, from, now int64) (int64, error) 
 }
 
 func (t *Tier) moveLogStart(ctx context.Context, l *leader, to int64) (int64, error) {
+	moved := false
 	err := t.commit(ctx, l, func(h *manifest.Head, _ func(manifest.PageRef) *manifest.Page) (*manifest.Edit, error) {
-		if h.LogStart >= to {
+		if moved = h.LogStart < to; !moved {
 			return nil, nil
 		}
 		return &manifest.Edit{LogStart: to}, nil
@@ -143,9 +144,14 @@ func (t *Tier) moveLogStart(ctx context.Context, l *leader, to int64) (int64, er
 	}
 	// What could not be uploaded may be what was deleted.
 	l.mu.Lock()
-	l.retryAt = time.Time{}
+	again := moved && !l.retryAt.IsZero()
+	if again {
+		l.retryAt = time.Time{}
+	}
 	l.mu.Unlock()
-	t.kick()
+	if again {
+		t.kick()
+	}
 	return l.view.Load().head.LogStart, nil
 }
 

@@ -301,6 +301,7 @@ type leader struct {
 	mu      sync.Mutex
 	err     error // of the last upload
 	alone   bool  // it concerned this partition only, and none has succeeded since
+	said    bool  // in the log
 	logged  time.Time
 	retryAt time.Time
 	fails   int

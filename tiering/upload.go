@@ -133,8 +133,12 @@ func (t *Tier) schedule(pause *pauser) (again time.Time) {
 		c := candidate{l: l}
 		c.bytes, c.oldestMs = l.r.Pending(next)
 		p := l.r.Policy()
-		// What could not be uploaded is due when it is tried again: its producers may be waiting for that.
-		c.verdict = decide(p, &t.o, c.pending, now.UnixMilli(), l.jitter(next), urgent || l.told == toldYes)
+		// What alone could not be uploaded is due when it is tried again, for its producers may be waiting for that; and by
+		// itself, so that it has nothing else uploaded before its time.
+		alone := l.isAlone()
+		if c.verdict = decide(p, &t.o, c.pending, now.UnixMilli(), l.jitter(next), urgent || alone); c.verdict == flush && alone {
+			c.verdict = own
+		}
 		c.limit = min(target(p, &t.o), c.bytes) // what arrives before it is sealed has no memory reserved
 		switch c.verdict {
 		case own:
@@ -249,8 +253,14 @@ func (t *Tier) tellStuck(l *leader, next, hw int64, now time.Time) {
 		}
 	}
 	l.mu.Lock()
-	l.alone = l.alone && hw > next // what it was has been deleted, or has expired
+	if l.alone && hw <= next { // what it was has been deleted, or has expired
+		l.alone, l.err, l.fails, l.retryAt = false, nil, 0, time.Time{}
+	}
 	stuck = stuck || l.alone
+	over := l.said && !stuck
+	if over {
+		l.said = false
+	}
 	l.mu.Unlock()
 	stuck = stuck || l.r.Policy().CopyDisabled
 	if stuck || l.told != toldNo {
@@ -259,12 +269,18 @@ func (t *Tier) tellStuck(l *leader, next, hw int64, now time.Time) {
 			l.r.Stuck(false) // resigned meanwhile
 		}
 	}
-	if !stuck && l.told == toldYes {
+	if over {
 		t.log.Info("partition can be uploaded again", "topic", l.name, "partition", l.key.index)
 	}
 	if l.told = toldNo; stuck {
 		l.told = toldYes
 	}
+}
+
+func (l *leader) isAlone() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.alone
 }
 
 // outcome notes the end of an upload of this partition.
@@ -291,7 +307,7 @@ func (t *Tier) stuck(l *leader, d Duty, err error) {
 	l.alone = true
 	say := l.logged.IsZero() || time.Since(l.logged) >= logEvery
 	if say {
-		l.logged = time.Now()
+		l.logged, l.said = time.Now(), true
 	}
 	l.mu.Unlock()
 	if say {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -174,9 +175,9 @@ func TestSnapshotsWhileCarrying(t *testing.T) {
 	o.SegmentBytes, o.MaxBytes = 256<<10, 16*256<<10
 	var l *Log
 	ids := make([]PartitionID, 16)
-	carried := 0
+	var carried atomic.Int64
 	o.Events.Carried = func(int64) {
-		if carried++; carried%8 == 1 && carried < 40 {
+		if n := carried.Add(1); n%8 == 1 && n < 40 {
 			for _, id := range ids {
 				l.Snapshot(id, 0, make([]byte, 30000), nil)
 			}
@@ -201,8 +202,8 @@ func TestSnapshotsWhileCarrying(t *testing.T) {
 	if got, err := readAll(l, frozen, 0, n, 1<<20); err != nil || !bytes.Equal(got, want) {
 		t.Fatalf("%d bytes, want %d; %v", len(got), len(want), err)
 	}
-	if carried < 20 {
-		t.Errorf("copied %d times", carried)
+	if n := carried.Load(); n < 20 {
+		t.Errorf("copied %d times", n)
 	}
 	mustClose(t, l)
 }

@@ -40,6 +40,7 @@ type space struct {
 	halted   bool  // nor could that which the writer waits for
 	working  bool  // a segment is being given back
 	promised int64 // to the keeper, for what it writes so that a segment can go
+	unkept   bool  // no promise could be given when it asked: it asks again when a block is written
 	writing  int64 // what the block of others takes that is under way, with what it leaves of a segment
 	coming   bool  // more room is on its way: worth waiting for
 	changed  chan struct{}
@@ -65,7 +66,7 @@ func (s *space) holds(left int64, spares int, bytes int64) bool {
 
 // promise keeps so much for the keeper, if it can: else it would wait for the file that it is to bring.
 func (s *space) promise(bytes int64) bool {
-	if !s.holds(s.left-s.writing, s.spares, bytes) {
+	if s.unkept = !s.holds(s.left-s.writing, s.spares, bytes); s.unkept {
 		return false
 	}
 	s.promised = bytes
@@ -74,13 +75,17 @@ func (s *space) promise(bytes int64) bool {
 
 // begins takes note of a block of others than the keeper that is to be written, unless it would take what is promised. room is that of the
 // active segment. With no file prepared, most of it is for what gives segments back, in any case; the last file is as long as that
-// goes on.
-func (s *space) begins(room, block int64, anyway bool) bool {
+// goes on. When the log is closed, nobody makes space any more that would need what was promised.
+func (s *space) begins(room, block int64, anyway, closed bool) bool {
 	left, spares, takes := room-block, s.spares, block
 	if left < 0 {
 		left, spares, takes = s.usable-block, spares-1, block+room
 	}
-	if !anyway && (s.working && s.spares == 1 && spares == 0 || s.spares == 0 && (spares < 0 || left < s.segment*5/8) || s.promised > 0 && !s.holds(left, spares, s.promised)) {
+	switch {
+	case anyway:
+	case s.spares == 0 && (spares < 0 || left < s.segment*5/8):
+		return false
+	case !closed && (s.working && s.spares == 1 && spares == 0 || s.promised > 0 && !s.holds(left, spares, s.promised)):
 		return false
 	}
 	s.writing = takes
@@ -114,7 +119,7 @@ func (s *space) update() {
 // spaceChanged is called after every change of space, with mu held.
 func (l *Log) spaceChanged() {
 	control := l.controlSize.Load()
-	l.space.usable = l.space.segment - max(l.space.segment/16, control+control/8)
+	l.space.usable = l.space.segment - l.space.segment/16 - control - control/8
 	l.space.update()
 	l.setRoom()
 }
@@ -136,6 +141,7 @@ func (l *Log) keeper() {
 	l.mu.Lock()
 	l.keeping = true
 	l.mu.Unlock()
+	defer l.setWorking(false)
 	// A ticker: a timer that begins anew whenever there is something else to do would never end while producers come
 	// back more often than it does.
 	retry := time.NewTicker(l.o.retry)
@@ -406,15 +412,16 @@ func (l *Log) reclaimOldest() (changed bool) {
 	// segment, or they would wait for the file that they are to bring; and there must be room left to give back another
 	// segment that needs no copies. When nothing is left but the reserve, what counts is what comes after this segment, too:
 	// a partition that cannot be uploaded may fill segments in one stretch, and would be in the way of all others.
-	trims := int64(len(hs)) * descriptorSize
-	need -= trims
+	need -= int64(len(hs)) * descriptorSize
 	fits := true
 	if pinned > 0 && !l.carriable(g, need) {
 		if fits = scarce; fits {
 			_, _, fits = l.rotatable()
 		}
 	}
-	all := need + trims + (5+need/l.carryBytes())*pageSize // with what fills the last pages of its blocks
+	// What is written of it: the TRIM records with what each adds to the footer, and what fills the last pages of its blocks.
+	blocks := need / l.carryBytes()
+	all := need + int64(len(hs))*cost(0) + (5+blocks+min(3+blocks, g.size/(32*pageSize)))*pageSize
 	if fits {
 		l.mu.Lock()
 		fits = l.space.promise(all) || need == 0
@@ -655,7 +662,7 @@ func (l *Log) carry(g *segment, hs []holding, promised int64) error {
 			it := item{kind: kindSnapshot, base: ref.offset, p: p, cuts: cuts, from: ref.generation, carried: true}
 			buf, err := l.readTwice(g, ref.pos, ref.length, ref.crc)
 			switch {
-			case errors.Is(err, ErrCorrupt): // as if there had been none: the owner makes it from the records, and is asked for another
+			case errors.Is(err, ErrCorrupt): // as if there had been none: the owner makes it from the records, and writes another when it has anything new
 				l.log.Error("write-ahead log: a damaged producer snapshot is dropped", "topic_id", fmt.Sprintf("%x", topicID), "partition", index)
 				items = append(items, it)
 				l.poke(l.rolled)
@@ -687,7 +694,7 @@ func (l *Log) carry(g *segment, hs []holding, promised int64) error {
 					// only an operator can decide about one of them.
 					maxTS = damagedTS
 					if buf, err = l.readUnverified(g, int64(r.pos), r.length); err == nil {
-						l.log.Error("write-ahead log: damaged records are carried along as they are, and not served; delete records up to where the damage ends if no replica has them",
+						l.log.Error("write-ahead log: damaged records are carried along as they are, and not served; if no replica has them, `varve partition delete-records` up to where the damage ends has the rest uploaded",
 							"topic_id", fmt.Sprintf("%x", topicID), "partition", index, "from", r.base, "to", r.next)
 					}
 				}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -23,7 +24,7 @@ type held struct {
 func newHeld(fs *vfs.Faulty) *held {
 	g := &held{waits: make(chan struct{}), open: make(chan struct{})}
 	fs.Decide(func(op vfs.Op, name string) vfs.Fault {
-		if op == vfs.OpWrite && g.closed.CompareAndSwap(true, false) {
+		if op == vfs.OpWrite && strings.HasSuffix(name, segmentSuffix) && g.closed.CompareAndSwap(true, false) { // not of a file that is being prepared
 			close(g.waits)
 			<-g.open
 		}

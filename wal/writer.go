@@ -99,7 +99,7 @@ func (l *Log) write() {
 			// block would make it look torn, and it would be cut off as if nobody had been told.
 			owed := !l.w.blank || len(l.w.dirty) > 0
 			switch {
-			case owed && l.w.claim && l.begins(l.w.active.room(len(l.w.dirty), 0), alignUp(int64(blockHeaderSize+len(l.w.dirty)*descriptorSize))):
+			case owed && l.w.claim && l.begins(l.w.active.room(len(l.w.dirty), len(l.w.dirty)), alignUp(int64(blockHeaderSize+len(l.w.dirty)*descriptorSize))):
 				l.w.claim = false
 				if err := l.writeItems(); err != nil {
 					l.fail(err)
@@ -161,8 +161,12 @@ func (l *Log) take() (work, blocked, closed bool) {
 	for i := range w.left[:n] {
 		bytes += len(w.left[i].payload)
 	}
-	size := alignUp(int64(blockHeaderSize + n*descriptorSize + bytes))
-	room := w.active.room(n, n)
+	recs := n + min(len(w.dirty), maxBlockRecords)
+	size := alignUp(int64(blockHeaderSize + recs*descriptorSize + bytes))
+	if w.region != nil {
+		size += pageSize // payloads may begin on one
+	}
+	room := w.active.room(recs, recs)
 	if w.refuse || !l.begins(room, size) {
 		if !closed {
 			return false, true, false
@@ -185,7 +189,7 @@ func (l *Log) begins(room, size int64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.w.seen = l.space.changed
-	return l.space.begins(room, size, l.failed.Load() != nil)
+	return l.space.begins(room, size, l.failed.Load() != nil, l.closed)
 }
 
 // oneBlock says how many of the items go into one block: a bounded number of them, and of bytes, counting what each
@@ -265,6 +269,10 @@ func (l *Log) sleep(timeout <-chan time.Time) bool {
 func (l *Log) wrote() {
 	l.space.left, l.space.writing = l.w.active.room(0, 0), 0
 	l.setRoom()
+	if l.space.unkept {
+		l.space.unkept = false
+		l.poke(l.keep)
+	}
 }
 
 // finish hands the items of a block, durable or failed, to the completer, and gives their room back.
@@ -419,8 +427,12 @@ func (l *Log) layOut() {
 			}
 		}
 	}
-	// As many as a reader accepts beside the rest; the others go with the next block.
+	// As many as a reader accepts beside the rest; the others go with the next block. Beside what makes space there are none: it has what it
+	// was promised.
 	dirty := w.dirty[:min(len(w.dirty), maxBlockRecords)]
+	if len(w.items) > 0 && w.items[0].urgent {
+		dirty = nil
+	}
 	for _, p := range dirty {
 		p.mu.Lock()
 		hw, dropped := p.hw, p.dropped

@@ -28,14 +28,15 @@ func partitionDeleteRecords(conn *connection) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "delete-records TOPIC PARTITION --before OFFSET",
 		Short: "Delete the oldest records of a partition",
-		Long: `The log of the partition begins at OFFSET from then on, wherever the records below it are; -1 stands for its high watermark, as
-for Kafka's tools. It is what to do about records that are damaged on the disk and that no replica has: up to where the damage ends, as the error of who
-reads them says, everything is given up, and the rest is uploaded.`,
+		Long: `The log of the partition begins at OFFSET from then on, or where it began if that is above, wherever the records below are; -1 stands
+for its high watermark, as for Kafka's tools. It is what to do about records that are damaged on the disk and that no replica has: up to where the damage
+ends, as the broker's log and "varve health" say, everything is given up, and the rest is uploaded.`,
 		Example: "  varve partition delete-records clicks 3 --before 190",
 		Args:    arguments("the topic and the partition", 2, 2),
 	}
 	before := int64(-2)
 	cmd.Flags().Var(intValue{&before, -1, math.MaxInt64, "an offset, or -1 for the high watermark"}, "before", "the first offset that is kept, or -1 for the high watermark")
+	cmd.Flags().Lookup("before").DefValue = ""
 	out := addOutput(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if before < -1 {
