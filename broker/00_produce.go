@@ -513,19 +513,11 @@ func (b *Broker) appendCode(err error) (int16, string) {
 	case errors.Is(err, wal.ErrNoSpace):
 		b.ev.AppendRefused()
 		st := b.log_.Stats()
-		reason := atBound
-		message := "the write-ahead log is at its bound (wal.max.bytes): object storage is behind or away"
-		switch {
-		case st.DiskFull:
-			reason, message = diskFull, "the disk of the write-ahead log is full"
-		case st.NoFiles:
-			reason, message = noFiles, "the broker has too many open files"
-		}
+		reason := refusalOf(st)
 		if n, tell := b.refusals.count(reason, time.Now()); tell {
-			_, why := b.full(st)
-			b.log.Error("producers are refused: "+why, "refused", n, "pinned_bytes", st.PinnedBytes, "wal.max.bytes", st.MaxBytes)
+			b.log.Error("producers are refused: "+b.full(st), "refused", n, "pinned_bytes", st.PinnedBytes, "wal.max.bytes", st.MaxBytes)
 		}
-		return protocol.CodeNotEnoughReplicas, message
+		return protocol.CodeNotEnoughReplicas, refusalMessages[reason]
 	case errors.Is(err, wal.ErrTooLarge):
 		return protocol.CodeMessageTooLarge, err.Error()
 	case errors.Is(err, wal.ErrPartitionFull):

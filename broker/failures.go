@@ -35,6 +35,13 @@ const (
 	refusalReasons
 )
 
+// refusalMessages are what clients are told.
+var refusalMessages = [refusalReasons]string{
+	atBound:  "the write-ahead log is at its bound (wal.max.bytes): object storage is behind or away",
+	diskFull: "the disk of the write-ahead log is full",
+	noFiles:  "the broker has too many open files",
+}
+
 const refusalsTold = time.Minute
 
 // producerRefusals decides when it is told that producers are refused: when that begins or the reason changes, and then once a

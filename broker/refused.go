@@ -13,8 +13,7 @@ func (b *Broker) Refused() error {
 	var errs []error
 	st := b.log_.Stats()
 	if st.Full {
-		_, why := b.full(st)
-		errs = append(errs, errors.New("producers are refused: "+why))
+		errs = append(errs, errors.New("producers are refused: "+b.full(st)))
 	}
 	n, example := 0, ""
 	for _, r := range b.replicas.all() {
@@ -30,13 +29,24 @@ func (b *Broker) Refused() error {
 	return errors.Join(errs...)
 }
 
-// full says why clients are refused by a log that is full.
-func (b *Broker) full(st wal.Stats) (refusal, string) {
+// refusalOf says why clients are refused by a log that is full.
+func refusalOf(st wal.Stats) refusal {
 	switch {
 	case st.DiskFull:
-		return diskFull, "the disk of the write-ahead log is full (log.dirs)"
+		return diskFull
 	case st.NoFiles:
-		return noFiles, "too many open files: the write-ahead log can make no more (ulimit -n, LimitNOFILE=)"
+		return noFiles
+	}
+	return atBound
+}
+
+// full says the same for whoever is to do something about it.
+func (b *Broker) full(st wal.Stats) string {
+	switch refusalOf(st) {
+	case diskFull:
+		return "the disk of the write-ahead log is full (log.dirs)"
+	case noFiles:
+		return "too many open files: the write-ahead log can make no more (ulimit -n, LimitNOFILE=)"
 	}
 	why := fmt.Sprintf("the write-ahead log is at its bound, and %d of %d bytes (wal.max.bytes) cannot go: they are not in object storage, or behind what is not; `varve tier status` shows REMOTE-END", st.PinnedBytes, st.MaxBytes)
 	if st.PinnedBy != 0 {
@@ -46,7 +56,7 @@ func (b *Broker) full(st wal.Stats) (refusal, string) {
 			}
 		}
 	}
-	return atBound, why
+	return why
 }
 
 // notUploaded says why records of the partition are not in object storage.

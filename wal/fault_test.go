@@ -1042,6 +1042,27 @@ func TestStuckShare(t *testing.T) {
 	}
 }
 
+// flip damages what is in one place of a log that is closed, in the middle of it, and returns what is there then.
+func flip(t *testing.T, mem *vfs.Mem, what []byte) (damaged []byte) {
+	t.Helper()
+	for generation := range uint64(8) {
+		name := "wal/" + segmentName(generation)
+		b := bytes.Clone(mem.Bytes(name))
+		if at := bytes.Index(b, what); at >= 0 {
+			if damaged != nil {
+				t.Fatal("it is in two places")
+			}
+			b[at+len(what)/2] ^= 4
+			mem.Put(name, b)
+			damaged = bytes.Clone(b[at : at+len(what)])
+		}
+	}
+	if damaged == nil {
+		t.Fatal("it is not in the log")
+	}
+	return damaged
+}
+
 // TestDamagedIsCarried: a run that fails its checksum, in a segment that has to go, keeps nobody else from going on. It stays what it was: an
 // error for who reads it, and there to be looked into.
 func TestDamagedIsCarried(t *testing.T) {
@@ -1072,20 +1093,7 @@ func TestDamagedIsCarried(t *testing.T) {
 	}
 	end := pass(t, l, busy, 0, 40)
 	mustClose(t, l)
-	hit := 0
-	for generation := range uint64(8) {
-		name := "wal/" + segmentName(generation)
-		b := bytes.Clone(mem.Bytes(name))
-		if at := bytes.Index(b, want[bad]); at >= 0 {
-			b[at+1000] ^= 4
-			mem.Put(name, b)
-			want[bad] = bytes.Clone(b[at : at+len(want[bad])])
-			hit++
-		}
-	}
-	if hit != 1 {
-		t.Fatalf("damaged in %d places", hit)
-	}
+	want[bad] = flip(t, mem, want[bad])
 	l = mustOpen(t, o)
 	check := func() {
 		t.Helper()
@@ -1157,14 +1165,7 @@ func TestDamagedSnapshotIsDropped(t *testing.T) {
 	}
 	end := pass(t, l, busy, 0, 40)
 	mustClose(t, l)
-	for generation := range uint64(8) {
-		name := "wal/" + segmentName(generation)
-		b := bytes.Clone(mem.Bytes(name))
-		if at := bytes.Index(b, snapshot); at >= 0 {
-			b[at+20] ^= 4
-			mem.Put(name, b)
-		}
-	}
+	flip(t, mem, snapshot)
 	var asked atomic.Int64
 	o.Checkpoint = func() { asked.Add(1) }
 	l = mustOpen(t, o)
@@ -1319,21 +1320,16 @@ func TestControlStateBound(t *testing.T) {
 	mustClose(t, l)
 }
 
-// TestIndexOverBudgetAtTheBound uses up even the files that are kept for control records, with an index over its
-// budget, which asks to seal segments early: giving a segment back must not wait for the file that it is to bring.
-func TestIndexOverBudgetAtTheBound(t *testing.T) {
-	o := testOptions(vfs.NewMem())
-	o.MaxBytes = 24 * o.SegmentBytes
-	o.IndexBytes = 1000
-	l := mustOpen(t, o)
-	const partitions = 40
-	ids := make([]PartitionID, partitions)
-	for i := range ids {
-		ids[i] = l.Create([16]byte{1}, int32(i), 0, nil, nil, nil)
+// exhaust fills a log with what is needed, and then with control records until they have to wait, too. It returns its partitions
+// and the offset of what was refused.
+func exhaust(t *testing.T, l *Log) (ids []PartitionID, end int64) {
+	t.Helper()
+	for i := range int32(40) {
+		ids = append(ids, l.Create([16]byte{1}, i, 0, nil, nil, nil))
 	}
-	var end int64
 	round := func() error {
 		var wg sync.WaitGroup
+		defer wg.Wait()
 		for _, id := range ids {
 			b := mkBatch(end, 1, 1300, end, byte(end)) // all that is written is needed: nothing would be gained by copying it
 			if err := l.Reserve(context.Background(), ClassReplication, int64(len(b))); err != nil {
@@ -1347,21 +1343,29 @@ func TestIndexOverBudgetAtTheBound(t *testing.T) {
 				wg.Done()
 			}})
 		}
-		wg.Wait()
 		end++
 		return nil
 	}
 	for round() == nil {
 	}
-	// Control records, until they have to wait, too.
-	done := make(chan error, 10000)
 	for n := 0; l.Stats().FreeSegments > 0 || n < 40; n++ {
-		l.Epoch(ids[n%partitions], int32(n), end, func(err error) { done <- err })
+		l.Epoch(ids[n%len(ids)], int32(n), end, nil)
 		time.Sleep(200 * time.Microsecond)
-		if n == cap(done) {
+		if n == 10_000 {
 			t.Fatalf("never without a file: %+v", l.Stats())
 		}
 	}
+	return ids, end
+}
+
+// TestIndexOverBudgetAtTheBound uses up even the files that are kept for control records, with an index over its
+// budget, which asks to seal segments early: giving a segment back must not wait for the file that it is to bring.
+func TestIndexOverBudgetAtTheBound(t *testing.T) {
+	o := testOptions(vfs.NewMem())
+	o.MaxBytes = 24 * o.SegmentBytes
+	o.IndexBytes = 1000
+	l := mustOpen(t, o)
+	ids, _ := exhaust(t, l)
 	for _, id := range ids {
 		_, e := l.Bounds(id)
 		l.SetReclaimable(id, e)

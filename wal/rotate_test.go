@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -109,43 +108,9 @@ func TestTruncationWaitsForSpace(t *testing.T) {
 	o := testOptions(vfs.NewMem())
 	o.MaxBytes = 24 * o.SegmentBytes
 	l := mustOpen(t, o)
-	const partitions = 40
-	ids := make([]PartitionID, partitions)
-	for i := range ids {
-		ids[i] = l.Create([16]byte{1}, int32(i), 0, nil, nil, nil)
-	}
-	var end int64
-	round := func() error {
-		var wg sync.WaitGroup
-		defer wg.Wait()
-		for _, id := range ids {
-			b := mkBatch(end, 1, 1300, end, byte(end))
-			if err := l.Reserve(context.Background(), ClassReplication, int64(len(b))); err != nil {
-				return err
-			}
-			wg.Add(1)
-			l.Append(&Append{Partition: id, BaseOffset: end, LastOffset: end, Run: b, Done: func(err error) {
-				if err != nil {
-					t.Error(err)
-				}
-				wg.Done()
-			}})
-		}
-		end++
-		return nil
-	}
-	for round() == nil {
-	}
-	done := make(chan error, 10000)
-	for n := 0; l.Stats().FreeSegments > 0 || n < 40; n++ {
-		l.Epoch(ids[n%partitions], int32(n), end, func(err error) { done <- err })
-		time.Sleep(200 * time.Microsecond)
-		if n == cap(done) {
-			t.Fatalf("never without a file: %+v", l.Stats())
-		}
-	}
+	ids, end := exhaust(t, l)
 	for n := range 2000 {
-		l.Epoch(ids[n%partitions], int32(n), end, nil)
+		l.Epoch(ids[n%len(ids)], int32(n), end, nil)
 	}
 	for _, id := range ids {
 		l.Truncate(id, end-1, nil)
