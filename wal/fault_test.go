@@ -748,7 +748,7 @@ func TestSmallAppendsInOneBlock(t *testing.T) {
 	fs, hold := gate(mem)
 	o := testOptions(fs)
 	l := mustOpen(t, o)
-	const partitions, each = 90, 5
+	const partitions, each = 90, 4 // more blocks than one, and less than may be on its way
 	ids := make([]PartitionID, partitions)
 	for i := range ids {
 		ids[i] = l.Create([16]byte{1}, int32(i), 0, nil, nil, nil)
